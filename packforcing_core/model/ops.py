@@ -1,0 +1,47 @@
+"""The `ops` seam: which classes the networks are built from.
+
+A host that casts, offloads, dequantises or patches weights (ComfyUI) brings its own classes of the same names; everything
+here and in the VAE is built through this object and reads no weight directly, so that the host's handling always applies.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Ops(Protocol):
+    """Module classes with the signatures of `torch.nn`, and a cast for bare parameters."""
+
+    Linear: type[nn.Module]
+    Conv2d: type[nn.Module]
+    Conv3d: type[nn.Module]
+    LayerNorm: type[nn.Module]
+    RMSNorm: type[nn.Module]
+
+    @staticmethod
+    def cast(parameter: Tensor, like: Tensor) -> Tensor:
+        """`parameter` on the device and in the dtype of `like`."""
+        ...
+
+
+class TorchOps:
+    """Plain `torch.nn` modules."""
+
+    Linear = nn.Linear
+    Conv2d = nn.Conv2d
+    Conv3d = nn.Conv3d
+    LayerNorm = nn.LayerNorm
+    RMSNorm = nn.RMSNorm
+
+    @staticmethod
+    def cast(parameter: Tensor, like: Tensor) -> Tensor:
+        return parameter.to(device=like.device, dtype=like.dtype)
+
+
+def build_on_meta(build):
+    """`build()` with every tensor on the meta device: shapes and names only, no memory."""
+    with torch.device("meta"):
+        return build()
