@@ -1,0 +1,1 @@
+"""Checkpoint files: which family they come from, their keys, reading and checking them."""
