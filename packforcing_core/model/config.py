@@ -73,7 +73,7 @@ class WanConfig:
     def from_state_dict(cls, shapes: Mapping[str, Any]) -> WanConfig:
         """Sizes read off official key names; values are tensors, or shapes (tuples, lists, torch.Size).
 
-        Raises PackForcingError for a file that is not Wan, or not its text-to-video transformer, or whose width
+        Raises PackForcingError for a file that is not the text-to-video transformer of a Wan, or whose width
         is not a multiple of 128.
         """
         sizes = {name: _shape(value) for name, value in shapes.items()}

@@ -1,0 +1,336 @@
+"""The families of block-by-block Wan checkpoints: how each is sampled, and how to recognise its files.
+
+An autoregressive file cannot be told from a bidirectional one by its tensors, so recognition goes by file
+name, by metadata, and by the few tell-tale keys there are.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from os import PathLike
+
+from ..errors import PackForcingError
+
+FOUR_STEPS = (1000.0, 750.0, 500.0, 250.0)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A preset: how checkpoints of one origin are sampled, and what their files look like.
+
+    `denoising_steps` are on the 1000-step training grid, before warping if `warp`, else the timesteps
+    themselves. `first_block_steps`, where given, replaces them for block 0. `window_frames` and `sink_frames`
+    count latent frames; the window counts sink and current block too, and is None where all history is
+    attended. `rollout` is "block" (one block after the other) or "rolling" (a window of blocks, each at its
+    own noise level). `patterns` are regular expressions on the lower-case "folder/file"; `generic_files` are
+    whole file names that say too little alone, and count only with one of `top_keys` ("" is a bare file).
+    """
+
+    name: str
+    title: str
+    patterns: tuple[str, ...] = ()
+    generic_files: tuple[str, ...] = ()
+    top_keys: tuple[str, ...] = ("generator_ema",)
+    frames_per_block: int = 3
+    denoising_steps: tuple[float, ...] = FOUR_STEPS
+    first_block_steps: tuple[float, ...] | None = None
+    warp: bool = True
+    shift: float = 5.0
+    context_noise: float = 0.0
+    window_frames: int | None = 21
+    sink_frames: int = 0
+    autoregressive: bool = True
+    rollout: str = "block"
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_steps(self.name, "denoising_steps", self.denoising_steps)
+        if self.first_block_steps is not None:
+            _check_steps(self.name, "first_block_steps", self.first_block_steps)
+        if self.frames_per_block < 1:
+            raise PackForcingError(f"Got frames_per_block {self.frames_per_block}; expected 1 or more.")
+        if self.shift <= 0:
+            raise PackForcingError(f"Got shift {self.shift:g}; expected a number above 0 (5 is usual).")
+        if not 0 <= self.context_noise < 1000:
+            raise PackForcingError(
+                f"Got context_noise {self.context_noise:g}; expected a timestep, at least 0 and below 1000."
+            )
+        window = self.window_frames
+        if self.sink_frames < 0 or (window is not None and self.sink_frames >= window):
+            raise PackForcingError(
+                f"Got {self.sink_frames} sink frames in a window of {window}; "
+                "expected at least 0 and fewer than the window holds."
+            )
+
+
+_TABLE = (
+    Family("self-forcing", "Self-Forcing", patterns=(r"self[-_ ]?forcing(_dmd|_sid)?",)),
+    Family(
+        "causal-forcing-chunkwise",
+        "Causal-Forcing, chunk-wise",
+        patterns=(
+            r"causal[-_ ]?forcing",
+            r"chunk[-_]?wise/causal[-_ ]?forcing",
+            r"causal[-_ ]?forcing[-_]chunk[-_]?wise",
+        ),
+        top_keys=("generator",),
+    ),
+    Family(
+        "causal-forcing-framewise",
+        "Causal-Forcing, frame-wise",
+        patterns=(
+            r"causal[-_ ]?forcing",
+            r"frame[-_]?wise/causal[-_ ]?forcing",
+            r"causal[-_ ]?forcing[-_]frame[-_]?wise",
+        ),
+        frames_per_block=1,
+    ),
+    Family(
+        "causal-forcing-2step",
+        "Causal-Forcing++, two steps",
+        patterns=(r"(causal[-_ ]?forcing.*)?frame[-_]?wise[-_]2[-_]?step",),
+        frames_per_block=1,
+        denoising_steps=(1000.0, 500.0),
+        first_block_steps=FOUR_STEPS,
+    ),
+    Family(
+        "causal-forcing-1step",
+        "Causal-Forcing++, one step",
+        patterns=(r"(causal[-_ ]?forcing.*)?frame[-_]?wise[-_]1[-_]?step",),
+        frames_per_block=1,
+        denoising_steps=(1000.0,),
+        first_block_steps=FOUR_STEPS,
+    ),
+    Family(
+        "causal-forcing-long",
+        "Causal-Forcing, long video",
+        patterns=(r"chunk[-_]?wise/long[-_]?video", r"causal[-_ ]?forcing.*long([-_]?video)?"),
+        window_frames=24,
+        sink_frames=3,
+        rollout="rolling",
+        notes=("Trained for a rolling rollout; sampled block by block it is outside its training.",),
+    ),
+    Family(
+        "rolling-forcing",
+        "Rolling Forcing",
+        patterns=(r"rolling[-_ ]?forcing(_dmd)?",),
+        denoising_steps=(1000.0, 800.0, 600.0, 400.0, 200.0),
+        window_frames=24,
+        sink_frames=3,
+        rollout="rolling",
+        notes=("Trained for a rolling rollout; sampled block by block it is outside its training.",),
+    ),
+    Family(
+        "longlive",
+        "LongLive 1.0",
+        patterns=(r"long[-_ ]?live(_base)?",),
+        top_keys=("generator",),
+        window_frames=12,
+        sink_frames=3,
+        notes=("The base file is meant to be used with its lora.pt.",),
+    ),
+    Family(
+        "memflow",
+        "MemFlow",
+        patterns=(r"mem[-_ ]?flow(/base)?",),
+        generic_files=("base.pt",),
+        top_keys=("generator",),
+        window_frames=12,
+        sink_frames=3,
+        notes=("The base file is meant to be used with its lora.pt.",),
+    ),
+    Family(
+        "reward-forcing",
+        "Reward-Forcing",
+        patterns=(r"reward[-_ ]?forcing",),
+        top_keys=("",),
+        window_frames=9,
+        sink_frames=3,
+    ),
+    Family(
+        "krea-realtime",
+        "Krea Realtime 14B",
+        patterns=(r"krea[-_ ]?realtime([-_]?video)?",),
+        top_keys=("",),
+        window_frames=6,
+        notes=(
+            "Upstream recomputes the K and V of its window for every block; a plain window cache does not.",
+        ),
+    ),
+    Family(
+        "causvid",
+        "CausVid",
+        patterns=(r"causvid", r"autoregressive_checkpoint/model\.pt"),
+        generic_files=("model.pt",),
+        top_keys=("model", "generator"),
+        denoising_steps=(1000.0, 757.0, 522.0),
+        warp=False,
+        shift=8.0,
+        window_frames=None,
+        notes=("Shift 8 and the top-level key of this family are unverified.",),
+    ),
+    Family(
+        "comfyui-causal",
+        "Causal-Forcing frame-wise, repacked for ComfyUI",
+        patterns=(r"causal[-_ ]?forcing[-_]frame[-_]?wise\.safetensors",),
+        top_keys=("",),
+        frames_per_block=1,
+        window_frames=None,
+    ),
+    Family(
+        "packforcing-partial",
+        "an independent partial PackForcing",
+        notes=(
+            "Its compressor keys (pack_compressor) are set aside: they are not this project's compressor.",
+        ),
+    ),
+    Family(
+        "wan2.1-t2v",
+        "Wan2.1 T2V as first released",
+        patterns=(r"wan[-_ ]?2[._]1[-_](t2v|.*text[-_]to[-_]video)",),
+        top_keys=("",),
+        window_frames=None,
+        autoregressive=False,
+        notes=("Bidirectional: it was trained to see the whole clip at once.",),
+    ),
+)
+
+FAMILIES: Mapping[str, Family] = {family.name: family for family in _TABLE}
+
+# What an unrecognised file is sampled as: most block-by-block models of Wan descend from Self-Forcing.
+DEFAULT_FAMILY = FAMILIES["self-forcing"]
+
+_SAYS_CAUSAL = re.compile(r"causal|causvid|autoregressive|forcing|long[-_ ]?live|packforcing")
+
+
+def by_name(name: str) -> Family:
+    """The preset called `name`; PackForcingError names the ones there are."""
+    if name not in FAMILIES:
+        raise PackForcingError(f"Got preset {name!r}; expected one of {', '.join(FAMILIES)}.")
+    return FAMILIES[name]
+
+
+def recognise(
+    path: str | PathLike[str], metadata: Mapping[str, str] | None, keys: Iterable[str]
+) -> Family | None:
+    """The family of a file, or None where neither name, metadata nor keys tell.
+
+    `keys` are the names as they are in the file, top-level keys joined with a dot ("generator_ema.model...").
+    """
+    keys = list(keys)
+    if any("pack_compressor." in key for key in keys):
+        return FAMILIES["packforcing-partial"]
+    where = _folder_and_file(path)
+    tops = {top for top in ("generator_ema", "generator", "model", "critic") if _has_top(keys, top)} or {""}
+    causal = metadata_says_causal(metadata)
+    return (
+        _match_patterns(where, tops, causal)
+        or (FAMILIES["comfyui-causal"] if causal else None)
+        or _match_generic(where.rsplit("/", 1)[-1], tops)
+    )
+
+
+def with_overrides(
+    family: Family,
+    *,
+    frames_per_block: int | None = None,
+    denoising_steps: tuple[float, ...] | None = None,
+    first_block_steps: tuple[float, ...] | None = None,
+    warp: bool | None = None,
+    shift: float | None = None,
+    context_noise: float | None = None,
+    window_frames: int | None = None,
+    sink_frames: int | None = None,
+) -> Family:
+    """The preset with the user's choice on top; None leaves a value alone. PackForcingError for a bad one."""
+    chosen = {name: value for name, value in locals().items() if name != "family" and value is not None}
+    for name in ("denoising_steps", "first_block_steps"):
+        if name in chosen:
+            chosen[name] = tuple(float(step) for step in chosen[name])
+    return replace(family, **chosen)
+
+
+def metadata_says_causal(metadata: Mapping[str, str] | None) -> bool:
+    """Whether safetensors metadata carries ComfyUI's mark: config = {"transformer": {"causal_ar": true}}."""
+    try:
+        config = json.loads((metadata or {}).get("config", "{}"))
+    except ValueError:
+        return False
+    transformer = config.get("transformer") if isinstance(config, dict) else None
+    return isinstance(transformer, dict) and transformer.get("causal_ar") is True
+
+
+def origin_warnings(
+    family: Family | None, path: str | PathLike[str], metadata: Mapping[str, str] | None
+) -> list[str]:
+    """What the user should know about a file's origin: likely bidirectional, a guess, the family's notes."""
+    where = _folder_and_file(path)
+    file = where.rsplit("/", 1)[-1]
+    if family is None and _SAYS_CAUSAL.search(where):
+        return [
+            f"{file} is of no known family: it is sampled like {DEFAULT_FAMILY.title}; "
+            "choose a preset if that is wrong."
+        ]
+    if family is None or not (family.autoregressive or metadata_says_causal(metadata)):
+        return [
+            f"{file} is likely a bidirectional model: neither its name nor its metadata says autoregressive. "
+            "Rendered block by block it falls apart; use a Self-Forcing-style checkpoint, "
+            "or choose its preset if it is one."
+        ]
+    warnings = [f"{family.title}: {note}" for note in family.notes]
+    if file in family.generic_files and not any(re.search(pattern, where) for pattern in family.patterns):
+        warnings.insert(0, f"{file} says little: taken for {family.title}; choose a preset if that is wrong.")
+    return warnings
+
+
+def choice_warnings(trained: Family | None, chosen: Family) -> list[str]:
+    """What the user should know about a choice that departs from how the file was trained."""
+    if trained is None or chosen.frames_per_block == trained.frames_per_block:
+        return []
+    return [
+        f"{trained.title} was trained on blocks of {trained.frames_per_block} latent frames, and "
+        f"{chosen.frames_per_block} are chosen: expect worse motion than with {trained.frames_per_block}."
+    ]
+
+
+def _check_steps(name: str, field: str, steps: tuple[float, ...]) -> None:
+    falling = all(a > b for a, b in pairwise(steps))
+    if not steps or not falling or steps[0] > 1000 or steps[-1] <= 0:
+        raise PackForcingError(
+            f"Got {field} {list(steps)} ({name}); expected falling numbers in (0, 1000], "
+            "for example 1000, 750, 500, 250."
+        )
+
+
+def _folder_and_file(path: str | PathLike[str]) -> str:
+    return "/".join(str(path).replace("\\", "/").lower().split("/")[-2:])
+
+
+def _has_top(keys: list[str], top: str) -> bool:
+    return any(key.startswith(top + ".") for key in keys)
+
+
+def _match_patterns(where: str, tops: set[str], causal: bool) -> Family | None:
+    """The family with the longest match; of equals (causal_forcing.pt), the one whose top key is there."""
+    best: tuple[int, bool] = (0, False)
+    found = None
+    for family in FAMILIES.values():
+        if not family.autoregressive and (causal or _SAYS_CAUSAL.search(where)):
+            continue
+        for pattern in family.patterns:
+            match = re.search(pattern, where)
+            rank = (len(match.group()), bool(tops.intersection(family.top_keys))) if match else best
+            if rank > best:
+                best, found = rank, family
+    return found
+
+
+def _match_generic(file: str, tops: set[str]) -> Family | None:
+    if "critic" in tops or "generator_ema" in tops:  # a training save, of whatever family
+        return None
+    named = (family for family in FAMILIES.values() if file in family.generic_files)
+    return next((family for family in named if tops.intersection(family.top_keys)), None)
