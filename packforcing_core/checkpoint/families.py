@@ -18,6 +18,15 @@ from ..errors import PackForcingError
 FOUR_STEPS = (1000.0, 750.0, 500.0, 250.0)
 
 
+def _check_steps(name: str, field: str, steps: tuple[float, ...]) -> None:
+    falling = all(a > b for a, b in pairwise(steps))
+    if not steps or not falling or steps[0] > 1000 or steps[-1] <= 0:
+        raise PackForcingError(
+            f"Got {field} {list(steps)} ({name}); expected falling numbers in (0, 1000], "
+            "for example 1000, 750, 500, 250."
+        )
+
+
 @dataclass(frozen=True)
 class Family:
     """A preset: how checkpoints of one origin are sampled, and what their files look like.
@@ -295,15 +304,6 @@ def choice_warnings(trained: Family | None, chosen: Family) -> list[str]:
         f"{trained.title} was trained on blocks of {trained.frames_per_block} latent frames, and "
         f"{chosen.frames_per_block} are chosen: expect worse motion than with {trained.frames_per_block}."
     ]
-
-
-def _check_steps(name: str, field: str, steps: tuple[float, ...]) -> None:
-    falling = all(a > b for a, b in pairwise(steps))
-    if not steps or not falling or steps[0] > 1000 or steps[-1] <= 0:
-        raise PackForcingError(
-            f"Got {field} {list(steps)} ({name}); expected falling numbers in (0, 1000], "
-            "for example 1000, 750, 500, 250."
-        )
 
 
 def _folder_and_file(path: str | PathLike[str]) -> str:
