@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.comfyui.install import ComfyUIMissingError
+from tests.comfyui.server import ComfyServer
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker("comfyui")
+
+
+def missing(reason: str) -> None:
+    """Skips where a part of the machine is lacking, and fails where it may not lack: in CI."""
+    if os.environ.get("CI", "").lower() in ("1", "true"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """One real ComfyUI for all tests of this folder; tests bring their own file names."""
+    base = tmp_path_factory.mktemp("comfyui")
+    try:
+        with ComfyServer(base) as server:
+            yield server
+    except ComfyUIMissingError as error:
+        missing(str(error))
+    finally:
+        # pytest keeps the folder for a look at the log; checkpoints are not worth keeping.
+        shutil.rmtree(base / "models", ignore_errors=True)

@@ -1,0 +1,147 @@
+"""Starts a real ComfyUI on the CPU, with this pack among its custom nodes and all its folders in one place.
+
+    with ComfyServer(folder) as server:
+        server.models("diffusion_models") / "tiny.safetensors"     where a test puts a checkpoint
+        entry = server.client.run(prompt)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+from pathlib import Path
+from types import TracebackType
+
+from tests.comfyui.client import ComfyClient
+from tests.comfyui.install import PACK, comfyui_folder
+
+TEST_NODES = Path(__file__).with_name("test_nodes")
+START_TIMEOUT_S = 180
+# What a development checkout holds beside the pack itself.
+NOT_THE_PACK = (".*", "__pycache__", "*.egg-info", "build", "dist", "renders", "venv")
+
+
+class ServerDiedError(RuntimeError):
+    """ComfyUI did not come up; the message holds the end of its log."""
+
+
+def place_pack(custom_nodes: Path, name: str) -> Path:
+    """Puts this pack into `custom_nodes` under `name`: as a link, or a copy where links are not allowed."""
+    target = custom_nodes / name
+    try:
+        target.symlink_to(PACK, target_is_directory=True)
+    except OSError:
+        shutil.copytree(PACK, target, ignore=shutil.ignore_patterns(*NOT_THE_PACK))
+    return target
+
+
+class ComfyServer:
+    """One ComfyUI process that lives as long as the `with` block.
+
+    `base` becomes its models, input, output, temp, user and custom_nodes folders, and stays behind for a look.
+    """
+
+    def __init__(
+        self, base: Path, pack_name: str | None = "ComfyUI-PackForcing", arguments: tuple[str, ...] = ()
+    ) -> None:
+        self.base = base
+        self.pack_name = pack_name
+        self.arguments = arguments
+        self.log = base / "comfyui.log"
+        self.port = _free_port()
+        self.client = ComfyClient(f"http://127.0.0.1:{self.port}")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def output(self) -> Path:
+        return self.base / "output"
+
+    @property
+    def url(self) -> str:
+        return self.client.url
+
+    def models(self, kind: str) -> Path:
+        """The folder of one kind of model: "diffusion_models", "vae", "text_encoders", "loras" ..."""
+        folder = self.base / "models" / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def log_text(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def __enter__(self) -> ComfyServer:
+        self.prepare()
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def prepare(self) -> None:
+        """Makes the folders, and puts the pack and the test-only nodes in their place."""
+        custom_nodes = self.base / "custom_nodes"
+        for folder in (custom_nodes, self.output, self.base / "input", self.base / "user"):
+            folder.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(TEST_NODES, custom_nodes / "packforcing_test_nodes", dirs_exist_ok=True)
+        if self.pack_name is not None:
+            place_pack(custom_nodes, self.pack_name)
+
+    def start(self) -> None:
+        """Starts the process and returns when it answers. Can be called again after `stop` or `kill`."""
+        command = [sys.executable, str(comfyui_folder() / "main.py"), "--cpu", "--port", str(self.port)]
+        command += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"]
+        command += ["--disable-auto-launch", "--disable-api-nodes", *self.arguments]
+        # Without this a crash's last words stay in a buffer.
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, cwd=self.base, env=environment
+            )
+        try:
+            self._wait_until_ready(self.process)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        end = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < end and process.poll() is None:
+            try:
+                self.client.get("/system_stats")
+                return
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(0.2)
+        state = "did not answer" if process.poll() is None else f"ended with code {process.returncode}"
+        raise ServerDiedError(f"ComfyUI {state}; its log ends with\n{self.log_text()[-4000:]}")
+
+    def stop(self) -> None:
+        """Asks the process to end, and ends it when it does not."""
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+    def kill(self) -> None:
+        """Ends the process at once, as a crash would."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

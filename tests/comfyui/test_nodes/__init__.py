@@ -1,0 +1,74 @@
+"""Nodes that only the tests' server has: a CONDITIONING without the 11 GB text encoder; waiting and failing."""
+
+from __future__ import annotations
+
+import time
+
+import comfy.utils
+import torch
+from comfy_api.v0_0_2 import ComfyExtension, io, ui
+from PIL import Image
+
+CONTEXT_TOKENS, CONTEXT_WIDTH = 512, 4096
+
+
+class PackForcingTestConditioning(io.ComfyNode):
+    """What CLIPTextEncode gives for Wan: [1, 512, 4096], zeros after the prompt's tokens."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PackForcingTestConditioning",
+            category="PackForcing/tests",
+            inputs=[
+                io.Int.Input("seed", default=0, min=0, max=2**31),
+                io.Int.Input("tokens", default=12, min=1, max=CONTEXT_TOKENS),
+                io.Int.Input("width", default=CONTEXT_WIDTH, min=1, max=CONTEXT_WIDTH),
+            ],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(cls, seed: int, tokens: int, width: int) -> io.NodeOutput:
+        context = torch.zeros(1, CONTEXT_TOKENS, width)
+        generator = torch.Generator().manual_seed(seed)
+        context[:, :tokens] = torch.randn(1, tokens, width, generator=generator) * 0.1
+        return io.NodeOutput([[context, {}]])
+
+
+class PackForcingTestCount(io.ComfyNode):
+    """Counts to `steps` under ComfyUI's own progress bar, with a preview a step, and shows a line of text."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PackForcingTestCount",
+            category="PackForcing/tests",
+            inputs=[
+                io.Int.Input("steps", default=3, min=1, max=10_000),
+                io.Float.Input("pause", default=0.0, min=0.0, max=10.0),
+                io.Boolean.Input("fail", default=False),
+            ],
+            outputs=[io.Int.Output()],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, steps: int, pause: float, fail: bool) -> io.NodeOutput:
+        bar = comfy.utils.ProgressBar(steps)
+        for step in range(steps):
+            picture = Image.new("RGB", (64, 32), (step % 256, 0, 0))
+            bar.update_absolute(step + 1, steps, ("JPEG", picture, 512))
+            time.sleep(pause)
+        if fail:
+            raise ValueError("asked to fail")
+        return io.NodeOutput(steps, ui=ui.PreviewText(f"counted to {steps}"))
+
+
+class TestExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [PackForcingTestConditioning, PackForcingTestCount]
+
+
+async def comfy_entrypoint() -> TestExtension:
+    return TestExtension()
