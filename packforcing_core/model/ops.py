@@ -1,7 +1,8 @@
 """The `ops` seam: which classes the networks are built from.
 
-A host that casts, offloads, dequantises or patches weights (ComfyUI) brings its own classes of the same names; everything
-here and in the VAE is built through this object and reads no weight directly, so that the host's handling always applies.
+A host that casts, offloads, dequantises or patches weights (ComfyUI) brings its own classes of the same names;
+everything here and in the VAE is built through this object and reads no weight directly, so that the host's handling
+always applies.
 """
 
 from __future__ import annotations

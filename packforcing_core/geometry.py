@@ -1,0 +1,113 @@
+"""Sizes of a render, in plain integers: pixel frames, latent frames, blocks, tokens.
+
+The Wan VAE's first latent frame stands for one pixel frame and every other for four; space is reduced 8 times by the
+VAE and 2 times by the transformer's patch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .errors import PackForcingError
+
+GB = 1e9
+PIXEL_FRAMES_PER_LATENT = 4
+VAE_SPATIAL_STRIDE = 8
+PATCH = 2
+SIZE_MULTIPLE = VAE_SPATIAL_STRIDE * PATCH
+LATENT_CHANNELS = 16
+
+
+def pixel_frames(latent_frames: int) -> int:
+    """Pixel frames that `latent_frames` decode to, counted from the start of a video."""
+    return 1 + PIXEL_FRAMES_PER_LATENT * (latent_frames - 1) if latent_frames > 0 else 0
+
+
+def blocks_for_seconds(seconds: float, fps: float, frames_per_block: int) -> int:
+    """The number of blocks whose video comes nearest to `seconds`, at least one."""
+    latent_frames = (seconds * fps - 1) / PIXEL_FRAMES_PER_LATENT + 1
+    return max(1, math.floor(latent_frames / frames_per_block + 0.5))
+
+
+def _require_positive(name: str, value: float, unit: str) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise PackForcingError(f"{name} is {value}; expected a positive number of {unit}.")
+
+
+def _require_size(name: str, value: int) -> None:
+    if value < SIZE_MULTIPLE or value % SIZE_MULTIPLE:
+        below = max(SIZE_MULTIPLE, value // SIZE_MULTIPLE * SIZE_MULTIPLE)
+        raise PackForcingError(
+            f"{name} is {value}; it must be a positive multiple of {SIZE_MULTIPLE}. "
+            f"The nearest sizes are {below} and {below + SIZE_MULTIPLE}."
+        )
+
+
+@dataclass(frozen=True)
+class VideoGeometry:
+    """The size of one render. `width` and `height` in pixels, `fps` in pixel frames per second."""
+
+    width: int
+    height: int
+    fps: float
+    frames_per_block: int
+    blocks: int
+
+    def __post_init__(self):
+        _require_size("width", self.width)
+        _require_size("height", self.height)
+        _require_positive("fps", self.fps, "frames per second")
+        _require_positive("frames_per_block", self.frames_per_block, "latent frames")
+        _require_positive("blocks", self.blocks, "blocks")
+
+    @classmethod
+    def from_seconds(
+        cls, seconds: float, *, width: int, height: int, fps: float, frames_per_block: int
+    ) -> VideoGeometry:
+        """The geometry nearest to a wished length; `seconds` of the result says what it became."""
+        _require_positive("seconds", seconds, "seconds")
+        _require_positive("fps", fps, "frames per second")
+        _require_positive("frames_per_block", frames_per_block, "latent frames")
+        return cls(width, height, fps, frames_per_block, blocks_for_seconds(seconds, fps, frames_per_block))
+
+    @property
+    def latent_frames(self) -> int:
+        return self.blocks * self.frames_per_block
+
+    @property
+    def pixel_frames(self) -> int:
+        return pixel_frames(self.latent_frames)
+
+    @property
+    def seconds(self) -> float:
+        return self.pixel_frames / self.fps
+
+    @property
+    def latent_height(self) -> int:
+        return self.height // VAE_SPATIAL_STRIDE
+
+    @property
+    def latent_width(self) -> int:
+        return self.width // VAE_SPATIAL_STRIDE
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens in one latent frame."""
+        return self.height // SIZE_MULTIPLE, self.width // SIZE_MULTIPLE
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def block_shape(self) -> tuple[int, int, int, int, int]:
+        """[1, 16, frames_per_block, h, w] of one latent block."""
+        return (1, LATENT_CHANNELS, self.frames_per_block, self.latent_height, self.latent_width)
+
+    def describe_length(self, wished_seconds: float) -> str:
+        """One line that says what rounding to whole blocks made of the wished length."""
+        return (
+            f"{wished_seconds:g} s at {self.fps:g} FPS became {self.seconds:.2f} s: {self.pixel_frames} frames "
+            f"in {self.blocks} blocks of {self.frames_per_block} latent frames"
+        )

@@ -1,0 +1,149 @@
+"""The causal forward: one block of latent frames against a history.
+
+`CausalWan` drives a network by the attribute names of the official checkpoint and calls its modules, never their
+weights. So our own `Wan` serves, and so does the diffusion model inside a ComfyUI MODEL with everything that hosts
+hang on it (LoRA, fp8, GGUF, offloading).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..attention import Attention, sdpa
+from ..cache.cache import History
+from .config import WanConfig
+from .ops import TorchOps
+
+
+class Modulation(NamedTuple):
+    """The timestep's influence, per latent frame: `embedding` [B, F, 1, D], `shifts` [B, F, 6, D]."""
+
+    embedding: Tensor
+    shifts: Tensor
+
+
+class TextKV(NamedTuple):
+    """Cross-attention keys and values of one layer, [B, text_len, heads, head_dim] each."""
+
+    k: Tensor
+    v: Tensor
+
+
+def sinusoidal_embedding(timesteps: Tensor, channels: int) -> Tensor:
+    """[N] timesteps in 0..1000 -> [N, channels] float32: cosines, then sines, of t / 10000^(2j/channels)."""
+    half = channels // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    angles = torch.outer(timesteps.float(), torch.pow(10000, -exponents))
+    return torch.cat((angles.cos(), angles.sin()), dim=1)
+
+
+def modulate(tokens: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """tokens [B, F x n, D] times (1 + scale) plus shift, each [B, F, 1, D], per latent frame."""
+    framed = tokens.unflatten(1, (scale.shape[1], -1))
+    return torch.addcmul(shift, framed, 1 + scale).flatten(1, 2)
+
+
+def add_gated(tokens: Tensor, update: Tensor, gate: Tensor) -> Tensor:
+    """tokens + gate * update, with gate [B, F, 1, D] per latent frame."""
+    frames = gate.shape[1]
+    return torch.addcmul(tokens.unflatten(1, (frames, -1)), update.unflatten(1, (frames, -1)), gate).flatten(1, 2)
+
+
+class CausalWan:
+    """Runs blocks of latent frames through `net`.
+
+    `dtype` is that of the activations; `cast` brings bare parameters to an activation's device and dtype; `attention`
+    is the seam all attentions go through.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        config: WanConfig,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        cast: Callable[[Tensor, Tensor], Tensor] = TorchOps.cast,
+        attention: Attention = sdpa,
+    ):
+        self.net = net
+        self.config = config
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.attention = attention
+        self._cast = cast
+
+    def encode_text(self, context: Tensor) -> list[TextKV]:
+        """Text embeddings [B, text_len, text_dim] -> the cross-attention keys and values of every layer, once a
+        prompt.
+        """
+        hidden = self.net.text_embedding(context.to(self.device, self.dtype))
+        return [
+            TextKV(
+                self._heads(layer.cross_attn.norm_k(layer.cross_attn.k(hidden))),
+                self._heads(layer.cross_attn.v(hidden)),
+            )
+            for layer in self.net.blocks
+        ]
+
+    def flow(self, latents: Tensor, timesteps: Tensor, text: list[TextKV], history: History) -> Tensor:
+        """The flow (noise - x0) of a block: latents [B, 16, F, h, w] and timesteps [B, F] in 0..1000 -> [B, 16, F,
+        h, w].
+        """
+        tokens, modulation = self._embed(latents, timesteps)
+        return self._head(self._layers(tokens, modulation, text, history), modulation, latents.shape)
+
+    def commit(self, latents: Tensor, timesteps: Tensor, text: list[TextKV], history: History) -> None:
+        """A pass for the sake of its keys and values only; `history` is a commit's writer."""
+        tokens, modulation = self._embed(latents, timesteps)
+        self._layers(tokens, modulation, text, history)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.config.num_heads, self.config.head_dim))
+
+    def _embed(self, latents: Tensor, timesteps: Tensor) -> tuple[Tensor, Modulation]:
+        # The patch embedding stays in float32 in every host: latents lose precision in bfloat16 before they are mixed.
+        patches = self.net.patch_embedding(latents.to(self.device, torch.float32)).to(self.dtype)
+        tokens = rearrange(patches, "b d f h w -> b (f h w) d")
+        sinusoids = sinusoidal_embedding(timesteps.to(self.device).flatten(), self.config.freq_dim)
+        embedding = self.net.time_embedding(sinusoids.to(self.dtype)).unflatten(0, timesteps.shape)
+        shifts = self.net.time_projection(embedding).unflatten(-1, (6, self.config.dim))
+        return tokens, Modulation(embedding.unsqueeze(2), shifts)
+
+    def _layers(self, tokens: Tensor, modulation: Modulation, text: list[TextKV], history: History) -> Tensor:
+        for index, (layer, text_kv) in enumerate(zip(self.net.blocks, text, strict=True)):
+            tokens = self._layer(index, layer, tokens, modulation, text_kv, history)
+        return tokens
+
+    def _layer(
+        self, index: int, layer: nn.Module, tokens: Tensor, modulation: Modulation, text: TextKV, history: History
+    ) -> Tensor:
+        shifts = self._cast(layer.modulation, tokens) + modulation.shifts
+        shift1, scale1, gate1, shift2, scale2, gate2 = shifts.unsqueeze(3).unbind(2)
+
+        attn = layer.self_attn
+        x = modulate(layer.norm1(tokens), scale1, shift1)
+        q, k, v = self._heads(attn.norm_q(attn.q(x))), self._heads(attn.norm_k(attn.k(x))), self._heads(attn.v(x))
+        tokens = add_gated(tokens, attn.o(history.attend(index, q, k, v).flatten(2)), gate1)
+
+        cross = layer.cross_attn
+        q = self._heads(cross.norm_q(cross.q(layer.norm3(tokens))))
+        tokens = tokens + cross.o(self.attention(q, text.k, text.v).flatten(2))
+
+        return add_gated(tokens, layer.ffn(modulate(layer.norm2(tokens), scale2, shift2)), gate2)
+
+    def _head(self, tokens: Tensor, modulation: Modulation, shape: torch.Size) -> Tensor:
+        head = self.net.head
+        shifts = self._cast(head.modulation, tokens) + modulation.embedding
+        shift, scale = shifts.unsqueeze(3).unbind(2)
+        patches = head.head(modulate(head.norm(tokens), scale, shift))
+        frames, rows, columns = shape[2], math.ceil(shape[3] / 2), math.ceil(shape[4] / 2)
+        return rearrange(
+            patches, "b (f h w) (p q c) -> b c f (h p) (w q)", f=frames, h=rows, w=columns, p=2, q=2
+        ).float()

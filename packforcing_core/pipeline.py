@@ -1,0 +1,39 @@
+"""Stages that run beside each other: the work on block i goes on while block i+1 is made."""
+
+from __future__ import annotations
+
+import contextvars
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+E = TypeVar("E")
+R = TypeVar("R")
+
+
+def overlapped(events: Iterable[E], kind: type, work: Callable[[E], R], ahead: int = 1) -> Iterator[E | R]:
+    """Passes `events` through and runs `work` on each one of type `kind` in a thread; its results are events too.
+
+    Results come in order, as soon as they are there; at most `ahead` pieces of work wait, so memory is bounded. When the
+    consumer stops or an event raises, work that was begun is finished first and no thread outlives the iterator. What
+    `work` raises is raised here, whatever its class.
+    """
+    context = contextvars.copy_context()
+
+    def in_worker(event: E) -> R:
+        with torch.inference_mode():  # Inference mode is a property of the thread.
+            return work(event)
+
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="packforcing") as pool:
+        for event in events:
+            if isinstance(event, kind):
+                waiting.append(pool.submit(context.run, in_worker, event))
+            yield event
+            while waiting and (waiting[0].done() or len(waiting) > ahead):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,1 @@
+"""From noise to latent blocks: schedule, noise, and the rollout."""

@@ -1,0 +1,26 @@
+"""Noise that depends on nothing but (seed, block, step).
+
+So the same seed gives the same video whatever its length, its device, or how often the render was interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+NoiseSource = Callable[[int, int], Tensor]
+"""`noise(block, step)` -> [1, 16, frames_per_block, h, w] float32 on the CPU; step 0 is the block's first noise."""
+
+
+def seeded_noise(seed: int, shape: tuple[int, ...]) -> NoiseSource:
+    """Gaussian noise of `shape`, drawn on the CPU from a generator keyed by a hash of (seed, block, step)."""
+
+    def noise(block: int, step: int) -> Tensor:
+        digest = hashlib.blake2b(f"{seed}/{block}/{step}".encode(), digest_size=8).digest()
+        generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
+        return torch.randn(shape, generator=generator, dtype=torch.float32)
+
+    return noise
