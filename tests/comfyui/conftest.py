@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.comfyui.browser import BrowserMissingError, FrontEnd, open_front_end
 from tests.comfyui.install import ComfyUIMissingError
 from tests.comfyui.server import ComfyServer
 
@@ -38,3 +39,13 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     finally:
         # pytest keeps the folder for a look at the log; checkpoints are not worth keeping.
         shutil.rmtree(base / "models", ignore_errors=True)
+
+
+@pytest.fixture
+def front_end(comfy: ComfyServer) -> Iterator[FrontEnd]:
+    """The server's front end in a fresh browser."""
+    try:
+        with open_front_end(comfy) as page:
+            yield page
+    except BrowserMissingError as error:
+        missing(str(error))

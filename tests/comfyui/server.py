@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -22,6 +23,13 @@ from tests.comfyui.install import PACK, comfyui_folder
 
 TEST_NODES = Path(__file__).with_name("test_nodes")
 START_TIMEOUT_S = 180
+# A user who has seen the welcome, so that no dialog lies over the graph.
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.InstalledVersion": "1.47.12",
+    "Comfy.Notification.ShowVersionUpdates": False,
+    "Comfy.Minimap.Visible": False,
+}
 # What a development checkout holds beside the pack itself.
 NOT_THE_PACK = (".*", "__pycache__", "*.egg-info", "build", "dist", "renders", "venv")
 
@@ -38,6 +46,15 @@ def place_pack(custom_nodes: Path, name: str) -> Path:
     except OSError:
         shutil.copytree(PACK, target, ignore=shutil.ignore_patterns(*NOT_THE_PACK))
     return target
+
+
+def place_user(user: Path) -> None:
+    """Makes the files of an old user, whose lack the front end reports as errors."""
+    for folder in ("workflows", "subgraphs"):
+        (user / folder).mkdir(parents=True, exist_ok=True)
+    (user / "comfy.settings.json").write_text(json.dumps(SETTINGS), encoding="utf-8")
+    (user / "comfy.templates.json").write_text("[]", encoding="utf-8")
+    (user / "user.css").touch()
 
 
 class ComfyServer:
@@ -87,8 +104,9 @@ class ComfyServer:
     def prepare(self) -> None:
         """Makes the folders, and puts the pack and the test-only nodes in their place."""
         custom_nodes = self.base / "custom_nodes"
-        for folder in (custom_nodes, self.output, self.base / "input", self.base / "user"):
+        for folder in (custom_nodes, self.output, self.base / "input"):
             folder.mkdir(parents=True, exist_ok=True)
+        place_user(self.base / "user" / "default")
         shutil.copytree(TEST_NODES, custom_nodes / "packforcing_test_nodes", dirs_exist_ok=True)
         if self.pack_name is not None:
             place_pack(custom_nodes, self.pack_name)

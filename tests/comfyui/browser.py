@@ -1,0 +1,149 @@
+"""Drives ComfyUI's real front end in a real headless Chromium.
+
+    with open_front_end(server) as front_end:
+        front_end.load(workflow)                 a workflow in UI format
+        assert front_end.missing_nodes() == []
+        entry = front_end.run()                  presses Run, waits, returns the history entry
+        assert front_end.problems == []
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, Route, sync_playwright
+from playwright.sync_api import Error as PlaywrightError
+
+from tests.comfyui.server import ComfyServer
+
+VARIABLE = "PACKFORCING_CHROMIUM"
+CANDIDATES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+# What front end 1.47.12 says on every start, without any pack.
+STOCK_COMPLAINTS = ("ComfyApp graph accessed before initialization",)
+STOCK_MISSING_FILES = ("/user.css",)
+
+
+class BrowserMissingError(RuntimeError):
+    """No Chromium can be started here; the message says what would help."""
+
+
+def chromium_path() -> str | None:
+    """The installed browser, or None for the one that Playwright may have downloaded."""
+    named = os.environ.get(VARIABLE)
+    if named:
+        return named
+    return next((path for path in map(shutil.which, CANDIDATES) if path), None)
+
+
+def _launch(playwright: Playwright) -> Browser:
+    path = chromium_path()
+    try:
+        return playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+    except PlaywrightError as error:
+        raise BrowserMissingError(
+            f"cannot start {path or 'a Chromium of Playwright'}: install one (apt-get install chromium, or "
+            f"`python -m playwright install chromium`) or name it in {VARIABLE}.\n{error}"
+        ) from error
+
+
+@contextmanager
+def open_front_end(server: ComfyServer, width: int = 1600, height: int = 900) -> Iterator[FrontEnd]:
+    """The front end of a running server in a fresh browser profile. Raises BrowserMissingError."""
+    with sync_playwright() as playwright:
+        browser = _launch(playwright)
+        try:
+            # The page may ask other hosts about models and nodes. It gets a 404 there, whatever its security policy,
+            # so that a run is the same with and without a network.
+            context = browser.new_context(viewport={"width": width, "height": height}, bypass_csp=True)
+            context.route(lambda url: not url.startswith((server.url, "data:", "blob:")), _not_found)
+            front_end = FrontEnd(server, context.new_page())
+            front_end.open()
+            yield front_end
+        finally:
+            browser.close()
+
+
+def _not_found(route: Route) -> None:
+    route.fulfill(status=404, headers={"Access-Control-Allow-Origin": "*"}, body="")
+
+
+class FrontEnd:
+    """One page with the graph editor. `problems` collects console errors and uncaught exceptions as they come."""
+
+    def __init__(self, server: ComfyServer, page: Page) -> None:
+        self.server = server
+        self.page = page
+        self.problems: list[str] = []
+        page.on("console", self._note_console)
+        page.on("pageerror", lambda error: self.problems.append(f"uncaught: {error}"))
+
+    def _note_console(self, message: ConsoleMessage) -> None:
+        source = message.location["url"]
+        if message.type != "error" or message.text.startswith(STOCK_COMPLAINTS):
+            return
+        failed_to_load = message.text.startswith("Failed to load resource")
+        ours = source.startswith(self.server.url) and not source.endswith(STOCK_MISSING_FILES)
+        if not failed_to_load or ours:
+            self.problems.append(f"console: {message.text} ({source})")
+
+    def open(self, query: str = "") -> None:
+        """Loads the page and waits until the editor can take a graph."""
+        self.page.goto(f"{self.server.url}/{query}")
+        self.page.wait_for_function("window.app?.vueAppReady && window.app.rootGraphInternal", timeout=60_000)
+        self.page.wait_for_function("window.app.rootGraph.nodes.length > 0", timeout=60_000)
+
+    def open_template(self, pack: str, name: str) -> None:
+        """Opens a template that a pack ships, as a click on it in the template browser does."""
+        with self.page.expect_response(f"**/workflow_templates/{quote(pack)}/{quote(name)}.json"):
+            self.open(f"?template={quote(name)}&source={quote(pack)}")
+        self._show_all()
+
+    def load(self, workflow: dict[str, Any]) -> None:
+        """Loads a workflow in UI format and lets the whole graph be seen."""
+        self.page.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
+        self._show_all()
+
+    def _show_all(self) -> None:
+        self.page.wait_for_timeout(500)
+        self.page.evaluate("window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        self.page.wait_for_timeout(500)
+
+    def node_types(self) -> list[str]:
+        return self.page.evaluate("window.app.rootGraph.nodes.map(node => node.type)")
+
+    def missing_nodes(self) -> list[str]:
+        """The types in the graph that no pack has registered: the editor frames them in red."""
+        return self.page.evaluate(
+            "window.app.rootGraph.nodes.map(node => node.type)"
+            ".filter(type => !(type in window.LiteGraph.registered_node_types))"
+        )
+
+    def run(self, timeout: float = 120) -> dict[str, Any]:
+        """Presses Run and returns the history entry of what was queued, once it has ended and is shown."""
+        with self.page.expect_response("**/api/prompt") as answer:
+            self.page.get_by_test_id("queue-button").click()
+        body = answer.value.json()
+        if "prompt_id" not in body:
+            raise RuntimeError(f"the server refused the front end's prompt: {body}")
+        entry = self.server.client.wait(body["prompt_id"], timeout)
+        self.page.wait_for_timeout(1000)  # the result reaches the page by another way than the history reaches us
+        return entry
+
+    def screenshot(self, path: Path) -> None:
+        self.page.screenshot(path=path)
