@@ -166,9 +166,7 @@ _TABLE = (
         patterns=(r"krea[-_ ]?realtime([-_]?video)?",),
         top_keys=("",),
         window_frames=6,
-        notes=(
-            "Upstream recomputes the K and V of its window for every block; a plain window cache does not.",
-        ),
+        notes=("Upstream recomputes the K and V of its window for every block; a plain window cache does not.",),
     ),
     Family(
         "causvid",
@@ -193,9 +191,7 @@ _TABLE = (
     Family(
         "packforcing-partial",
         "an independent partial PackForcing",
-        notes=(
-            "Its compressor keys (pack_compressor) are set aside: they are not this project's compressor.",
-        ),
+        notes=("Its compressor keys (pack_compressor) are set aside: they are not this project's compressor.",),
     ),
     Family(
         "wan2.1-t2v",
@@ -223,9 +219,7 @@ def by_name(name: str) -> Family:
     return FAMILIES[name]
 
 
-def recognise(
-    path: str | PathLike[str], metadata: Mapping[str, str] | None, keys: Iterable[str]
-) -> Family | None:
+def recognise(path: str | PathLike[str], metadata: Mapping[str, str] | None, keys: Iterable[str]) -> Family | None:
     """The family of a file, or None where neither name, metadata nor keys tell.
 
     `keys` are the names as they are in the file, top-level keys joined with a dot ("generator_ema.model...").
@@ -273,9 +267,7 @@ def metadata_says_causal(metadata: Mapping[str, str] | None) -> bool:
     return isinstance(transformer, dict) and transformer.get("causal_ar") is True
 
 
-def origin_warnings(
-    family: Family | None, path: str | PathLike[str], metadata: Mapping[str, str] | None
-) -> list[str]:
+def origin_warnings(family: Family | None, path: str | PathLike[str], metadata: Mapping[str, str] | None) -> list[str]:
     """What the user should know about a file's origin: likely bidirectional, a guess, the family's notes."""
     where = _folder_and_file(path)
     file = where.rsplit("/", 1)[-1]

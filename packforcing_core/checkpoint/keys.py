@@ -1,0 +1,169 @@
+"""Names in checkpoint files: top-level keys and prefixes taken off, and the exact check of what remains."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ..errors import PackForcingError
+from ..model.config import WanConfig
+
+# Wrappers of training frameworks: they carry no meaning, at any depth.
+WRAPPERS = frozenset({"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"})
+
+# What may stand in front of an official name: top-level keys of training saves, and prefixes of other tools.
+TOP_KEYS = ("generator_ema", "generator", "model", "state_dict", "generator_lora", "critic", "critic_lora")
+FRONTS = frozenset({*TOP_KEYS, "diffusion_model", "net", "module", "base_model"})
+
+COMPRESSOR_FRONTS = ("pack_compressor.", "compressor.")
+
+_LORA = re.compile(r"(^|\.)(lora_[AB]|lora_down|lora_up|lora\.(down|up)|lora_embedding_[AB])(\.|$)")
+
+# Scales and marks of quantised files, beside the weights they belong to.
+_QUANTISED = re.compile(r"(^|\.)(scaled_fp8|scale_weight|scale_input|weight_scale(_2)?|input_scale|comfy_quant)$")
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """How a state dict's names and shapes differ from what the transformer of these sizes has."""
+
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    wrong_shape: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()  # name, got, expected
+
+    @property
+    def exact(self) -> bool:
+        return not (self.missing or self.unexpected or self.wrong_shape)
+
+    def describe(self, most: int = 5) -> str:
+        """One sentence a kind of difference, naming the first few."""
+        shapes = [f"{name} is {list(got)}, expected {list(want)}" for name, got, want in self.wrong_shape]
+        groups = (("missing", self.missing), ("unexpected", self.unexpected), ("of the wrong shape", shapes))
+        return "; ".join(f"{len(names)} {what}: {_some(names, most)}" for what, names in groups if names)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """(front, official name): wrappers dropped at every depth, then everything taken off that stands in front.
+
+    "generator_ema.model._fsdp_wrapped_module.blocks.0.modulation" -> ("generator_ema.model", "blocks.0.modulation").
+    """
+    segments = [segment for segment in name.split(".") if segment not in WRAPPERS]
+    taken = 0
+    while taken < len(segments) - 1 and segments[taken] in FRONTS:
+        taken += 1
+    return ".".join(segments[:taken]), ".".join(segments[taken:])
+
+
+def group_names(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """front -> {official name: name in the file}. PackForcingError where two names become one."""
+    groups: dict[str, dict[str, str]] = {}
+    for name in names:
+        front, official = split_name(name)
+        group = groups.setdefault(front, {})
+        if official in group:
+            raise PackForcingError(
+                f"The file has {official} twice, as {group[official]} and as {name}: it is not one state dict."
+            )
+        group[official] = name
+    return groups
+
+
+def is_transformer(names: Iterable[str]) -> bool:
+    """Whether official names look like a Wan transformer, whole or damaged."""
+    names = frozenset(names)
+    signs = ("patch_embedding.weight", "head.modulation", "head.head.weight", "blocks.0.self_attn.q.weight")
+    return sum(sign in names for sign in signs) >= 2
+
+
+def is_lora_name(name: str) -> bool:
+    """Whether a name belongs to a LoRA."""
+    return bool(_LORA.search(name)) or name.startswith(("lora_unet_", "lycoris_"))
+
+
+def is_quantisation_name(name: str) -> bool:
+    """Whether a name is a scale or a mark of a quantised file, not a weight."""
+    return bool(_QUANTISED.search(name))
+
+
+def choose_group(
+    groups: Mapping[str, Mapping[str, str]], key: str | None, preferred: tuple[str, ...] = ()
+) -> str | None:
+    """The front whose transformer to take, or None where there is none.
+
+    `key` is the user's choice ("generator", or a whole front); otherwise `preferred`, then the averaged generator,
+    go first and critics last. PackForcingError where `key` is not there.
+    """
+    fronts = [front for front, names in groups.items() if is_transformer(names)]
+    if key is not None:
+        chosen = [front for front in fronts if front == key or key in front.split(".")]
+        if not chosen:
+            there = ", ".join(front or "(none)" for front in fronts) or "no transformer at all"
+            raise PackForcingError(f"Got top-level key {key!r}; the file has {there}.")
+        return min(chosen, key=lambda front: (front != key, len(front)))
+    order = (*preferred, *TOP_KEYS)
+    return min(fronts, key=lambda front: _rank(front, order), default=None)
+
+
+def set_compressor_aside(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """(transformer's names, compressor's names), each in the order given."""
+    names = list(names)
+    return (
+        [name for name in names if not name.startswith(COMPRESSOR_FRONTS)],
+        [name for name in names if name.startswith(COMPRESSOR_FRONTS)],
+    )
+
+
+def expected_shapes(config: WanConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the Wan2.1 T2V transformer by its official name, with its shape."""
+    dim, ffn = config.dim, config.ffn_dim
+    shapes: dict[str, tuple[int, ...]] = {
+        "patch_embedding.weight": (dim, config.in_dim, *config.patch_size),
+        "patch_embedding.bias": (dim,),
+        **_linear("text_embedding.0", config.text_dim, dim),
+        **_linear("text_embedding.2", dim, dim),
+        **_linear("time_embedding.0", config.freq_dim, dim),
+        **_linear("time_embedding.2", dim, dim),
+        **_linear("time_projection.1", dim, 6 * dim),
+    }
+    for layer in range(config.num_layers):
+        block = f"blocks.{layer}"
+        shapes[f"{block}.modulation"] = (1, 6, dim)
+        for attention in ("self_attn", "cross_attn"):
+            for projection in "qkvo":
+                shapes |= _linear(f"{block}.{attention}.{projection}", dim, dim)
+            shapes[f"{block}.{attention}.norm_q.weight"] = (dim,)
+            shapes[f"{block}.{attention}.norm_k.weight"] = (dim,)
+        shapes |= {f"{block}.norm3.weight": (dim,), f"{block}.norm3.bias": (dim,)}
+        shapes |= _linear(f"{block}.ffn.0", dim, ffn) | _linear(f"{block}.ffn.2", ffn, dim)
+    patch_elements = config.patch_size[0] * config.patch_size[1] * config.patch_size[2]
+    return shapes | {"head.modulation": (1, 2, dim)} | _linear("head.head", dim, config.out_dim * patch_elements)
+
+
+def check_keys(shapes: Mapping[str, tuple[int, ...]], config: WanConfig) -> KeyReport:
+    """Compares names and shapes exactly with `expected_shapes(config)`."""
+    expected = expected_shapes(config)
+    return KeyReport(
+        missing=tuple(name for name in expected if name not in shapes),
+        unexpected=tuple(name for name in shapes if name not in expected),
+        wrong_shape=tuple(
+            (name, shapes[name], want) for name, want in expected.items() if name in shapes and shapes[name] != want
+        ),
+    )
+
+
+def _linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _rank(front: str, order: tuple[str, ...]) -> int:
+    segments = front.split(".")
+    if "critic" in segments:
+        return len(order)
+    return next((place for place, top in enumerate(order) if top in segments), len(order) - 1)
+
+
+def _some(names: Iterable[str], most: int) -> str:
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
