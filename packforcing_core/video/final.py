@@ -1,0 +1,67 @@
+"""The finished file: a growing film copied, packet by packet, into an mp4 with its index in front."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from .boxes import FilmError
+from .format import VideoFormat
+from .process import film_url, run_ffmpeg
+from .reader import probe
+
+# use_metadata_tags: ComfyUI's front end finds the keys prompt and workflow only in that form of the metadata.
+_FINAL = ("-movflags", "+faststart+use_metadata_tags")
+
+
+def write_final(
+    growing: Path, path: Path, frames: int, video_format: VideoFormat, metadata: Mapping[str, object]
+) -> None:
+    """Write `path` from the growing film; it appears whole or not at all, and the growing film is only read.
+
+    Raises FilmError if the result does not have `frames` frames at the format's rate, FfmpegError, OSError.
+    """
+    unfinished = path.with_name(f"{path.stem}.unfinished.mp4")
+    try:
+        run_ffmpeg(_arguments(growing, unfinished, video_format), stdin=_ffmetadata(metadata).encode("utf-8"))
+        _check(unfinished, frames, video_format)
+        with open(unfinished, "r+b") as file:
+            os.fsync(file.fileno())  # on disk before the growing film may go
+        os.replace(unfinished, path)
+    except BaseException:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise
+
+
+def _arguments(growing: Path, target: Path, video_format: VideoFormat) -> list[str]:
+    return [
+        *("-v", "error", "-y", "-i", film_url(growing), "-f", "ffmetadata", "-i", "pipe:0"),
+        *("-map", "0:v:0", "-map_metadata", "1", "-c", "copy", "-bitexact", *_FINAL),
+        *("-video_track_timescale", str(video_format.timescale), "-f", "mp4", film_url(target)),
+    ]
+
+
+def _check(path: Path, frames: int, video_format: VideoFormat) -> None:
+    info = probe(path)
+    if (info.frames, info.fps) != (frames, video_format.rate):
+        raise FilmError(
+            f"The final file has {info.frames} frames at {info.fps} frames per second "
+            f"but expected {frames} at {video_format.rate}"
+        )
+
+
+def _ffmetadata(metadata: Mapping[str, object]) -> str:
+    """ffmpeg's metadata file: handed over by a pipe, because a workflow is too long for a command line."""
+    lines = [";FFMETADATA1"]
+    for key, value in metadata.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        lines.append(f"{_escape(key)}={_escape(text)}")
+    return "\n".join(lines) + "\n"
+
+
+def _escape(text: str) -> str:
+    return "".join("\\" + letter if letter in "=;#\\\n" else letter for letter in text)

@@ -1,0 +1,146 @@
+"""What a film is encoded as: the table of codecs, and the choice of codec, quality and frame rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+from ..errors import PackForcingError
+
+_FASTEST = 240.0
+_MIN_TIMESCALE = 10_000
+
+# Exact arithmetic and no vector shortcuts, so that a film continued on another machine gets the same pixels.
+_TO_YUV = (
+    "scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int+bitexact,"
+    "format=yuv420p,"
+    "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
+)
+
+
+@dataclass(frozen=True)
+class Codec:
+    """One row of the table: how ffmpeg is asked for this codec.
+
+    Thread counts are fixed in `arguments` because encoders let them change the result, and a film must not
+    depend on the number of cores. No B-frames: frames are stored in the order they are shown, so that segments
+    of any length, one frame included, join without a gap. Quality is the encoder's constant rate factor: lower
+    is better and larger.
+    """
+
+    name: str
+    about: str
+    arguments: tuple[str, ...]
+    filters: str
+    default_quality: int
+    quality_range: tuple[int, int]
+    # 4:2:0 codecs store one colour sample per 2x2 pixels: odd sizes are padded by repeating the last row/column.
+    even_sizes: bool = True
+
+
+CODECS: dict[str, Codec] = {
+    codec.name: codec
+    for codec in (
+        Codec(
+            name="h264",
+            about="H.264 4:2:0: plays everywhere",
+            arguments=(
+                *("-c:v", "libx264", "-preset", "medium", "-bf", "0", "-threads", "4"),
+                *("-x264-params", "cpu-independent=1:open-gop=0"),
+            ),
+            filters=_TO_YUV,
+            default_quality=18,
+            quality_range=(0, 51),
+        ),
+        Codec(
+            name="h265",
+            about="H.265 4:2:0: smaller files, slower, not in every browser",
+            arguments=(
+                *("-c:v", "libx265", "-preset", "medium", "-tag:v", "hvc1"),
+                # info=0: the information record names the CPU, which would make equal films differ.
+                *("-x265-params", "bframes=0:pools=4:frame-threads=1:open-gop=0:info=0:log-level=error"),
+            ),
+            filters=_TO_YUV,
+            default_quality=20,
+            quality_range=(0, 51),
+        ),
+        Codec(
+            name="av1",
+            about="AV1 4:2:0: smallest files, new browsers and players",
+            arguments=("-c:v", "libsvtav1", "-preset", "8", "-svtav1-params", "lp=4"),
+            filters=_TO_YUV,
+            default_quality=24,
+            quality_range=(1, 63),
+        ),
+        Codec(
+            name="lossless",
+            about="H.264 RGB without loss: an archive for editors and ffmpeg, browsers do not play it",
+            arguments=(
+                *("-c:v", "libx264rgb", "-preset", "fast", "-bf", "0", "-threads", "4"),
+                *("-x264-params", "cpu-independent=1:open-gop=0"),
+            ),
+            filters="format=rgb24",
+            default_quality=0,
+            quality_range=(0, 0),
+            even_sizes=False,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class VideoFormat:
+    """Codec (a key of `CODECS`), quality (None: the codec's default; lower is better) and frames per second.
+
+    Raises PackForcingError for an unknown codec, a quality outside the codec's range, or a rate not in 0..240.
+    """
+
+    codec: str = "h264"
+    quality: int | None = None
+    fps: float = 16.0
+
+    def __post_init__(self):
+        if self.codec not in CODECS:
+            raise PackForcingError(f"Got codec {self.codec!r} but expected one of {', '.join(CODECS)}.")
+        low, high = self.settings.quality_range
+        if not low <= self.crf <= high:
+            raise PackForcingError(
+                f"Got quality {self.quality} for codec {self.codec} but expected {low} (best) to {high} (worst)."
+            )
+        if not (math.isfinite(self.fps) and 0 < self.fps <= _FASTEST):
+            raise PackForcingError(f"Got {self.fps} frames per second but expected more than 0, up to {_FASTEST:g}.")
+
+    @property
+    def settings(self) -> Codec:
+        return CODECS[self.codec]
+
+    @property
+    def crf(self) -> int:
+        return self.settings.default_quality if self.quality is None else self.quality
+
+    @property
+    def rate(self) -> Fraction:
+        """Frames per second, exactly: 23.976, 29.97, 59.94 mean 24000/1001 and its kin, as broadcasters do."""
+        nominal = round(self.fps * 1.001)
+        if self.fps != round(self.fps) and abs(self.fps * 1.001 - nominal) < 0.002:
+            return Fraction(nominal * 1000, 1001)
+        return max(Fraction(self.fps).limit_denominator(1000), Fraction(1, 1000))
+
+    @property
+    def timescale(self) -> int:
+        """Ticks per second of the film's clock: fine enough for players, and a whole number of ticks a frame."""
+        ticks = self.rate.numerator
+        while ticks < _MIN_TIMESCALE:
+            ticks *= 2
+        return ticks
+
+    @property
+    def ticks_per_frame(self) -> int:
+        return int(self.timescale / self.rate)
+
+    def stored_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) in the file: odd sizes grow by one pixel where the codec needs even ones."""
+        if not self.settings.even_sizes:
+            return width, height
+        return width + width % 2, height + height % 2

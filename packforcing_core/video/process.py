@@ -1,0 +1,144 @@
+"""Running the ffmpeg that imageio-ffmpeg brings, without ever waiting on a full pipe."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import imageio_ffmpeg
+
+from ..errors import PackForcingError
+
+_LAST_WORDS = 12
+# The child must not see the terminal's Ctrl-C: it would end the segment before the frames that are still to come.
+_DETACHED = (
+    {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
+    if os.name == "nt"
+    else {"start_new_session": True}
+)
+
+
+class FfmpegError(PackForcingError):
+    """ffmpeg is missing, was killed, or refused: the message ends with its last words."""
+
+
+def film_url(path: Path) -> str:
+    """The path as ffmpeg takes it: never read as an option or as another protocol, whatever its first letters."""
+    return f"file:{path.absolute()}"
+
+
+def start_ffmpeg(arguments: Sequence[str], *, reads_stdin: bool = False) -> subprocess.Popen:
+    """Start ffmpeg with stdout and stderr piped (and stdin too if `reads_stdin`). Raises FfmpegError."""
+    try:
+        executable = imageio_ffmpeg.get_ffmpeg_exe()
+        return subprocess.Popen(
+            [executable, "-hide_banner", "-nostdin", *arguments],
+            stdin=subprocess.PIPE if reads_stdin else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "SVT_LOG": "1"},  # the AV1 encoder otherwise prints its settings as if errors
+            **_DETACHED,
+        )
+    except (OSError, RuntimeError) as error:
+        raise FfmpegError(
+            f"ffmpeg cannot be started: {error}. Reinstall imageio-ffmpeg, or set IMAGEIO_FFMPEG_EXE to an ffmpeg."
+        ) from error
+
+
+def run_ffmpeg(arguments: Sequence[str], stdin: bytes = b"") -> bytes:
+    """Run ffmpeg to its end and return its stdout. Raises FfmpegError if it fails."""
+    with start_ffmpeg(arguments, reads_stdin=True) as process:
+        try:
+            stdout, stderr = process.communicate(stdin)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        raise FfmpegError(failure(process.returncode, stderr.decode("utf-8", "replace").splitlines()))
+    return stdout
+
+
+def failure(returncode: int | None, lines: Sequence[str]) -> str:
+    """One sentence from how ffmpeg ended and what it said last."""
+    ending = f"ffmpeg was killed by signal {-returncode}" if returncode and returncode < 0 else "ffmpeg failed"
+    words = " | ".join(line.strip() for line in lines[-_LAST_WORDS:] if line.strip())
+    return f"{ending} (exit status {returncode}); its last words: {words or 'none'}"
+
+
+class LastWords:
+    """Drains a process's stderr on a thread, so that it can never fill up, and keeps the end of it."""
+
+    def __init__(self, stderr: BinaryIO):
+        self._lines: deque[str] = deque(maxlen=_LAST_WORDS)
+        self._thread = threading.Thread(target=self._drain, args=(stderr,), daemon=True)
+        self._thread.start()
+
+    def _drain(self, stderr: BinaryIO) -> None:
+        with stderr:
+            for line in stderr:
+                self._lines.append(line.decode("utf-8", "replace"))
+
+    def lines(self) -> list[str]:
+        """What was said last; waits until the process has closed its stderr."""
+        self._thread.join()
+        return list(self._lines)
+
+
+class Encoder:
+    """One ffmpeg that takes raw frames and returns, when closed, all bytes that it has made of them.
+
+    It writes to a pipe and never to a file: should this process be killed, nobody else touches the film.
+    """
+
+    def __init__(self, arguments: Sequence[str]):
+        self._process = start_ffmpeg(arguments, reads_stdin=True)
+        self._words = LastWords(self._process.stderr)
+        self._output = io.BytesIO()
+        self._reader = threading.Thread(target=self._collect, daemon=True)
+        self._reader.start()
+
+    def _collect(self) -> None:
+        with self._process.stdout as stdout:
+            shutil.copyfileobj(stdout, self._output)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Feed raw bytes, blocking while the encoder is busy. Raises FfmpegError if it has died."""
+        try:
+            self._process.stdin.write(data)
+        except OSError as error:  # a broken pipe, which Windows calls an invalid argument
+            raise FfmpegError(self._end()) from error
+
+    def close(self) -> bytes:
+        """No more frames: wait for the rest and return everything. Raises FfmpegError if the encoder failed."""
+        try:
+            self._process.stdin.close()
+        except OSError as error:
+            raise FfmpegError(self._end()) from error
+        message = self._end()
+        if self._process.returncode != 0:
+            raise FfmpegError(message)
+        return self._output.getvalue()
+
+    def kill(self) -> None:
+        """End it now; what it was encoding is gone."""
+        self._process.kill()
+        self._end()
+
+    def _end(self) -> str:
+        with suppress(OSError):  # the pipe broke before: the exit status below tells why
+            self._process.stdin.close()
+        lines = self._words.lines()
+        self._reader.join()
+        return failure(self._process.wait(), lines)

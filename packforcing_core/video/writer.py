@@ -1,0 +1,261 @@
+"""Frames into a film that can be watched while it grows, survives a crash, and can be continued exactly.
+
+The growing film is a fragmented mp4 beside the final one. Each segment comes from a fresh encoder and is appended
+whole, so that its bytes depend on its own frames alone: a film continued in another process is byte for byte the
+film of an unbroken run, and appending costs the same at block 10,000 as at block 1.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import PackForcingError
+from .boxes import Film, FilmError, place_segment, scan_film, split_segment
+from .final import write_final
+from .format import VideoFormat
+from .process import Encoder, FfmpegError
+
+_GROWING = ("-movflags", "empty_moov+default_base_moof+skip_trailer")
+_NO_CUT = ("-frag_duration", "2000000000")  # microseconds: one fragment per segment, however long it is
+
+
+class SegmentedWriter:
+    """Writes frames to `path` (an .mp4) by way of a growing film beside it.
+
+        with SegmentedWriter("out/film.mp4", 832, 480, VideoFormat(fps=16)) as writer:
+            for number, frames in enumerate(blocks, start=1):    # frames: uint8 [T, 480, 832, 3], RGB
+                writer.write(frames)
+                if number % 8 == 0:
+                    writer.end_segment()                         # playable and safe on disk from here on
+            writer.finish(metadata={"workflow": workflow})
+
+    `first_segment` continues a film: its first `first_segment` segments are kept and the rest is cut off; the
+    caller then goes on with the frames that follow `frames_written`. With 0 a film that is there is begun anew.
+    Odd sizes are padded to even ones by repeating the last row or column (not for codec lossless).
+
+    Folder, codec, size and the film to be continued are checked here, before any work: PackForcingError.
+    Leaving the `with` block, by an exception too, closes the segment that is open; `finish` makes the final file.
+    One segment's encoded bytes are held in memory until it is closed.
+    """
+
+    def __init__(self, path: Path | str, width: int, height: int, video_format: VideoFormat, first_segment: int = 0):
+        if width < 1 or height < 1 or first_segment < 0:
+            raise PackForcingError(f"Got size {width}x{height} and first segment {first_segment}: too small.")
+        self.path = Path(path)
+        if self.path.suffix.lower() != ".mp4":
+            raise PackForcingError(f"Got the file name {self.path.name} but expected one that ends in .mp4.")
+        self.width, self.height, self.format = width, height, video_format
+        self._arguments = _encoder_arguments(width, height, video_format)
+        self._encoder: Encoder | None = None
+        self._open_frames = 0
+        self._problem = ""
+        self._init = self._try_encoder()
+        film = self._film_to_continue(first_segment)
+        self.segments = first_segment
+        self._closed_frames = film.frames(first_segment)
+        self._size = film.end(first_segment)
+        self._file = self._open_film(new=first_segment == 0)
+
+    @property
+    def growing_path(self) -> Path:
+        """The film so far: playable from the first closed segment on, removed by `finish`."""
+        return self.path.with_name(f"{self.path.stem}.growing.mp4")
+
+    @property
+    def frames_written(self) -> int:
+        """Frames of the film so far, the open segment's included."""
+        return self._closed_frames + self._open_frames
+
+    @property
+    def safe_frames(self) -> int:
+        """Frames in closed segments: those that a crash cannot take."""
+        return self._closed_frames
+
+    def __enter__(self) -> SegmentedWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if self._problem:  # finished, aborted or failed: nothing is open
+                return
+            if error is None:
+                self.end_segment()
+            else:
+                with suppress(PackForcingError):  # the error on its way out says more than this one would
+                    self._close_segment(strict=False)
+        finally:
+            self.abort()
+
+    def write(self, frames: np.ndarray) -> None:
+        """Append uint8 frames [T, H, W, 3], RGB, to the open segment; opens one if none is. Blocks while busy.
+
+        Raises PackForcingError for frames of another shape or dtype, or when the encoder has died.
+        """
+        self._must_be_writable()
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (self.height, self.width, 3):
+            raise PackForcingError(
+                f"Got frames {frames.dtype} {list(frames.shape)} "
+                f"but expected uint8 [T, {self.height}, {self.width}, 3]."
+            )
+        width, height = self.format.stored_size(self.width, self.height)
+        pad = ((0, 0), (0, height - self.height), (0, width - self.width), (0, 0))
+        data = np.ascontiguousarray(np.pad(frames, pad, mode="edge"))
+        try:
+            if self._encoder is None:
+                self._encoder = Encoder(self._arguments)
+            self._encoder.write(data.data)
+        except FfmpegError as error:
+            self._fail(error)
+        self._open_frames += len(frames)
+
+    def end_segment(self) -> None:
+        """Close the open segment (none: does nothing) and put it on disk. The next frame begins a fresh encoder.
+
+        Raises PackForcingError when the encoder failed, the disk is full or the film has gone.
+        """
+        self._must_be_writable()
+        self._close_segment(strict=True)
+
+    def finish(self, metadata: Mapping[str, object] | None = None, *, keep_growing: bool = False) -> Path:
+        """Close the film and make the final file, which plays from its first bytes and can be sought in.
+
+        metadata: key -> text, or what JSON can hold; "prompt" and "workflow" are what ComfyUI reads back.
+        keep_growing: leave the growing film, so that the film can be extended or retaken later.
+        Raises PackForcingError, and leaves the growing film as it is, if the final file cannot be made.
+        """
+        self.end_segment()
+        if not self.segments:
+            raise PackForcingError(f"The film {self.path} has no frames: write some before finishing it.")
+        try:
+            write_final(self.growing_path, self.path, self._closed_frames, self.format, metadata or {})
+        except (PackForcingError, OSError) as error:
+            self._fail(error)
+        self.abort()
+        if not keep_growing:
+            with suppress(OSError):  # Windows: somebody is watching it; the final film is complete all the same
+                self.growing_path.unlink()
+        return self.path
+
+    def abort(self) -> None:
+        """Stop: drop the open segment and let go of the film, whose closed segments stay playable."""
+        if self._encoder is not None:
+            self._encoder.kill()
+        self._encoder = None
+        self._open_frames = 0
+        self._file.close()
+        self._problem = self._problem or "it was closed"
+
+    def _must_be_writable(self) -> None:
+        if self._problem:
+            raise PackForcingError(f"Nothing more can be written to {self.path}: {self._problem}.")
+
+    def _try_encoder(self) -> bytes:
+        """One black frame through the encoder: proves codec and size, and gives the film's init boxes."""
+        width, height = self.format.stored_size(self.width, self.height)
+        try:
+            encoder = Encoder(self._arguments)
+            encoder.write(bytes(width * height * 3))
+            return split_segment(encoder.close())[0]
+        except PackForcingError as error:
+            raise PackForcingError(
+                f"Codec {self.format.codec} cannot encode {self.width}x{self.height} here: {error}"
+            ) from error
+
+    def _film_to_continue(self, first_segment: int) -> Film:
+        if not first_segment:
+            return Film(self._init, ())
+        film = scan_film(self.growing_path)
+        if len(film.segments) < first_segment:
+            raise FilmError(
+                f"The film {self.growing_path} has {len(film.segments)} complete segments but {first_segment} were "
+                f"expected: continue from segment {len(film.segments)} or earlier."
+            )
+        if film.init != self._init:
+            raise FilmError(
+                f"The film {self.growing_path} was begun with another size, codec, quality or frame rate, or by "
+                "another ffmpeg: continue it with the same, or start a new film."
+            )
+        return film
+
+    def _open_film(self, new: bool):
+        """The growing film, cut to what is kept. Unbuffered: after a failed write nothing may follow later."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(self.growing_path, "w+b" if new else "r+b", buffering=0)  # noqa: SIM115, kept open
+        except OSError as error:
+            raise PackForcingError(
+                f"The folder {self.path.parent} cannot be written to: {error}. Choose another one."
+            ) from error
+        try:
+            if new:
+                _write_all(file, self._init)
+            file.truncate(self._size)
+            os.fsync(file.fileno())
+            file.seek(self._size)
+        except OSError as error:
+            file.close()
+            raise PackForcingError(f"The film {self.growing_path} cannot be written: {error}.") from error
+        return file
+
+    def _close_segment(self, strict: bool) -> None:
+        """strict: the segment must hold every frame that was written (not so when a write was interrupted)."""
+        if self._encoder is None:
+            return
+        try:
+            encoded = self._encoder.close()
+            self._encoder = None
+            init, media, frames = split_segment(encoded)
+            if init != self._init or (strict and frames != self._open_frames):
+                raise FilmError(f"The encoder returned {frames} of {self._open_frames} frames, or changed its format.")
+            self._append(media, frames)
+        except (PackForcingError, OSError) as error:
+            self._fail(error)
+
+    def _append(self, media: bytearray, frames: int) -> None:
+        if not self.growing_path.exists():
+            raise FilmError(f"{self.growing_path} was removed while it was being written")
+        place_segment(media, self.segments, self._closed_frames * self.format.ticks_per_frame)
+        try:
+            _write_all(self._file, media)
+            os.fsync(self._file.fileno())
+        except OSError:
+            with suppress(OSError):
+                self._file.truncate(self._size)
+            raise
+        self._size += len(media)
+        self._closed_frames += frames
+        self._open_frames = 0
+        self.segments += 1
+
+    def _fail(self, error: Exception) -> None:
+        """Stop for good (later frames would leave a hole) and say what there is."""
+        self._problem = "it failed before"
+        self.abort()
+        raise PackForcingError(
+            f"The video could not be written: {error}. The first {self.segments} segments "
+            f"({self._closed_frames} frames) are complete in {self.growing_path}, which plays; "
+            f"go on from segment {self.segments} when the cause is removed."
+        ) from error
+
+
+def _encoder_arguments(width: int, height: int, video_format: VideoFormat) -> list[str]:
+    width, height = video_format.stored_size(width, height)
+    codec = video_format.settings
+    return [
+        *("-v", "warning", "-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{width}x{height}"),
+        *("-framerate", f"{video_format.rate.numerator}/{video_format.rate.denominator}", "-i", "pipe:0"),
+        *("-vf", codec.filters, "-fps_mode", "passthrough", *codec.arguments, "-crf", str(video_format.crf)),
+        *("-bitexact", *_GROWING, *_NO_CUT, "-video_track_timescale", str(video_format.timescale)),
+        *("-f", "mp4", "pipe:1"),
+    ]
+
+
+def _write_all(file, data: bytes | bytearray) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
