@@ -1,0 +1,125 @@
+"""The building blocks of the Wan VAE, under the official key names. Video tensors are [B, C, T, H, W] throughout."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..model.ops import Ops
+from .state import CausalState
+
+
+def causal_conv(ops: Ops, in_dim: int, out_dim: int) -> nn.Module:
+    """A 3x3x3 convolution that is padded in space; `CausalState.convolve` puts the past before its input."""
+    return ops.Conv3d(in_dim, out_dim, 3, padding=(0, 1, 1))
+
+
+def to_frames(x: Tensor) -> Tensor:
+    """[B, C, T, H, W] -> [B T, C, H, W], a view when channels come last."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def to_video(frames: Tensor, batch: int) -> Tensor:
+    """[B T, C, H, W] -> [B, C, T, H, W], a view."""
+    return frames.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+class RMSNorm(nn.Module):
+    """Every position's channels scaled to a root mean square of 1, times `gamma` [dim, 1, ...], `axes` ones."""
+
+    def __init__(self, ops: Ops, dim: int, axes: int) -> None:
+        super().__init__()
+        self.ops = ops
+        self.gamma = nn.Parameter(torch.ones(dim, *(1,) * axes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gamma = self.ops.cast(self.gamma, x)
+        return F.normalize(x, dim=1).mul_(gamma * gamma.shape[0] ** 0.5)
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, convolution, twice, beside a shortcut that is a 1x1x1 convolution where the width changes."""
+
+    def __init__(self, ops: Ops, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            RMSNorm(ops, in_dim, axes=3),
+            nn.SiLU(inplace=True),
+            causal_conv(ops, in_dim, out_dim),
+            RMSNorm(ops, out_dim, axes=3),
+            nn.SiLU(inplace=True),
+            nn.Identity(),  # dropout in the official network: it holds the place of key number 5
+            causal_conv(ops, out_dim, out_dim),
+        )
+        self.shortcut = nn.Identity() if in_dim == out_dim else ops.Conv3d(in_dim, out_dim, 1)
+
+    def forward(self, x: Tensor, state: CausalState) -> Tensor:
+        norm_in, silu, conv_in, norm_out, _, _, conv_out = self.residual
+        hidden = state.convolve(conv_in, silu(norm_in(x)))
+        hidden = state.convolve(conv_out, silu(norm_out(hidden)))
+        return hidden.add_(self.shortcut(x))
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention with one head among the positions of one frame; it does not look at other frames."""
+
+    def __init__(self, ops: Ops, dim: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(ops, dim, axes=2)
+        self.to_qkv = ops.Conv2d(dim, dim * 3, 1)
+        self.proj = ops.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor, state: CausalState) -> Tensor:
+        frames = to_frames(x)
+        qkv = self.to_qkv(self.norm(frames)).flatten(2).transpose(1, 2).contiguous()
+        query, key, value = qkv.unsqueeze(1).chunk(3, dim=-1)  # [B T, 1, H W, C]
+        attended = F.scaled_dot_product_attention(query, key, value)
+        attended = attended.squeeze(1).transpose(1, 2).reshape(frames.shape)
+        return to_video(frames + self.proj(attended), x.shape[0])
+
+
+class Upsample(nn.Module):
+    """Doubles height and width and halves the channels; with `temporal`, doubles time too.
+
+    The first frame of a video is not doubled: it skips the convolution over time, whose own history begins after it.
+    """
+
+    def __init__(self, ops: Ops, dim: int, temporal: bool) -> None:
+        super().__init__()
+        self.resample = nn.Sequential(
+            nn.Upsample(scale_factor=(2.0, 2.0), mode="nearest-exact"),
+            ops.Conv2d(dim, dim // 2, 3, padding=1),
+        )
+        self.time_conv = ops.Conv3d(dim, dim * 2, (3, 1, 1)) if temporal else None
+
+    def forward(self, x: Tensor, state: CausalState) -> Tensor:
+        if self.time_conv is not None:
+            x = self._double_time(x, state)
+        return to_video(self.resample(to_frames(x)), x.shape[0])
+
+    def _double_time(self, x: Tensor, state: CausalState) -> Tensor:
+        if not state.started(self.time_conv):
+            state.start(self.time_conv, None, like=x)
+            return x
+        pairs = state.convolve(self.time_conv, x)
+        # Concatenation keeps the memory format, which a stack and reshape would lose.
+        return torch.cat([half for frame in pairs.split(1, dim=2) for half in frame.chunk(2, dim=1)], dim=2)
+
+
+class Downsample(nn.Module):
+    """Halves height and width; with `temporal`, halves time too, except that the first frame stands alone."""
+
+    def __init__(self, ops: Ops, dim: int, temporal: bool) -> None:
+        super().__init__()
+        self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), ops.Conv2d(dim, dim, 3, stride=(2, 2)))
+        self.time_conv = ops.Conv3d(dim, dim, (3, 1, 1), stride=(2, 1, 1)) if temporal else None
+
+    def forward(self, x: Tensor, state: CausalState) -> Tensor:
+        x = to_video(self.resample(to_frames(x)), x.shape[0])
+        if self.time_conv is None:
+            return x
+        if not state.started(self.time_conv):
+            state.start(self.time_conv, x, like=x)
+            return x
+        return state.convolve(self.time_conv, x)

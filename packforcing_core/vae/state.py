@@ -1,0 +1,87 @@
+"""What a causal network remembers between calls. It lives here, so that the network itself has no state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PackForcingError
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """The layout that video tensors [B, C, T, H, W] keep throughout the network.
+
+    Channels-last halves the time of a decode on a CPU and makes every split along time a view; elsewhere the layout
+    stays the one that the weights have.
+    """
+    return torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
+
+
+class CausalState:
+    """For every causal convolution, the tail of its input: the frames that its next output still looks back on.
+
+    A convolution over time with kernel k and stride s looks back k - s frames (2 for the usual 3 and 1). Tails of fixed
+    length make a call with one frame the same as any other: there is no short first call to merge. Tails are replaced,
+    never written to, so a copy of the mapping is a snapshot.
+    """
+
+    def __init__(self) -> None:
+        self.tails: dict[nn.Module, Tensor] = {}
+
+    def started(self, conv: nn.Module) -> bool:
+        return conv in self.tails
+
+    def start(self, conv: nn.Module, frame: Tensor | None, like: Tensor) -> None:
+        """Gives `conv` a history before its first call: one frame, or None for zeros of the shape of `like`."""
+        self.tails[conv] = _zeros(like, lookback(conv)) if frame is None else frame.clone()
+
+    def convolve(self, conv: nn.Module, x: Tensor) -> Tensor:
+        """`conv` (built without padding in time) over x [B, C, T, H, W] behind its tail; T is a multiple of its stride.
+
+        Zeros stand before the first frame of a video.
+        """
+        depth = lookback(conv)
+        padded = torch.cat((self.tails.pop(conv) if conv in self.tails else _zeros(x, depth), x), dim=2)
+        # No copy, except behind the few kernels that lose the layout.
+        padded = padded.contiguous(memory_format=memory_format(x.device))
+        # A view would keep the whole input alive.
+        self.tails[conv] = padded[:, :, -depth:].clone()
+        return conv(padded)
+
+    def named(self, network: nn.Module) -> dict[str, Tensor]:
+        """The tails by the names that their convolutions have in `network`, contiguous as file formats want them."""
+        return {
+            name: self.tails[module].contiguous() for name, module in network.named_modules() if module in self.tails
+        }
+
+    @classmethod
+    def from_named(cls, network: nn.Module, tensors: Mapping[str, Tensor], like: Tensor) -> CausalState:
+        """The inverse of `named`, on the device and in the dtype of `like`.
+
+        Raises PackForcingError when a name is not a convolution of `network`.
+        """
+        modules = dict(network.named_modules())
+        unknown = sorted(set(tensors) - set(modules))
+        if unknown:
+            raise PackForcingError(
+                f"The saved state is of another VAE: {', '.join(unknown[:3])} is not in this one. "
+                "Resume with the VAE that the render began with."
+            )
+        state = cls()
+        for name, tail in tensors.items():
+            tail = tail.to(device=like.device, dtype=like.dtype)
+            state.tails[modules[name]] = tail.contiguous(memory_format=memory_format(like.device))
+        return state
+
+
+def lookback(conv: nn.Module) -> int:
+    """Input frames before the current ones that a causal convolution sees."""
+    return conv.kernel_size[0] - conv.stride[0]
+
+
+def _zeros(like: Tensor, frames: int) -> Tensor:
+    shape = (*like.shape[:2], frames, *like.shape[3:])
+    layout = memory_format(like.device)
+    return torch.empty(shape, device=like.device, dtype=like.dtype, memory_format=layout).zero_()

@@ -1,0 +1,166 @@
+"""Video in and out of a Wan VAE piece by piece: the border between model space and pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import PackForcingError
+from ..geometry import LATENT_CHANNELS, PIXEL_FRAMES_PER_LATENT, VAE_SPATIAL_STRIDE
+from .config import normalise, unnormalise
+from .state import CausalState, memory_format
+from .wan_vae import WanVAE
+
+
+class StreamingDecoder:
+    """Latent frames in, pixel frames out, with nothing held back: there is nothing to flush.
+
+        decoder = StreamingDecoder(vae)
+        for latents in blocks:            # [B, 16, T, h, w] in model space, any T
+            video = decoder.push(latents) # [B, 3, 4T, 8h, 8w], 4T - 3 frames the first time
+        decoder.reset()                   # the next push begins another video
+
+    The sizes of the pushes do not matter: the frames are the same, bit for bit, as those of one push of everything.
+    `device` and `dtype` are where and in what the network computes, by default those of its weights.
+    """
+
+    def __init__(self, vae: WanVAE, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+        self.vae = vae
+        self._like = _compute_like(vae, device, dtype)
+        self._state = CausalState()
+
+    @torch.no_grad()
+    def push(self, latents: Tensor) -> Tensor:
+        """The pixel frames of the next latent frames, float32 in [-1, 1] on the computing device.
+
+        Raises PackForcingError when the shape is not [B, 16, T, h, w], or not the one the video began with.
+        """
+        self._require_latents(latents)
+        own = _entering(unnormalise(latents.to(self._like.device)), self._like)
+        frames = [self.vae.decode_frame(frame, self._state).float() for frame in own.split(1, dim=2)]
+        return torch.cat(frames, dim=2).clamp_(-1, 1)
+
+    def reset(self) -> None:
+        """Forgets the past: the next push begins another video."""
+        self._state = CausalState()
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """What the next push depends on, by module name; empty before the first. No later push writes into it."""
+        return self._state.named(self.vae)
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Goes on from a `snapshot`: the frames to come are, bit for bit, those that would have come then.
+
+        Raises PackForcingError when the snapshot is of another VAE.
+        """
+        self._state = CausalState.from_named(self.vae, tensors, self._like)
+
+    def _require_latents(self, latents: Tensor) -> None:
+        _require_shape("latents", latents, LATENT_CHANNELS)
+        _require_same_size("latents", latents, self._state.tails.get(self.vae.decoder.conv1))
+
+
+class StreamingEncoder:
+    """Pixel frames in, latent frames out, as soon as they are complete.
+
+        encoder = StreamingEncoder(vae)
+        for video in clips:               # [B, 3, T, H, W] in [-1, 1], any T
+            latents = encoder.push(video) # [B, 16, T', H/8, W/8] in model space; T' may be 0
+        encoder.reset()                   # the next push begins another video
+
+    The first pixel frame makes one latent frame, every further four one more; up to three wait for the next push, and
+    those left at the end are dropped, as everywhere in Wan. `device` and `dtype` as in StreamingDecoder.
+    """
+
+    def __init__(self, vae: WanVAE, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+        self.vae = vae
+        self._like = _compute_like(vae, device, dtype)
+        self.reset()
+
+    @torch.no_grad()
+    def push(self, video: Tensor) -> Tensor:
+        """The latent frames that `video` completes, float32, on the computing device.
+
+        Raises PackForcingError when the shape is not [B, 3, T, H, W] with H and W multiples of 8, or not the one the
+        video began with.
+        """
+        self._require_video(video)
+        video = video.to(self._like)
+        waiting = video if self._waiting is None else torch.cat((self._waiting, video), dim=2)
+        latents = []
+        while waiting.shape[2] >= self._needed():
+            frames, waiting = waiting.split((self._needed(), waiting.shape[2] - self._needed()), dim=2)
+            latents.append(self.vae.encode_frame(_entering(frames, self._like), self._state))
+        self._waiting = waiting.clone()
+        return normalise(torch.cat(latents, dim=2)) if latents else self._nothing(video)
+
+    def reset(self) -> None:
+        """Forgets the past and the waiting frames: the next push begins another video."""
+        self._state = CausalState()
+        self._waiting: Tensor | None = None
+
+    def _needed(self) -> int:
+        return PIXEL_FRAMES_PER_LATENT if self._state.started(self.vae.encoder.conv1) else 1
+
+    def _nothing(self, video: Tensor) -> Tensor:
+        batch, _, _, height, width = video.shape
+        size = (height // VAE_SPATIAL_STRIDE, width // VAE_SPATIAL_STRIDE)
+        return torch.empty(batch, LATENT_CHANNELS, 0, *size, device=video.device)
+
+    def _require_video(self, video: Tensor) -> None:
+        _require_shape("video", video, 3)
+        if video.shape[3] % VAE_SPATIAL_STRIDE or video.shape[4] % VAE_SPATIAL_STRIDE:
+            raise PackForcingError(
+                f"Got a video of {video.shape[4]}x{video.shape[3]} pixels; width and height must be multiples "
+                f"of {VAE_SPATIAL_STRIDE}. Crop or resize it first."
+            )
+        _require_same_size("video", video, self._waiting)
+
+
+def decode(vae: WanVAE, latents: Tensor) -> Tensor:
+    """A whole video from its latents [B, 16, T, h, w] in model space: [B, 3, 4T - 3, 8h, 8w] in [-1, 1]."""
+    return StreamingDecoder(vae).push(latents)
+
+
+def encode(vae: WanVAE, video: Tensor) -> Tensor:
+    """The latents, in model space, of a whole video [B, 3, T, H, W] in [-1, 1]: [B, 16, 1 + (T - 1)//4, H/8, W/8]."""
+    return StreamingEncoder(vae).push(video)
+
+
+def to_frames(video: Tensor) -> np.ndarray:
+    """One decoded video [1, 3, T, H, W] in [-1, 1] as pictures: uint8 [T, H, W, 3], rounded to nearest."""
+    if video.ndim != 5 or video.shape[:2] != (1, 3):
+        raise PackForcingError(f"Got a video of shape {list(video.shape)}; expected [1, 3, T, H, W].")
+    pixels = (video[0].permute(1, 2, 3, 0).float() + 1).mul_(127.5).round_().clamp_(0, 255)
+    return pixels.to(torch.uint8).cpu().contiguous().numpy()
+
+
+def _compute_like(vae: WanVAE, device: torch.device | str | None, dtype: torch.dtype | None) -> Tensor:
+    """An empty tensor that carries the device and dtype of the computation."""
+    weight = next(vae.parameters())
+    return torch.empty(0, device=device or weight.device, dtype=dtype or weight.dtype)
+
+
+def _entering(x: Tensor, like: Tensor) -> Tensor:
+    return x.to(like).contiguous(memory_format=memory_format(like.device))
+
+
+def _require_shape(what: str, given: Tensor, channels: int) -> None:
+    if given.ndim != 5 or given.shape[1] != channels or 0 in given.shape:
+        raise PackForcingError(
+            f"Got {what} of shape {list(given.shape)}; expected [B, {channels}, T, height, width], none of them 0."
+        )
+
+
+def _require_same_size(what: str, given: Tensor, before: Tensor | None) -> None:
+    if before is None:
+        return
+    old, new = ([*x.shape[:1], *x.shape[3:]] for x in (before, given))
+    if old != new:
+        raise PackForcingError(
+            f"Got {what} of [batch, height, width] {new} in a video that began with {old}; "
+            "call reset() before another video."
+        )

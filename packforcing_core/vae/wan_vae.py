@@ -1,0 +1,137 @@
+"""The Wan2.1 VAE: official key names, no state of its own, one latent frame per call.
+
+A call handles exactly one latent frame: the first of a video is 1 pixel frame, every other 4. Whatever the size of the
+blocks that are streamed through it, the arithmetic is therefore the same, bit for bit, and so is the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from ..geometry import LATENT_CHANNELS
+from ..model.ops import Ops, TorchOps
+from .config import TEMPORAL_DOWNSAMPLE, VAEConfig
+from .layers import AttentionBlock, Downsample, ResidualBlock, RMSNorm, Upsample, causal_conv
+from .state import CausalState
+
+
+class Encoder(nn.Module):
+    """Pixel frames [B, 3, 1 or 4, H, W] to the 32 channels [B, 32, 1, H/8, W/8] of one latent frame."""
+
+    def __init__(self, config: VAEConfig, ops: Ops) -> None:
+        super().__init__()
+        widths = config.encoder_widths
+        self.conv1 = causal_conv(ops, 3, widths[0])
+        downsamples = []
+        for stage, (in_dim, out_dim) in enumerate(pairwise(widths)):
+            downsamples += _residual_blocks(ops, in_dim, out_dim, config.num_res_blocks)
+            if stage < len(TEMPORAL_DOWNSAMPLE):
+                downsamples.append(Downsample(ops, out_dim, TEMPORAL_DOWNSAMPLE[stage]))
+        self.downsamples = nn.Sequential(*downsamples)
+        self.middle = _middle(ops, widths[-1])
+        self.head = _head(ops, widths[-1], 2 * LATENT_CHANNELS)
+
+    def forward(self, video: Tensor, state: CausalState) -> Tensor:
+        # The full-resolution stage sees one frame at a time, the next the two that its resampling merges: activations
+        # of four large frames never exist together.
+        x = torch.cat([self._first_stage(frame, state) for frame in video.split(1, dim=2)], dim=2)
+        for stage in _stages(self.downsamples)[1:]:
+            x = torch.cat([_run(stage, piece, state) for piece in x.split(2, dim=2)], dim=2)
+        return _run_head(self.head, _run(self.middle, x, state), state)
+
+    def _first_stage(self, frame: Tensor, state: CausalState) -> Tensor:
+        return _run(_stages(self.downsamples)[0], state.convolve(self.conv1, frame), state)
+
+
+class Decoder(nn.Module):
+    """One latent frame [B, 16, 1, h, w] to its pixel frames [B, 3, 1 or 4, 8h, 8w]."""
+
+    def __init__(self, config: VAEConfig, ops: Ops) -> None:
+        super().__init__()
+        widths = config.decoder_widths
+        self.conv1 = causal_conv(ops, LATENT_CHANNELS, widths[0])
+        self.middle = _middle(ops, widths[0])
+        upsamples = []
+        for stage, (in_dim, out_dim) in enumerate(pairwise(widths)):
+            in_dim = in_dim // 2 if stage else in_dim  # the upsampling before it halved the channels
+            upsamples += _residual_blocks(ops, in_dim, out_dim, config.num_res_blocks + 1)
+            if stage < len(TEMPORAL_DOWNSAMPLE):
+                upsamples.append(Upsample(ops, out_dim, TEMPORAL_DOWNSAMPLE[-1 - stage]))
+        self.upsamples = nn.Sequential(*upsamples)
+        self.head = _head(ops, widths[-1], 3)
+
+    def forward(self, latent: Tensor, state: CausalState) -> Tensor:
+        x = _run(self.middle, state.convolve(self.conv1, latent), state)
+        return torch.cat(list(self._frames(_stages(self.upsamples), x, state)), dim=2)
+
+    def _frames(self, stages: list[list[nn.Module]], x: Tensor, state: CausalState) -> Iterator[Tensor]:
+        """The pixel frames of x, one at a time: each frame goes to the end before the next one is begun.
+
+        Depth first, so that the two frames that a doubling of time makes are never at full resolution together.
+        """
+        if not stages:
+            yield _run_head(self.head, x, state)
+            return
+        for frame in _run(stages[0], x, state).split(1, dim=2):
+            yield from self._frames(stages[1:], frame, state)
+
+
+class WanVAE(nn.Module):
+    """Encoder and decoder with the 1x1x1 convolutions around the latent. Latents here are the VAE's own."""
+
+    def __init__(self, config: VAEConfig, ops: Ops = TorchOps) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config, ops)
+        self.conv1 = ops.Conv3d(2 * LATENT_CHANNELS, 2 * LATENT_CHANNELS, 1)
+        self.conv2 = ops.Conv3d(LATENT_CHANNELS, LATENT_CHANNELS, 1)
+        self.decoder = Decoder(config, ops)
+
+    def encode_frame(self, video: Tensor, state: CausalState) -> Tensor:
+        """The first pixel frame of a video [B, 3, 1, H, W], or the next four, to one latent frame [B, 16, 1, h, w].
+
+        The result is the mean of the latent distribution, which is what Wan uses.
+        """
+        mean, _log_variance = self.conv1(self.encoder(video, state)).chunk(2, dim=1)
+        return mean
+
+    def decode_frame(self, latent: Tensor, state: CausalState) -> Tensor:
+        """One latent frame [B, 16, 1, h, w] to the first pixel frame of a video, or the next four, not clamped."""
+        return self.decoder(self.conv2(latent), state)
+
+
+def _residual_blocks(ops: Ops, in_dim: int, out_dim: int, count: int) -> list[nn.Module]:
+    return [ResidualBlock(ops, out_dim if index else in_dim, out_dim) for index in range(count)]
+
+
+def _middle(ops: Ops, dim: int) -> nn.Sequential:
+    return nn.Sequential(ResidualBlock(ops, dim, dim), AttentionBlock(ops, dim), ResidualBlock(ops, dim, dim))
+
+
+def _head(ops: Ops, dim: int, out_dim: int) -> nn.Sequential:
+    return nn.Sequential(RMSNorm(ops, dim, axes=3), nn.SiLU(inplace=True), causal_conv(ops, dim, out_dim))
+
+
+def _stages(layers: nn.Sequential) -> list[list[nn.Module]]:
+    """The layers of each resolution: a stage ends with the layer that resamples."""
+    stages: list[list[nn.Module]] = [[]]
+    for layer in layers:
+        stages[-1].append(layer)
+        if isinstance(layer, Upsample | Downsample):
+            stages.append([])
+    return stages
+
+
+def _run(layers: list[nn.Module] | nn.Sequential, x: Tensor, state: CausalState) -> Tensor:
+    for layer in layers:
+        x = layer(x, state)
+    return x
+
+
+def _run_head(head: nn.Sequential, x: Tensor, state: CausalState) -> Tensor:
+    norm, silu, conv = head
+    return state.convolve(conv, silu(norm(x)))
