@@ -1,0 +1,98 @@
+"""What a file is that holds no Wan transformer, and what to do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..model.config import WAN_SIZES, WanConfig
+from .files import TensorFile
+from .keys import COMPRESSOR_FRONTS, is_lora_name
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`name` for programs ("vae", "text encoder", "lora", "compressor", "diffusers", "unknown"), the rest to read."""
+
+    name: str
+    title: str
+    advice: str
+
+
+_LORA_ADVICE = (
+    "Load a base checkpoint (the family's base file, or the Wan2.1 T2V it was made for) "
+    "and put the stock LoraLoaderModelOnly behind it with this file."
+)
+_LORA_RENAME = (
+    " Its names are not those the stock node reads: `convert_lora` of packforcing_core.checkpoint.lora renames them."
+)
+
+# (a name that only this kind has, kind)
+_SIGNS = (
+    (
+        "decoder.middle.0.residual.0.gamma",
+        Kind("vae", "a Wan VAE", "Put it into models/vae, or give it to `packforcing render --vae`."),
+    ),
+    (
+        "decoder.conv_in.weight",
+        Kind("vae", "a VAE of another family", "Expected the Wan2.1 VAE (16 latent channels)."),
+    ),
+    (
+        "encoder.block.0.layer.0.SelfAttention.q.weight",
+        Kind(
+            "text encoder",
+            "a T5 text encoder",
+            "Put it into models/text_encoders and load it with the stock CLIP loader, type wan; "
+            "the command line takes a transformers folder of google/umt5-xxl.",
+        ),
+    ),
+    (
+        "blocks.0.attn.q.weight",
+        Kind(
+            "text encoder",
+            "Wan's own umT5 file",
+            "ComfyUI and transformers name its tensors otherwise: use the repacked umt5_xxl file for ComfyUI, "
+            "or a transformers folder of google/umt5-xxl on the command line.",
+        ),
+    ),
+    (
+        "condition_embedder.text_embedder.linear_1.weight",
+        Kind(
+            "diffusers",
+            "a Wan transformer with diffusers' names",
+            "Expected Wan's official names (blocks.0.self_attn.q.weight ...): get the original or ComfyUI's file.",
+        ),
+    ),
+)
+
+_UNKNOWN_ADVICE = "Expected a Wan2.1 text-to-video (T2V) checkpoint of a Self-Forcing-style family."
+
+
+def classify(groups: Mapping[str, Mapping[str, str]], file: TensorFile) -> Kind:
+    """The kind of a file whose names, grouped by `keys.group_names`, hold no transformer."""
+    names = [name for group in groups.values() for name in group]
+    lora = [there for group in groups.values() for name, there in group.items() if is_lora_name(name)]
+    if lora:
+        return _lora(lora, file)
+    for sign, kind in _SIGNS:
+        if any(name == sign or name.endswith("." + sign) for name in names):
+            return kind
+    if names and all(name.startswith(COMPRESSOR_FRONTS) for name in names):
+        advice = "Give it to the loader's compressor input, beside a checkpoint."
+        return Kind("compressor", "compressor weights without a transformer", advice)
+    some = ", ".join(names[:3]) or "no tensor at all"
+    return Kind("unknown", f"of no kind known here (it has {some})", _UNKNOWN_ADVICE)
+
+
+def size_name(config: WanConfig) -> str:
+    """ "1.3B" and the like for a known size, else width and layers."""
+    known = (name for name, sizes in WAN_SIZES.items() if sizes == config)
+    return next(known, f"width {config.dim} with {config.num_layers} layers")
+
+
+def _lora(names: list[str], file: TensorFile) -> Kind:
+    downs = [name for name in names if "lora_A" in name or "down" in name]
+    ranks = {file.tensors[name].shape[0] for name in downs if file.tensors[name].shape}
+    rank = f" of rank {' and '.join(map(str, sorted(ranks)))}" if ranks else ""
+    stock = all(name.startswith(("diffusion_model.", "lora_unet_")) for name in names)
+    return Kind("lora", f"a LoRA{rank} without its base", _LORA_ADVICE + ("" if stock else _LORA_RENAME))

@@ -1,0 +1,239 @@
+"""From a file to a checked state dict (`read_checkpoint`), and what a file is without loading it (`inspect`)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import PackForcingError
+from ..model.config import WanConfig
+from .families import Family, origin_warnings, recognise
+from .files import TensorFile, TensorInfo, open_tensors
+from .keys import check_keys, choose_group, expected_shapes, group_names, is_quantisation_name, set_compressor_aside
+from .kinds import Kind, classify, size_name
+
+FP8 = frozenset({"F8_E4M3", "F8_E5M2"})
+
+# Packed weights of these dtypes do not have the shape of the weight they stand for.
+PACKED = frozenset({"U8", "I8", "F4"})
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A transformer's weights under their official names, and what is known about them.
+
+    `state_dict` is on the CPU, memory-mapped where the file allows; `compressor` holds the names that begin with
+    `compressor.` or `pack_compressor.`, or is None; `quantised` says that scales came along (see `read_checkpoint`).
+    `taken` is the top-level key (with prefixes) that was read and `others` those that were not.
+    """
+
+    path: Path
+    state_dict: Mapping[str, Tensor]
+    config: WanConfig
+    family: Family | None
+    compressor: Mapping[str, Tensor] | None
+    metadata: Mapping[str, str]
+    taken: str
+    others: tuple[str, ...]
+    quantised: bool
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a file is, from names, shapes and metadata alone. `parameters` counts the part that would be used."""
+
+    path: Path
+    kind: str
+    title: str
+    advice: str
+    file_bytes: int
+    parameters: int
+    dtypes: Mapping[str, int]  # dtype as safetensors spells it -> elements
+    fronts: tuple[str, ...]
+    taken: str | None = None
+    config: WanConfig | None = None
+    family: Family | None = None
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def usable(self) -> bool:
+        """Whether `read_checkpoint` would read it."""
+        return self.kind == "transformer" and not self.problems
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """Which of a file's tensors make up the transformer: official name -> name in the file, part by part."""
+
+    taken: str
+    weights: Mapping[str, str]
+    scales: Mapping[str, str]
+    compressor: Mapping[str, str]
+    others: tuple[str, ...]
+    family: Family | None
+    quantised: bool
+    warnings: tuple[str, ...]
+
+
+def read_checkpoint(path: str | PathLike[str], key: str | None = None, *, keep_quantised: bool = False) -> Checkpoint:
+    """Reads a Wan2.1 T2V transformer from any of the families' files, or raises PackForcingError with the reason.
+
+    `key` chooses a top-level key of a training save ("generator", "generator_ema", "critic"). Plain fp8 weights are
+    cast to bfloat16. Quantised files (fp8 with scales, and the like) are refused unless `keep_quantised`, for a host
+    that knows the scales: then weights and scales come as they are in the file, scales under their layer's name.
+    """
+    file = open_tensors(path)
+    groups = group_names(file.tensors)
+    selection = _select(file, groups, key)
+    if selection is None:
+        kind = classify(groups, file)
+        raise PackForcingError(f"{file.path.name} is {kind.title}, not a Wan transformer. {kind.advice}")
+    if selection.quantised and not keep_quantised:
+        raise PackForcingError(f"{file.path.name}: {_QUANTISED_ADVICE}")
+    config, problems = _check(file, selection)
+    if config is None or problems:
+        raise PackForcingError(f"{file.path.name}: {' '.join(problems)}")
+    state_dict = _load(file, selection.weights)
+    if not keep_quantised:
+        state_dict = {name: _uncast_fp8(tensor) for name, tensor in state_dict.items()}
+    return Checkpoint(
+        path=file.path,
+        state_dict={**state_dict, **_load(file, selection.scales)},
+        config=config,
+        family=selection.family,
+        compressor=_load(file, selection.compressor) or None,
+        metadata=file.metadata,
+        taken=selection.taken,
+        others=selection.others,
+        quantised=selection.quantised,
+        warnings=selection.warnings,
+    )
+
+
+def inspect(path: str | PathLike[str], key: str | None = None) -> Inspection:
+    """What a file is and what to do with it, without reading its tensors.
+
+    Raises PackForcingError only where the file cannot be read at all (missing, truncated, refused).
+    """
+    file = open_tensors(path)
+    groups = group_names(file.tensors)
+    selection = _select(file, groups, key)
+    fronts = tuple(groups)
+    if selection is None:
+        return _inspection(file, file.tensors.values(), classify(groups, file), fronts=fronts)
+    config, problems = _check(file, selection)
+    if selection.quantised:
+        problems = (_QUANTISED_ADVICE, *problems)
+    title = "a Wan2.1 T2V transformer" + (f", {size_name(config)}" if config else ", but not a usable one")
+    advice = "Put it into models/diffusion_models, or give it to `packforcing render --checkpoint`."
+    return _inspection(
+        file,
+        [file.tensors[name] for name in selection.weights.values()],
+        Kind("transformer", title, advice if not problems else "It cannot be used as it is: see the problems."),
+        fronts=fronts,
+        taken=selection.taken,
+        config=config,
+        family=selection.family,
+        problems=problems,
+        warnings=selection.warnings,
+    )
+
+
+_QUANTISED_ADVICE = (
+    "its weights are quantised and come with scales, which only ComfyUI's loader knows: load it there with "
+    "Load Diffusion Model or our loader node, or use the fp16 or bf16 file on the command line."
+)
+
+
+def _select(file: TensorFile, groups: Mapping[str, Mapping[str, str]], key: str | None) -> _Selection | None:
+    family = recognise(file.path, file.metadata, file.tensors)
+    front = choose_group(groups, key, family.top_keys if family else ())
+    if front is None:
+        return None
+    group = groups[front]
+    names, compressor = set_compressor_aside(group)
+    beside = groups.get("", {}) if front else {}
+    scales = {name: group[name] for name in names if is_quantisation_name(name)}
+    others = tuple(other for other in groups if other != front)
+    weights = {name: group[name] for name in names if name not in scales}
+    return _Selection(
+        taken=front,
+        weights=weights,
+        scales=scales,
+        compressor={name: group[name] for name in compressor}
+        | {name: beside[name] for name in set_compressor_aside(beside)[1]},
+        others=others,
+        family=family,
+        quantised=bool(scales) or "_quantization_metadata" in file.metadata,
+        warnings=tuple(
+            origin_warnings(family, file.path, file.metadata)
+            + _taken_warnings(front, others)
+            + _dtype_warnings([file.tensors[name] for name in weights.values()])
+        ),
+    )
+
+
+def _check(file: TensorFile, selection: _Selection) -> tuple[WanConfig | None, tuple[str, ...]]:
+    """(sizes, problems); the sizes are None where they cannot be read."""
+    infos = {name: file.tensors[there] for name, there in selection.weights.items()}
+    try:
+        config = WanConfig.from_state_dict({name: info.shape for name, info in infos.items()})
+    except PackForcingError as error:
+        return None, (str(error),)
+    shapes = {name: info.shape for name, info in infos.items()}
+    if selection.quantised:
+        # What is packed has another shape than its weight; the host that unpacks it knows which.
+        packed = {name for name, info in infos.items() if info.dtype in PACKED}
+        shapes |= {name: shape for name, shape in expected_shapes(config).items() if name in packed}
+    report = check_keys(shapes, config)
+    if report.exact:
+        return config, ()
+    expected = f"expected the tensors of a Wan2.1 T2V, {size_name(config)}"
+    return config, (f"{report.describe()}; {expected}. Get the whole, unchanged file.",)
+
+
+def _load(file: TensorFile, names: Mapping[str, str]) -> dict[str, Tensor]:
+    loaded = file.load(names.values())
+    return {name: loaded[there] for name, there in names.items()}
+
+
+def _uncast_fp8(tensor: Tensor) -> Tensor:
+    # Without scales an fp8 weight is the weight, rounded; bfloat16 holds it exactly.
+    return tensor.to(torch.bfloat16) if tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2) else tensor
+
+
+def _inspection(file: TensorFile, infos, kind: Kind, **known) -> Inspection:
+    dtypes: Counter[str] = Counter()
+    for info in infos:
+        dtypes[info.dtype] += info.elements
+    return Inspection(
+        path=file.path,
+        kind=kind.name,
+        title=kind.title,
+        advice=kind.advice,
+        file_bytes=file.path.stat().st_size,
+        parameters=sum(dtypes.values()),
+        dtypes=dict(dtypes),
+        **known,
+    )
+
+
+def _taken_warnings(front: str, others: tuple[str, ...]) -> list[str]:
+    if not others:
+        return []
+    rest = ", ".join(other or "(no top-level key)" for other in others)
+    return [f"The file holds several parts: {front or '(no top-level key)'} is taken, {rest} left out."]
+
+
+def _dtype_warnings(infos: list[TensorInfo]) -> list[str]:
+    if not any(info.dtype in FP8 for info in infos):
+        return []
+    return ["The weights are fp8: outside ComfyUI they are computed in bfloat16 and take twice the memory."]
