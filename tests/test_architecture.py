@@ -35,9 +35,9 @@ ROWS = (
     ("checkpoint",),
     ("sampler",),
     ("video",),
-    ("pipeline", "plan"),
+    ("pipeline",),
     ("render",),
-    ("demo",),
+    ("plan", "demo"),
     ("training", "evaluation", "cli"),
 )
 ROW = {room: number for number, row in enumerate(ROWS) for room in row}
