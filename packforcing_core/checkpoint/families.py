@@ -270,7 +270,7 @@ def metadata_says_causal(metadata: Mapping[str, str] | None) -> bool:
 def origin_warnings(family: Family | None, path: str | PathLike[str], metadata: Mapping[str, str] | None) -> list[str]:
     """What the user should know about a file's origin: likely bidirectional, a guess, the family's notes."""
     where = _folder_and_file(path)
-    file = where.rsplit("/", 1)[-1]
+    file = str(path).replace("\\", "/").rsplit("/", 1)[-1]
     if family is None and _SAYS_CAUSAL.search(where):
         return [
             f"{file} is of no known family: it is sampled like {DEFAULT_FAMILY.title}; "
@@ -283,7 +283,7 @@ def origin_warnings(family: Family | None, path: str | PathLike[str], metadata: 
             "or choose its preset if it is one."
         ]
     warnings = [f"{family.title}: {note}" for note in family.notes]
-    if file in family.generic_files and not any(re.search(pattern, where) for pattern in family.patterns):
+    if file.lower() in family.generic_files and not any(re.search(pattern, where) for pattern in family.patterns):
         warnings.insert(0, f"{file} says little: taken for {family.title}; choose a preset if that is wrong.")
     return warnings
 

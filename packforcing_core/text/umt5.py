@@ -33,8 +33,9 @@ def encode_prompt(
     """The context of one prompt, [1, 512, text_dim] in `dtype` on `device`, zero behind the prompt's tokens.
 
     `folder` holds a umT5 encoder and its tokenizer as `transformers` saves them, side by side or in the subfolders
-    text_encoder and tokenizer of a diffusers folder; nothing is downloaded. Longer prompts are cut at 512 tokens. The encoder is freed on return. Raises PackForcingError where the folder, its
-    tokenizer, or `transformers` itself is missing, or where the encoder's width is not `text_dim`.
+    text_encoder and tokenizer of a diffusers folder; nothing is downloaded. Longer prompts are cut at 512 tokens. The
+    encoder is freed on return. Raises PackForcingError where the folder, its tokenizer, or `transformers` itself is
+    missing, or where the encoder's width is not `text_dim`.
     """
     encoder_folder, tokenizer_folder = _find_folders(Path(folder))
     _check_config(encoder_folder, text_dim)
