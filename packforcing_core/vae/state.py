@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,8 @@ from ..errors import PackForcingError
 def memory_format(device: torch.device) -> torch.memory_format:
     """The layout that video tensors [B, C, T, H, W] keep throughout the network.
 
-    Channels-last halves the time of a decode on a CPU and makes every split along time a view; elsewhere the layout
-    stays the one that the weights have.
+    Channels-last makes every split along time a view, and a decode on a CPU takes 15% less of its time (240x416 pixels,
+    float32); elsewhere the layout stays the one that the weights have.
     """
     return torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
 
@@ -52,28 +52,40 @@ class CausalState:
 
     def named(self, network: nn.Module) -> dict[str, Tensor]:
         """The tails by the names that their convolutions have in `network`, contiguous as file formats want them."""
-        return {
-            name: self.tails[module].contiguous() for name, module in network.named_modules() if module in self.tails
-        }
+        return {name: self.tails[conv].contiguous() for name, conv in causal_convs(network) if conv in self.tails}
 
     @classmethod
     def from_named(cls, network: nn.Module, tensors: Mapping[str, Tensor], like: Tensor) -> CausalState:
-        """The inverse of `named`, on the device and in the dtype of `like`.
+        """The inverse of `named`, on the device and in the dtype of `like`. No tensors at all are the beginning.
 
-        Raises PackForcingError when a name is not a convolution of `network`.
+        Raises PackForcingError unless there is a tail that fits for every causal convolution of `network`.
         """
-        modules = dict(network.named_modules())
-        unknown = sorted(set(tensors) - set(modules))
-        if unknown:
+        state = cls()
+        if not tensors:
+            return state
+        convs = dict(causal_convs(network))
+        wrong = set(tensors) ^ set(convs)
+        wrong |= {name for name in set(tensors) & set(convs) if not _fits(tensors[name], convs[name])}
+        if wrong:
             raise PackForcingError(
-                f"The saved state is of another VAE: {', '.join(unknown[:3])} is not in this one. "
+                f"The saved state is of another VAE: {', '.join(sorted(wrong)[:3])} does not fit this one. "
                 "Resume with the VAE that the render began with."
             )
-        state = cls()
-        for name, tail in tensors.items():
-            tail = tail.to(device=like.device, dtype=like.dtype)
-            state.tails[modules[name]] = tail.contiguous(memory_format=memory_format(like.device))
+        for name, conv in convs.items():
+            tail = tensors[name].to(device=like.device, dtype=like.dtype)
+            state.tails[conv] = tail.contiguous(memory_format=memory_format(like.device))
         return state
+
+
+def causal_convs(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of every convolution of `network` that looks back in time."""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv3d) and lookback(module) > 0:
+            yield name, module
+
+
+def _fits(tail: Tensor, conv: nn.Module) -> bool:
+    return tail.ndim == 5 and tail.shape[1:3] == (conv.in_channels, lookback(conv))
 
 
 def lookback(conv: nn.Module) -> int:

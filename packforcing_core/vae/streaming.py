@@ -48,15 +48,15 @@ class StreamingDecoder:
         self._state = CausalState()
 
     def snapshot(self) -> dict[str, Tensor]:
-        """What the next push depends on, by module name; empty before the first. No later push writes into it."""
-        return self._state.named(self.vae)
+        """What the next push depends on, by the decoder's module names; empty before the first. No later push writes into it."""
+        return self._state.named(self.vae.decoder)
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Goes on from a `snapshot`: the frames to come are, bit for bit, those that would have come then.
 
         Raises PackForcingError when the snapshot is of another VAE.
         """
-        self._state = CausalState.from_named(self.vae, tensors, self._like)
+        self._state = CausalState.from_named(self.vae.decoder, tensors, self._like)
 
     def _require_latents(self, latents: Tensor) -> None:
         _require_shape("latents", latents, LATENT_CHANNELS)

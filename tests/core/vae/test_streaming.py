@@ -1,0 +1,189 @@
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from packforcing_core.errors import PackForcingError
+from packforcing_core.vae.config import VAEConfig, normalise, unnormalise
+from packforcing_core.vae.streaming import StreamingDecoder, StreamingEncoder, decode, encode, to_frames
+from tests.reference.vae import decode_whole, encode_whole
+from tests.vaes import random_latents, random_vae, random_video
+
+TOLERANCE = 1e-5
+
+
+def decode_pushes(vae, latents, pushes):
+    decoder = StreamingDecoder(vae)
+    return torch.cat([decoder.push(piece) for piece in latents.split(pushes, dim=2)], dim=2)
+
+
+def encode_pushes(vae, video, pushes):
+    encoder = StreamingEncoder(vae)
+    return torch.cat([encoder.push(piece) for piece in video.split(pushes, dim=2)], dim=2)
+
+
+@pytest.mark.parametrize("pushes", [[1] * 8, [1, 2, 3, 2], [3, 3, 2], [4, 4], [2, 1, 5], [7, 1]])
+def test_pushes_of_any_size_give_the_same_frames_bit_for_bit(pushes):
+    vae, latents = random_vae(), random_latents(8)
+    whole = decode(vae, latents)
+    assert whole.shape == (1, 3, 29, 24, 40)
+    assert torch.equal(decode_pushes(vae, latents, pushes), whole)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+@pytest.mark.parametrize("size", [(3, 5), (1, 1), (2, 7)])
+def test_decoding_equals_a_network_that_sees_the_whole_video_at_once(frames, size):
+    vae, latents = random_vae(), random_latents(frames, *size, batch=2)
+    expected = decode_whole(vae, unnormalise(latents)).clamp(-1, 1)
+    difference = (decode(vae, latents) - expected).abs().max()
+    print(f"max difference {difference:.1e} in values of deviation {expected.std():.2f}")
+    assert expected.std() > 0.1
+    assert difference < TOLERANCE
+
+
+@pytest.mark.parametrize("pushes", [[1] * 17, [1, 4, 4, 4, 4], [2, 3, 7, 5], [17], [5, 12]])
+def test_clips_of_any_size_give_the_same_latents_bit_for_bit(pushes):
+    vae, video = random_vae(), random_video(17)
+    whole = encode(vae, video)
+    assert whole.shape == (1, 16, 5, 3, 5)
+    assert torch.equal(encode_pushes(vae, video, pushes), whole)
+
+
+@pytest.mark.parametrize("frames", [1, 5, 13])
+def test_encoding_equals_a_network_that_sees_the_whole_video_at_once(frames):
+    vae, video = random_vae(), random_video(frames, batch=2)
+    expected = normalise(encode_whole(vae, video))
+    difference = (encode(vae, video) - expected).abs().max()
+    print(f"max difference {difference:.1e} in values of deviation {expected.std():.2f}")
+    assert expected.std() > 0.1
+    assert difference < TOLERANCE
+
+
+def test_the_standard_depth_and_two_residual_blocks_agree_too():
+    vae, latents = random_vae(VAEConfig(encoder_dim=4, decoder_dim=4)), random_latents(3, 2, 3)
+    difference = (decode(vae, latents) - decode_whole(vae, unnormalise(latents)).clamp(-1, 1)).abs().max()
+    print(f"max difference {difference:.1e}")
+    assert difference < TOLERANCE
+
+
+def test_frames_wait_until_a_latent_frame_is_complete_and_a_rest_is_dropped():
+    vae, video = random_vae(), random_video(8)
+    encoder = StreamingEncoder(vae)
+    counts = [encoder.push(piece).shape[2] for piece in video.split([1, 3, 1, 3], dim=2)]
+    assert counts == [1, 0, 1, 0]
+    assert torch.equal(encode(vae, video), encode(vae, video[:, :, :5]))
+
+
+def test_a_restored_decoder_goes_on_bit_for_bit(tmp_path):
+    vae, latents = random_vae(), random_latents(6)
+    decoder = StreamingDecoder(vae)
+    decoder.push(latents[:, :, :3])
+    save_file(decoder.snapshot(), tmp_path / "state.safetensors")
+    expected = decoder.push(latents[:, :, 3:])
+    resumed = StreamingDecoder(random_vae())
+    resumed.restore(load_file(tmp_path / "state.safetensors"))
+    assert torch.equal(resumed.push(latents[:, :, 3:]), expected)
+
+
+def test_a_snapshot_is_not_changed_by_later_pushes():
+    vae, latents = random_vae(), random_latents(4)
+    decoder = StreamingDecoder(vae)
+    decoder.push(latents[:, :, :2])
+    snapshot = decoder.snapshot()
+    first = decoder.push(latents[:, :, 2:])
+    decoder.restore(snapshot)
+    assert torch.equal(decoder.push(latents[:, :, 2:]), first)
+
+
+def test_an_empty_snapshot_is_the_beginning():
+    vae, latents = random_vae(), random_latents(2)
+    decoder = StreamingDecoder(vae)
+    start = decoder.snapshot()
+    expected = decoder.push(latents)
+    decoder.restore(start)
+    assert start == {}
+    assert torch.equal(decoder.push(latents), expected)
+
+
+@pytest.mark.parametrize("change", ["foreign", "missing", "narrower"])
+def test_a_snapshot_that_does_not_fit_is_refused(change):
+    decoder = StreamingDecoder(random_vae())
+    decoder.push(random_latents(2))
+    snapshot = decoder.snapshot()
+    if change == "foreign":
+        snapshot["upsamples.99.conv"] = torch.zeros(1)
+    elif change == "missing":
+        del snapshot["head.2"]
+    else:
+        snapshot["head.2"] = snapshot["head.2"][:, 1:]
+    with pytest.raises(PackForcingError, match="another VAE"):
+        decoder.restore(snapshot)
+
+
+def test_reset_begins_another_video():
+    vae, latents, video = random_vae(), random_latents(2), random_video(7)
+    decoder, encoder = StreamingDecoder(vae), StreamingEncoder(vae)
+    frames, own = decoder.push(latents), encoder.push(video)
+    decoder.reset(), encoder.reset()
+    assert torch.equal(decoder.push(latents), frames)
+    assert torch.equal(encoder.push(video), own)
+
+
+@pytest.mark.parametrize(
+    "shape, message",
+    [
+        ((1, 48, 2, 3, 5), "expected .B, 16, T"),
+        ((16, 2, 3, 5), "expected .B, 16, T"),
+        ((1, 16, 0, 3, 5), "none of them 0"),
+        ((1, 16, 2, 3, 6), "began with"),
+        ((2, 16, 2, 3, 5), "began with"),
+    ],
+)
+def test_latents_that_do_not_fit_are_refused(shape, message):
+    decoder = StreamingDecoder(random_vae())
+    decoder.push(random_latents(1))
+    with pytest.raises(PackForcingError, match=message):
+        decoder.push(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    "shape, message",
+    [
+        ((1, 4, 1, 24, 40), "expected .B, 3, T"),
+        ((1, 3, 1, 20, 40), "multiples of 8"),
+        ((1, 3, 1, 24, 48), "began with"),
+    ],
+)
+def test_video_that_does_not_fit_is_refused(shape, message):
+    encoder = StreamingEncoder(random_vae())
+    encoder.push(random_video(1))
+    with pytest.raises(PackForcingError, match=message):
+        encoder.push(torch.zeros(shape))
+
+
+def test_the_network_may_compute_in_bfloat16_and_gives_float32():
+    vae, latents = random_vae(), random_latents(3)
+    exact = decode(vae, latents)
+    frames = StreamingDecoder(vae.to(torch.bfloat16)).push(latents)
+    difference = (frames - exact).abs().mean()
+    print(f"mean difference {difference:.1e}")
+    assert frames.dtype == torch.float32
+    assert difference < 0.02
+
+
+def test_normalising_undoes_unnormalising():
+    latents = random_latents(2)
+    difference = (normalise(unnormalise(latents)) - latents).abs().max()
+    print(f"max difference {difference:.1e}")
+    assert difference < 1e-6
+    assert unnormalise(torch.zeros(1, 16, 1, 1, 1)).flatten()[5] == pytest.approx(0.9653)
+
+
+def test_pictures_are_rounded_to_the_nearest_of_256_levels():
+    video = torch.tensor([-1.0, -0.999, 0.0, 0.5, 1.0]).view(1, 1, 5, 1, 1).repeat(1, 3, 1, 2, 4)
+    frames = to_frames(video)
+    assert frames.shape == (5, 2, 4, 3)
+    assert frames.dtype == np.uint8
+    assert frames[:, 0, 0, 0].tolist() == [0, 0, 128, 191, 255]
+    with pytest.raises(PackForcingError, match="expected .1, 3, T"):
+        to_frames(video.repeat(2, 1, 1, 1, 1))
