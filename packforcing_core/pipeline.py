@@ -17,9 +17,9 @@ R = TypeVar("R")
 def overlapped(events: Iterable[E], kind: type, work: Callable[[E], R], ahead: int = 1) -> Iterator[E | R]:
     """Passes `events` through and runs `work` on each one of type `kind` in a thread; its results are events too.
 
-    Results come in order, as soon as they are there; at most `ahead` pieces of work wait, so memory is bounded. When the
-    consumer stops or an event raises, work that was begun is finished first and no thread outlives the iterator. What
-    `work` raises is raised here, whatever its class.
+    Results come in order, as soon as they are there; at most `ahead` pieces of work wait, so memory is bounded. When
+    the consumer stops or an event raises, work that was begun is finished first and no thread outlives the iterator.
+    What `work` raises is raised here, whatever its class.
     """
     context = contextvars.copy_context()
 

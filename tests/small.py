@@ -14,9 +14,9 @@ from packforcing_core.model.config import WanConfig
 from packforcing_core.model.ops import TorchOps
 from packforcing_core.model.wan import Wan
 from packforcing_core.rope import GridRope
+from packforcing_core.sampler.noise import seeded_noise
 from packforcing_core.sampler.rollout import BlockDone, Denoising, rollout
 from packforcing_core.sampler.schedule import Schedule
-from packforcing_core.sampler.noise import seeded_noise
 
 CONFIG = WanConfig(dim=128, ffn_dim=192, num_layers=2, num_heads=2, text_dim=32, freq_dim=32)
 GRID = (2, 3)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..cache.cache import BlockView, KVCache
+from ..checkpoint.families import Family
 from ..errors import PackForcingError
 from ..model.causal import CausalWan, TextKV
 from .noise import NoiseSource
@@ -49,6 +50,13 @@ class Denoising:
     schedule: Schedule
     first_block: Schedule | None = None
     context_noise: float = 0.0
+
+    @classmethod
+    def of_family(cls, family: Family) -> Denoising:
+        """How the checkpoints of `family` are sampled."""
+        build = Schedule.warped if family.warp else Schedule.unwarped
+        first = family.first_block_steps and build(family.first_block_steps, family.shift)
+        return cls(build(family.denoising_steps, family.shift), first, family.context_noise)
 
     def of_block(self, block: int) -> Schedule:
         return self.first_block if block == 0 and self.first_block is not None else self.schedule

@@ -1,0 +1,97 @@
+"""Runs a render on the terminal: the film on disk, the progress on the screen."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from torch import Tensor
+
+from ..errors import PackForcingError
+from ..geometry import GB, pixel_frames
+from ..model.causal import CausalWan
+from ..render import FilmedBlock, Recipe, film_events, kv_shape, latent_events
+from ..sampler.rollout import StepDone
+from ..vae.streaming import StreamingDecoder
+from ..video.format import VideoFormat
+from ..video.writer import SegmentedWriter
+
+
+class _SecondsPerBlock(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        blocks = task.fields["blocks_filmed"]
+        return Text(f"{task.elapsed / blocks:.2f} s/block" if blocks and task.elapsed else "- s/block")
+
+
+def free_name(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3, ... of which neither the film nor its growing form exists."""
+    candidate, number = path, 1
+    while candidate.exists() or candidate.with_name(f"{candidate.stem}.growing.mp4").exists():
+        number += 1
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return candidate
+
+
+def render_film(
+    model: CausalWan,
+    context: Tensor,
+    decoder: StreamingDecoder,
+    recipe: Recipe,
+    output: Path,
+    video_format: VideoFormat,
+    blocks_per_segment: int,
+    console: Console,
+) -> Path:
+    """Renders to `output` and returns the film's path. What is filmed stays playable if it is stopped."""
+    if blocks_per_segment < 1:
+        raise PackForcingError(f"segment-blocks is {blocks_per_segment}; expected 1 or more.")
+    geometry = recipe.geometry
+    output = free_name(output)
+    started = time.monotonic()
+    with torch.inference_mode(), SegmentedWriter(output, geometry.width, geometry.height, video_format) as writer:
+        console.print(f"the film grows in {writer.growing_path}")
+        events = film_events(latent_events(model, context, recipe), decoder, writer, blocks_per_segment)
+        _show(events, recipe, kv_shape(model.config, geometry, model.dtype).cache_bytes(recipe.partitions), console)
+        film = writer.finish()
+    took = time.monotonic() - started
+    console.print(
+        f"{film.resolve()}: {geometry.pixel_frames} frames, {geometry.seconds:.2f} s of video in {took:.1f} s"
+    )
+    return film
+
+
+def _show(events, recipe: Recipe, cache_bytes: int, console: Console) -> None:
+    geometry = recipe.geometry
+    columns = (
+        TextColumn("block {task.fields[block]}/{task.fields[blocks]}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[seconds]:.1f}/{task.fields[total_seconds]:.1f} s of video"),
+        _SecondsPerBlock(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn(f"cache {cache_bytes / GB:.3g} GB"),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(
+            "render",
+            total=geometry.blocks,
+            block=0,
+            blocks=geometry.blocks,
+            seconds=0.0,
+            total_seconds=geometry.seconds,
+            blocks_filmed=0,
+        )
+        for event in events:
+            if isinstance(event, StepDone):
+                progress.update(
+                    task, block=event.block + 1, completed=event.block + (event.step + 1) / (event.steps + 1)
+                )
+            elif isinstance(event, FilmedBlock):
+                done = event.block + 1
+                filmed = pixel_frames(done * geometry.frames_per_block) / geometry.fps
+                progress.update(task, seconds=filmed, blocks_filmed=done)
+        progress.update(task, completed=geometry.blocks)

@@ -1,0 +1,57 @@
+"""Say what a checkpoint file is, how it would be sampled, and what to do with it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from ..checkpoint.families import Family
+from ..checkpoint.kinds import size_name
+from ..checkpoint.load import Inspection, inspect
+from ..geometry import GB
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="a .safetensors, .pt or .pth file")
+    parser.add_argument("--key", help="top-level key of a training save, for example generator_ema")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(options: argparse.Namespace) -> int:
+    found = inspect(options.file, options.key)
+    rows = dict(_rows(found))
+    if options.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        width = max(map(len, rows))
+        for name, value in rows.items():
+            for line in value if isinstance(value, list) else [value]:
+                print(f"{name:<{width}}  {line}")
+    return 0 if not found.problems else 1
+
+
+def _rows(found: Inspection):
+    yield "file", str(found.path)
+    yield "kind", found.kind
+    yield "what", found.title
+    yield "size", f"{found.file_bytes / GB:.3g} GB, {found.parameters:,} parameters"
+    yield "dtypes", ", ".join(f"{name}: {count:,}" for name, count in found.dtypes.items())
+    if found.config is not None:
+        c = found.config
+        sizes = f"width {c.dim}, {c.num_layers} layers, {c.num_heads} heads, feed-forward {c.ffn_dim}"
+        yield "transformer", f"Wan2.1 {size_name(c)}: {sizes}"
+    if found.taken is not None:
+        yield "taken from", found.taken or "the top of the file"
+    if found.family is not None:
+        yield "preset", f"{found.family.name} ({_sampling(found.family)})"
+    for name, lines in (("problem", found.problems), ("warning", found.warnings)):
+        if lines:
+            yield name, list(lines)
+    yield "advice", found.advice
+
+
+def _sampling(family: Family) -> str:
+    steps = ", ".join(f"{step:g}" for step in family.denoising_steps)
+    window = "full history" if family.window_frames is None else f"window {family.window_frames}"
+    trained = f"{window}, sink {family.sink_frames}"
+    return f"blocks of {family.frames_per_block}, steps {steps}, shift {family.shift:g}, {trained}"

@@ -1,0 +1,109 @@
+"""Options that several subcommands share: the size of the video, the cache policy, the sampling preset."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..cache.config import POLICIES, Policy, build_policy
+from ..checkpoint.families import FAMILIES, Family, with_overrides
+from ..geometry import VideoGeometry
+from ..render import default_policy
+from ..video.format import CODECS, VideoFormat
+
+
+def add_size(parser: argparse.ArgumentParser, *, width: int, height: int, seconds: float) -> None:
+    size = parser.add_argument_group("size")
+    size.add_argument("--width", type=int, default=width, help="pixels, a multiple of 16")
+    size.add_argument("--height", type=int, default=height, help="pixels, a multiple of 16")
+    size.add_argument("--seconds", type=float, default=seconds, help="length; rounded to whole blocks")
+    size.add_argument("--fps", type=float, default=16.0, help="frames per second; Wan was trained at 16")
+
+
+def add_policy(parser: argparse.ArgumentParser) -> None:
+    """`--policy` and one option for every knob of every policy; a knob of another policy is an error."""
+    memory = parser.add_argument_group("memory of the past")
+    titles = "; ".join(f"{name}: {policy.title}" for name, policy in POLICIES.items())
+    memory.add_argument(
+        "--policy",
+        choices=("auto", *POLICIES),
+        default="auto",
+        help=f"auto: what the preset was trained with; {titles}",
+    )
+    for name, (kind, text) in _knob_options().items():
+        memory.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=text)
+
+
+def _knob_options() -> dict[str, tuple]:
+    options: dict[str, tuple] = {}
+    for policy in POLICIES.values():
+        for knob in policy.knobs():
+            kind = _parse_switch if isinstance(knob.default, bool) else int
+            options.setdefault(knob.name, (kind, knob.help))
+    return options
+
+
+def _parse_switch(text: str) -> bool:
+    if text.lower() in ("on", "true", "yes", "1"):
+        return True
+    if text.lower() in ("off", "false", "no", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"expected on or off, got {text!r}")
+
+
+def chosen_policy(options: argparse.Namespace, family: Family) -> Policy:
+    """The policy of the options, or the one that `family` was trained with."""
+    if options.policy == "auto":
+        policy = default_policy(family)
+        own = {knob.name: getattr(policy, knob.name) for knob in policy.knobs()}
+        return build_policy(policy.name, **{**own, **_given_knobs(options)})
+    return build_policy(options.policy, **_given_knobs(options))
+
+
+def _given_knobs(options: argparse.Namespace) -> dict[str, int | bool]:
+    given = {name: getattr(options, name) for name in _knob_options()}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument(
+        "--preset",
+        choices=("auto", *FAMILIES),
+        default="auto",
+        help="how the checkpoint was trained; auto: by its file",
+    )
+    sampling.add_argument("--frames-per-block", type=int, help="latent frames per block; default: the preset's")
+    sampling.add_argument("--steps", help="denoising steps, for example 1000,750,500,250; default: the preset's")
+    sampling.add_argument("--shift", type=float, help="time shift; default: the preset's")
+    sampling.add_argument("--seed", type=int, default=0)
+
+
+def chosen_family(options: argparse.Namespace, trained: Family) -> Family:
+    """The preset (`trained` where it is auto) with the options on top."""
+    family = trained if options.preset == "auto" else FAMILIES[options.preset]
+    steps = tuple(float(step) for step in options.steps.split(",")) if options.steps else None
+    return with_overrides(family, frames_per_block=options.frames_per_block, denoising_steps=steps, shift=options.shift)
+
+
+def add_output(parser: argparse.ArgumentParser, default: str) -> None:
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--output", default=default, help="the film to write (.mp4); a name that is taken gets a number"
+    )
+    output.add_argument("--codec", choices=tuple(CODECS), default="h264")
+    output.add_argument("--quality", type=int, help="constant rate factor, lower is better; default: the codec's")
+    output.add_argument("--segment-blocks", type=int, default=4, help="blocks between two points that survive a crash")
+
+
+def chosen_format(options: argparse.Namespace) -> VideoFormat:
+    return VideoFormat(options.codec, options.quality, options.fps)
+
+
+def chosen_geometry(options: argparse.Namespace, frames_per_block: int) -> VideoGeometry:
+    return VideoGeometry.from_seconds(
+        options.seconds,
+        width=options.width,
+        height=options.height,
+        fps=options.fps,
+        frames_per_block=frames_per_block,
+    )

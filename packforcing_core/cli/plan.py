@@ -1,0 +1,70 @@
+"""Say what a render will take, before anything runs: frames, blocks, tokens, bytes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from ..checkpoint.families import DEFAULT_FAMILY
+from ..checkpoint.load import inspect as inspect_file
+from ..errors import PackForcingError
+from ..geometry import GB
+from ..model.config import WAN_SIZES, WanConfig
+from ..plan import RenderPlan, plan_render
+from ..render import Recipe
+from ..sampler.rollout import Denoising
+from ..vae.config import VAEConfig
+from ..vae.memory import decode_bytes
+from . import options as shared
+
+KV_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="1.3B", help=f"{', '.join(WAN_SIZES)}, or a checkpoint file")
+    parser.add_argument("--dtype", choices=tuple(KV_DTYPES), default="bf16", help="of weights, keys and values")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    shared.add_size(parser, width=832, height=480, seconds=120.0)
+    shared.add_policy(parser)
+    shared.add_sampling(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    config, trained = _model(options.model)
+    family = shared.chosen_family(options, trained)
+    geometry = shared.chosen_geometry(options, family.frames_per_block)
+    recipe = Recipe(geometry, shared.chosen_policy(options, family), Denoising.of_family(family), options.seed)
+    dtype = KV_DTYPES[options.dtype]
+    decoder = decode_bytes(VAEConfig(), geometry.height, geometry.width, dtype)
+    plan = plan_render(config, recipe, dtype, decoder)
+    if options.json:
+        print(json.dumps(plan.as_dict(), indent=2))
+    else:
+        print(geometry.describe_length(options.seconds))
+        print(_table(plan))
+    return 0
+
+
+def _model(name: str):
+    if name in WAN_SIZES:
+        return WAN_SIZES[name], DEFAULT_FAMILY
+    if not Path(name).exists():
+        raise PackForcingError(f"Got model {name!r}; expected {', '.join(WAN_SIZES)} or the path of a checkpoint.")
+    found = inspect_file(name)
+    if not isinstance(found.config, WanConfig):
+        raise PackForcingError(f"{found.path.name} is {found.title}, not a Wan transformer. {found.advice}")
+    return found.config, found.family or DEFAULT_FAMILY
+
+
+def _table(plan: RenderPlan) -> str:
+    rows = []
+    for name, value in plan.as_dict().items():
+        if name.endswith("_bytes"):
+            rows.append((name.replace("_bytes", "").replace("_", " "), f"{value / GB:.2f} GB"))
+        else:
+            rows.append((name.replace("_", " "), f"{value:,}" if isinstance(value, int) else f"{value:g}"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value:>12}" for name, value in rows)

@@ -1,0 +1,114 @@
+"""Render a prompt to an mp4 with a Wan2.1 checkpoint, without ComfyUI."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from ..checkpoint.families import DEFAULT_FAMILY, Family, choice_warnings
+from ..checkpoint.load import Checkpoint, read_checkpoint
+from ..errors import PackForcingError
+from ..model.causal import CausalWan
+from ..model.ops import TorchOps, build_on_meta
+from ..model.wan import Wan
+from ..plan import plan_render
+from ..render import Recipe, require_block_rollout
+from ..sampler.rollout import Denoising
+from ..text.context import load_context
+from ..text.umt5 import encode_prompt
+from ..vae.load import load_vae
+from ..vae.memory import decode_bytes
+from ..vae.streaming import StreamingDecoder
+from . import options as shared
+from .film import render_film
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--checkpoint", required=True, help="a Wan2.1 T2V file (.safetensors, .pt), see `packforcing inspect`"
+    )
+    files.add_argument("--vae", required=True, help="the Wan2.1 VAE (.safetensors, .pth), or a smaller one of its kind")
+    text = parser.add_mutually_exclusive_group(required=True)
+    text.add_argument("--prompt", help="what to show; needs --text-encoder")
+    text.add_argument(
+        "--context", help="instead of a prompt: a .safetensors with its embeddings, `context` [1, L, 4096]"
+    )
+    files.add_argument("--text-encoder", help="folder of umT5-XXL in transformers' format, with its tokenizer")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="auto: bf16 on a GPU, fp32 on a CPU")
+    shared.add_size(parser, width=832, height=480, seconds=30.0)
+    shared.add_policy(parser)
+    shared.add_sampling(parser)
+    shared.add_output(parser, default="packforcing.mp4")
+
+
+def run(options: argparse.Namespace) -> int:
+    console = Console()
+    device, dtype = _compute(options)
+    video_format = shared.chosen_format(options)
+    checkpoint = read_checkpoint(options.checkpoint)
+    recipe = _recipe(options, checkpoint, console)
+    vae = load_vae(options.vae, device=device, dtype=dtype)
+    g = recipe.geometry
+    decoder_bytes = decode_bytes(vae.config, g.height, g.width, dtype)
+    console.print(plan_render(checkpoint.config, recipe, dtype, decoder_bytes).describe())
+    context = _context(options, checkpoint, device, dtype)
+    render_film(
+        build_model(checkpoint, device, dtype),
+        context,
+        StreamingDecoder(vae),
+        recipe,
+        Path(options.output),
+        video_format,
+        options.segment_blocks,
+        console,
+    )
+    return 0
+
+
+def build_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> CausalWan:
+    """The transformer with the checkpoint's weights on `device` in `dtype` (the patch embedding in float32)."""
+    net = build_on_meta(lambda: Wan(checkpoint.config, TorchOps))
+    net.load_state_dict(checkpoint.state_dict, assign=True)
+    net.to(device=device, dtype=dtype).patch_embedding.float()
+    return CausalWan(net.eval().requires_grad_(False), checkpoint.config, dtype=dtype, device=device)
+
+
+def _compute(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
+    try:
+        device = torch.device(options.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise PackForcingError(f"Device {options.device!r} cannot be used: {error}. Try --device cpu.") from error
+    if options.dtype == "auto":
+        return device, torch.float32 if device.type == "cpu" else torch.bfloat16
+    return device, DTYPES[options.dtype]
+
+
+def _recipe(options: argparse.Namespace, checkpoint: Checkpoint, console: Console) -> Recipe:
+    trained: Family = checkpoint.family or DEFAULT_FAMILY
+    family = shared.chosen_family(options, trained)
+    require_block_rollout(family)
+    for warning in (*checkpoint.warnings, *choice_warnings(checkpoint.family, family)):
+        console.print(f"warning: {warning}", style="yellow")
+    geometry = shared.chosen_geometry(options, family.frames_per_block)
+    console.print(geometry.describe_length(options.seconds))
+    return Recipe(geometry, shared.chosen_policy(options, family), Denoising.of_family(family), options.seed)
+
+
+def _context(options: argparse.Namespace, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Tensor:
+    if options.context:
+        return load_context(options.context, checkpoint.config.text_dim)
+    if not options.text_encoder:
+        raise PackForcingError(
+            "--prompt needs --text-encoder, the folder of umT5-XXL in transformers' format; "
+            "or give the embeddings of a prompt with --context."
+        )
+    return encode_prompt(options.prompt, options.text_encoder, device, dtype, checkpoint.config.text_dim)

@@ -1,0 +1,103 @@
+"""What a render will take, before anything runs: frames, blocks, tokens, bytes. Plain integers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+
+from .checkpoint.keys import expected_shapes
+from .geometry import GB, VideoGeometry
+from .model.config import WanConfig
+from .render import Recipe, kv_shape
+
+
+@dataclass(frozen=True)
+class RenderPlan:
+    """Sizes of one render. Tokens and bytes are those of a full cache, from the block where all slots are filled.
+
+    `cache_bytes` is what is kept of the past and attended; `buffer_bytes` is all that the cache allocates, the current
+    block included; both are exact. `weights_bytes` is exact for an unquantised model; `peak_bytes` adds the text, and
+    an estimate of the activations of the larger of a transformer pass and a decode.
+    """
+
+    width: int
+    height: int
+    fps: float
+    seconds: float
+    pixel_frames: int
+    latent_frames: int
+    frames_per_block: int
+    blocks: int
+    tokens_per_frame: int
+    sink_tokens: int
+    mid_tokens: int
+    recent_tokens: int
+    current_tokens: int
+    attended_tokens: int
+    cache_bytes: int
+    buffer_bytes: int
+    weights_bytes: int
+    peak_bytes: int
+
+    def as_dict(self) -> dict[str, int | float]:
+        return asdict(self)
+
+    def describe(self) -> str:
+        """One line for a log or a read-out on a node."""
+        return (
+            f"{self.pixel_frames} frames in {self.blocks} blocks of {self.frames_per_block} | attends to "
+            f"{self.attended_tokens:,} tokens | cache {self.cache_bytes / GB:.2f} GB, "
+            f"with the current block {self.buffer_bytes / GB:.2f} GB | peak about {self.peak_bytes / GB:.1f} GB"
+        )
+
+
+def plan_render(
+    config: WanConfig, recipe: Recipe, dtype: torch.dtype = torch.bfloat16, decoder_bytes: int = 0
+) -> RenderPlan:
+    """The plan of `recipe` on a model of these sizes in `dtype`; `decoder_bytes` is what decoding needs at its peak."""
+    g, partitions = recipe.geometry, recipe.partitions
+    shape = kv_shape(config, g, dtype)
+    n = g.tokens_per_frame
+    buffer_bytes = shape.buffer_bytes(partitions)
+    weights = parameter_count(config) * dtype.itemsize
+    text = 2 * config.num_layers * config.text_len * config.dim * dtype.itemsize
+    return RenderPlan(
+        width=g.width,
+        height=g.height,
+        fps=g.fps,
+        seconds=g.seconds,
+        pixel_frames=g.pixel_frames,
+        latent_frames=g.latent_frames,
+        frames_per_block=g.frames_per_block,
+        blocks=g.blocks,
+        tokens_per_frame=n,
+        sink_tokens=n * partitions.sink_frames,
+        mid_tokens=0,
+        recent_tokens=n * partitions.recent_frames,
+        current_tokens=n * g.frames_per_block,
+        attended_tokens=n * partitions.buffer_frames,
+        cache_bytes=shape.cache_bytes(partitions),
+        buffer_bytes=buffer_bytes,
+        weights_bytes=weights,
+        peak_bytes=weights + text + buffer_bytes + activation_bytes(config, g, dtype) + decoder_bytes,
+    )
+
+
+def parameter_count(config: WanConfig) -> int:
+    """Parameters of the transformer."""
+    return sum(math.prod(shape) for shape in expected_shapes(config).values())
+
+
+def activation_bytes(config: WanConfig, geometry: VideoGeometry, dtype: torch.dtype) -> int:
+    """An estimate for one pass over a block: the residual stream, and the larger of attention and feed-forward.
+
+    Attention holds the modulated input, q, k, v and one float32 copy while it rotates; the feed-forward holds its
+    hidden layer before and after the activation.
+    """
+    tokens = geometry.tokens_per_frame * geometry.frames_per_block
+    stream = 2 * config.dim * dtype.itemsize
+    attention = 4 * config.dim * dtype.itemsize + 3 * config.dim * 4
+    feed_forward = 2 * config.ffn_dim * dtype.itemsize
+    return tokens * (stream + max(attention, feed_forward))

@@ -1,0 +1,117 @@
+"""Joins the stages of a render, from the recipe to the film. Every stage is an iterator over the one before it.
+
+events = latent_events(model, context, recipe)
+for event in film_events(events, decoder, writer, blocks_per_segment=8):
+    ...  # StepDone, BlockDone, FilmedBlock: show, count, stop
+
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from .cache.cache import KVCache
+from .cache.config import Full, Policy, SinkWindow, Window
+from .cache.layer_kv import KVShape
+from .cache.partitions import Partitions
+from .checkpoint.families import Family
+from .errors import PackForcingError
+from .geometry import VideoGeometry
+from .model.causal import CausalWan
+from .model.config import WanConfig
+from .pipeline import overlapped
+from .rope import GridRope
+from .sampler.noise import seeded_noise
+from .sampler.rollout import BlockDone, Denoising, Event, rollout
+from .vae.streaming import StreamingDecoder, to_frames
+from .video.writer import SegmentedWriter
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides the latents of a render besides the model and the prompt."""
+
+    geometry: VideoGeometry
+    policy: Policy
+    denoising: Denoising
+    seed: int
+
+    def __post_init__(self):
+        _ = self.partitions  # A policy that contradicts itself is refused here, before any work.
+
+    @property
+    def partitions(self) -> Partitions:
+        """The cache's plan for this clip; PackForcingError when the policy contradicts itself or the block length."""
+        g = self.geometry
+        return self.policy.partitions(g.frames_per_block).limited_to(g.latent_frames)
+
+
+@dataclass(frozen=True)
+class FilmedBlock:
+    """A block has been decoded and handed to the encoder: `frames` uint8 [T, H, W, 3]."""
+
+    block: int
+    frames: np.ndarray
+
+
+def default_policy(family: Family) -> Policy:
+    """The memory that a family was trained with."""
+    if family.window_frames is None:
+        return Full()
+    if family.sink_frames == 0:
+        return Window(family.window_frames)
+    return SinkWindow(family.window_frames, family.sink_frames)
+
+
+def require_block_rollout(family: Family) -> None:
+    """Raises PackForcingError for a family that samples in another way than block by block."""
+    if family.rollout != "block":
+        raise PackForcingError(
+            f"{family.title} is sampled by a rolling rollout, which this version does not have. "
+            "Choose the preset self-forcing to sample the file block by block, outside its training."
+        )
+
+
+def kv_shape(config: WanConfig, geometry: VideoGeometry, dtype) -> KVShape:
+    """What a cache must hold for this model at this size."""
+    return KVShape(config.num_layers, config.num_heads, config.head_dim, geometry.tokens_per_frame, dtype)
+
+
+def build_cache(model: CausalWan, recipe: Recipe) -> KVCache:
+    """The preallocated cache of a render, on the model's device and in its dtype."""
+    rope = GridRope(model.config.head_dim, recipe.geometry.grid, model.device)
+    shape = kv_shape(model.config, recipe.geometry, model.dtype)
+    return KVCache(recipe.partitions, shape, rope, model.attention, model.device)
+
+
+def latent_events(model: CausalWan, context: Tensor, recipe: Recipe, known: Sequence[Tensor] = ()) -> Iterator[Event]:
+    """Runs the rollout of `recipe` for the text embeddings `context` [1, 512, text_dim].
+
+    Blocks in `known` are taken as they are; where all are known the model is not run at all.
+    """
+    blocks = recipe.geometry.blocks
+    if len(known) >= blocks:
+        yield from (BlockDone(block, latents, reused=True) for block, latents in enumerate(known[:blocks]))
+        return
+    noise = seeded_noise(recipe.seed, recipe.geometry.block_shape)
+    text = model.encode_text(context)
+    yield from rollout(model, text, build_cache(model, recipe), noise, recipe.denoising, blocks, known)
+
+
+def film_events(
+    events: Iterator[Event], decoder: StreamingDecoder, writer: SegmentedWriter, blocks_per_segment: int
+) -> Iterator[Event | FilmedBlock]:
+    """Decodes and encodes each block while the next one is made, and closes a segment every `blocks_per_segment`."""
+
+    def film(done: BlockDone) -> FilmedBlock:
+        frames = to_frames(decoder.push(done.latents))
+        writer.write(frames)
+        if (done.block + 1) % blocks_per_segment == 0:
+            writer.end_segment()
+        return FilmedBlock(done.block, frames)
+
+    return overlapped(events, BlockDone, film)

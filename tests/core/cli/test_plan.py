@@ -1,0 +1,66 @@
+"""`packforcing plan` says what is then allocated."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from packforcing_core.cli.main import main
+
+
+def plan(capsys, *arguments: str) -> dict:
+    assert main(["plan", "--json", *arguments]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_window_of_21_frames_at_832x480(capsys):
+    made = plan(
+        capsys,
+        *("--policy", "window", "--window-frames", "21", "--frames-per-block", "3"),
+        *("--width", "832", "--height", "480", "--seconds", "120"),
+    )
+    per_token = 2 * 1536 * 2 * 30
+    assert made["tokens_per_frame"] == 1560
+    assert (made["blocks"], made["latent_frames"], made["pixel_frames"]) == (160, 480, 1917)
+    assert (made["sink_tokens"], made["mid_tokens"], made["recent_tokens"]) == (0, 0, 18 * 1560)
+    assert made["current_tokens"] == 3 * 1560
+    assert made["attended_tokens"] == 21 * 1560
+    assert made["cache_bytes"] == 18 * 1560 * per_token
+    assert made["buffer_bytes"] == 21 * 1560 * per_token
+    assert made["peak_bytes"] > made["buffer_bytes"] + made["weights_bytes"]
+
+
+def test_full_history_of_two_minutes_is_138_gb(capsys):
+    made = plan(capsys, "--policy", "full", "--frames-per-block", "4", "--seconds", "120")
+    assert made["buffer_bytes"] == 748_800 * 184_320
+    print(f"{made['buffer_bytes'] / 1e9:.1f} GB")
+
+
+def test_thirty_seconds_in_blocks_of_four_are_477_frames(capsys):
+    assert plan(capsys, "--seconds", "30", "--frames-per-block", "4")["pixel_frames"] == 477
+
+
+def test_a_realigned_window_counts_its_unrotated_keys(capsys):
+    made = plan(capsys, "--policy", "sink_window", "--window-frames", "12", "--sink-frames", "3")
+    frame = 1560 * 184_320
+    assert made["cache_bytes"] == 9 * frame
+    assert made["buffer_bytes"] == 12 * frame + 6 * frame // 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--width", "840"), "multiple of 16"),
+        (("--seconds", "0"), "seconds is 0"),
+        (("--seconds", "nan"), "seconds is nan"),
+        (("--fps", "-1"), "fps is -1"),
+        (("--policy", "sink_window", "--window-frames", "4", "--sink-frames", "3"), "at least 6"),
+        (("--policy", "window", "--sink-frames", "3"), "no knob sink_frames"),
+        (("--model", "nothing.safetensors"), "nothing.safetensors"),
+        (("--frames-per-block", "0"), "frames_per_block"),
+    ],
+)
+def test_bad_input_is_refused_with_a_reason(capsys, arguments, message):
+    assert main(["plan", *arguments]) == 1
+    assert message in capsys.readouterr().err
