@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -157,20 +158,20 @@ def write_context(path: Path, text_dim: int = 4096, tokens: int = 12, seed: int 
     return _write(path, {"context": 0.2 * torch.randn(1, tokens, text_dim, generator=generator)})
 
 
-class WritesAFile:
-    """Pickled, it would create the file `path` while being loaded."""
+class MakesAFolder:
+    """Pickled, it would create the folder `path` while being loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return Path.touch, (self.path,)
+        return os.mkdir, (str(self.path),)
 
 
 def write_malicious(path: Path, marker: Path, *, old_format: bool = False) -> Path:
-    """A torch file that creates `marker` where it is loaded without care."""
+    """A torch file that creates the folder `marker` where it is loaded without care."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"generator_ema": {"model.head.modulation": torch.zeros(1, 2, 128)}, "extra": WritesAFile(marker)}
+    content = {"generator_ema": {"model.head.modulation": torch.zeros(1, 2, 128)}, "extra": MakesAFolder(marker)}
     torch.save(content, path, _use_new_zipfile_serialization=not old_format)
     return path
 

@@ -228,7 +228,7 @@ def _load_torch(path: Path, *, is_zip: bool) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise PackForcingError(_refusal(path, str(error))) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, OSError) as error:
+    except Exception as error:  # a damaged pickle may raise anything
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         raise PackForcingError(f"{path.name} is damaged or no torch file: {first_line}. {_AGAIN}") from error
     return dict(_flatten(content))
@@ -236,7 +236,10 @@ def _load_torch(path: Path, *, is_zip: bool) -> dict[str, Tensor]:
 
 def _refusal(path: Path, error: str) -> str:
     found = re.search(r"GLOBAL ([\w.]+)", error)
-    what = f"{found.group(1)}" if found else error.splitlines()[0]
+    if not found:
+        reason = next((line for line in error.splitlines() if "WeightsUnpickler error" in line), error.splitlines()[0])
+        return f"{path.name} is damaged, or holds more than tensors: {reason.strip()}. {_AGAIN}"
+    what = found.group(1)
     return (
         f"{path.name} was refused: besides tensors it holds objects that could run code ({what}); nothing was run. "
         "Expected tensors only: get a .safetensors version, or save its tensors alone where you trust the file."

@@ -95,7 +95,9 @@ def test_the_presets_are_those_of_the_projects():
 def test_the_users_choice_goes_on_top_and_none_changes_nothing():
     family = by_name("longlive")
     assert with_overrides(family, frames_per_block=None, shift=None) == family
-    chosen = with_overrides(family, frames_per_block=4, denoising_steps=[1000, 500], shift=8, window_frames=21, sink_frames=0)
+    chosen = with_overrides(
+        family, frames_per_block=4, denoising_steps=[1000, 500], shift=8, window_frames=21, sink_frames=0
+    )
     assert (chosen.frames_per_block, chosen.denoising_steps, chosen.shift) == (4, (1000.0, 500.0), 8)
     assert (chosen.window_frames, chosen.sink_frames, chosen.name) == (21, 0, "longlive")
 
@@ -143,7 +145,9 @@ def test_only_a_file_that_nothing_calls_autoregressive_is_called_likely_bidirect
 
 def test_a_guess_by_a_generic_name_says_so():
     assert "model.pt says little: taken for CausVid" in origin_warnings(by_name("causvid"), "model.pt", None)[0]
-    assert not any("says little" in warning for warning in origin_warnings(by_name("causvid"), "causvid/model.pt", None))
+    assert not any(
+        "says little" in warning for warning in origin_warnings(by_name("causvid"), "causvid/model.pt", None)
+    )
     assert DEFAULT_FAMILY.title in origin_warnings(None, "my_causal_wan.safetensors", None)[0]
 
 

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from packforcing_core.checkpoint.families import by_name
+from packforcing_core.checkpoint.load import inspect, read_checkpoint
+from packforcing_core.errors import PackForcingError
+from packforcing_core.model.ops import TorchOps, build_on_meta
+from packforcing_core.model.wan import Wan
+from tests.checkpoints import (
+    LAYOUTS,
+    SMALL,
+    Layout,
+    partial_compressor,
+    truncate,
+    wan_state_dict,
+    write_comfyui_lora,
+    write_family,
+    write_layout,
+    write_malicious,
+    write_peft_lora,
+    write_stock_wan,
+    write_training_save,
+)
+
+STATE = wan_state_dict()
+
+
+def same(got, want) -> bool:
+    return got.keys() == want.keys() and all(torch.equal(got[name], want[name]) for name in want)
+
+
+def write(path, state):
+    """A bare safetensors file of a family that needs no warning."""
+    save_file(state, path)
+    return path
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_family_loads_through_the_same_code(tmp_path, name):
+    for path in write_family(tmp_path, name, STATE):
+        checkpoint = read_checkpoint(path)
+        assert same(checkpoint.state_dict, STATE)
+        assert checkpoint.config == SMALL
+        assert checkpoint.family == by_name(name)
+        network = build_on_meta(lambda: Wan(SMALL, TorchOps))
+        network.load_state_dict(checkpoint.state_dict, strict=True, assign=True)
+        report = inspect(path)
+        assert report.usable
+        assert (report.family, report.config, report.taken) == (checkpoint.family, SMALL, checkpoint.taken)
+        assert report.warnings == checkpoint.warnings
+        assert report.parameters == sum(tensor.numel() for tensor in STATE.values())
+        assert report.dtypes == {"F32": report.parameters}
+        assert not any("likely a bidirectional" in warning for warning in checkpoint.warnings)
+
+
+def test_the_extra_keys_of_a_partial_packforcing_are_returned_apart(tmp_path):
+    (path,) = write_family(tmp_path, "packforcing-partial", STATE)
+    checkpoint = read_checkpoint(path)
+    assert same(checkpoint.compressor, partial_compressor())
+    assert same(checkpoint.state_dict, STATE)
+
+
+@pytest.mark.parametrize("front", ["", "model.", "self_forcing."])
+def test_a_compressor_of_our_own_is_returned_apart(tmp_path, front):
+    ours = {"compressor.hr.0.weight": torch.ones(2, 2)}
+    if front == "self_forcing.":
+        path = tmp_path / "self_forcing_dmd.pt"
+        torch.save({"generator_ema": STATE, **ours}, path)
+    else:
+        path = write(tmp_path / "self_forcing.safetensors", {front + name: STATE[name] for name in STATE} | ours)
+    checkpoint = read_checkpoint(path)
+    assert same(checkpoint.compressor, ours)
+    assert same(checkpoint.state_dict, STATE)
+    assert read_checkpoint(write_layout(tmp_path, Layout("self_forcing_dmd.pt"), STATE)).compressor is None
+
+
+@pytest.mark.parametrize("key", [None, "generator_ema", "generator", "critic"])
+def test_of_a_training_save_the_averaged_generator_is_taken_unless_another_is_chosen(tmp_path, key):
+    parts = {name: wan_state_dict(seed=seed) for seed, name in enumerate(("critic", "generator", "generator_ema"))}
+    path = write_training_save(tmp_path / "checkpoint_model_000600" / "model.pt", parts)
+    checkpoint = read_checkpoint(path, key)
+    assert same(checkpoint.state_dict, parts[key or "generator_ema"])
+    assert checkpoint.taken == f"{key or 'generator_ema'}.model"
+    assert set(checkpoint.others) == {f"{part}.model" for part in parts} - {checkpoint.taken}
+    (warning,) = [warning for warning in checkpoint.warnings if "several parts" in warning]
+    print(warning)
+    assert f"{checkpoint.taken} is taken" in warning
+    assert inspect(path, key).taken == checkpoint.taken
+
+
+def test_an_unknown_top_key_names_those_that_are_there(tmp_path):
+    (path, *_) = write_family(tmp_path, "self-forcing", STATE)
+    with pytest.raises(PackForcingError, match=r"'generator'; the file has generator_ema\.model"):
+        read_checkpoint(path, "generator")
+
+
+def test_the_transformer_of_an_all_in_one_file_is_taken(tmp_path):
+    everything = {f"model.diffusion_model.{name}": tensor for name, tensor in STATE.items()}
+    everything |= {"vae.conv1.weight": torch.ones(1), "text_encoders.umt5xxl.x": torch.ones(1)}
+    checkpoint = read_checkpoint(write(tmp_path / "self_forcing.safetensors", everything))
+    assert same(checkpoint.state_dict, STATE)
+    assert checkpoint.taken == "model.diffusion_model"
+
+
+def test_comfyuis_own_repack_is_autoregressive_by_its_metadata_alone(tmp_path):
+    path = write_stock_wan(tmp_path / "renamed.safetensors", SMALL)
+    assert read_checkpoint(path).family == by_name("comfyui-causal")
+    assert read_checkpoint(path).warnings == ()
+    path = write_stock_wan(tmp_path / "renamed.safetensors", SMALL, causal=False)
+    (warning,) = read_checkpoint(path).warnings
+    assert "likely a bidirectional" in warning
+    assert inspect(path).warnings == (warning,)
+
+
+def damaged(change):
+    state = dict(STATE)
+    change(state)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("blocks.1.modulation"), "1 missing: blocks.1.modulation; expected"),
+        (lambda s: s.update({"blocks.0.new.weight": torch.ones(1)}), "1 unexpected: blocks.0.new.weight"),
+        (
+            lambda s: s.update({"blocks.0.self_attn.q.weight": torch.ones(64, 128)}),
+            r"1 of the wrong shape: blocks.0.self_attn.q.weight is \[64, 128\], expected \[128, 128\]",
+        ),
+        (lambda s: s.update({"blocks.3.modulation": torch.ones(1, 6, 128)}), "missing: blocks.2"),
+        (lambda s: s.pop("text_embedding.0.weight"), "no text_embedding.0.weight"),
+        (lambda s: s.update({"img_emb.proj.0.bias": torch.ones(1280)}), "image-to-video.*T2V"),
+        (lambda s: s.update({"patch_embedding.weight": torch.ones(128, 36, 1, 2, 2)}), "36 input channels.*T2V"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name_and_inspected_alike(tmp_path, change, message):
+    path = write(tmp_path / "self_forcing.safetensors", damaged(change))
+    with pytest.raises(PackForcingError, match=message) as refusal:
+        read_checkpoint(path)
+    report = inspect(path)
+    assert report.kind == "transformer"
+    assert not report.usable
+    assert report.problems[0] in str(refusal.value)
+
+
+@pytest.mark.parametrize("where", ["comfyui", "peft", "peft bare"])
+def test_a_lora_without_its_base_is_answered_with_what_to_do(tmp_path, where):
+    if where == "comfyui":
+        path = write_comfyui_lora(tmp_path / "lora.safetensors", SMALL, rank=4)
+    else:
+        path = write_peft_lora(tmp_path / "lora.pt", SMALL, rank=4, bare="bare" in where)
+    with pytest.raises(
+        PackForcingError, match=r"LoRA of rank 4 without its base.*base checkpoint.*LoraLoaderModelOnly"
+    ):
+        read_checkpoint(path)
+    report = inspect(path)
+    assert (report.kind, report.usable) == ("lora", False)
+    assert ("convert_lora" in report.advice) == (where != "comfyui")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("decoder.middle.0.residual.0.gamma", "vae", "a Wan VAE"),
+        ("first_stage_model.decoder.middle.0.residual.0.gamma", "vae", "a Wan VAE"),
+        ("decoder.conv_in.weight", "vae", "a VAE of another family"),
+        ("encoder.block.0.layer.0.SelfAttention.q.weight", "text encoder", "a T5 text encoder"),
+        ("blocks.0.attn.q.weight", "text encoder", "Wan's own umT5"),
+        ("condition_embedder.text_embedder.linear_1.weight", "diffusers", "diffusers' names"),
+        ("compressor.hr.0.weight", "compressor", "compressor weights"),
+        ("something.else", "unknown", "no kind known"),
+    ],
+)
+def test_another_kind_of_file_is_called_by_its_name(tmp_path, name, kind, words):
+    path = write(tmp_path / "x.safetensors", {name: torch.ones(3)})
+    report = inspect(path)
+    assert report.kind == kind
+    assert words in report.title
+    assert report.parameters == 3
+    with pytest.raises(PackForcingError, match=words):
+        read_checkpoint(path)
+
+
+def test_plain_fp8_is_cast_exactly_and_said(tmp_path):
+    state = {
+        name: tensor.to(torch.float8_e4m3fn) if tensor.dim() == 2 else tensor.bfloat16()
+        for name, tensor in STATE.items()
+    }
+    path = write(tmp_path / "self_forcing_fp8.safetensors", state)
+    checkpoint = read_checkpoint(path)
+    assert {tensor.dtype for tensor in checkpoint.state_dict.values()} == {torch.bfloat16}
+    assert all(torch.equal(checkpoint.state_dict[name].float(), state[name].float()) for name in state)
+    assert any("fp8" in warning for warning in checkpoint.warnings)
+    assert same_bits(read_checkpoint(path, keep_quantised=True).state_dict, state)
+
+
+def same_bits(got, want) -> bool:
+    return got.keys() == want.keys() and all(
+        got[name].dtype == want[name].dtype and torch.equal(got[name].float(), want[name].float()) for name in want
+    )
+
+
+def scaled_fp8():
+    name = "blocks.0.self_attn.q"
+    return {
+        **STATE,
+        f"{name}.weight": STATE[f"{name}.weight"].to(torch.float8_e4m3fn),
+        f"{name}.scale_weight": torch.tensor(0.5),
+        "scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn),
+    }
+
+
+def packed():
+    name = "blocks.0.ffn.0"
+    return {
+        **STATE,
+        f"{name}.weight": torch.zeros(256, 64, dtype=torch.uint8),
+        f"{name}.weight_scale": torch.ones(256, 8),
+        f"{name}.comfy_quant": torch.zeros(20, dtype=torch.uint8),
+    }
+
+
+@pytest.mark.parametrize("quantise", [scaled_fp8, packed])
+def test_quantised_weights_are_for_a_host_that_knows_their_scales(tmp_path, quantise):
+    state = quantise()
+    path = write(tmp_path / "self_forcing.safetensors", {f"model.{name}": tensor for name, tensor in state.items()})
+    with pytest.raises(PackForcingError, match=r"quantised.*ComfyUI's loader.*bf16"):
+        read_checkpoint(path)
+    kept = read_checkpoint(path, keep_quantised=True)
+    assert kept.quantised
+    assert same_bits(kept.state_dict, state)
+    report = inspect(path)
+    assert not report.usable
+    assert "ComfyUI's loader" in report.problems[0]
+
+
+def test_quantisation_that_only_the_metadata_tells_is_seen(tmp_path):
+    path = tmp_path / "self_forcing.safetensors"
+    save_file(STATE, path, metadata={"_quantization_metadata": json.dumps({"layers": {}})})
+    with pytest.raises(PackForcingError, match="quantised"):
+        read_checkpoint(path)
+
+
+def test_truncated_and_malicious_files_are_refused_before_anything_else(tmp_path):
+    (path, *_) = write_family(tmp_path, "self-forcing", STATE)
+    for read in (read_checkpoint, inspect):
+        with pytest.raises(PackForcingError, match="truncated"):
+            read(truncate(path))
+        with pytest.raises(PackForcingError, match="refused"):
+            read(write_malicious(tmp_path / "evil.pt", tmp_path / "ran"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_inspecting_a_safetensors_file_reads_its_header_alone(tmp_path):
+    path = write_stock_wan(tmp_path / "x.safetensors", SMALL)
+    size = path.stat().st_size
+    header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    with path.open("r+b") as file:  # the same length, as a sparse file: not one weight is left
+        file.truncate(header)
+        file.truncate(size)
+    report = inspect(path)
+    assert report.usable
+    assert report.file_bytes == size
+    assert not any(tensor.any() for tensor in read_checkpoint(path).state_dict.values())
