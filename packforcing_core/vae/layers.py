@@ -56,9 +56,9 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, state: CausalState) -> Tensor:
         norm_in, silu, conv_in, norm_out, _, _, conv_out = self.residual
-        hidden = state.convolve(conv_in, silu(norm_in(x)))
-        hidden = state.convolve(conv_out, silu(norm_out(hidden)))
-        return hidden.add_(self.shortcut(x))
+        # One expression: a name would keep a full-size activation alive through the second convolution.
+        changed = state.convolve(conv_out, silu(norm_out(state.convolve(conv_in, silu(norm_in(x))))))
+        return changed.add_(self.shortcut(x))
 
 
 class AttentionBlock(nn.Module):

@@ -10,10 +10,10 @@ from .config import VAEConfig
 from .state import CausalState
 from .wan_vae import WanVAE
 
-# Activations of one full-resolution frame that exist together at the worst moment, in the last stage's convolutions:
-# the block's input, the normalised input, that behind its tail of two frames, and the output; then one frame's worth of
+# Full-resolution activations of one frame that exist together at the worst moment, which is a concatenation in the last
+# stage: the stage's input, the block's input, the normalised input, that behind its tail of two frames (3), and two for
 # what waits at the lower resolutions. A convolution's own workspace, which depends on the device, is not in it.
-WORKING_FRAMES = 1 + 1 + 3 + 1 + 1
+WORKING_FRAMES = 1 + 1 + 1 + 3 + 2
 
 
 def state_bytes(config: VAEConfig, height: int, width: int, dtype: torch.dtype) -> int:

@@ -44,8 +44,9 @@ class CausalState:
         """
         depth = lookback(conv)
         padded = torch.cat((self.tails.pop(conv) if conv in self.tails else _zeros(x, depth), x), dim=2)
+        del x  # lets go of what the caller handed over, a frame less at the worst moment
         # No copy, except behind the few kernels that lose the layout.
-        padded = padded.contiguous(memory_format=memory_format(x.device))
+        padded = padded.contiguous(memory_format=memory_format(padded.device))
         # A view would keep the whole input alive.
         self.tails[conv] = padded[:, :, -depth:].clone()
         return conv(padded)

@@ -48,7 +48,10 @@ class StreamingDecoder:
         self._state = CausalState()
 
     def snapshot(self) -> dict[str, Tensor]:
-        """What the next push depends on, by the decoder's module names; empty before the first. No later push writes into it."""
+        """What the next push depends on, by the decoder's module names; empty before the first.
+
+        Later pushes do not write into it.
+        """
         return self._state.named(self.vae.decoder)
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:

@@ -185,5 +185,5 @@ def test_pictures_are_rounded_to_the_nearest_of_256_levels():
     assert frames.shape == (5, 2, 4, 3)
     assert frames.dtype == np.uint8
     assert frames[:, 0, 0, 0].tolist() == [0, 0, 128, 191, 255]
-    with pytest.raises(PackForcingError, match="expected .1, 3, T"):
+    with pytest.raises(PackForcingError, match=r"expected .1, 3, T"):
         to_frames(video.repeat(2, 1, 1, 1, 1))

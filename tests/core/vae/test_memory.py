@@ -1,0 +1,77 @@
+import weakref
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from packforcing_core.vae.config import VAEConfig
+from packforcing_core.vae.memory import decode_bytes, state_bytes
+from packforcing_core.vae.streaming import StreamingDecoder
+from tests.vaes import random_latents, random_vae
+
+HEIGHT, WIDTH = 64, 96
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations made and that still exist."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.counted: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.count(tensor.untyped_storage())
+        return result
+
+    def count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.counted:
+            return
+        self.counted.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self.forget, key, size)
+
+    def forget(self, key: int, size: int) -> None:
+        self.counted.discard(key)
+        self.live -= size
+
+
+def measured(config: VAEConfig, dtype: torch.dtype, pushes: list[int]) -> tuple[int, int]:
+    """(state between pushes, worst moment without the finished frames), in bytes."""
+    decoder = StreamingDecoder(random_vae(config).to(dtype))
+    with LiveBytes() as memory:
+        for frames in pushes:
+            latents = random_latents(frames, HEIGHT // 8, WIDTH // 8)
+            memory.peak = 0
+            video = decoder.push(latents)
+            # The pieces and the video that they are joined to, float32.
+            peak = memory.peak - 2 * video.nbytes
+    return sum(tail.nbytes for tail in decoder.snapshot().values()), peak
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("config", [VAEConfig(32, 32), VAEConfig(16, 24, num_res_blocks=1)], ids=["standard", "tiny"])
+def test_the_plan_is_the_state_exactly_and_the_worst_moment_closely(config, dtype):
+    state, peak = measured(config, dtype, [1, 2])
+    planned = decode_bytes(config, HEIGHT, WIDTH, dtype)
+    print(f"state {state:,}, worst moment {peak:,}, planned {planned:,} bytes: {planned / peak:.3f}")
+    assert state_bytes(config, HEIGHT, WIDTH, dtype) == state
+    assert peak <= planned <= 1.15 * peak
+
+
+def test_longer_pushes_take_no_more_memory():
+    config = VAEConfig(16, 16, num_res_blocks=1)
+    (_, short), (_, long) = (measured(config, torch.float32, [1, frames]) for frames in (1, 6))
+    print(f"one latent frame {short:,} bytes, six {long:,}")
+    assert long <= 1.02 * short
+
+
+def test_the_standard_vae_at_480p_holds_these_gigabytes():
+    sizes = [decode_bytes(VAEConfig(), 480, 832, dtype) / 1e9 for dtype in (torch.float32, torch.bfloat16)]
+    assert sizes == pytest.approx([5.0, 2.5], abs=0.05)
