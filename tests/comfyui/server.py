@@ -116,8 +116,8 @@ class ComfyServer:
         command = [sys.executable, str(comfyui_folder() / "main.py"), "--cpu", "--port", str(self.port)]
         command += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"]
         command += ["--disable-auto-launch", "--disable-api-nodes", *self.arguments]
-        # Without this a crash's last words stay in a buffer.
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+        # Unbuffered, or a crash's last words are lost; one thread, as tiny tensors gain nothing from a second.
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, cwd=self.base, env=environment
