@@ -70,8 +70,7 @@ def _named_by_variable() -> Path | None:
 
 
 def _around_the_pack() -> Path | None:
-    # Not resolved: a pack linked into custom_nodes is found through the link when it is run from there.
-    custom_nodes = Path(os.path.abspath(__file__)).parents[3]
+    custom_nodes = PACK.parent
     around = custom_nodes.parent
     return around if custom_nodes.name == "custom_nodes" and _is_comfyui(around) else None
 
