@@ -9,9 +9,11 @@ for event in film_events(events, decoder, writer, blocks_per_segment=8):
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .cache.cache import KVCache
@@ -106,12 +108,23 @@ def film_events(
     events: Iterator[Event], decoder: StreamingDecoder, writer: SegmentedWriter, blocks_per_segment: int
 ) -> Iterator[Event | FilmedBlock]:
     """Decodes and encodes each block while the next one is made, and closes a segment every `blocks_per_segment`."""
+    beside = _side_stream(decoder.device)
 
     def film(done: BlockDone) -> FilmedBlock:
-        frames = to_frames(decoder.push(done.latents))
+        with beside:
+            frames = to_frames(decoder.push(done.latents))
         writer.write(frames)
         if (done.block + 1) % blocks_per_segment == 0:
             writer.end_segment()
         return FilmedBlock(done.block, frames)
 
     return overlapped(events, BlockDone, film)
+
+
+def _side_stream(device: torch.device) -> AbstractContextManager:
+    """On a GPU a stream of its own, so that decoding does not queue behind the transformer; elsewhere nothing."""
+    if device.type != "cuda":
+        return nullcontext()
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))  # The weights may still be on their way.
+    return torch.cuda.stream(stream)

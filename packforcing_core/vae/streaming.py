@@ -32,6 +32,11 @@ class StreamingDecoder:
         self._like = _compute_like(vae, device, dtype)
         self._state = CausalState()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        return self._like.device
+
     @torch.no_grad()
     def push(self, latents: Tensor) -> Tensor:
         """The pixel frames of the next latent frames, float32 in [-1, 1] on the computing device.

@@ -1,0 +1,10 @@
+"""The ComfyUI nodes: a thin skin over packforcing_core.
+
+loader    PackForcing Model Loader: any Wan2.1 autoregressive checkpoint -> MODEL
+kv_cache  PackForcing KV Cache: which past a block may see
+sampler   PackForcing Sampler: MODEL + prompt -> a lazy stream of latent blocks
+collect   PackForcing Collect Latents: stream -> LATENT
+decode    PackForcing Streaming VAE Decode: stream -> mp4 -> VIDEO
+
+`host` holds the seams to ComfyUI's model handling, `stream` the lazy stream, `feedback` what the user sees meanwhile.
+"""

@@ -1,0 +1,20 @@
+"""Registers the nodes with ComfyUI."""
+
+from __future__ import annotations
+
+from comfy_api.v0_0_2 import ComfyExtension, io
+
+from .collect import CollectLatents
+from .decode import StreamingVAEDecode
+from .kv_cache import KVCacheConfig
+from .loader import ModelLoader
+from .sampler import Sampler
+
+
+class PackForcingExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [ModelLoader, KVCacheConfig, Sampler, CollectLatents, StreamingVAEDecode]
+
+
+async def comfy_entrypoint() -> PackForcingExtension:
+    return PackForcingExtension()

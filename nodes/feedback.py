@@ -1,0 +1,57 @@
+"""What the user sees while a node works: the progress bar, the newest frame, and a line of text."""
+
+from __future__ import annotations
+
+import time
+
+import comfy.utils
+from PIL import Image
+from server import PromptServer
+
+from ..packforcing_core.geometry import GB
+from ..packforcing_core.render import FilmedBlock
+from ..packforcing_core.sampler.rollout import BlockDone, Event, StepDone
+from .stream import LatentStream
+
+PREVIEW_SIZE = 512
+
+
+def say(node_id: str, text: str) -> None:
+    """Shows `text` on the node in every open browser."""
+    PromptServer.instance.send_progress_text(text, node_id)
+
+
+class RenderFeedback:
+    """Turns a stream's events into ComfyUI's progress: every denoising step and every commit is one tick."""
+
+    def __init__(self, stream: LatentStream, node_id: str):
+        self._geometry = stream.recipe.geometry
+        self._node_id = node_id
+        self._cache = stream.plan().cache_bytes / GB
+        denoising = stream.recipe.denoising
+        self._ends = [0]
+        for block in range(self._geometry.blocks):
+            self._ends.append(self._ends[-1] + len(denoising.of_block(block)) + 1)
+        self._bar = comfy.utils.ProgressBar(self._ends[-1], node_id=node_id)
+        self._started = time.monotonic()
+        self._sampled = 0
+
+    def show(self, event: Event | FilmedBlock) -> None:
+        if isinstance(event, StepDone):
+            self._bar.update_absolute(self._ends[event.block] + event.step + 1)
+        elif isinstance(event, BlockDone):
+            self._sampled += not event.reused
+            self._bar.update_absolute(self._ends[event.block + 1])
+            say(self._node_id, self._line(event))
+        else:
+            preview = ("JPEG", Image.fromarray(event.frames[-1]), PREVIEW_SIZE)
+            self._bar.update_absolute(self._bar.current, preview=preview)
+
+    def _line(self, event: BlockDone) -> str:
+        done = event.block + 1
+        g = self._geometry
+        seconds = min(g.seconds, done * g.frames_per_block * 4 / g.fps)
+        pace = (time.monotonic() - self._started) / max(1, self._sampled)
+        how = "re-used" if event.reused else f"{pace:.2f} s/block, {pace * (g.blocks - done):.0f} s left"
+        made = f"{seconds:.1f} of {g.seconds:.1f} s of video"
+        return f"block {done}/{g.blocks} | {made} | {how} | cache {self._cache:.2f} GB"

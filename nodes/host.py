@@ -1,0 +1,155 @@
+"""The seams to ComfyUI: a stock MODEL or VAE as the core's model or decoder. No other file touches `comfy`'s models.
+
+The diffusion model inside a MODEL carries the official attribute names, so the core drives it directly; its modules
+cast, offload, dequantise and patch as ComfyUI set them up (LoRA, fp8, GGUF).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import comfy.ldm.wan.ar_model
+import comfy.ldm.wan.model
+import comfy.model_management
+from comfy.ldm.modules.attention import optimized_attention
+from torch import Tensor
+
+from ..packforcing_core.attention import Attention
+from ..packforcing_core.checkpoint.families import FAMILIES, Family
+from ..packforcing_core.errors import PackForcingError
+from ..packforcing_core.model.causal import CausalWan
+from ..packforcing_core.model.config import WanConfig
+from ..packforcing_core.text.context import check_width, pad_context
+from ..packforcing_core.vae.load import load_vae
+from ..packforcing_core.vae.streaming import StreamingDecoder
+
+FAMILY_ATTACHMENT = "packforcing_family"
+
+# What other nodes hang on a MODEL that lives in code paths which block-by-block sampling does not take.
+_IGNORED_OPTIONS = {
+    "model_function_wrapper": "a wrapper of the whole model (EasyCache, TeaCache and the like)",
+    "context_handler": "context windows",
+    "sampler_cfg_function": "a guidance function",
+    "sampler_pre_cfg_function": "a guidance function",
+    "sampler_post_cfg_function": "a guidance function",
+}
+_IGNORED_TRANSFORMER_OPTIONS = {
+    "patches": "patches of the transformer",
+    "patches_replace": "replacements of transformer layers",
+    "wrappers": "wrappers around the model (torch.compile nodes, caching nodes)",
+    "rope_options": "changed rotary positions",
+}
+
+
+def wan_config(model) -> WanConfig:
+    """Sizes of the transformer inside a MODEL. Raises PackForcingError where it is not a Wan2.1 T2V."""
+    net = model.model.diffusion_model
+    plain = type(net) in (comfy.ldm.wan.model.WanModel, comfy.ldm.wan.ar_model.CausalWanModel)
+    if not plain or net.model_type != "t2v" or net.in_dim != 16:
+        raise PackForcingError(
+            f"Got a MODEL of type {type(net).__name__}; expected a Wan2.1 text-to-video model (16 input channels). "
+            "Load a Self-Forcing-style Wan2.1 T2V checkpoint."
+        )
+    return WanConfig(
+        dim=net.dim,
+        ffn_dim=net.ffn_dim,
+        num_layers=net.num_layers,
+        num_heads=net.num_heads,
+        text_dim=net.text_dim,
+        freq_dim=net.freq_dim,
+        text_len=net.text_len,
+        eps=net.eps,
+    )
+
+
+def require_supported_patches(model) -> None:
+    """Raises PackForcingError naming what another node hung on the MODEL that would be ignored here."""
+    options = model.model_options
+    found = [what for key, what in _IGNORED_OPTIONS.items() if options.get(key)]
+    transformer_options = options.get("transformer_options", {})
+    found += [
+        what for key, what in _IGNORED_TRANSFORMER_OPTIONS.items() if _holds_something(transformer_options.get(key))
+    ]
+    if found:
+        raise PackForcingError(
+            f"The MODEL carries {' and '.join(sorted(set(found)))}, which block-by-block sampling cannot honour. "
+            "Remove the node that adds it. LoRA, fp8, GGUF and attention nodes are fine."
+        )
+
+
+def _holds_something(value) -> bool:
+    """Whether nested dictionaries and lists of patches hold anything at the bottom."""
+    if isinstance(value, dict):
+        return any(_holds_something(v) for v in value.values())
+    return bool(value)
+
+
+def trained_family(model) -> Family | None:
+    """How the MODEL's checkpoint was trained: what our loader noted, or ComfyUI's own mark; None if nothing says so."""
+    noted = model.get_attachment(FAMILY_ATTACHMENT)
+    if noted is None and isinstance(model.model.diffusion_model, comfy.ldm.wan.ar_model.CausalWanModel):
+        return FAMILIES["comfyui-causal"]
+    return noted
+
+
+def text_context(conditioning, config: WanConfig) -> Tensor:
+    """The text embeddings [1, >= 512, text_dim] of a CONDITIONING. Raises PackForcingError for more than one prompt."""
+    if len(conditioning) != 1:
+        raise PackForcingError(
+            f"Got a CONDITIONING of {len(conditioning)} combined prompts; expected one. Encode the prompt in one node."
+        )
+    context = conditioning[0][0]
+    if context.ndim != 3 or context.shape[0] != 1:
+        raise PackForcingError(f"Got text embeddings of shape {list(context.shape)}; expected [1, tokens, width].")
+    check_width(context.shape[2], config.text_dim, "the CONDITIONING")
+    return context if context.shape[1] >= config.text_len else pad_context(context, config.text_len)
+
+
+def cast(parameter: Tensor, like: Tensor) -> Tensor:
+    """The `cast` seam: ComfyUI brings a bare parameter to where the activations are."""
+    return comfy.model_management.cast_to(parameter, dtype=like.dtype, device=like.device)
+
+
+def attention_of(model) -> Attention:
+    """The `attention` seam: ComfyUI's chosen backend, with the overrides that other nodes put on the MODEL."""
+    transformer_options = model.model_options.get("transformer_options", {})
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        flat = (x.flatten(2) for x in (q, k, v))
+        out = optimized_attention(*flat, heads=q.shape[2], transformer_options=transformer_options)
+        return out.unflatten(-1, q.shape[2:])
+
+    return attention
+
+
+@contextmanager
+def loaded(model, working_bytes: int) -> Iterator[CausalWan]:
+    """The MODEL on its device, with room for `working_bytes` beside it, as the core's causal Wan."""
+    comfy.model_management.load_models_gpu(
+        [model, *model.get_nested_additional_models()], memory_required=working_bytes
+    )
+    model.pre_run()
+    try:
+        yield CausalWan(
+            model.model.diffusion_model,
+            wan_config(model),
+            dtype=model.model.get_dtype_inference(),
+            device=model.load_device,
+            cast=cast,
+            attention=attention_of(model),
+        )
+    finally:
+        model.cleanup()
+
+
+def streaming_decoder(vae) -> StreamingDecoder:
+    """A decoder with the weights of a stock VAE, on its device and in its dtype.
+
+    Weights are shared where they already lie there, else this is a private copy of its own (73 M parameters): it must
+    not be moved while another thread decodes. Raises PackForcingError for a VAE of another family.
+    """
+    if vae.first_stage_model is None:
+        raise PackForcingError("The VAE holds no model; load the Wan2.1 VAE with the stock Load VAE node.")
+    network = load_vae(vae.first_stage_model.state_dict(), device=vae.device, dtype=vae.vae_dtype)
+    return StreamingDecoder(network)

@@ -1,0 +1,131 @@
+"""PackForcing Model Loader: any Wan2.1 autoregressive checkpoint as a stock MODEL."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import comfy.sd
+import folder_paths
+import torch
+from comfy_api.v0_0_2 import io
+
+from ..packforcing_core.checkpoint.families import FAMILIES, Family
+from ..packforcing_core.checkpoint.load import Checkpoint, inspect, read_checkpoint
+from ..packforcing_core.errors import PackForcingError
+from . import host
+from .feedback import say
+from .sockets import CATEGORY
+
+FOLDERS = ("diffusion_models", "checkpoints")
+DTYPES = {
+    "default": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+}
+
+
+def checkpoint_names() -> list[str]:
+    """Files of both folders, each name once."""
+    return list(dict.fromkeys(name for folder in FOLDERS for name in folder_paths.get_filename_list(folder)))
+
+
+def checkpoint_path(name: str) -> str:
+    for folder in FOLDERS:
+        path = folder_paths.get_full_path(folder, name)
+        if path is not None:
+            return path
+    raise PackForcingError(f"Got checkpoint {name!r}, which is in none of models/{', models/'.join(FOLDERS)}.")
+
+
+class ModelLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PackForcingModelLoader",
+            display_name="PackForcing Model Loader",
+            category=CATEGORY,
+            description="Loads a Wan2.1 checkpoint made for block-by-block video (Self-Forcing, Causal-Forcing, "
+            "LongLive, CausVid, Krea Realtime ...) in any of its file layouts, as a stock MODEL: stock LoRA nodes fit.",
+            search_aliases=["self-forcing", "causal forcing", "longlive", "autoregressive video", "load wan causal"],
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=checkpoint_names(),
+                    tooltip="A .safetensors or .pt file in models/diffusion_models or models/checkpoints.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(DTYPES),
+                    default="default",
+                    tooltip="Weights in memory. default: what ComfyUI picks for your GPU (bf16 on most). fp8_e4m3fn "
+                    "halves the memory again at some loss.",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=["auto", *FAMILIES],
+                    default="auto",
+                    tooltip="How the checkpoint was trained (block length, steps, shift, window). auto: by its file "
+                    "name, metadata and keys.",
+                ),
+            ],
+            outputs=[io.Model.Output()],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, checkpoint: str | None = None) -> bool | str:
+        """Reads names and shapes only, so a file that does not fit is refused before the prompt is queued."""
+        if checkpoint is None:
+            return True
+        try:
+            found = inspect(checkpoint_path(checkpoint))
+        except PackForcingError as error:
+            return str(error)
+        if not found.usable:
+            return f"{found.path.name} is {found.title}. {' '.join((*found.problems, found.advice))}"
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str | None = None, **_) -> str:
+        """A file that was replaced under its name is loaded again."""
+        if checkpoint is None:
+            return ""
+        status = os.stat(checkpoint_path(checkpoint))
+        return f"{status.st_size}/{status.st_mtime_ns}"
+
+    @classmethod
+    def execute(cls, checkpoint: str, dtype: str, preset: str) -> io.NodeOutput:
+        read = read_checkpoint(checkpoint_path(checkpoint), keep_quantised=True)
+        family = read.family if preset == "auto" else FAMILIES[preset]
+        model = build_model(read, DTYPES[dtype])
+        if family is not None:
+            model.set_attachments(host.FAMILY_ATTACHMENT, family)
+        text = "\n".join((_summary(read, family), *(f"Warning: {warning}" for warning in _warnings(read, preset))))
+        say(cls.hidden.unique_id, text)
+        return io.NodeOutput(model, ui={"text": (text,)})
+
+
+def build_model(read: Checkpoint, dtype: torch.dtype | None):
+    """A stock MODEL with the checkpoint's weights, of the class that ComfyUI's own autoregressive nodes expect too."""
+    marked = {**read.metadata, "config": json.dumps({"transformer": {"causal_ar": True}})}
+    options = {} if dtype is None else {"dtype": dtype}
+    model = comfy.sd.load_diffusion_model_state_dict(dict(read.state_dict), options, metadata=marked)
+    if model is None:
+        raise PackForcingError(
+            f"ComfyUI does not recognise {read.path.name} as a Wan model, although its keys fit. Update ComfyUI."
+        )
+    return model
+
+
+def _summary(read: Checkpoint, family: Family | None) -> str:
+    if family is None:
+        return f"{read.path.name}: preset unknown, sampled like Self-Forcing"
+    return f"{read.path.name}: {family.title}, blocks of {family.frames_per_block} latent frames"
+
+
+def _warnings(read: Checkpoint, preset: str) -> tuple[str, ...]:
+    return read.warnings if preset == "auto" else ()

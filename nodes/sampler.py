@@ -1,0 +1,179 @@
+"""PackForcing Sampler: MODEL and prompt -> a lazy stream of latent blocks."""
+
+from __future__ import annotations
+
+from comfy_api.v0_0_2 import io
+
+from ..packforcing_core.cache.config import Policy
+from ..packforcing_core.checkpoint.families import (
+    DEFAULT_FAMILY,
+    FAMILIES,
+    Family,
+    choice_warnings,
+    with_overrides,
+)
+from ..packforcing_core.errors import PackForcingError
+from ..packforcing_core.geometry import SIZE_MULTIPLE, VideoGeometry
+from ..packforcing_core.render import Recipe, default_policy, require_block_rollout
+from ..packforcing_core.sampler.rollout import Denoising
+from . import host
+from .feedback import say
+from .sockets import CATEGORY, CacheSocket, StreamSocket
+from .stream import LatentStream
+
+
+class Sampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PackForcingSampler",
+            display_name="PackForcing Sampler",
+            category=CATEGORY,
+            description="Samples a video block by block in constant memory. Its output is lazy: sampling happens in "
+            "the node that consumes the stream, so a video of any length goes straight to disk.",
+            search_aliases=["long video", "self-forcing sampler", "autoregressive sampler", "causal sampler"],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="A Wan2.1 T2V model made for block-by-block video, with or without LoRA."
+                ),
+                io.Conditioning.Input(
+                    "positive", tooltip="The prompt, from CLIP Text Encode with the umT5 text encoder."
+                ),
+                CacheSocket.Input(
+                    "cache",
+                    optional=True,
+                    tooltip="Which past a block sees. Open: what the checkpoint was trained with.",
+                ),
+                io.Float.Input(
+                    "seconds", default=30.0, min=0.1, max=36000.0, step=0.1, tooltip="Length. Rounded to whole blocks."
+                ),
+                io.Int.Input("width", default=832, min=SIZE_MULTIPLE, max=8192, step=SIZE_MULTIPLE, tooltip="Pixels."),
+                io.Int.Input("height", default=480, min=SIZE_MULTIPLE, max=8192, step=SIZE_MULTIPLE, tooltip="Pixels."),
+                io.Float.Input(
+                    "fps",
+                    default=16.0,
+                    min=1.0,
+                    max=240.0,
+                    step=0.01,
+                    tooltip="Frames per second. Wan was trained at 16.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The same seed gives the same video, whatever its length.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=["auto", *FAMILIES],
+                    default="auto",
+                    tooltip="How the checkpoint was trained. auto: as our loader found, else Self-Forcing.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "frames_per_block",
+                    default=0,
+                    min=0,
+                    max=64,
+                    tooltip="Latent frames denoised together; 0 takes the preset's. Must be what the checkpoint was "
+                    "trained with, or motion suffers.",
+                    advanced=True,
+                ),
+                io.String.Input(
+                    "denoising_steps",
+                    default="",
+                    tooltip="For example 1000, 750, 500, 250. Empty takes the preset's.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "shift",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.01,
+                    tooltip="Time shift of the schedule; 0 takes the preset's (5 for most).",
+                    advanced=True,
+                ),
+            ],
+            outputs=[StreamSocket.Output(display_name="stream")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        seconds: float | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        fps: float | None = None,
+        denoising_steps: str | None = None,
+    ) -> bool | str:
+        """What can be known before the prompt is queued; a linked input is None here and checked in execute."""
+        try:
+            geometry = VideoGeometry.from_seconds(
+                1.0 if seconds is None else seconds,
+                width=SIZE_MULTIPLE if width is None else width,
+                height=SIZE_MULTIPLE if height is None else height,
+                fps=16.0 if fps is None else fps,
+                frames_per_block=1,
+            )
+            with_overrides(DEFAULT_FAMILY, denoising_steps=parse_steps(denoising_steps or ""))
+        except PackForcingError as error:
+            return str(error)
+        return geometry.blocks > 0
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        positive,
+        seconds: float,
+        width: int,
+        height: int,
+        fps: float,
+        seed: int,
+        preset: str,
+        frames_per_block: int,
+        denoising_steps: str,
+        shift: float,
+        cache: Policy | None = None,
+    ) -> io.NodeOutput:
+        config = host.wan_config(model)
+        host.require_supported_patches(model)
+        trained = host.trained_family(model)
+        family = with_overrides(
+            (trained or DEFAULT_FAMILY) if preset == "auto" else FAMILIES[preset],
+            frames_per_block=frames_per_block or None,
+            denoising_steps=parse_steps(denoising_steps),
+            shift=shift or None,
+        )
+        require_block_rollout(family)
+        geometry = VideoGeometry.from_seconds(
+            seconds, width=width, height=height, fps=fps, frames_per_block=family.frames_per_block
+        )
+        recipe = Recipe(geometry, cache or default_policy(family), Denoising.of_family(family), seed)
+        stream = LatentStream(model, host.text_context(positive, config), recipe)
+        lines = (geometry.describe_length(seconds), stream.plan().describe(), *_warnings(trained, family, preset))
+        say(cls.hidden.unique_id, "\n".join(lines))
+        return io.NodeOutput(stream, ui={"text": ("\n".join(lines),)})
+
+
+def parse_steps(text: str) -> tuple[float, ...] | None:
+    """ "1000, 750" -> (1000.0, 750.0); None for an empty text. PackForcingError for what is no list of numbers."""
+    if not text.strip():
+        return None
+    try:
+        return tuple(float(step) for step in text.replace(",", " ").split())
+    except ValueError:
+        raise PackForcingError(f"Got denoising_steps {text!r}; expected numbers such as 1000, 750, 500, 250.") from None
+
+
+def _warnings(trained: Family | None, family: Family, preset: str) -> list[str]:
+    if trained is None and preset == "auto":
+        return [
+            "Warning: nothing says how this checkpoint was trained, so it is sampled like Self-Forcing. If it is a "
+            "bidirectional Wan2.1 the video falls apart. Use the PackForcing Model Loader, or choose a preset."
+        ]
+    return [f"Warning: {warning}" for warning in choice_warnings(trained, family)]

@@ -1,0 +1,199 @@
+"""The whole road in a real ComfyUI: checkpoint -> LoRA -> sampler -> streaming decode -> mp4."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+
+from packforcing_core.vae.config import VAEConfig
+from packforcing_core.video.reader import probe, read_frames
+from tests.checkpoints import SMALL_STOCK, wan_state_dict, write_comfyui_lora, write_family, write_stock_wan
+from tests.comfyui.client import PromptFailedError
+from tests.comfyui.graphs import Graph, Link
+from tests.comfyui.server import ComfyServer
+from tests.vaes import random_vae
+
+WIDTH, HEIGHT = 64, 32
+
+
+@dataclass(frozen=True)
+class Files:
+    """Names of the small checkpoints as ComfyUI lists them."""
+
+    self_forcing: str
+    stock: str
+    lora: str
+    vae: str
+
+
+@pytest.fixture(scope="module")
+def files(comfy: ComfyServer) -> Files:
+    models = comfy.models("diffusion_models")
+    self_forcing = write_family(models, "self-forcing", wan_state_dict(SMALL_STOCK))[0]
+    write_stock_wan(models / "causal_forcing-framewise.safetensors")
+    write_comfyui_lora(comfy.models("loras") / "small-lora.safetensors")
+    save_file(random_vae(VAEConfig(8, 8, num_res_blocks=2)).state_dict(), comfy.models("vae") / "small-vae.safetensors")
+    return Files(
+        self_forcing.relative_to(models).as_posix(),
+        "causal_forcing-framewise.safetensors",
+        "small-lora.safetensors",
+        "small-vae.safetensors",
+    )
+
+
+def stream(graph: Graph, model: Link, **settings) -> Link:
+    """Our sampler behind `model`, small and short unless told otherwise."""
+    inputs = {
+        "seconds": 2.0,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "fps": 16.0,
+        "seed": 3,
+        "preset": "auto",
+        "frames_per_block": 0,
+        "denoising_steps": "",
+        "shift": 0.0,
+        **settings,
+    }
+    return graph.add("PackForcingSampler", model=model, positive=graph.conditioning(), **inputs)[0]
+
+
+def decode(graph: Graph, latents: Link, files: Files, **settings):
+    inputs = {
+        "filename_prefix": "video/test",
+        "codec": "h264",
+        "quality": -1,
+        "blocks_per_segment": 4,
+        "last_frames": 1,
+        **settings,
+    }
+    vae = graph.add("VAELoader", vae_name=files.vae)[0]
+    return graph.add("PackForcingStreamingVAEDecode", stream=latents, vae=vae, **inputs)
+
+
+def with_lora(graph: Graph, model: Link, files: Files) -> Link:
+    return graph.add("LoraLoaderModelOnly", model=model, lora_name=files.lora, strength_model=1.0)[0]
+
+
+def our_loader(graph: Graph, files: Files) -> Link:
+    return graph.add("PackForcingModelLoader", checkpoint=files.self_forcing, dtype="default", preset="auto")[0]
+
+
+def stock_loader(graph: Graph, files: Files) -> Link:
+    return graph.add("UNETLoader", unet_name=files.stock, weight_dtype="default")[0]
+
+
+def film_of(comfy: ComfyServer, entry: dict, node_id: str) -> Path:
+    """The film that the history names."""
+    (saved,) = entry["outputs"][node_id]["images"]
+    assert saved["type"] == "output"
+    return comfy.output / saved["subfolder"] / saved["filename"]
+
+
+@pytest.mark.parametrize("loader", [our_loader, stock_loader])
+def test_thirty_seconds_come_out_as_477_frames(comfy: ComfyServer, files: Files, loader):
+    graph = Graph()
+    model = with_lora(graph, loader(graph, files), files)
+    film = decode(graph, stream(graph, model, seconds=30.0, frames_per_block=4, denoising_steps="1000, 500"), files)
+    with comfy.client.events() as events:
+        entry = comfy.client.run(graph.prompt)
+    info = probe(film_of(comfy, entry, film.id))
+    print(info)
+    assert (info.frames, info.width, info.height, info.fps) == (477, WIDTH, HEIGHT, 16)
+    assert sum(1 for _ in read_frames(film_of(comfy, entry, film.id))) == 477
+    assert events.previews >= 10
+    assert Image.open(io.BytesIO(events.last_preview.image)).size[0] >= WIDTH
+    assert any("block 30/30" in text for _, text in events.texts)
+
+
+def test_the_lora_changes_the_film_and_the_seed_repeats_it(comfy: ComfyServer, files: Files):
+    def film(lora: bool, prefix: str) -> np.ndarray:
+        graph = Graph()
+        model = our_loader(graph, files)
+        node = decode(
+            graph, stream(graph, with_lora(graph, model, files) if lora else model), files, filename_prefix=prefix
+        )
+        return np.stack(list(read_frames(film_of(comfy, comfy.client.run(graph.prompt), node.id))))
+
+    plain, again, changed = film(False, "video/plain"), film(False, "video/again"), film(True, "video/lora")
+    assert np.array_equal(plain, again)
+    difference = np.abs(plain.astype(int) - changed.astype(int)).mean()
+    print(f"mean difference by the LoRA {difference:.1f} of 255")
+    assert difference > 1
+
+
+def test_other_encoder_settings_do_not_sample_again(comfy: ComfyServer, files: Files):
+    graph = Graph()
+    film = decode(graph, stream(graph, our_loader(graph, files), seed=11), files)
+    comfy.client.run(graph.prompt)
+    graph.prompt[film.id]["inputs"]["quality"] = 40
+    with comfy.client.events() as events:
+        entry = comfy.client.run(graph.prompt)
+    assert film_of(comfy, entry, film.id).exists()
+    texts = [text for node, text in events.texts if node == film.id and text.startswith("block")]
+    print(texts[-1])
+    assert texts
+    assert all("re-used" in text for text in texts)
+
+
+def test_collected_latents_decode_in_the_stock_node_to_the_same_film(comfy: ComfyServer, files: Files):
+    graph = Graph()
+    latents = stream(graph, our_loader(graph, files), seed=12, seconds=1.0)
+    film = decode(graph, latents, files, codec="lossless")
+    samples = graph.add("PackForcingCollectLatents", stream=latents)[0]
+    images = graph.add("VAEDecode", samples=samples, vae=graph.add("VAELoader", vae_name=files.vae)[0])[0]
+    saved = graph.add("SaveImage", images=images, filename_prefix="stock")
+    entry = comfy.client.run(graph.prompt)
+    ours = np.stack(list(read_frames(film_of(comfy, entry, film.id))))
+    stock = [
+        np.array(Image.open(comfy.output / picture["subfolder"] / picture["filename"]).convert("RGB"))
+        for picture in entry["outputs"][saved.id]["images"]
+    ]
+    difference = np.abs(ours.astype(int) - np.stack(stock).astype(int)).max()
+    print(f"largest difference {difference} of 255 over {len(stock)} frames")
+    assert ours.std() > 1
+    assert difference <= 1
+
+
+def test_interruption_leaves_a_playable_film_and_a_rerun_goes_on(comfy: ComfyServer, files: Files):
+    graph = Graph()
+    film = decode(
+        graph,
+        stream(graph, our_loader(graph, files), seed=13, seconds=60.0),
+        files,
+        filename_prefix="video/stopped",
+        blocks_per_segment=1,
+    )
+    with comfy.client.events() as events:
+        prompt_id = comfy.client.queue(graph.prompt)
+        events.wait_for(lambda seen: any("block 4/" in text for _, text in seen.texts), 60)
+        comfy.client.interrupt(prompt_id)
+        entry = comfy.client.wait(prompt_id, 20)
+    assert entry["status"]["messages"][-1][0] == "execution_interrupted"
+    (growing,) = (comfy.output / "video").glob("stopped*.growing.mp4")
+    frames = sum(1 for _ in read_frames(growing))
+    print(f"{frames} frames in {growing.name}")
+    assert frames >= 3 * 12 - 3
+
+    graph.prompt[film.id]["inputs"]["filename_prefix"] = "video/went-on"
+    with comfy.client.events() as events:
+        prompt_id = comfy.client.queue(graph.prompt)
+        events.wait_for(lambda seen: any("block 6/" in text for _, text in seen.texts), 60)
+        comfy.client.interrupt(prompt_id)
+        comfy.client.wait(prompt_id, 20)
+    texts = [text for node, text in events.texts if node == film.id and text.startswith("block")]
+    assert "re-used" in texts[2]
+
+
+def test_a_quality_that_the_codec_does_not_know_is_refused_before_sampling(comfy: ComfyServer, files: Files):
+    graph = Graph()
+    decode(graph, stream(graph, our_loader(graph, files), seed=14), files, quality=60)
+    with comfy.client.events() as events, pytest.raises(PromptFailedError, match="quality 60"):
+        comfy.client.run(graph.prompt)
+    assert not any("block 1/" in text for _, text in events.texts)
