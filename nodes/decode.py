@@ -45,36 +45,7 @@ class StreamingVAEDecode(io.ComfyNode):
                     default="video/PackForcing",
                     tooltip="Below ComfyUI's output folder. %date:yyyy-MM-dd% and the like work.",
                 ),
-                io.Combo.Input(
-                    "codec",
-                    options=list(CODECS),
-                    default="h264",
-                    tooltip="; ".join(f"{name}: {codec.about}" for name, codec in CODECS.items()),
-                ),
-                io.Int.Input(
-                    "quality",
-                    default=DEFAULT_QUALITY,
-                    min=DEFAULT_QUALITY,
-                    max=63,
-                    tooltip="Constant rate factor: lower is better and larger. -1: the codec's default (18 for h264).",
-                ),
-                io.Int.Input(
-                    "blocks_per_segment",
-                    default=4,
-                    min=1,
-                    max=1000,
-                    tooltip="Every so many blocks the film on disk is safe: a crash loses at most this much of it. "
-                    "Smaller segments make the file a little larger.",
-                    advanced=True,
-                ),
-                io.Int.Input(
-                    "last_frames",
-                    default=1,
-                    min=1,
-                    max=1024,
-                    tooltip="How many frames from the end of the video go to the IMAGE output.",
-                    advanced=True,
-                ),
+                *_encoder_inputs(),
             ],
             outputs=[
                 io.Video.Output(tooltip="The film, read from its file when it is needed."),
@@ -109,6 +80,41 @@ class StreamingVAEDecode(io.ComfyNode):
                 raise PackForcingError(f"{error} The film so far: {writer.growing_path}") from error
         saved = ui.SavedResult(path.name, subfolder, io.FolderType.output)
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), tail, ui=ui.PreviewVideo([saved]))
+
+
+def _encoder_inputs() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "codec",
+            options=list(CODECS),
+            default="h264",
+            tooltip="; ".join(f"{name}: {codec.about}" for name, codec in CODECS.items()),
+        ),
+        io.Int.Input(
+            "quality",
+            default=DEFAULT_QUALITY,
+            min=DEFAULT_QUALITY,
+            max=63,
+            tooltip="Constant rate factor: lower is better and larger. -1: the codec's default (18 for h264).",
+        ),
+        io.Int.Input(
+            "blocks_per_segment",
+            default=4,
+            min=1,
+            max=1000,
+            tooltip="Every so many blocks the film on disk is safe: a crash loses at most this much of it. "
+            "Smaller segments make the file a little larger.",
+            advanced=True,
+        ),
+        io.Int.Input(
+            "last_frames",
+            default=1,
+            min=1,
+            max=1024,
+            tooltip="How many frames from the end of the video go to the IMAGE output.",
+            advanced=True,
+        ),
+    ]
 
 
 def _film(

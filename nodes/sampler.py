@@ -44,58 +44,8 @@ class Sampler(io.ComfyNode):
                     optional=True,
                     tooltip="Which past a block sees. Open: what the checkpoint was trained with.",
                 ),
-                io.Float.Input(
-                    "seconds", default=30.0, min=0.1, max=36000.0, step=0.1, tooltip="Length. Rounded to whole blocks."
-                ),
-                io.Int.Input("width", default=832, min=SIZE_MULTIPLE, max=8192, step=SIZE_MULTIPLE, tooltip="Pixels."),
-                io.Int.Input("height", default=480, min=SIZE_MULTIPLE, max=8192, step=SIZE_MULTIPLE, tooltip="Pixels."),
-                io.Float.Input(
-                    "fps",
-                    default=16.0,
-                    min=1.0,
-                    max=240.0,
-                    step=0.01,
-                    tooltip="Frames per second. Wan was trained at 16.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The same seed gives the same video, whatever its length.",
-                ),
-                io.Combo.Input(
-                    "preset",
-                    options=["auto", *FAMILIES],
-                    default="auto",
-                    tooltip="How the checkpoint was trained. auto: as our loader found, else Self-Forcing.",
-                    advanced=True,
-                ),
-                io.Int.Input(
-                    "frames_per_block",
-                    default=0,
-                    min=0,
-                    max=64,
-                    tooltip="Latent frames denoised together; 0 takes the preset's. Must be what the checkpoint was "
-                    "trained with, or motion suffers.",
-                    advanced=True,
-                ),
-                io.String.Input(
-                    "denoising_steps",
-                    default="",
-                    tooltip="For example 1000, 750, 500, 250. Empty takes the preset's.",
-                    advanced=True,
-                ),
-                io.Float.Input(
-                    "shift",
-                    default=0.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.01,
-                    tooltip="Time shift of the schedule; 0 takes the preset's (5 for most).",
-                    advanced=True,
-                ),
+                *_length_and_size(),
+                *_preset_and_overrides(),
             ],
             outputs=[StreamSocket.Output(display_name="stream")],
             hidden=[io.Hidden.unique_id],
@@ -158,6 +108,68 @@ class Sampler(io.ComfyNode):
         lines = (geometry.describe_length(seconds), stream.plan().describe(), *_warnings(trained, family, preset))
         say(cls.hidden.unique_id, "\n".join(lines))
         return io.NodeOutput(stream, ui={"text": ("\n".join(lines),)})
+
+
+def _length_and_size() -> list[io.Input]:
+    return [
+        io.Float.Input(
+            "seconds", default=30.0, min=0.1, max=36000.0, step=0.1, tooltip="Length. Rounded to whole blocks."
+        ),
+        io.Int.Input("width", default=832, min=SIZE_MULTIPLE, max=8192, step=SIZE_MULTIPLE, tooltip="Pixels."),
+        io.Int.Input("height", default=480, min=SIZE_MULTIPLE, max=8192, step=SIZE_MULTIPLE, tooltip="Pixels."),
+        io.Float.Input(
+            "fps",
+            default=16.0,
+            min=1.0,
+            max=240.0,
+            step=0.01,
+            tooltip="Frames per second. Wan was trained at 16.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            control_after_generate=True,
+            tooltip="The same seed gives the same video, whatever its length.",
+        ),
+    ]
+
+
+def _preset_and_overrides() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "preset",
+            options=["auto", *FAMILIES],
+            default="auto",
+            tooltip="How the checkpoint was trained. auto: as our loader found, else Self-Forcing.",
+            advanced=True,
+        ),
+        io.Int.Input(
+            "frames_per_block",
+            default=0,
+            min=0,
+            max=64,
+            tooltip="Latent frames denoised together; 0 takes the preset's. Must be what the checkpoint was "
+            "trained with, or motion suffers.",
+            advanced=True,
+        ),
+        io.String.Input(
+            "denoising_steps",
+            default="",
+            tooltip="For example 1000, 750, 500, 250. Empty takes the preset's.",
+            advanced=True,
+        ),
+        io.Float.Input(
+            "shift",
+            default=0.0,
+            min=0.0,
+            max=100.0,
+            step=0.01,
+            tooltip="Time shift of the schedule; 0 takes the preset's (5 for most).",
+            advanced=True,
+        ),
+    ]
 
 
 def parse_steps(text: str) -> tuple[float, ...] | None:
