@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 
 from ..errors import PackForcingError
 
-_FASTEST = 240.0
+_SLOWEST, _FASTEST = 1.0, 240.0
 _MIN_TIMESCALE = 10_000
 
 # Exact arithmetic and no vector shortcuts, so that a film continued on another machine gets the same pixels.
@@ -93,7 +92,7 @@ CODECS: dict[str, Codec] = {
 class VideoFormat:
     """Codec (a key of `CODECS`), quality (None: the codec's default; lower is better) and frames per second.
 
-    Raises PackForcingError for an unknown codec, a quality outside the codec's range, or a rate not in 0..240.
+    Raises PackForcingError for an unknown codec, a quality outside the codec's range, or a rate outside 1..240.
     """
 
     codec: str = "h264"
@@ -108,8 +107,8 @@ class VideoFormat:
             raise PackForcingError(
                 f"Got quality {self.quality} for codec {self.codec} but expected {low} (best) to {high} (worst)."
             )
-        if not (math.isfinite(self.fps) and 0 < self.fps <= _FASTEST):
-            raise PackForcingError(f"Got {self.fps} frames per second but expected more than 0, up to {_FASTEST:g}.")
+        if not _SLOWEST <= self.fps <= _FASTEST:
+            raise PackForcingError(f"Got {self.fps} frames per second but expected {_SLOWEST:g} to {_FASTEST:g}.")
 
     @property
     def settings(self) -> Codec:
@@ -125,7 +124,7 @@ class VideoFormat:
         nominal = round(self.fps * 1.001)
         if self.fps != round(self.fps) and abs(self.fps * 1.001 - nominal) < 0.002:
             return Fraction(nominal * 1000, 1001)
-        return max(Fraction(self.fps).limit_denominator(1000), Fraction(1, 1000))
+        return Fraction(self.fps).limit_denominator(1000)
 
     @property
     def timescale(self) -> int:

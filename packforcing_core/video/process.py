@@ -109,10 +109,6 @@ class Encoder:
         with self._process.stdout as stdout:
             shutil.copyfileobj(stdout, self._output)
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def write(self, data: bytes | memoryview) -> None:
         """Feed raw bytes, blocking while the encoder is busy. Raises FfmpegError if it has died."""
         try:

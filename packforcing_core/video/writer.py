@@ -22,6 +22,9 @@ from .process import Encoder, FfmpegError
 
 _GROWING = ("-movflags", "empty_moov+default_base_moof+skip_trailer")
 _NO_CUT = ("-frag_duration", "2000000000")  # microseconds: one fragment per segment, however long it is
+# Half an index makes players refuse the whole file. So a segment lies on disk as a free box that lasts until the end
+# of the file, which they skip, and becomes a segment when its true header (of the same 8 bytes) is put on top.
+_UNTIL_THE_END = b"\0\0\0\0free"
 
 
 class SegmentedWriter:
@@ -196,7 +199,6 @@ class SegmentedWriter:
                 _write_all(file, self._init)
             file.truncate(self._size)
             os.fsync(file.fileno())
-            file.seek(self._size)
         except OSError as error:
             file.close()
             raise PackForcingError(f"The film {self.growing_path} cannot be written: {error}.") from error
@@ -220,9 +222,11 @@ class SegmentedWriter:
         if not self.growing_path.exists():
             raise FilmError(f"{self.growing_path} was removed while it was being written")
         place_segment(media, self.segments, self._closed_frames * self.format.ticks_per_frame)
+        header = media[: len(_UNTIL_THE_END)]
+        media[: len(_UNTIL_THE_END)] = _UNTIL_THE_END
         try:
-            _write_all(self._file, media)
-            os.fsync(self._file.fileno())
+            self._put(media, self._size)
+            self._put(header, self._size)
         except OSError:
             with suppress(OSError):
                 self._file.truncate(self._size)
@@ -231,6 +235,11 @@ class SegmentedWriter:
         self._closed_frames += frames
         self._open_frames = 0
         self.segments += 1
+
+    def _put(self, data: bytes | bytearray, position: int) -> None:
+        self._file.seek(position)
+        _write_all(self._file, data)
+        os.fsync(self._file.fileno())
 
     def _fail(self, error: Exception) -> None:
         """Stop for good (later frames would leave a hole) and say what there is."""

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+
+from packforcing_core.errors import PackForcingError
+from packforcing_core.video import CODECS, VideoFormat
+
+
+@pytest.mark.parametrize(
+    "fps, rate",
+    [
+        (16, Fraction(16)),
+        (16.0, Fraction(16)),
+        (24, Fraction(24)),
+        (23.976, Fraction(24000, 1001)),
+        (24000 / 1001, Fraction(24000, 1001)),
+        (29.97, Fraction(30000, 1001)),
+        (59.94, Fraction(60000, 1001)),
+        (12.5, Fraction(25, 2)),
+        (1, Fraction(1)),
+    ],
+)
+def test_frame_rates_are_exact(fps, rate):
+    assert VideoFormat(fps=fps).rate == rate
+
+
+@pytest.mark.parametrize("fps", [16, 23.976, 29.97, 12.5, 1, 1.0001, 1.001, 10 / 3, 240, 17.123])
+def test_a_frame_is_a_whole_number_of_ticks(fps):
+    video_format = VideoFormat(fps=fps)
+    assert Fraction(video_format.ticks_per_frame, video_format.timescale) * video_format.rate == 1
+    assert 10_000 <= video_format.timescale < 2**31
+
+
+@pytest.mark.parametrize("fps", [0, 0.001, -1, 241, float("nan"), float("inf")])
+def test_impossible_frame_rates_are_refused(fps):
+    with pytest.raises(PackForcingError, match="frames per second"):
+        VideoFormat(fps=fps)
+
+
+def test_an_unknown_codec_is_answered_with_the_known_ones():
+    with pytest.raises(PackForcingError, match=r"'vp6'.*h264, h265, av1, lossless"):
+        VideoFormat(codec="vp6")
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_quality_stays_in_the_codecs_own_range(codec):
+    low, high = CODECS[codec].quality_range
+    assert low <= VideoFormat(codec=codec).crf <= high
+    assert VideoFormat(codec=codec, quality=high).crf == high
+    for wrong in (low - 1, high + 1):
+        with pytest.raises(PackForcingError, match=f"quality {wrong}"):
+            VideoFormat(codec=codec, quality=wrong)
