@@ -81,18 +81,13 @@ class WanConfig:
         patch = sizes["patch_embedding.weight"]
         dim, in_dim, patch_size = patch[0], patch[1], patch[2:]
         if patch_size != PATCH_SIZE:
-            raise PackForcingError(
-                f"Got patches of {patch_size}; {EXPECTED}, whose patches are {PATCH_SIZE}."
-            )
+            raise PackForcingError(f"Got patches of {patch_size}; {EXPECTED}, whose patches are {PATCH_SIZE}.")
         if in_dim != 16:
             kind = "an image-to-video (I2V) Wan" if in_dim == 36 else "another variant of Wan"
-            raise PackForcingError(
-                f"Got a model with {in_dim} input channels, {kind}; {EXPECTED}, which has 16."
-            )
+            raise PackForcingError(f"Got a model with {in_dim} input channels, {kind}; {EXPECTED}, which has 16.")
         if dim % HEAD_DIM:
             raise PackForcingError(
-                f"Got a width of {dim} (patch_embedding.weight); {EXPECTED}, "
-                f"whose width is a multiple of {HEAD_DIM}."
+                f"Got a width of {dim} (patch_embedding.weight); {EXPECTED}, whose width is a multiple of {HEAD_DIM}."
             )
         return cls(
             dim=dim,
@@ -117,15 +112,11 @@ def _refuse_foreign(sizes: Mapping[str, tuple[int, ...]]) -> None:
     for prefix, kind in FOREIGN_KEYS.items():
         found = next((name for name in sizes if name.startswith(prefix)), None)
         if found:
-            raise PackForcingError(
-                f"Got {kind} (it has {found}); {EXPECTED}. Choose the T2V file of the model."
-            )
+            raise PackForcingError(f"Got {kind} (it has {found}); {EXPECTED}. Choose the T2V file of the model.")
     missing = [name for name in SIZE_KEYS if name not in sizes]
     if missing:
         some = ", ".join(list(sizes)[:3]) or "nothing"
-        raise PackForcingError(
-            f"Not a Wan transformer: no {', '.join(missing)} (the file has {some} ...); {EXPECTED}."
-        )
+        raise PackForcingError(f"Not a Wan transformer: no {', '.join(missing)} (the file has {some} ...); {EXPECTED}.")
     ranks = {"patch_embedding.weight": 5, "head.modulation": 3}
     for name in SIZE_KEYS:
         if len(sizes[name]) != ranks.get(name, 2) or 0 in sizes[name]:

@@ -45,8 +45,8 @@ def encode_prompt(
     batch = tokenizer(clean_prompt(prompt), max_length=TEXT_LEN, truncation=True, return_tensors="pt").to(device)
     with torch.inference_mode():
         hidden = encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
-    # A clone outside inference mode is an ordinary tensor, usable in training too.
-    return pad_context(hidden.clone())
+    # Padded outside inference mode, what is returned is an ordinary tensor, usable in training too.
+    return pad_context(hidden)
 
 
 def _find_folders(folder: Path) -> tuple[Path, Path]:

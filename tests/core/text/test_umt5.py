@@ -60,6 +60,7 @@ def test_a_prompt_beyond_512_tokens_is_cut(folder):
     context = encode("circle " * 600, folder)
     assert context.shape == (1, 512, 64)
     assert context.any(dim=-1).all()
+    assert not context.is_inference()
 
 
 def test_the_dtype_is_the_one_asked_for(folder):
