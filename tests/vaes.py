@@ -30,3 +30,8 @@ def random_video(frames: int, height: int = 24, width: int = 40, batch: int = 1,
     """[batch, 3, frames, height, width] in [-1, 1]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(batch, 3, frames, height, width, generator=generator) * 2 - 1
+
+
+def stock_vae(dim: int = 8) -> WanVAE:
+    """A random VAE as small as a stock ComfyUI still builds: two residual blocks, one width."""
+    return random_vae(VAEConfig(encoder_dim=dim, decoder_dim=dim))

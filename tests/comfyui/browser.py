@@ -1,10 +1,10 @@
 """Drives ComfyUI's real front end in a real headless Chromium.
 
-    with open_front_end(server) as front_end:
-        front_end.load(workflow)                 a workflow in UI format
-        assert front_end.missing_nodes() == []
-        entry = front_end.run()                  presses Run, waits, returns the history entry
-        assert front_end.problems == []
+with open_front_end(server) as front_end:
+    front_end.load(workflow)                 a workflow in UI format
+    assert front_end.missing_nodes() == []
+    entry = front_end.run()                  presses Run, waits, returns the history entry
+    assert front_end.problems == []
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import pytest
 from tests.comfyui.browser import BrowserMissingError, FrontEnd, open_front_end
 from tests.comfyui.install import ComfyUIMissingError
 from tests.comfyui.server import ComfyServer
+from tests.comfyui.small_graphs import Files, write_files
 
 HERE = Path(__file__).parent
 
@@ -49,3 +50,9 @@ def front_end(comfy: ComfyServer) -> Iterator[FrontEnd]:
             yield page
     except BrowserMissingError as error:
         missing(str(error))
+
+
+@pytest.fixture(scope="session")
+def files(comfy: ComfyServer) -> Files:
+    """The small checkpoints of `small_graphs`, written once."""
+    return write_files(comfy)

@@ -1,9 +1,9 @@
 """Prompts in ComfyUI's API format, written the short way.
 
-    graph = Graph()
-    model = graph.add("UNETLoader", unet_name="tiny.safetensors", weight_dtype="default")
-    lora = graph.add("LoraLoaderModelOnly", model=model[0], lora_name="tiny.safetensors", strength_model=1.0)
-    client.run(graph.prompt)
+graph = Graph()
+model = graph.add("UNETLoader", unet_name="tiny.safetensors", weight_dtype="default")
+lora = graph.add("LoraLoaderModelOnly", model=model[0], lora_name="tiny.safetensors", strength_model=1.0)
+client.run(graph.prompt)
 """
 
 from __future__ import annotations

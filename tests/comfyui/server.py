@@ -1,8 +1,8 @@
 """Starts a real ComfyUI on the CPU, with this pack among its custom nodes and all its folders in one place.
 
-    with ComfyServer(folder) as server:
-        server.models("diffusion_models") / "tiny.safetensors"     where a test puts a checkpoint
-        entry = server.client.run(prompt)
+with ComfyServer(folder) as server:
+    server.models("diffusion_models") / "tiny.safetensors"     where a test puts a checkpoint
+    entry = server.client.run(prompt)
 """
 
 from __future__ import annotations

@@ -1,0 +1,131 @@
+"""Draws the templates: from each `workflows/api/NAME.json` the graph `workflows/NAME.json` and its thumbnail.
+
+`python -m tests.comfyui.draw_workflows [NAME ...]` starts a ComfyUI and a browser; the front end itself turns the API
+form into the UI form, so widget order and defaults are its own. Nodes stand in columns by their distance from the
+inputs. The notes that stand beside a graph are in workflows/api/notes/NAME.md.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from safetensors.torch import save_file
+
+from tests.checkpoints import SMALL_STOCK, wan_state_dict, write_family
+from tests.comfyui.browser import FrontEnd, open_front_end
+from tests.comfyui.install import PACK
+from tests.comfyui.server import ComfyServer
+from tests.vaes import stock_vae
+
+WORKFLOWS = PACK / "workflows"
+COLUMN_GAP, ROW_GAP, TITLE = 90, 50, 40
+NOTE_WIDTH = 420
+
+
+def api_names() -> list[str]:
+    return sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
+
+
+def read_api(name: str) -> dict[str, Any]:
+    return json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def place_files(server: ComfyServer, workflow: dict[str, Any]) -> None:
+    """Small files under the public names that a workflow uses, so that no menu lacks its choice.
+
+    The text encoder is a name only: its real size is fixed at 11 GB.
+    """
+    for node in workflow.values():
+        inputs = node["inputs"]
+        if node["class_type"] == "PackForcingModelLoader":
+            made = write_family(server.models("diffusion_models"), "self-forcing", wan_state_dict(SMALL_STOCK))[0]
+            made.rename(server.models("diffusion_models") / inputs["checkpoint"])
+        elif node["class_type"] == "CLIPLoader":
+            (server.models("text_encoders") / inputs["clip_name"]).touch()
+        elif node["class_type"] == "VAELoader":
+            save_file(stock_vae().state_dict(), server.models("vae") / inputs["vae_name"])
+
+
+def to_graph(front_end: FrontEnd, name: str) -> dict[str, Any]:
+    """The UI form of a workflow, laid out, with its notes."""
+    front_end.page.evaluate("([api, name]) => window.app.loadApiJson(api, name)", [read_api(name), name])
+    front_end.page.wait_for_function("n => window.app.rootGraph.nodes.length === n", arg=len(read_api(name)))
+    graph = front_end.page.evaluate("() => window.app.rootGraph.serialize()")
+    _arrange(graph)
+    notes = WORKFLOWS / "api" / "notes" / f"{name}.md"
+    if notes.exists():
+        _add_note(graph, notes.read_text(encoding="utf-8"))
+    return graph
+
+
+def _arrange(graph: dict[str, Any]) -> None:
+    depth: dict[int, int] = defaultdict(int)
+    for _ in graph["nodes"]:  # as many rounds as the longest path can have
+        for _, source, _, target, _, _ in graph["links"]:
+            depth[target] = max(depth[target], depth[source] + 1)
+    for _, source, *_ in graph["links"]:  # loaders stand right before what they feed
+        if not any(link[3] == source for link in graph["links"]):
+            depth[source] = min(depth[link[3]] for link in graph["links"] if link[1] == source) - 1
+    x = 0.0
+    for column in range(max(depth.values(), default=0) + 1):
+        nodes = [node for node in graph["nodes"] if depth[node["id"]] == column]
+        y = 0.0
+        for node in nodes:
+            node["pos"] = [x, y]
+            y += node["size"][1] + TITLE + ROW_GAP
+        x += max((node["size"][0] for node in nodes), default=0) + COLUMN_GAP
+
+
+def _add_note(graph: dict[str, Any], text: str) -> None:
+    number = graph["last_node_id"] + 1
+    graph["last_node_id"] = number
+    graph["nodes"].append(
+        {
+            "id": number,
+            "type": "MarkdownNote",
+            "title": "Read me",
+            "pos": [-NOTE_WIDTH - COLUMN_GAP, 0],
+            "size": [NOTE_WIDTH, 60 + 22 * text.count("\n")],
+            "flags": {},
+            "order": 0,
+            "mode": 0,
+            "inputs": [],
+            "outputs": [],
+            "properties": {},
+            "widgets_values": [text],
+            "color": "#432",
+            "bgcolor": "#653",
+        }
+    )
+
+
+def draw(front_end: FrontEnd, name: str, folder: Path) -> None:
+    """Writes NAME.json and NAME.jpg into `folder`."""
+    graph = to_graph(front_end, name)
+    graph["extra"] = {}
+    (folder / f"{name}.json").write_text(json.dumps(graph, indent=1) + "\n", encoding="utf-8")
+    front_end.load(graph)
+    picture = folder / f"{name}.png"
+    front_end.screenshot(picture)
+    Image.open(picture).convert("RGB").resize((1200, 675)).save(folder / f"{name}.jpg", quality=85)
+    picture.unlink()
+
+
+def main(names: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder, ComfyServer(Path(folder)) as server:
+        for name in names:
+            place_files(server, read_api(name))
+        with open_front_end(server) as front_end:
+            for name in names:
+                draw(front_end, name, WORKFLOWS)
+                print(f"{name}: problems {front_end.problems or 'none'}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or api_names())
