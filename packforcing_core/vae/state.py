@@ -73,8 +73,7 @@ class CausalState:
                 "Resume with the VAE that the render began with."
             )
         for name, conv in convs.items():
-            tail = tensors[name].to(device=like.device, dtype=like.dtype)
-            state.tails[conv] = tail.contiguous(memory_format=memory_format(like.device))
+            state.tails[conv] = tensors[name].to(device=like.device, dtype=like.dtype)
         return state
 
 
