@@ -24,7 +24,7 @@ _LORA_ADVICE = (
     "and put the stock LoraLoaderModelOnly behind it with this file."
 )
 _LORA_RENAME = (
-    " Its names are not those the stock node reads: `convert_lora` of packforcing_core.checkpoint.lora renames them."
+    " Its names are not those the stock node reads: `packforcing convert-lora FILE OUTPUT` renames them."
 )
 
 # (a name that only this kind has, kind)
