@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from tests.comfyui.browser import BrowserMissingError, FrontEnd, open_front_end
 from tests.comfyui.install import ComfyUIMissingError
 from tests.comfyui.server import ComfyServer
 from tests.comfyui.small_graphs import Files, write_files
+from tests.parts import missing
 
 HERE = Path(__file__).parent
 
@@ -19,13 +19,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker("comfyui")
-
-
-def missing(reason: str) -> None:
-    """Skips where a part of the machine is lacking, and fails where it may not lack: in CI."""
-    if os.environ.get("CI", "").lower() in ("1", "true"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,6 @@ from packforcing_core.model.wan import Wan
 from packforcing_core.rope import GridRope
 from packforcing_core.sampler.rollout import commit_block, frame_timesteps
 from tests.checkpoints import wan_state_dict
-from tests.comfyui.install import comfyui_folder
 
 SCRIPT = Path(__file__).parents[2] / "comfyui" / "scripts" / "causal_wan.py"
 CONFIG = WanConfig(dim=256, ffn_dim=320, num_layers=3, num_heads=2, text_dim=64)
@@ -50,7 +49,7 @@ def our_flows(weights: dict, context: torch.Tensor, noisy: torch.Tensor, clean: 
 
 @pytest.mark.comfyui
 @pytest.mark.parametrize("frames", [1, 3])
-def test_comfyuis_own_causal_wan_gives_the_same_flow_block_by_block(tmp_path, frames):
+def test_comfyuis_own_causal_wan_gives_the_same_flow_block_by_block(tmp_path, comfyui_source, frames):
     generator = torch.Generator().manual_seed(4)
     weights = wan_state_dict(CONFIG)
     context = torch.randn(1, 512, CONFIG.text_dim, generator=generator)
@@ -59,7 +58,7 @@ def test_comfyuis_own_causal_wan_gives_the_same_flow_block_by_block(tmp_path, fr
     given = {"context": context, "noisy": noisy, "clean": clean, "timesteps": torch.tensor(TIMESTEPS)}
     save_file({**weights, **given}, inputs)
     command = [sys.executable, str(SCRIPT), str(inputs), str(outputs)]
-    done = subprocess.run(command, cwd=comfyui_folder(), capture_output=True, encoding="utf-8", check=False)
+    done = subprocess.run(command, cwd=comfyui_source, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     theirs = load_file(outputs)["flows"]
     ours = our_flows(weights, context, noisy, clean)

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from packforcing_core.vae.config import VAEConfig, normalise, unnormalise
 from packforcing_core.vae.streaming import decode, encode
-from tests.comfyui.install import comfyui_folder
 from tests.vaes import random_latents, random_vae, random_video
 
 SCRIPT = Path(__file__).parents[2] / "comfyui" / "scripts" / "wan_vae.py"
@@ -18,13 +17,13 @@ SCRIPT = Path(__file__).parents[2] / "comfyui" / "scripts" / "wan_vae.py"
 
 @pytest.mark.comfyui
 @pytest.mark.parametrize("frames", [1, 5])
-def test_comfyuis_own_vae_gives_the_same_video_and_latents(tmp_path, frames):
+def test_comfyuis_own_vae_gives_the_same_video_and_latents(tmp_path, comfyui_source, frames):
     vae = random_vae(VAEConfig(encoder_dim=8, decoder_dim=8))
     latents, video = random_latents(frames), random_video(4 * frames - 3)
     inputs, outputs = tmp_path / "inputs.safetensors", tmp_path / "outputs.safetensors"
     save_file({**vae.state_dict(), "latents": unnormalise(latents), "video": video}, inputs)
     command = [sys.executable, str(SCRIPT), str(inputs), str(outputs)]
-    done = subprocess.run(command, cwd=comfyui_folder(), capture_output=True, encoding="utf-8", check=False)
+    done = subprocess.run(command, cwd=comfyui_source, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     theirs = load_file(outputs)
     decoded = (decode(vae, latents) - theirs["decoded"].clamp(-1, 1)).abs().max()
