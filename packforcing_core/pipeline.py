@@ -18,14 +18,22 @@ def overlapped(events: Iterable[E], kind: type, work: Callable[[E], R], ahead: i
     """Passes `events` through and runs `work` on each one of type `kind` in a thread; its results are events too.
 
     Results come in order, as soon as they are there; at most `ahead` pieces of work wait, so memory is bounded. When
-    the consumer stops or an event raises, work that was begun is finished first and no thread outlives the iterator.
-    What `work` raises is raised here, whatever its class.
+    the consumer stops or an event raises, work that was handed over is finished first and no thread outlives the
+    iterator. What `work` raises is raised here, whatever its class, and no later work is begun.
     """
     context = contextvars.copy_context()
 
+    failures: list[BaseException] = []
+
     def in_worker(event: E) -> R:
-        with torch.inference_mode():  # Inference mode is a property of the thread.
-            return work(event)
+        if failures:  # The next piece may be waiting already: done after a failure it would leave a hole.
+            raise failures[0]
+        try:
+            with torch.inference_mode():  # Inference mode is a property of the thread.
+                return work(event)
+        except BaseException as error:
+            failures.append(error)
+            raise
 
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="packforcing") as pool:
