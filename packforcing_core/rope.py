@@ -65,7 +65,7 @@ class GridRope:
         """The rotation of whole latent frames at temporal `positions`: [len(positions) x tokens_per_frame, 1,
         pairs].
         """
-        time = Rotation.of(axis_angles(torch.tensor(positions), self._time_channels), self._device)
+        time = Rotation.of(axis_angles(torch.tensor(positions, dtype=torch.float64), self._time_channels), self._device)
         frames, tokens = len(positions), self._spatial.cos.shape[0]
         return Rotation(
             *(
