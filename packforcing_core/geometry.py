@@ -68,6 +68,7 @@ class VideoGeometry:
         """The geometry nearest to a wished length; `seconds` of the result says what it became."""
         _require_positive("seconds", seconds, "seconds")
         _require_positive("fps", fps, "frames per second")
+        _require_positive("seconds x fps", seconds * fps, "frames")
         _require_positive("frames_per_block", frames_per_block, "latent frames")
         return cls(width, height, fps, frames_per_block, blocks_for_seconds(seconds, fps, frames_per_block))
 
