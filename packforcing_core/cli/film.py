@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -49,13 +50,18 @@ def render_film(
     """Renders to `output` and returns the film's path. What is filmed stays playable if it is stopped."""
     if blocks_per_segment < 1:
         raise PackForcingError(f"segment-blocks is {blocks_per_segment}; expected 1 or more.")
+    if not output.name:
+        raise PackForcingError(f"Got the output {str(output)!r}; expected a file name that ends in .mp4.")
     geometry = recipe.geometry
     output = free_name(output)
     started = time.monotonic()
     with torch.inference_mode(), SegmentedWriter(output, geometry.width, geometry.height, video_format) as writer:
         console.print(f"the film grows in {writer.growing_path}")
-        events = film_events(latent_events(model, context, recipe), decoder, writer, blocks_per_segment)
-        _show(events, recipe, kv_shape(model.config, geometry, model.dtype).cache_bytes(recipe.partitions), console)
+        cache_bytes = kv_shape(model.config, geometry, model.dtype).cache_bytes(recipe.partitions)
+        latents = latent_events(model, context, recipe)
+        # Closed before the writer is left: the thread that films must not meet a writer that is being closed.
+        with closing(film_events(latents, decoder, writer, blocks_per_segment)) as events:
+            _show(events, recipe, cache_bytes, console)
         film = writer.finish()
     took = time.monotonic() - started
     console.print(

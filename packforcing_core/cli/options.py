@@ -73,16 +73,26 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         help="how the checkpoint was trained; auto: by its file",
     )
     sampling.add_argument("--frames-per-block", type=int, help="latent frames per block; default: the preset's")
-    sampling.add_argument("--steps", help="denoising steps, for example 1000,750,500,250; default: the preset's")
+    sampling.add_argument(
+        "--steps", type=_parse_steps, help="denoising steps, for example 1000,750,500,250; default: the preset's"
+    )
     sampling.add_argument("--shift", type=float, help="time shift; default: the preset's")
     sampling.add_argument("--seed", type=int, default=0)
+
+
+def _parse_steps(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(step) for step in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between, got {text!r}") from error
 
 
 def chosen_family(options: argparse.Namespace, trained: Family) -> Family:
     """The preset (`trained` where it is auto) with the options on top."""
     family = trained if options.preset == "auto" else FAMILIES[options.preset]
-    steps = tuple(float(step) for step in options.steps.split(",")) if options.steps else None
-    return with_overrides(family, frames_per_block=options.frames_per_block, denoising_steps=steps, shift=options.shift)
+    return with_overrides(
+        family, frames_per_block=options.frames_per_block, denoising_steps=options.steps, shift=options.shift
+    )
 
 
 def add_output(parser: argparse.ArgumentParser, default: str) -> None:

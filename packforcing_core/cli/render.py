@@ -84,7 +84,7 @@ def build_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
 def _compute(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
     try:
         device = torch.device(options.device)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise PackForcingError(f"Device {options.device!r} cannot be used: {error}. Try --device cpu.") from error
     if options.dtype == "auto":

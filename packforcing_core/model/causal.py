@@ -7,7 +7,6 @@ hang on it (LoRA, fp8, GGUF, offloading).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from ..attention import Attention, sdpa
 from ..cache.cache import History
+from ..geometry import PATCH
 from .config import WanConfig
 from .ops import TorchOps
 
@@ -143,7 +143,7 @@ class CausalWan:
         shifts = self._cast(head.modulation, tokens) + modulation.embedding
         shift, scale = shifts.unsqueeze(3).unbind(2)
         patches = head.head(modulate(head.norm(tokens), scale, shift))
-        frames, rows, columns = shape[2], math.ceil(shape[3] / 2), math.ceil(shape[4] / 2)
+        frames, rows, columns = shape[2], shape[3] // PATCH, shape[4] // PATCH
         return rearrange(
-            patches, "b (f h w) (p q c) -> b c f (h p) (w q)", f=frames, h=rows, w=columns, p=2, q=2
+            patches, "b (f h w) (p q c) -> b c f (h p) (w q)", f=frames, h=rows, w=columns, p=PATCH, q=PATCH
         ).float()

@@ -6,7 +6,10 @@ table of 1000 entries, u = 1 - i/1000; so does this, so that the values match.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from ..errors import PackForcingError
 
 TRAINING_STEPS = 1000
 
@@ -14,6 +17,16 @@ TRAINING_STEPS = 1000
 def shifted_sigma(u: float, shift: float) -> float:
     """The noise level at u in 0..1 of the unshifted schedule."""
     return shift * u / (1 + (shift - 1) * u)
+
+
+def _sigma_table(steps: tuple[float, ...], shift: float) -> list[float]:
+    """Sigmas at u = 1, 0.999, ..., 0.001; PackForcingError for a shift or a step that it cannot serve."""
+    if not (math.isfinite(shift) and shift > 0):
+        raise PackForcingError(f"The shift is {shift}; expected a positive number (5 is usual).")
+    for step in steps:
+        if not 1 <= step <= TRAINING_STEPS:
+            raise PackForcingError(f"A denoising step is {step}; expected numbers from 1 to {TRAINING_STEPS}.")
+    return [shifted_sigma(1 - i / TRAINING_STEPS, shift) for i in range(TRAINING_STEPS)]
 
 
 @dataclass(frozen=True)
@@ -28,14 +41,14 @@ class Schedule:
     @classmethod
     def warped(cls, steps: tuple[float, ...], shift: float) -> Schedule:
         """Steps on the unshifted 1000-step grid: (1000, 750, 500, 250) at shift 5 -> 1000, 937.5, 833.33, 625."""
-        table = [shifted_sigma(1 - i / TRAINING_STEPS, shift) for i in range(TRAINING_STEPS)]
+        table = _sigma_table(steps, shift)
         sigmas = tuple(table[TRAINING_STEPS - round(step)] for step in steps)
         return cls(tuple(TRAINING_STEPS * sigma for sigma in sigmas), sigmas)
 
     @classmethod
     def unwarped(cls, steps: tuple[float, ...], shift: float) -> Schedule:
         """Steps that are timesteps already (CausVid): sigma is the nearest entry of the shifted table."""
-        table = [shifted_sigma(1 - i / TRAINING_STEPS, shift) for i in range(TRAINING_STEPS)]
+        table = _sigma_table(steps, shift)
         sigmas = tuple(min(table, key=lambda sigma: abs(TRAINING_STEPS * sigma - step)) for step in steps)
         return cls(tuple(float(step) for step in steps), sigmas)
 
