@@ -16,7 +16,7 @@ from ..packforcing_core.sampler.rollout import BlockDone, Event
 from . import host
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LatentStream:
     """A recipe that can be iterated again and again; it holds no GPU state.
 
@@ -27,8 +27,8 @@ class LatentStream:
     model: object
     context: Tensor
     recipe: Recipe
-    finished: list[Tensor] = field(default_factory=list, compare=False)
-    _turn: threading.Lock = field(default_factory=threading.Lock, compare=False)
+    finished: list[Tensor] = field(default_factory=list)
+    _turn: threading.Lock = field(default_factory=threading.Lock)
 
     def plan(self, decoder_bytes: int = 0) -> RenderPlan:
         """What the render takes, in the MODEL's own dtype."""
