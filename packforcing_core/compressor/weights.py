@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ..checkpoint.files import TensorFile, TensorInfo, open_tensors
@@ -67,7 +68,7 @@ def save_compressor(path: str | PathLike[str], high_res: HighRes, info: Compress
     try:
         save_file(tensors, partial, metadata)
         os.replace(partial, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise PackForcingError(f"The compressor cannot be written to {path}: {error}.") from error
 
 

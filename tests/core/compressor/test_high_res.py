@@ -115,7 +115,10 @@ def test_gradients_reach_every_parameter_once_the_last_layer_has_left_zero():
 def test_nothing_is_written_in_place():
     branch, latents = trained_high_res(), random_latents(4, 8, 16)
     versions = []
-    hooks = [layer.register_forward_hook(lambda *call: versions.append((call[2], call[2]._version))) for layer in branch.layers]
+    hooks = [
+        layer.register_forward_hook(lambda *call: versions.append((call[2], call[2]._version)))
+        for layer in branch.layers
+    ]
     branch(latents)
     for hook in hooks:
         hook.remove()
