@@ -17,6 +17,9 @@ VAE_SPATIAL_STRIDE = 8
 PATCH = 2
 SIZE_MULTIPLE = VAE_SPATIAL_STRIDE * PATCH
 LATENT_CHANNELS = 16
+# How many latent frames, and how many latent pixels along each side, one token of a compressed block stands for.
+COMPRESSED_TIME = 2
+COMPRESSED_SPACE = 8
 
 
 def pixel_frames(latent_frames: int) -> int:
@@ -28,6 +31,19 @@ def blocks_for_seconds(seconds: float, fps: float, frames_per_block: int) -> int
     """The number of blocks whose video comes nearest to `seconds`, at least one."""
     latent_frames = (seconds * fps - 1) / PIXEL_FRAMES_PER_LATENT + 1
     return max(1, math.floor(latent_frames / frames_per_block + 0.5))
+
+
+def compressed_grid(frames_per_block: int, latent_height: int, latent_width: int) -> tuple[int, int, int]:
+    """Time, rows and columns (g_t, g_h, g_w) of the tokens that stand for one compressed block: their product is N_c.
+
+    Sizes in latent frames and latent pixels. ceil(T/2) x floor(h/8) x floor(w/8), each at least 1; 2 x 7 x 13 = 182 for
+    a block of 4 at 832x480. Source: the PackForcing paper (arXiv 2603.25730).
+    """
+    return (
+        -(-frames_per_block // COMPRESSED_TIME),
+        max(1, latent_height // COMPRESSED_SPACE),
+        max(1, latent_width // COMPRESSED_SPACE),
+    )
 
 
 def _require_positive(name: str, value: float, unit: str) -> None:

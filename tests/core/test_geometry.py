@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packforcing_core.errors import PackForcingError
-from packforcing_core.geometry import VideoGeometry, blocks_for_seconds, pixel_frames
+from packforcing_core.geometry import VideoGeometry, blocks_for_seconds, compressed_grid, pixel_frames
 
 SIZE = {"width": 64, "height": 32, "fps": 16.0}
 
@@ -82,3 +82,26 @@ def test_a_length_beyond_all_numbers_is_refused():
 def test_no_blocks_are_refused():
     with pytest.raises(PackForcingError, match="blocks is 0"):
         VideoGeometry(**SIZE, frames_per_block=3, blocks=0)
+
+
+@pytest.mark.parametrize(
+    ("frames_per_block", "width", "height", "grid"),
+    [
+        (4, 832, 480, (2, 7, 13)),
+        (3, 832, 480, (2, 7, 13)),
+        (1, 832, 480, (1, 7, 13)),
+        (5, 832, 480, (3, 7, 13)),
+        (4, 480, 832, (2, 13, 7)),
+        (4, 1280, 720, (2, 11, 20)),
+        (4, 128, 64, (2, 1, 2)),
+        (4, 128, 128, (2, 2, 2)),
+        (4, 16, 16, (2, 1, 1)),
+        (1, 16, 1024, (1, 16, 1)),
+    ],
+)
+def test_a_compressed_block_has_half_the_frames_and_an_eighth_of_each_side(frames_per_block, width, height, grid):
+    assert compressed_grid(frames_per_block, height // 8, width // 8) == grid
+
+
+def test_a_block_of_4_at_832x480_is_182_tokens():
+    assert math.prod(compressed_grid(4, 60, 104)) == 182

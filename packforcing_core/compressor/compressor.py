@@ -1,0 +1,113 @@
+"""Both branches and their sum: a block's latents and decoded frames to the tokens that stand for it."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..errors import PackForcingError
+from ..geometry import LATENT_CHANNELS
+from ..model.causal import CausalWan
+from .high_res import HighRes
+from .low_res import Encode, low_res_latents
+
+# "low_res" is zero-shot, "both" is trained, "high_res" is the ablation that needs no frames.
+Branches = Literal["both", "high_res", "low_res"]
+
+
+class Compressor:
+    """Makes hidden tokens of the model's width, as its patch embedding would, from a clean block.
+
+        compressor = Compressor(model, "low_res", encode=partial(encode, vae))
+        tokens = compressor.tokens(latents, video, first_block=False)
+
+    `high_res` and `encode` are required by the branches that use them. The patch embedding is the model's own, called
+    by its name in `model.net`, so that a host's handling of its weights applies; the high-resolution branch computes in
+    the dtype of its weights. Raises PackForcingError for a part that is missing or made for another width.
+    """
+
+    def __init__(
+        self,
+        model: CausalWan,
+        branches: Branches = "both",
+        *,
+        high_res: HighRes | None = None,
+        encode: Encode | None = None,
+    ) -> None:
+        if branches not in get_args(Branches):
+            raise PackForcingError(
+                f"Got compressor branches {branches!r}; expected one of {', '.join(get_args(Branches))}."
+            )
+        self.model = model
+        self.branches = branches
+        self.high_res = None if branches == "low_res" else _require_high_res(high_res, branches, model.config.dim)
+        self.encode = None if branches == "high_res" else _require_encode(encode, branches)
+
+    @property
+    def needs_frames(self) -> bool:
+        """Whether `tokens` requires the block's decoded frames, and with them a VAE."""
+        return self.encode is not None
+
+    def tokens(self, latents: Tensor, video: Tensor | None, first_block: bool) -> Tensor:
+        """[B, N_c, D] in the model's dtype, in order of time, rows, columns of `geometry.compressed_grid`.
+
+        `latents` [B, 16, T, h, w] are clean and in model space. `video` [B, 3, T', 8h, 8w] in [-1, 1] is what they
+        decode to in the stream: T' is 4T, or 4T - 3 for the first block of a video. Raises PackForcingError when the
+        frames are missing or of another shape.
+        """
+        _require_latents(latents)
+        grid = self._grid(latents, video, first_block).to(self.model.dtype)
+        return rearrange(grid, "b d t h w -> b (t h w) d")
+
+    def _grid(self, latents: Tensor, video: Tensor | None, first_block: bool) -> Tensor:
+        if self.encode is None:
+            return self._high_res(latents)
+        low_res = self._low_res(latents.shape, video, first_block)
+        return low_res if self.high_res is None else low_res + self._high_res(latents)
+
+    def _low_res(self, shape: torch.Size, video: Tensor | None, first_block: bool) -> Tensor:
+        if video is None:
+            raise PackForcingError(
+                f"The compressor ('{self.branches}') got no decoded frames of the block; its low-resolution branch "
+                "needs them. Connect the VAE, or choose branches 'high_res' with trained compressor weights."
+            )
+        small = low_res_latents(self.encode, video, shape, first_block)
+        return self.model.net.patch_embedding(small.to(self.model.device, torch.float32)).float()
+
+    def _high_res(self, latents: Tensor) -> Tensor:
+        dtype = next(self.high_res.parameters()).dtype
+        return self.high_res(latents.to(self.model.device, dtype)).float()
+
+
+def _require_high_res(branch: HighRes | None, branches: Branches, dim: int) -> HighRes:
+    if branch is None:
+        raise PackForcingError(
+            f"Compressor branches '{branches}' need trained compressor weights and got none; load a compressor file, "
+            "or choose branches 'low_res' (zero-shot)."
+        )
+    if branch.dim != dim:
+        raise PackForcingError(
+            f"Got a compressor for a model of width {branch.dim}; this model's width is {dim}. Load the compressor "
+            "that was trained with it, or choose branches 'low_res' (zero-shot)."
+        )
+    return branch
+
+
+def _require_encode(encode: Encode | None, branches: Branches) -> Encode:
+    if encode is None:
+        raise PackForcingError(
+            f"Compressor branches '{branches}' need the VAE and got none: the low-resolution branch encodes the "
+            "decoded frames again. Connect the Wan2.1 VAE, or choose branches 'high_res' with trained weights."
+        )
+    return encode
+
+
+def _require_latents(latents: Tensor) -> None:
+    if latents.ndim != 5 or latents.shape[1] != LATENT_CHANNELS or 0 in latents.shape:
+        raise PackForcingError(
+            f"Got latents of shape {list(latents.shape)} for the compressor; expected [B, {LATENT_CHANNELS}, T, h, w], "
+            "none of them 0."
+        )

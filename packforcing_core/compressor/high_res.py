@@ -1,0 +1,66 @@
+"""The trained branch: five convolutions over the block's latent at its own resolution, pooled to the grid."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..geometry import LATENT_CHANNELS, compressed_grid
+from ..model.ops import Ops, TorchOps, build_on_meta
+
+# Widths between the latent's channels and the model's, for a model of REFERENCE_DIM, and the strides over time and
+# space of the convolutions around them. Source: the PackForcing paper (arXiv 2603.25730).
+HIDDEN_CHANNELS = (32, 128, 512, 2048)
+STRIDES = ((2, 1, 1), (1, 2, 2), (1, 2, 2), (1, 2, 2), (1, 1, 1))
+REFERENCE_DIM = 1536
+MIN_CHANNELS = 8
+
+
+def channels(dim: int) -> tuple[int, ...]:
+    """Channels before and after the convolutions, for a model of width `dim`: the paper's, scaled, at least 8."""
+    hidden = (max(MIN_CHANNELS, math.floor(width * dim / REFERENCE_DIM + 0.5)) for width in HIDDEN_CHANNELS)
+    return (LATENT_CHANNELS, *hidden, dim)
+
+
+class HighRes(nn.Module):
+    """Latents [B, 16, T, h, w] to [B, dim, g_t, g_h, g_w], the grid of `compressed_grid`, for any T, h and w.
+
+    Kernels of 3 with a padding of 1 make ceil(T/2) x ceil(h/8) x ceil(w/8) of it, at least one along each axis, and the
+    adaptive average pool brings that to the grid, which rounds down in space.
+    """
+
+    def __init__(self, dim: int, ops: type[Ops] = TorchOps) -> None:
+        super().__init__()
+        self.dim = dim
+        self.layers = nn.ModuleList(
+            ops.Conv3d(before, after, 3, stride=stride, padding=1)
+            for (before, after), stride in zip(pairwise(channels(dim)), STRIDES, strict=True)
+        )
+
+    def forward(self, latents: Tensor) -> Tensor:
+        first, *others = self.layers
+        hidden = first(latents)
+        for layer in others:
+            hidden = layer(F.silu(hidden))
+        return F.adaptive_avg_pool3d(hidden, compressed_grid(*latents.shape[2:]))
+
+
+@torch.no_grad()
+def build_high_res(dim: int, seed: int = 0) -> HighRes:
+    """An untrained branch for a model of width `dim`: its output is zero until the first step of training.
+
+    The last layer starts at zero, the others as usual before a rectifier (He et al., arXiv 1502.01852), drawn on the
+    CPU from `seed` alone.
+    """
+    # Allocated without torch's own initialisation, which would draw from the global generator.
+    branch = build_on_meta(lambda: HighRes(dim)).to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(seed)
+    for layer in branch.layers:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+        nn.init.zeros_(layer.bias)
+    nn.init.zeros_(branch.layers[-1].weight)
+    return branch

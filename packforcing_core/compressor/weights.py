@@ -1,0 +1,183 @@
+"""Compressor weights as files: our own key names and metadata (the table is in this folder's README)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from ..checkpoint.files import TensorFile, TensorInfo, open_tensors
+from ..errors import PackForcingError
+from ..model.config import WanConfig
+from ..model.ops import Ops, TorchOps, build_on_meta
+from .high_res import HighRes
+
+FORMAT = "packforcing-compressor"
+FORMAT_VERSION = 1
+GRID_RULE = "ceil(T/2) x max(1, floor(h/8)) x max(1, floor(w/8))"
+KEY_PREFIX = "compressor.high_res."
+DTYPES = ("F32", "F16", "BF16")
+METADATA_KEYS = ("format_version", "base_model", "base_dim", "frames_per_block", "grid", "trained_with")
+
+EXPECTED = "expected a compressor file that this project's training wrote"
+
+
+@dataclass(frozen=True)
+class CompressorInfo:
+    """What compressor weights were trained for: the base model's name, the block length in latent frames, and the cache
+    policy in the loop, as free text.
+    """
+
+    base_model: str
+    frames_per_block: int
+    trained_with: str
+
+
+class LoadedCompressor(NamedTuple):
+    """The branch with its weights, frozen, and what the file says of its training."""
+
+    high_res: HighRes
+    info: CompressorInfo
+
+
+def save_compressor(path: str | PathLike[str], high_res: HighRes, info: CompressorInfo) -> None:
+    """Writes the weights, in their dtype, and their metadata; a file of that name is replaced whole or not at all.
+
+    Raises PackForcingError when the folder does not exist or cannot be written.
+    """
+    path = Path(path)
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "base_model": info.base_model,
+        "base_dim": str(high_res.dim),
+        "frames_per_block": str(info.frames_per_block),
+        "grid": GRID_RULE,
+        "trained_with": info.trained_with,
+    }
+    tensors = {_file_key(name): tensor.detach().cpu().contiguous() for name, tensor in high_res.state_dict().items()}
+    partial = path.with_name(path.name + ".partial")
+    try:
+        save_file(tensors, partial, metadata)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise PackForcingError(f"The compressor cannot be written to {path}: {error}.") from error
+
+
+def load_compressor(
+    path: str | PathLike[str],
+    model_config: WanConfig,
+    frames_per_block: int,
+    *,
+    ops: type[Ops] = TorchOps,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> LoadedCompressor:
+    """The high-resolution branch for a model of `model_config` and blocks of `frames_per_block` latent frames.
+
+    `device` and `dtype` None leave the weights as they are in the file. Raises PackForcingError for a file of another
+    kind or project, of a newer version, for another width or block length, or whose tensors do not fit exactly.
+    """
+    file = open_tensors(path)
+    _refuse_foreign(file)
+    metadata = _require_metadata(file)
+    _require_trained_for(file, metadata, model_config.dim, frames_per_block)
+    high_res = build_on_meta(lambda: HighRes(model_config.dim, ops))
+    keys = {name: _file_key(name) for name in high_res.state_dict()}
+    shapes = {keys[name]: tuple(tensor.shape) for name, tensor in high_res.state_dict().items()}
+    _require_exact_tensors(file, shapes)
+    tensors = file.load(keys.values())
+    weights = {name: tensors[key].to(device=device, dtype=dtype) for name, key in keys.items()}
+    high_res.load_state_dict(weights, assign=True)
+    info = CompressorInfo(metadata["base_model"], frames_per_block, metadata["trained_with"])
+    return LoadedCompressor(high_res.requires_grad_(False).eval(), info)
+
+
+def _file_key(name: str) -> str:
+    """`layers.N.weight` in the module -> `compressor.high_res.N.weight` in the file."""
+    return KEY_PREFIX + name.removeprefix("layers.")
+
+
+def _refuse_foreign(file: TensorFile) -> None:
+    name = file.path.name
+    if any("pack_compressor." in key for key in file.tensors):
+        raise PackForcingError(
+            f"{name} holds the compressor of another PackForcing project (pack_compressor.net), whose layers are not "
+            f"ours: {EXPECTED}. Its transformer can be loaded as a model, with branches 'low_res' (zero-shot)."
+        )
+    if file.metadata.get("format") == FORMAT:
+        return
+    some = ", ".join(list(file.tensors)[:3]) or "nothing"
+    if any(key.startswith(KEY_PREFIX) for key in file.tensors):
+        problem = f"has our keys, but its metadata says no format '{FORMAT}': another program saved it without"
+    else:
+        problem = f"is no compressor (it has {some} ...)"
+    raise PackForcingError(f"{name} {problem}; {EXPECTED}.")
+
+
+def _require_metadata(file: TensorFile) -> Mapping[str, str]:
+    missing = [key for key in METADATA_KEYS if key not in file.metadata]
+    # The version comes first: what a newer one left out is no damage.
+    if "format_version" not in missing and _count(file, "format_version") > FORMAT_VERSION:
+        raise PackForcingError(
+            f"{file.path.name} is a compressor of format version {file.metadata['format_version']}; this version of "
+            f"PackForcing reads up to {FORMAT_VERSION}. Update PackForcing."
+        )
+    if missing:
+        raise PackForcingError(f"{file.path.name} lacks {', '.join(missing)} in its metadata; {EXPECTED}.")
+    return file.metadata
+
+
+def _require_trained_for(file: TensorFile, metadata: Mapping[str, str], dim: int, frames_per_block: int) -> None:
+    name, base = file.path.name, metadata["base_model"]
+    trained_dim, trained_frames = _count(file, "base_dim"), _count(file, "frames_per_block")
+    if trained_dim != dim:
+        raise PackForcingError(
+            f"{name} is a compressor for a model of width {trained_dim} ({base}); this model's width is {dim}. "
+            "Load the compressor that was trained with this model, or none (zero-shot)."
+        )
+    if trained_frames != frames_per_block:
+        raise PackForcingError(
+            f"{name} was trained on blocks of {trained_frames} latent frames; this render's have {frames_per_block}. "
+            f"Set frames_per_block to {trained_frames}, or load no compressor (zero-shot)."
+        )
+    if metadata["grid"] != GRID_RULE:
+        raise PackForcingError(
+            f"{name} was trained for the token grid '{metadata['grid']}'; this version of PackForcing makes "
+            f"'{GRID_RULE}'. Load another compressor, or none (zero-shot)."
+        )
+
+
+def _count(file: TensorFile, key: str) -> int:
+    value = file.metadata[key]
+    if not re.fullmatch("[1-9][0-9]{0,8}", value):
+        raise PackForcingError(
+            f"{file.path.name} says {key} is {value!r} in its metadata; expected a whole number above 0. "
+            "The file is damaged: get it again."
+        )
+    return int(value)
+
+
+def _require_exact_tensors(file: TensorFile, expected: Mapping[str, tuple[int, ...]]) -> None:
+    problems = [f"missing {key}" for key in expected if key not in file.tensors]
+    problems += [f"unexpected {key}" for key in file.tensors if key not in expected]
+    problems += [_misfit(key, file.tensors[key], shape) for key, shape in expected.items() if key in file.tensors]
+    problems = [problem for problem in problems if problem]
+    dtypes = sorted({file.tensors[key].dtype for key in expected if key in file.tensors})
+    if len(dtypes) > 1 or set(dtypes) - set(DTYPES):
+        problems.append(f"dtypes {', '.join(dtypes)} instead of one of {', '.join(DTYPES)}")
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise PackForcingError(f"{file.path.name} does not fit: {'; '.join(problems[:5])}{more}; {EXPECTED}.")
+
+
+def _misfit(key: str, given: TensorInfo, shape: tuple[int, ...]) -> str:
+    return f"{key} is {list(given.shape)} instead of {list(shape)}" if given.shape != shape else ""
