@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+import struct
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -28,6 +31,21 @@ def test_any_cut_leaves_exactly_the_segments_before_it(film, tmp_path):
         cut.write_bytes(data[:size])
         expected = tuple(segment for segment in whole.segments if segment.end <= size)
         assert scan_film(cut).segments == expected
+
+
+def test_segments_are_numbered_in_the_order_they_are_shown(film):
+    data = film.read_bytes()
+    places = [place.end() for place in re.finditer(b"mfhd", data)]
+    assert [struct.unpack_from(">I", data, place + 4)[0] for place in places] == [1, 2, 3]
+
+
+def test_a_box_without_a_length_ends_the_film_before_it(film, tmp_path):
+    data = bytearray(film.read_bytes())
+    second = [place.start() for place in re.finditer(b"traf", data)][1]
+    struct.pack_into(">I", data, second - 4, 0)
+    damaged = tmp_path / "damaged.mp4"
+    damaged.write_bytes(data)
+    assert len(scan_film(damaged).segments) == 1
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
