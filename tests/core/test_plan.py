@@ -1,0 +1,68 @@
+"""What the plan says is what is then allocated."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from packforcing_core.cache.config import Full, SinkWindow, Window
+from packforcing_core.geometry import VideoGeometry
+from packforcing_core.model.causal import CausalWan
+from packforcing_core.model.config import WAN_SIZES, WanConfig
+from packforcing_core.model.ops import TorchOps, build_on_meta
+from packforcing_core.model.wan import Wan
+from packforcing_core.plan import parameter_count, plan_render
+from packforcing_core.render import Recipe, build_cache
+from tests.small import CONFIG, DENOISING
+
+SIZES = [VideoGeometry(64, 32, 16.0, 3, 10), VideoGeometry(80, 48, 16.0, 1, 30), VideoGeometry(32, 32, 16.0, 4, 2)]
+POLICIES = [Full(), Window(21), Window(7), SinkWindow(12, 3), SinkWindow(21, 10), SinkWindow(8, 0, realign=False)]
+
+
+def meta_model(config: WanConfig, dtype: torch.dtype) -> CausalWan:
+    return CausalWan(build_on_meta(lambda: Wan(config, TorchOps)), config, dtype=dtype)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+@pytest.mark.parametrize("geometry", SIZES, ids=lambda g: f"{g.width}x{g.height}, {g.blocks} of {g.frames_per_block}")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_planned_bytes_are_the_allocated_ones(policy, geometry, dtype):
+    recipe = Recipe(geometry, policy, DENOISING, seed=0)
+    plan = plan_render(CONFIG, recipe, dtype)
+    cache = build_cache(meta_model(CONFIG, dtype), recipe)
+    print(f"planned {plan.buffer_bytes}, allocated {cache.nbytes}")
+    assert cache.nbytes == plan.buffer_bytes
+
+    layer = cache.layers[0]
+    assert layer.k.shape[1] == plan.attended_tokens
+    assert plan.attended_tokens == plan.sink_tokens + plan.mid_tokens + plan.recent_tokens + plan.current_tokens
+    row = CONFIG.dim * dtype.itemsize
+    assert plan.cache_bytes == CONFIG.num_layers * 2 * row * (plan.sink_tokens + plan.recent_tokens)
+    assert plan.current_tokens == geometry.frames_per_block * geometry.tokens_per_frame
+
+
+def test_a_clip_shorter_than_the_window_plans_no_slot_it_never_fills():
+    plan = plan_render(CONFIG, Recipe(SIZES[2], Window(21), DENOISING, seed=0))
+    assert plan.attended_tokens == SIZES[2].latent_frames * SIZES[2].tokens_per_frame
+
+
+@pytest.mark.parametrize("config", [*WAN_SIZES.values(), CONFIG], ids=lambda config: f"width {config.dim}")
+def test_parameters_are_counted_as_the_network_has_them(config):
+    net = build_on_meta(lambda: Wan(config, TorchOps))
+    assert parameter_count(config) == sum(parameter.numel() for parameter in net.parameters())
+
+
+def test_the_peak_holds_all_its_parts():
+    recipe = Recipe(SIZES[0], Window(21), DENOISING, seed=0)
+    plan, with_decoder = plan_render(CONFIG, recipe), plan_render(CONFIG, recipe, decoder_bytes=1000)
+    assert with_decoder.peak_bytes == plan.peak_bytes + 1000
+    assert plan.peak_bytes > plan.weights_bytes + plan.buffer_bytes
+    assert plan_render(CONFIG, recipe, torch.float32).weights_bytes == 2 * plan.weights_bytes
+
+
+def test_the_plan_of_two_minutes_is_told_in_a_line():
+    geometry = VideoGeometry.from_seconds(120, width=832, height=480, fps=16.0, frames_per_block=3)
+    told = plan_render(WAN_SIZES["1.3B"], Recipe(geometry, Window(21), DENOISING, seed=0)).describe()
+    print(told)
+    assert "1917 frames in 160 blocks of 3 | attends to 32,760 tokens | cache 5.18 GB" in told
+    assert "with the current block 6.04 GB" in told
