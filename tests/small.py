@@ -83,7 +83,10 @@ class SmallDecoder:
 
 
 def small_cache(
-    policy: Policy, frames_per_block: int, latent_frames: int = 1 << 20, config: WanConfig = CONFIG
+    policy: Policy,
+    frames_per_block: int,
+    latent_frames: int = 1 << 20,
+    config: WanConfig = CONFIG,
 ) -> KVCache:
     shape = small_shape(frames_per_block, config)
     partitions = policy.partitions(frames_per_block).limited_to(latent_frames)
