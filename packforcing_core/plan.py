@@ -19,8 +19,8 @@ class RenderPlan:
 
     `cache_bytes` is what is kept of the past and attended; `buffer_bytes` is all that the cache allocates on its
     device, the current block included; `bank_bytes` are all the compressed blocks that are remembered, `host_bytes`
-    what of them is in host memory; all are exact. `weights_bytes` is exact for an unquantised model; `peak_bytes` adds the text, and
-    an estimate of the activations of the larger of a transformer pass and a decode.
+    what of them is in host memory; all are exact. `weights_bytes` is exact for an unquantised model; `peak_bytes` adds
+    the text, and an estimate of the activations of the larger of a transformer pass and a decode.
     """
 
     width: int
