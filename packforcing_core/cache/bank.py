@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -83,29 +84,28 @@ class Copies:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def fetching(self) -> AbstractContextManager[None]:
-        """Copies to the device: they wait for the work before them, and the work after them waits for them."""
-        return nullcontext() if self._stream is None else self._fetching(self._stream)
-
-    def storing(self, *tensors: Tensor) -> AbstractContextManager[None]:
-        """Copies of `tensors` to the host: nothing waits for them but later copies, which keep their order."""
-        return nullcontext() if self._stream is None else self._storing(self._stream, tensors)
-
     @contextmanager
-    def _fetching(self, stream: torch.cuda.Stream):
-        compute = torch.cuda.current_stream(self._device)
-        stream.wait_stream(compute)
-        with torch.cuda.stream(stream):
+    def beside(self, *tensors: Tensor) -> Iterator[None]:
+        """Copies that wait for the work queued before them and for each other; `tensors` are what they read of the
+        GPU.
+        """
+        if self._stream is None:
             yield
-        compute.wait_stream(stream)
-
-    @contextmanager
-    def _storing(self, stream: torch.cuda.Stream, tensors: tuple[Tensor, ...]):
-        stream.wait_stream(torch.cuda.current_stream(self._device))
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
         for tensor in tensors:
-            tensor.record_stream(stream)
-        with torch.cuda.stream(stream):
+            tensor.record_stream(self._stream)
+        with torch.cuda.stream(self._stream):
             yield
+
+    def mark(self) -> torch.cuda.Event | None:
+        """The moment at which all copies until now are done."""
+        return self._stream.record_event() if self._stream else None
+
+    def wait(self, moment: torch.cuda.Event | None) -> None:
+        """Work queued from here on waits for `moment`."""
+        if moment is not None:
+            torch.cuda.current_stream(self._device).wait_event(moment)
 
 
 class LayerBank:
@@ -115,7 +115,7 @@ class LayerBank:
         self._keys = TwinRows(shape, slots, storage, device)
         self._values = TwinRows(shape, slots, storage, device)
         self._copies = copies
-        self._on_host = storage.startswith("host")
+        self._arrival: torch.cuda.Event | None = None
         self.mean_keys = torch.zeros(slots, shape.batch, shape.heads, shape.head_dim, device=device)
 
     @property
@@ -123,18 +123,28 @@ class LayerBank:
         return self._keys.nbytes + self._values.nbytes
 
     def write(self, slot: int, keys: Tensor, values: Tensor) -> None:
-        """`keys` and `values` [B, tokens, heads, head_dim] of a twin."""
+        """`keys` and `values` [B, tokens, heads, head_dim] of a twin; nothing waits for the copies."""
         self.mean_keys[slot] = keys.float().mean(dim=1)
-        with self._copies.storing(keys, values) if self._on_host else nullcontext():
+        with self._copies.beside(keys, values):
             self._keys.write(slot, keys)
             self._values.write(slot, values)
 
+    def fetch(self, slot: int, keys: Tensor | None, values: Tensor) -> None:
+        """Begins to copy a twin into `keys` (where wanted) and `values` on the device; `wait` before they are read."""
+        with self._copies.beside():
+            values.copy_(self._values.read(slot))
+            if keys is not None:
+                keys.copy_(self._keys.read(slot))
+        self._arrival = self._copies.mark()
+
+    def wait(self) -> None:
+        """Work queued from here on finds what was fetched."""
+        self._copies.wait(self._arrival)
+        self._arrival = None
+
     def keys(self, slot: int) -> Tensor:
         """Keys of a twin on the device, [B, tokens, heads, head_dim]."""
-        with self._copies.fetching() if self._on_host else nullcontext():
-            return self._keys.read(slot)
-
-    def values(self, slot: int) -> Tensor:
-        """Values of a twin on the device, [B, tokens, heads, head_dim]."""
-        with self._copies.fetching() if self._on_host else nullcontext():
-            return self._values.read(slot)
+        with self._copies.beside():
+            keys = self._keys.read(slot)
+        self._copies.wait(self._copies.mark())
+        return keys

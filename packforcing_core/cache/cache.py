@@ -293,6 +293,8 @@ class TwinWriter:
         kv, rope, choice = self._cache.layers[layer], self._mid.twin_rope, self._choices[layer]
         first, span = self._cache.partitions.sink_frames, self._mid.plan.span
         self._mid.show_at(layer, kv, [first + i * span for i in range(len(choice))], choice)
+        if layer + 1 < len(self._choices):  # Copies of the next layer's blocks run beside this layer's work.
+            self._mid.fetch(layer + 1, self._cache.layers[layer + 1], self._choices[layer + 1])
         position = first + len(choice) * span
         seen, own = kv.seen_by_twin(len(choice))
         timeless = rope.spatial(k)

@@ -18,6 +18,9 @@ from .select import SELECTORS, Question, choose
 Choice = tuple[int, ...]
 """Bank blocks by their index in the video, in order of time."""
 
+Shown = tuple[int, float | None] | None
+"""The block in a mid slot and the position its keys are rotated for, None while they are not."""
+
 
 def region_centres(cells: int, size: int) -> list[float]:
     """Centres of `cells` equal regions of an axis of `size` points: (r + 0.5) size / cells - 0.5."""
@@ -82,7 +85,7 @@ class MidMemory:
         on_host = plan.storage.startswith("host")
         resident = (plan.top_k_blocks, *shape.twin.sizes) if on_host else (0,)
         self._resident = [torch.zeros(resident, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
-        self._shown: list[list[tuple[int, float] | None]] = [[None] * plan.top_k_blocks for _ in range(shape.layers)]
+        self._shown: list[list[Shown]] = [[None] * plan.top_k_blocks for _ in range(shape.layers)]
         self._spatial_block = rope.spatial(partitions.frames_per_block)
         self.blocks: list[int] = []  # The block in each used bank slot.
         self._chosen_times: dict[int, int] = {}
@@ -128,27 +131,28 @@ class MidMemory:
 
     def show_at(self, layer: int, kv: LayerKV, positions: Sequence[float], choice: Choice) -> None:
         """Makes the first mid slots of `kv` hold the chosen blocks, the i-th of them at the i-th position."""
+        self.fetch(layer, kv, choice)
+        self._banks[layer].wait()
         shown = self._shown[layer]
         wanted = dict(zip(choice, positions, strict=True))
-        free = [i for i in range(len(choice)) if shown[i] is None or shown[i][0] not in wanted]
-        held = {shown[i][0]: i for i in range(len(choice)) if i not in free}
-        for block, position in wanted.items():
-            slot = held.get(block)
-            if slot is None:
-                slot = free.pop(0)
-                self._fetch(layer, kv, slot, block)
-            elif shown[slot] == (block, position):
-                continue
-            kv.k[:, kv.mid(slot)] = self.twin_rope.at(position, self._timeless(layer, slot, block))
-            shown[slot] = (block, position)
-        shown[len(choice) :] = [None] * (len(shown) - len(choice))  # The current block's rows begin there.
+        for slot in range(len(choice)):
+            block, position = shown[slot]
+            if position != wanted[block]:
+                kv.k[:, kv.mid(slot)] = self.twin_rope.at(wanted[block], self._timeless(layer, slot, block))
+                shown[slot] = block, wanted[block]
 
-    def _fetch(self, layer: int, kv: LayerKV, slot: int, block: int) -> None:
-        bank, stored = self._banks[layer], self.blocks.index(block)
-        kv.v[:, kv.mid(slot)] = bank.values(stored)
-        if len(self._resident[layer]):
-            self._resident[layer][slot] = bank.keys(stored)
-        self.fetched += 1
+    def fetch(self, layer: int, kv: LayerKV, choice: Choice) -> None:
+        """Begins to bring those chosen blocks into the first mid slots of `kv` that are not there yet."""
+        shown = self._shown[layer]
+        shown[len(choice) :] = [None] * (len(shown) - len(choice))  # The current block's rows begin there.
+        held = {tag[0] for tag in shown if tag}
+        free = [slot for slot in range(len(choice)) if shown[slot] is None or shown[slot][0] not in choice]
+        misses = [block for block in choice if block not in held]
+        for slot, block in zip(free, misses, strict=True):
+            keys = self._resident[layer][slot] if len(self._resident[layer]) else None
+            self._banks[layer].fetch(self.blocks.index(block), keys, kv.v[:, kv.mid(slot)])
+            shown[slot] = block, None
+            self.fetched += 1
 
     def _timeless(self, layer: int, slot: int, block: int) -> Tensor:
         resident = self._resident[layer]
