@@ -15,7 +15,7 @@ from packforcing_core.rope import GridRope
 from packforcing_core.sampler.rollout import commit_block, commit_due_twin, frame_timesteps
 from tests.small import SmallCompressor, small_context, small_model, small_shape
 
-CONFIG = WanConfig(dim=256, ffn_dim=512, num_layers=4, num_heads=4, text_dim=32, freq_dim=32)
+CONFIG = WanConfig(dim=256, ffn_dim=512, num_layers=2, num_heads=4, text_dim=32, freq_dim=32)
 GRID = (4, 6)
 
 
