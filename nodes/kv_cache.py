@@ -13,6 +13,12 @@ def knob_input(knob: Knob) -> io.Input:
     """The widget of one knob of a policy."""
     if isinstance(knob.default, bool):
         return io.Boolean.Input(knob.name, default=knob.default, tooltip=knob.help)
+    if knob.choices:
+        return io.Combo.Input(knob.name, options=list(knob.choices), default=knob.default, tooltip=knob.help)
+    if isinstance(knob.default, float):
+        return io.Float.Input(
+            knob.name, default=knob.default, min=knob.minimum, max=knob.maximum, step=0.0625, tooltip=knob.help
+        )
     return io.Int.Input(knob.name, default=knob.default, min=knob.minimum, max=knob.maximum, tooltip=knob.help)
 
 

@@ -118,6 +118,16 @@ class VideoGeometry:
         return self.grid[0] * self.grid[1]
 
     @property
+    def compressed_grid(self) -> tuple[int, int, int]:
+        """Tokens in time, rows and columns of a block's compressed twin."""
+        return compressed_grid(self.frames_per_block, self.latent_height, self.latent_width)
+
+    @property
+    def twin_tokens(self) -> int:
+        """Tokens of a block's compressed twin (N_c): 182 for 4 latent frames at 832x480."""
+        return math.prod(self.compressed_grid)
+
+    @property
     def block_shape(self) -> tuple[int, int, int, int, int]:
         """[1, 16, frames_per_block, h, w] of one latent block."""
         return (1, LATENT_CHANNELS, self.frames_per_block, self.latent_height, self.latent_width)

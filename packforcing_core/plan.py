@@ -17,9 +17,10 @@ from .render import Recipe, kv_shape
 class RenderPlan:
     """Sizes of one render. Tokens and bytes are those of a full cache, from the block where all slots are filled.
 
-    `cache_bytes` is what is kept of the past and attended; `buffer_bytes` is all that the cache allocates, the current
-    block included; both are exact. `weights_bytes` is exact for an unquantised model; `peak_bytes` adds the text, and
-    an estimate of the activations of the larger of a transformer pass and a decode.
+    `cache_bytes` is what is kept of the past and attended; `buffer_bytes` is all that the cache allocates on its
+    device, the current block included; `bank_bytes` are all the compressed blocks that are remembered, `host_bytes`
+    what of them is in host memory; all are exact. `weights_bytes` is exact for an unquantised model; `peak_bytes` adds
+    the text, and an estimate of the activations of the larger of a transformer pass and a decode.
     """
 
     width: int
@@ -38,6 +39,8 @@ class RenderPlan:
     attended_tokens: int
     cache_bytes: int
     buffer_bytes: int
+    bank_bytes: int
+    host_bytes: int
     weights_bytes: int
     peak_bytes: int
 
@@ -74,12 +77,14 @@ def plan_render(
         blocks=g.blocks,
         tokens_per_frame=n,
         sink_tokens=n * partitions.sink_frames,
-        mid_tokens=0,
+        mid_tokens=g.twin_tokens * partitions.mid_slots,
         recent_tokens=n * partitions.recent_frames,
         current_tokens=n * g.frames_per_block,
-        attended_tokens=n * partitions.buffer_frames,
+        attended_tokens=shape.attended_tokens(partitions),
         cache_bytes=shape.cache_bytes(partitions),
         buffer_bytes=buffer_bytes,
+        bank_bytes=shape.bank_bytes(partitions),
+        host_bytes=shape.host_bytes(partitions),
         weights_bytes=weights,
         peak_bytes=weights + text + buffer_bytes + activation_bytes(config, g, dtype) + decoder_bytes,
     )

@@ -80,7 +80,14 @@ def require_block_rollout(family: Family) -> None:
 
 def kv_shape(config: WanConfig, geometry: VideoGeometry, dtype) -> KVShape:
     """What a cache must hold for this model at this size."""
-    return KVShape(config.num_layers, config.num_heads, config.head_dim, geometry.tokens_per_frame, dtype)
+    return KVShape(
+        config.num_layers,
+        config.num_heads,
+        config.head_dim,
+        geometry.tokens_per_frame,
+        dtype,
+        twin_tokens=geometry.twin_tokens,
+    )
 
 
 def build_cache(model: CausalWan, recipe: Recipe) -> KVCache:

@@ -41,31 +41,49 @@ def axis_angles(positions: Tensor, channels: int) -> Tensor:
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turns the channel pairs of `x` [B, L, heads, head_dim]; dtype and shape are kept."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    """Turns the leading channel pairs of `x` [B, L, heads, head_dim], as many as `rotation` has; dtype and shape are
+    kept.
+
+    Time comes first in a head, so a rotation by time alone has fewer pairs and leaves the spatial channels as they are.
+    """
     cos, sin = rotation
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
+    channels = 2 * cos.shape[-1]
+    even, odd = x[..., :channels].float().unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
+    return turned if channels == x.shape[-1] else torch.cat((turned, x[..., channels:]), dim=-1)
 
 
 class GridRope:
     """Rotations for latent frames of one token grid, made on `device`.
 
     Spatial angles never change, so a block's table costs the cosines of a few temporal positions and an expansion.
+    `rows` and `columns` are the coordinates of a grid that is not the full one (fractions are allowed).
     """
 
-    def __init__(self, head_dim: int, grid: tuple[int, int], device: torch.device | str = "cpu"):
-        rows, columns = grid
+    def __init__(
+        self,
+        head_dim: int,
+        grid: tuple[int, int],
+        device: torch.device | str = "cpu",
+        *,
+        rows: Sequence[float] | None = None,
+        columns: Sequence[float] | None = None,
+    ):
+        self.head_dim = head_dim
+        self.grid = grid
+        self.device = device
+        rows = _coordinates(range(grid[0]) if rows is None else rows)
+        columns = _coordinates(range(grid[1]) if columns is None else columns)
         self._time_channels, row_channels, column_channels = axis_channels(head_dim)
-        row_angles = axis_angles(torch.arange(rows), row_channels).repeat_interleave(columns, dim=0)
-        column_angles = axis_angles(torch.arange(columns), column_channels).repeat(rows, 1)
+        row_angles = axis_angles(rows, row_channels).repeat_interleave(len(columns), dim=0)
+        column_angles = axis_angles(columns, column_channels).repeat(len(rows), 1)
         self._spatial = Rotation.of(torch.cat((row_angles, column_angles), dim=1), device)
-        self._device = device
 
     def frames(self, positions: Sequence[float]) -> Rotation:
         """The rotation of whole latent frames at temporal `positions`: [len(positions) x tokens_per_frame, 1,
         pairs].
         """
-        time = Rotation.of(axis_angles(torch.tensor(positions, dtype=torch.float64), self._time_channels), self._device)
+        time = self.time(positions)
         frames, tokens = len(positions), self._spatial.cos.shape[0]
         return Rotation(
             *(
@@ -75,3 +93,20 @@ class GridRope:
                 for t, s in zip(time, self._spatial, strict=True)
             )
         )
+
+    def spatial(self, frames: int) -> Rotation:
+        """The rotation of `frames` latent frames by height and width alone (the angle of time is zero)."""
+        return self.frames([0.0] * frames)
+
+    def time(self, positions: Sequence[float]) -> Rotation:
+        """The rotation by time alone, one row per position: [len(positions), 1, pairs of time]."""
+        return Rotation.of(axis_angles(_coordinates(positions), self._time_channels), self.device)
+
+    def frame_times(self, positions: Sequence[float]) -> Rotation:
+        """`time` for every token of whole latent frames: [len(positions) x tokens_per_frame, 1, pairs of time]."""
+        tokens = self._spatial.cos.shape[0]
+        return Rotation(*(table.repeat_interleave(tokens, dim=0) for table in self.time(positions)))
+
+
+def _coordinates(positions: Sequence[float]) -> Tensor:
+    return torch.tensor(list(positions), dtype=torch.float64)

@@ -5,13 +5,16 @@
     flow = model.flow(x, ..., view)       # denoising steps read through the view
     with cache.commit(view) as writer:    # the clean block's keys and values become the past
         model.commit(x0, ..., writer)
+    if cache.due_twin is not None:        # a block has left the recent frames
+        with cache.commit_twin() as writer:
+            model.commit_tokens(tokens, ..., writer)
 
-Both a view and a writer are a `History`: a model pass cannot tell them apart, and reading cannot change the past.
+Views and writers are each a `History`: a model pass cannot tell them apart, and reading cannot change the past.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -22,17 +25,23 @@ from ..attention import Attention
 from ..errors import PackForcingError
 from ..rope import GridRope, Rotation, rotate
 from .layer_kv import KVShape, LayerKV
-from .partitions import BlockWindow, Partitions
+from .mid import MidMemory
+from .partitions import BlockWindow, Partitions, Placement
+from .pruning import TokenPruning
+
+Selection = tuple[tuple[int, ...], ...]
+"""What each layer chose for one block: bank blocks by their index in the video, or token indices where tokens are
+pruned; empty where there was nothing to choose.
+"""
 
 
 class History(Protocol):
     """What attention sees of the past, as a model pass holds it."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of the current block over the past and itself.
+        """Attention of the pass's own tokens over the past and themselves.
 
-        `q`, `k` (normalised, not rotated) and `v` are [B, L, heads, head_dim] of the current block; returns the same
-        shape.
+        `q`, `k` (normalised, not rotated) and `v` are [B, L, heads, head_dim] of those tokens; returns the same shape.
         """
         ...
 
@@ -53,32 +62,80 @@ class KVCache:
         self.rope = rope
         self.attention = attention
         self.layers = [LayerKV(shape, partitions, device) for _ in range(shape.layers)]
+        self.mid = MidMemory(partitions, shape, rope, torch.device(device)) if partitions.bank else None
+        self.pruning = TokenPruning(partitions, shape.layers, rope) if partitions.pruning else None
         self.committed_frames = 0
-        self._position_of_slot: dict[int, int] = {}
+        self.due_twin: int | None = None
+        self._position_of_slot: dict[int, float] = {}
+        self._selected_by: dict[int, Selection] = {}  # By blocks whose twin is still to come.
+        self._cut_blocks = 0
+        self._bank_opens_at = 0
         self._torn = False
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated, equal to `shape.buffer_bytes(partitions)`."""
-        return sum(layer.nbytes for layer in self.layers)
+        """Bytes allocated on the device, equal to `shape.buffer_bytes(partitions)`."""
+        return sum(layer.nbytes for layer in self.layers) + (self.mid.device_bytes if self.mid else 0)
 
-    def begin_block(self) -> BlockView:
-        """The view of the next block. Frames whose position moved are rotated afresh from their unrotated keys."""
+    @property
+    def host_nbytes(self) -> int:
+        """Bytes of the bank in host memory, equal to `shape.host_bytes(partitions)`."""
+        return self.mid.twin_bytes if self.mid and self.mid.plan.storage.startswith("host") else 0
+
+    def begin_block(self, selection: Selection | None = None) -> BlockView:
+        """The view of the next block. Frames whose position moved are rotated afresh from their unrotated keys.
+
+        `selection` is what this block selected in an earlier run, to repeat it exactly; without it each layer chooses
+        when its first queries come.
+        """
         if self._torn:
             raise PackForcingError(
                 "A commit was interrupted half way, so the cache no longer matches any block. "
                 "Start a new cache and commit the finished blocks again."
             )
-        window = self.partitions.window(self.committed_frames)
+        if self.due_twin is not None:
+            raise PackForcingError(
+                f"Block {self.due_twin} has left the recent frames but its compressed twin was not committed. "
+                "Give the rollout a compressor, or choose a policy without a bank."
+            )
+        if selection is not None and len(selection) != self.shape.layers:
+            raise PackForcingError(
+                f"A selection of {len(selection)} layers was given to a cache of {self.shape.layers}. "
+                "It was recorded with another model."
+            )
+        window = self.window_after(self.committed_frames)
         for placement in window.past:
             if self._position_of_slot[placement.slot] != placement.position:
                 self._move(placement.slot, placement.position)
-        return BlockView(self, window)
+        return BlockView(self, window, self._video_block(self.committed_frames), selection)
 
-    def _move(self, slot: int, position: int) -> None:
-        rotation = self.rope.frames([position])
+    def window_after(self, committed: int) -> BlockWindow:
+        """The window after `committed` frames: as many as there are, or as there will be after the next commit and its
+        twin.
+        """
+        if self.mid is None or committed < self._bank_opens_at:
+            return self.partitions.window(committed)
+        arriving = committed > self.committed_frames and self._leaving_block(committed) is not None
+        banked = min(len(self.mid.blocks) + arriving, self.mid.plan.bank_blocks)
+        return self.partitions.window(committed, banked)
+
+    def _leaving_block(self, committed: int) -> int | None:
+        """The block that left the recent frames with the commit that made it `committed` frames, unless it is in the
+        sink.
+        """
+        leaving = committed - self.partitions.recent_frames - self.partitions.frames_per_block
+        return self._video_block(leaving) if leaving >= self.partitions.sink_frames else None
+
+    def _video_block(self, frame: int) -> int:
+        """The block of the video that counted frame `frame` is in; `restart` cut some out of the count."""
+        block = frame // self.partitions.frames_per_block
+        return block + self._cut_blocks if frame >= self.partitions.sink_frames else block
+
+    def _move(self, slot: int, position: float) -> None:
+        rotation = self.rope.frame_times([position])
         for layer in self.layers:
-            layer.k[:, layer.tokens(slot)] = rotate(layer.unrotated_k(slot), rotation)
+            rows = layer.tokens(slot)
+            layer.k[:, rows] = rotate(layer.timeless_k[:, rows], rotation)
         self._position_of_slot[slot] = position
 
     @contextmanager
@@ -92,21 +149,77 @@ class KVCache:
         self._torn = False
         self._position_of_slot.update((kept.slot, kept.position) for kept in writer.kept)
         self.committed_frames += self.partitions.frames_per_block
+        if self.mid:
+            selection = view.selection()
+            self.mid.record(selection)
+            if view.first_frame >= self.partitions.sink_frames:
+                self._selected_by.setdefault(view.block, selection)
+            self.due_twin = self._leaving_block(self.committed_frames)
+
+    @contextmanager
+    def commit_twin(self) -> Iterator[TwinWriter]:
+        """A writer for the pass over the compressed tokens of block `due_twin`, which then is in the bank."""
+        if self.mid is None or self.due_twin is None:
+            raise PackForcingError("No block is due for a compressed twin; commit blocks until `due_twin` names one.")
+        writer = TwinWriter(self, self.mid, self._selected_by.pop(self.due_twin))
+        self._torn = True
+        yield writer
+        self._torn = False
+        self.mid.admit(self.due_twin, writer.slot)
+        self.due_twin = None
+
+    def blocks_in_view(self) -> tuple[int, ...]:
+        """The blocks of the video of which whole frames are in view, in order."""
+        frames = self.partitions.frames_per_block
+        return tuple(self._video_block(b * frames) for b in self.partitions.blocks_in_view(self.committed_frames))
+
+    def restart(self) -> tuple[int, ...]:
+        """Begins the past anew; returns `blocks_in_view()`, for the caller to commit again, all and in this order.
+
+        The bank stays, out of sight until they are committed, since its blocks come between them. Positions begin at
+        zero, which closes the gap of a sink whose position was left as it was.
+        """
+        if self.due_twin is not None:
+            raise PackForcingError(f"Block {self.due_twin} is due for its compressed twin; commit that first.")
+        blocks = self.blocks_in_view()
+        self._cut_blocks = self._video_block(self.committed_frames) - len(blocks)
+        self._bank_opens_at = len(blocks) * self.partitions.frames_per_block
+        self._position_of_slot.clear()
+        self.committed_frames = 0
+        return blocks
 
 
 class BlockView:
-    """One block's window on the cache, for the denoising steps: only the current block's own slots are rewritten."""
+    """One block's window on the cache, for the denoising steps: nothing of the stored past is rewritten.
 
-    def __init__(self, cache: KVCache, window: BlockWindow):
+    `block` is its index in the video. What a layer chooses when its first queries come holds for all passes of the
+    block.
+    """
+
+    def __init__(self, cache: KVCache, window: BlockWindow, block: int, selection: Selection | None):
         self.cache = cache
         self.window = window
+        self.block = block
+        self.first_frame = cache.committed_frames
         self.rotation = cache.rope.frames(window.current_positions)
+        self.choices: dict[int, Sequence[int] | Tensor] = {}
+        self._chooser = (cache.mid or cache.pruning) if window.chooses else None
+        if self._chooser and selection is not None:
+            self.choices = {i: self._chooser.repeated(choice, window) for i, choice in enumerate(selection)}
+
+    def selection(self) -> Selection:
+        """What each layer chose, once it has."""
+        choices = (self.choices.get(layer, ()) for layer in range(self.cache.shape.layers))
+        return tuple(tuple(c.tolist()) if isinstance(c, Tensor) else c for c in choices)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         kv = self.cache.layers[layer]
-        frames_per_block = self.cache.partitions.frames_per_block
-        current = kv.tokens(self.window.current_slot, frames_per_block)
-        attended = kv.tokens(0, self.window.current_slot + frames_per_block)
+        if self._chooser:
+            if layer not in self.choices:
+                self.choices[layer] = self._chooser.choose(layer, kv, self.window, q, self.block)
+            self._chooser.show(layer, kv, self.window, self.choices[layer])
+        current = kv.current(self.window)
+        attended = kv.attended(self.window)
         kv.k[:, current] = rotate(k, self.rotation)
         kv.v[:, current] = v
         return self.cache.attention(rotate(q, self.rotation), kv.k[:, attended], kv.v[:, attended])
@@ -122,21 +235,71 @@ class BlockWriter:
         self._view = view
         self._cache = view.cache
         partitions = self._cache.partitions
-        first = self._cache.committed_frames
-        following = partitions.window(first + partitions.frames_per_block)
+        self._first = first = view.first_frame
+        following = self._cache.window_after(first + partitions.frames_per_block)
         self.kept = [placement for placement in following.past if placement.frame >= first]
-        self._rotations: dict[int, Rotation] = {
-            kept.slot: self._cache.rope.frames([kept.position]) for kept in self.kept
+        self._spatial = self._cache.rope.spatial(partitions.frames_per_block)
+        self._times: dict[int, Rotation] = {
+            kept.slot: self._cache.rope.frame_times([kept.position]) for kept in self.kept
         }
-        self._first = first
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = self._view.attend(layer, q, k, v)
         kv = self._cache.layers[layer]
+        if self._view.window.pruned_frames is not None:
+            self._cache.pruning.drop(layer, kv, self._view.window, self._view.choices[layer])
+        timeless = rotate(k, self._spatial)
         for kept in self.kept:
             rows = kv.tokens(kept.frame - self._first)
-            kv.k[:, kv.tokens(kept.slot)] = rotate(k[:, rows], self._rotations[kept.slot])
-            kv.v[:, kv.tokens(kept.slot)] = v[:, rows]
-            if self._cache.partitions.unrotated_frames and kept.slot >= self._cache.partitions.sink_frames:
-                kv.unrotated_k(kept.slot).copy_(k[:, rows])
+            self._keep(kv, kept, timeless[:, rows], v[:, rows])
+        self._keep_queries(kv, q)
+        return out
+
+    def _keep(self, kv: LayerKV, kept: Placement, timeless: Tensor, v: Tensor) -> None:
+        slot = kv.tokens(kept.slot)
+        kv.k[:, slot] = rotate(timeless, self._times[kept.slot])
+        kv.v[:, slot] = v
+        if kept.frame >= self._cache.partitions.sink_frames:
+            if self._cache.partitions.unrotated_frames:
+                kv.timeless_k[:, slot] = timeless
+            if self._cache.partitions.candidate_frames:
+                kv.candidate_v[:, slot] = v
+
+    def _keep_queries(self, kv: LayerKV, q: Tensor) -> None:
+        """One sum of queries per frame, in a ring of its own."""
+        newest = min(self._cache.partitions.query_frames, self._cache.partitions.frames_per_block)
+        if not newest:
+            return
+        sums = rotate(q, self._spatial).float().unflatten(1, (-1, kv.tokens_per_frame)).sum(dim=2)
+        end = self._first + self._cache.partitions.frames_per_block
+        slots = [frame % self._cache.partitions.query_frames for frame in range(end - newest, end)]
+        kv.query_sums[:, slots] = sums[:, -newest:]
+
+
+class TwinWriter:
+    """The pass over a block's compressed tokens: they see the sink, the mid blocks that the block had selected and are
+    still remembered, and themselves; each layer's keys and values go to the bank.
+
+    Their place in the window is right behind those mid blocks.
+    """
+
+    def __init__(self, cache: KVCache, mid: MidMemory, selection: Selection):
+        self._cache = cache
+        self._mid = mid
+        self._choices = [mid.remembered(choice) for choice in selection]
+        self.slot = mid.slot_for_twin()
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        kv, rope, choice = self._cache.layers[layer], self._mid.twin_rope, self._choices[layer]
+        first, span = self._cache.partitions.sink_frames, self._mid.plan.span
+        self._mid.show_at(layer, kv, [first + i * span for i in range(len(choice))], choice)
+        if layer + 1 < len(self._choices):  # Copies of the next layer's blocks run beside this layer's work.
+            self._mid.fetch(layer + 1, self._cache.layers[layer + 1], self._choices[layer + 1])
+        position = first + len(choice) * span
+        seen, own = kv.seen_by_twin(len(choice))
+        timeless = rope.spatial(k)
+        kv.k[:, own] = rope.at(position, timeless)
+        kv.v[:, own] = v
+        out = self._cache.attention(rope.at(position, rope.spatial(q)), kv.k[:, seen], kv.v[:, seen])
+        self._mid.write(layer, self.slot, timeless, v)
         return out

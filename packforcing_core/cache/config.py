@@ -6,29 +6,58 @@ the command line and the ComfyUI node read their knobs from `knobs()`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, get_args
 
 from ..errors import PackForcingError
-from .partitions import Partitions
+from .partitions import BankPlan, Coordinates, Eviction, Partitions, PruningPlan, Storage
+from .select import NO_SELECTOR, SELECTORS
 
 UNLIMITED_FRAMES = 1 << 40
 
 
+AUTO = -1
+"""A knob left at its default where that default depends on the block length."""
+FULL_SPAN = 0
+TRAINED_FRAMES = 21
+
+
 class Knob(NamedTuple):
-    """One setting of a policy, as a widget or an option shows it."""
+    """One setting of a policy, as a widget or an option shows it. With `choices` the value is one of them."""
 
     name: str
-    default: int | bool
-    minimum: int
-    maximum: int
+    default: int | float | bool | str
+    minimum: float
+    maximum: float
     help: str
+    choices: tuple[str, ...] = ()
+
+    def check(self, policy: str, value: Any) -> None:
+        """PackForcingError when `value` is not of the knob's kind or out of its range."""
+        if self.choices:
+            fits, expected = value in self.choices, f"one of {', '.join(self.choices)}"
+        elif isinstance(self.default, bool):
+            fits, expected = isinstance(value, bool), "True or False"
+        else:
+            kinds = (int, float) if isinstance(self.default, float) else (int,)
+            unit = "a number" if isinstance(self.default, float) else "a whole number"
+            fits = isinstance(value, kinds) and self.minimum <= value <= self.maximum
+            expected = f"{unit} from {self.minimum} to {self.maximum}"
+        if not fits:
+            raise PackForcingError(f"{self.name} of policy '{policy}' is {value!r}; expected {expected}.")
 
 
-def knob(default: int | bool, help: str, minimum: int = 0, maximum: int = 100_000) -> Any:
+def knob(
+    default: int | float | bool | str,
+    help: str,
+    minimum: float = 0,
+    maximum: float = 100_000,
+    choices: tuple[str, ...] = (),
+) -> Any:
     """A dataclass field with its limits and its explanation."""
-    return field(default=default, metadata={"minimum": minimum, "maximum": maximum, "help": help})
+    return field(default=default, metadata={"minimum": minimum, "maximum": maximum, "help": help, "choices": choices})
 
 
 class Policy:
@@ -39,16 +68,12 @@ class Policy:
 
     def __post_init__(self):
         for k in self.knobs():
-            value = getattr(self, k.name)
-            if not isinstance(k.default, bool) and not k.minimum <= value <= k.maximum:
-                raise PackForcingError(
-                    f"{k.name} of policy '{self.name}' is {value}; expected {k.minimum} to {k.maximum}."
-                )
+            k.check(self.name, getattr(self, k.name))
 
     @classmethod
     def knobs(cls) -> Iterator[Knob]:
         for f in fields(cls):
-            yield Knob(f.name, f.default, f.metadata["minimum"], f.metadata["maximum"], f.metadata["help"])
+            yield Knob(f.name, f.default, **f.metadata)
 
     def partitions(self, frames_per_block: int) -> Partitions:
         """The plan for blocks of `frames_per_block` latent frames; PackForcingError when the knobs contradict it."""
@@ -108,10 +133,150 @@ class SinkWindow(Policy):
         return Partitions(frames_per_block, self.sink_frames, recent, "window" if self.realign else "video")
 
 
-POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in (SinkWindow, Window, Full)}
+def _whole_blocks(name: str, value: int, default: int, frames_per_block: int) -> int:
+    """`value` if it is whole blocks; for AUTO, `default` rounded to the nearest whole blocks, at least one."""
+    if value == AUTO:
+        return max(1, math.floor(default / frames_per_block + 0.5)) * frames_per_block
+    if value % frames_per_block:
+        below = value // frames_per_block * frames_per_block
+        raise PackForcingError(
+            f"Policy 'packforcing': {name} is {value}, which is not whole blocks of {frames_per_block} latent frames. "
+            f"The nearest are {below} and {below + frames_per_block}; {AUTO} rounds {default} for you."
+        )
+    return value
 
 
-def build_policy(name: str, **settings: int | bool | None) -> Policy:
+@dataclass(frozen=True)
+class PackForcing(Policy):
+    """Sink and recent frames at full resolution, and between them the most relevant blocks of a compressed past."""
+
+    name = "packforcing"
+    title = "PackForcing (compressed memory of the whole video)"
+    default_sink_frames: ClassVar[int] = 8
+    default_recent_frames: ClassVar[int] = 4
+
+    sink_frames: int = knob(
+        AUTO,
+        "The first latent frames, kept for ever at full resolution, in whole blocks. -1: 8, rounded to whole blocks.",
+        minimum=AUTO,
+    )
+    recent_frames: int = knob(
+        AUTO,
+        "The newest latent frames at full resolution, in whole blocks, at least one; neither sink nor current block "
+        "counts. -1: 4, rounded to whole blocks.",
+        minimum=AUTO,
+    )
+    top_k_blocks: int = knob(16, "Compressed blocks that each layer selects from the bank. 0 switches the mid off.")
+    bank_blocks: int = knob(128, "Compressed blocks that are remembered (128: two minutes at 16 FPS).")
+    mid_span: float = knob(
+        float(FULL_SPAN),
+        "Frames of position that a compressed block occupies; fractions are allowed. 0: its true length (for a trained "
+        "compressor). -1: as much as lets the whole window fit 21 frames (zero-shot).",
+        minimum=AUTO,
+    )
+    selector: str = knob(
+        "mean", "How blocks are selected; all but 'mean' are for comparison.", choices=(*SELECTORS, NO_SELECTOR)
+    )
+    eviction: str = knob(
+        "fifo", "Which block a full bank forgets: the oldest, or the least often selected.", choices=get_args(Eviction)
+    )
+    bank_storage: str = knob(
+        "host",
+        "Where the bank lives: host memory or the GPU, in full precision or in 8 bits.",
+        choices=get_args(Storage),
+    )
+    coordinates: str = knob(
+        "grid",
+        "Positions of compressed tokens: the centres of their regions in the full grid, or their own small grid.",
+        choices=get_args(Coordinates),
+    )
+    selector_seed: int = knob(0, "Seed of the selector 'random'.")
+
+    def partitions(self, frames_per_block: int) -> Partitions:
+        sink = _whole_blocks("sink_frames", self.sink_frames, self.default_sink_frames, frames_per_block)
+        recent = _whole_blocks("recent_frames", self.recent_frames, self.default_recent_frames, frames_per_block)
+        if recent == 0:
+            raise PackForcingError(
+                f"Policy 'packforcing': recent_frames is 0, but the block before the current one must be in view. "
+                f"Set it to {frames_per_block} or more, or to {AUTO}."
+            )
+        if self.top_k_blocks > self.bank_blocks:
+            raise PackForcingError(
+                f"Policy 'packforcing': top_k_blocks is {self.top_k_blocks}, more than the {self.bank_blocks} of "
+                "bank_blocks. Raise bank_blocks or lower top_k_blocks."
+            )
+        bank = None
+        if self.top_k_blocks and self.selector != NO_SELECTOR:
+            bank = BankPlan(
+                self.top_k_blocks,
+                self.bank_blocks,
+                self._span(sink + recent, frames_per_block),
+                self.selector,
+                self.eviction,
+                self.bank_storage,
+                self.coordinates,
+                self.selector_seed,
+            )
+        return Partitions(frames_per_block, sink, recent, "window", bank)
+
+    def _span(self, past_frames: int, frames_per_block: int) -> float:
+        if self.mid_span == AUTO:
+            return max(0, TRAINED_FRAMES - past_frames - frames_per_block) / self.top_k_blocks
+        if self.mid_span < 0:
+            raise PackForcingError(
+                f"Policy 'packforcing': mid_span is {self.mid_span}; expected a positive number of latent frames, "
+                f"{FULL_SPAN} (a block's true length) or {AUTO} (automatic)."
+            )
+        return float(frames_per_block) if self.mid_span == FULL_SPAN else float(self.mid_span)
+
+
+@dataclass(frozen=True)
+class DeepForcing(Policy):
+    name = "deep_forcing"
+    title = "Deep Forcing (deep sink, important tokens)"
+
+    sink_frames: int = knob(10, "The first latent frames, kept for ever at full resolution.")
+    recent_frames: int = knob(
+        4, "The newest latent frames, current block included, of which no token is dropped.", minimum=1
+    )
+    budget_frames: int = knob(
+        16, "Latent frames' worth of tokens left in view after dropping, all included.", minimum=1
+    )
+    window_frames: int = knob(21, "Latent frames in view, all included, at which tokens are dropped.", minimum=1)
+
+    def partitions(self, frames_per_block: int) -> Partitions:
+        if self.recent_frames < frames_per_block:
+            raise PackForcingError(
+                f"Policy 'deep_forcing': recent_frames is {self.recent_frames}, but it counts the current block; "
+                f"expected at least {frames_per_block}."
+            )
+        if not self.sink_frames + self.recent_frames <= self.budget_frames <= self.window_frames:
+            raise PackForcingError(
+                f"Policy 'deep_forcing': budget_frames is {self.budget_frames}; expected at least sink_frames + "
+                f"recent_frames ({self.sink_frames} + {self.recent_frames}) and at most window_frames "
+                f"({self.window_frames})."
+            )
+        pruning = PruningPlan(self.window_frames, self.budget_frames, self.recent_frames)
+        tail = pruning.past_limit(frames_per_block) - self.sink_frames
+        return Partitions(frames_per_block, self.sink_frames, tail, "window", pruning=pruning)
+
+
+POLICIES: dict[str, type[Policy]] = {
+    policy.name: policy for policy in (SinkWindow, Window, Full, PackForcing, DeepForcing)
+}
+
+POLICY_PRESETS: dict[str, Policy] = {
+    "PackForcing (paper)": PackForcing(),
+    "PackForcing zero-shot": PackForcing(mid_span=AUTO),
+    "Deep Forcing": DeepForcing(),
+    "LongLive": SinkWindow(window_frames=12, sink_frames=3),
+    "Self-Forcing": Window(window_frames=21),
+    "StreamingLLM sinks": SinkWindow(window_frames=21, sink_frames=3, realign=False),
+    "CausVid": Full(),
+}
+
+
+def build_policy(name: str, **settings: int | float | bool | str | None) -> Policy:
     """The policy called `name` with those settings that are not None; unknown names and foreign knobs are errors."""
     if name not in POLICIES:
         raise PackForcingError(f"Unknown cache policy '{name}'; expected one of {', '.join(POLICIES)}.")

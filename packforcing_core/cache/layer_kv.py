@@ -1,4 +1,4 @@
-"""The tensors of one layer of the cache. No policy lives here: the caller says which slot."""
+"""The tensors of one layer of the cache, and their bytes. No policy lives here: the caller says which slot."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .partitions import Partitions
+from ..errors import PackForcingError
+from .bank import TwinShape
+from .partitions import BlockWindow, Partitions
+
+FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
 class KVShape:
-    """What a cache must hold keys and values for. `dtype` is that of the stored keys and values."""
+    """What a cache must hold keys and values for. `dtype` is that of the stored keys and values.
+
+    `twin_tokens` is the number of tokens of a block's compressed twin; only plans with a bank read it.
+    """
 
     layers: int
     heads: int
@@ -20,48 +27,129 @@ class KVShape:
     tokens_per_frame: int
     dtype: torch.dtype = torch.bfloat16
     batch: int = 1
+    twin_tokens: int = 0
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the key (or of the value) of one token in all layers."""
+        return self.layers * self.batch * self.heads * self.head_dim * self.dtype.itemsize
 
     @property
     def frame_bytes(self) -> int:
         """Bytes of the keys (or of the values) of one latent frame in all layers."""
-        row = self.heads * self.head_dim * self.dtype.itemsize
-        return self.layers * self.batch * self.tokens_per_frame * row
+        return self.tokens_per_frame * self.row_bytes
+
+    @property
+    def twin(self) -> TwinShape:
+        """One layer's twin; PackForcingError when the shape does not say how many tokens it has."""
+        if self.twin_tokens < 1:
+            raise PackForcingError(
+                f"twin_tokens is {self.twin_tokens}, but this policy keeps compressed blocks. "
+                "Give KVShape the compressed grid's tokens (geometry.VideoGeometry.twin_tokens)."
+            )
+        return TwinShape(self.batch, self.twin_tokens, self.heads, self.head_dim, self.dtype)
+
+    def attended_tokens(self, partitions: Partitions) -> int:
+        """Tokens that a block attends to once all slots are full, itself included."""
+        mid = partitions.mid_slots * self.twin.tokens if partitions.bank else 0
+        return (partitions.past_frames + partitions.frames_per_block) * self.tokens_per_frame + mid
 
     def cache_bytes(self, partitions: Partitions) -> int:
         """Bytes of what is kept of the past and attended, once all slots are full."""
-        return 2 * self.frame_bytes * partitions.past_frames
+        current = 2 * self.frame_bytes * partitions.frames_per_block
+        return 2 * self.row_bytes * self.attended_tokens(partitions) - current
+
+    def bank_bytes(self, partitions: Partitions) -> int:
+        """Bytes of the mid bank: twins and their mean keys, wherever they are."""
+        return self._twin_bytes(partitions) + self._mean_key_bytes(partitions)
+
+    def host_bytes(self, partitions: Partitions) -> int:
+        """The part of `bank_bytes` that is in host memory."""
+        on_host = partitions.bank is not None and partitions.bank.storage.startswith("host")
+        return self._twin_bytes(partitions) if on_host else 0
 
     def buffer_bytes(self, partitions: Partitions) -> int:
-        """All bytes that a cache allocates, the current block and unrotated keys included."""
-        return self.frame_bytes * (2 * partitions.buffer_frames + partitions.unrotated_frames)
+        """All bytes that a cache allocates on its device: the attended buffer with the current block, keys without
+        rotation, what choosing needs, and the part of the bank that is not in host memory.
+        """
+        frames = partitions.unrotated_frames + partitions.candidate_frames
+        attended = 2 * self.row_bytes * self.attended_tokens(partitions)
+        queries = self.layers * self.batch * self.heads * self.head_dim * FLOAT_BYTES * partitions.query_frames
+        bank = self.bank_bytes(partitions) - self.host_bytes(partitions)
+        return attended + self.frame_bytes * frames + queries + bank + self._resident_bytes(partitions)
+
+    def _twin_bytes(self, partitions: Partitions) -> int:
+        plan = partitions.bank
+        return self.layers * plan.bank_blocks * self.twin.stored_bytes(plan.storage) if plan else 0
+
+    def _mean_key_bytes(self, partitions: Partitions) -> int:
+        plan = partitions.bank
+        means = self.layers * self.batch * self.heads * self.head_dim * FLOAT_BYTES
+        return means * plan.bank_blocks if plan else 0
+
+    def _resident_bytes(self, partitions: Partitions) -> int:
+        """Keys of the selected twins that stay on the device when the bank does not."""
+        on_host = self.host_bytes(partitions) > 0
+        return self.row_bytes * self.twin.tokens * partitions.mid_slots if on_host else 0
 
 
 class LayerKV:
-    """Keys and values of one layer, a slot per latent frame: `k`, `v` [B, slots x tokens_per_frame, heads, head_dim].
+    """Keys and values of one layer: `k`, `v` [B, tokens, heads, head_dim], laid out as `partitions` describes.
 
-    `k` is rotated for the position at which it is read now; `unrotated_k` keeps the recent frames' keys as the
-    network made them, so that a moved frame is rotated afresh and never twice.
+    `k` is rotated for the position at which it is read now. What may move is also kept as `timeless_k`, rotated by
+    height and width but not by time, so that a move is one fresh rotation and never a second one; `candidate_v` are the
+    values of what may be chosen among. Both are indexed by frame slot. `query_sums` [B, frames, heads, head_dim] are
+    float32 sums of a frame's queries, rotated like `timeless_k`.
     """
 
     def __init__(self, shape: KVShape, partitions: Partitions, device: torch.device | str):
-        def allocate(frames: int) -> Tensor:
-            tokens = frames * shape.tokens_per_frame
-            return torch.zeros(shape.batch, tokens, shape.heads, shape.head_dim, dtype=shape.dtype, device=device)
+        def allocate(tokens: int, dtype: torch.dtype = shape.dtype) -> Tensor:
+            return torch.zeros(shape.batch, tokens, shape.heads, shape.head_dim, dtype=dtype, device=device)
 
-        self._tokens_per_frame = shape.tokens_per_frame
-        self._first_recent = partitions.sink_frames
-        self.k = allocate(partitions.buffer_frames)
-        self.v = allocate(partitions.buffer_frames)
-        self._unrotated_k = allocate(partitions.unrotated_frames)
+        n = shape.tokens_per_frame
+        self.tokens_per_frame = n
+        self._twin_tokens = shape.twin.tokens if partitions.bank else 0
+        self._past_frames = partitions.past_frames
+        self._ring_frames = partitions.recent_frames
+        self._current_tokens = partitions.frames_per_block * n
+        self.k = allocate(shape.attended_tokens(partitions))
+        self.v = allocate(shape.attended_tokens(partitions))
+        self.timeless_k = allocate(partitions.unrotated_frames * n)
+        self.candidate_v = allocate(partitions.candidate_frames * n)
+        self.query_sums = allocate(partitions.query_frames, torch.float32)
 
     @property
     def nbytes(self) -> int:
-        return self.k.nbytes + self.v.nbytes + self._unrotated_k.nbytes
+        tensors = (self.k, self.v, self.timeless_k, self.candidate_v, self.query_sums)
+        return sum(tensor.nbytes for tensor in tensors)
 
     def tokens(self, slot: int, frames: int = 1) -> slice:
         """The token rows of `frames` slots from `slot` on."""
-        return slice(slot * self._tokens_per_frame, (slot + frames) * self._tokens_per_frame)
+        return slice(slot * self.tokens_per_frame, (slot + frames) * self.tokens_per_frame)
 
-    def unrotated_k(self, slot: int) -> Tensor:
-        """The unrotated keys of the recent frame in `slot` (a view)."""
-        return self._unrotated_k[:, self.tokens(slot - self._first_recent)]
+    def mid(self, slot: int, slots: int = 1) -> slice:
+        """The token rows of `slots` mid slots from mid slot `slot` on."""
+        first = self._past_frames * self.tokens_per_frame + slot * self._twin_tokens
+        return slice(first, first + slots * self._twin_tokens)
+
+    def current(self, window: BlockWindow) -> slice:
+        """The token rows of the current block."""
+        first = self.mid(len(window.mid_positions)).start
+        return slice(first, first + self._current_tokens)
+
+    def attended(self, window: BlockWindow) -> slice:
+        """The token rows that the current block sees, itself included."""
+        return slice(self.tokens(self._past_frames - window.past_frames).start, self.current(window).stop)
+
+    def seen_by_twin(self, mid_blocks: int) -> tuple[slice, slice]:
+        """The rows that a twin sees (sink, `mid_blocks` mid slots, itself), and its own rows, the last of them."""
+        own = self.mid(mid_blocks)
+        return slice(self.tokens(self._ring_frames).start, own.stop), own
+
+    def candidates(self, first: int, frames: int) -> Tensor:
+        """Token rows of the frames `first`, `first` + 1, ... behind the sink, in that order, for `timeless_k` and
+        `candidate_v` (whose slots run from right to left).
+        """
+        n = self.tokens_per_frame
+        index = torch.arange(first * n, (first + frames) * n, device=self.k.device)
+        return (self._ring_frames - 1 - index // n) * n + index % n

@@ -1,16 +1,28 @@
-"""Who is remembered, in which slot, at which position: plain integers, shared by all layers.
+"""Who is remembered, in which slot, at which position: plain integers and positions, shared by all layers.
 
-The past of a block is the *sink* (the first latent frames of the video) and the *recent* frames (the newest). A layer's
-buffer has one slot per latent frame: the sink's, a ring for the recent frames, then the current block right behind
-whatever is filled. Attention does not care about the order of its keys, so a ring never moves what it keeps.
+The past of a block is the *sink* (the first latent frames of the video), the *recent* frames (the newest) and between
+them the *mid*: selected blocks from a bank of compressed twins, or tokens that survived pruning. A layer's buffer is
+
+    [ recent ring | sink | mid slots | current ]
+
+with one slot per latent frame left of the mid, filled from right to left. Attention does not care about the order of
+its keys, so a ring never moves what it keeps; what is in view is one slice whatever is filled, and so is what a twin
+sees (everything but the ring).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Literal, NamedTuple
 
 Clock = Literal["video", "window"]
+Eviction = Literal["fifo", "least_selected"]
+Storage = Literal["host", "device", "host_int8", "device_int8"]
+Coordinates = Literal["grid", "native"]
+
+PRUNED = -1
+"""The `frame` of a slot whose tokens come from several frames."""
 
 
 class Placement(NamedTuple):
@@ -18,15 +30,72 @@ class Placement(NamedTuple):
 
     frame: int
     slot: int
-    position: int
+    position: float
 
 
 class BlockWindow(NamedTuple):
-    """What one block sees: the past, and itself in the slots from `current_slot` on, at `current_positions`."""
+    """What one block sees: `past` frames, mid blocks that start at `mid_positions`, and itself at `current_positions`.
+
+    `pruned_frames` is None, or how many frames are left in view of `past` when this block has chosen among its tokens.
+    """
 
     past: tuple[Placement, ...]
-    current_slot: int
-    current_positions: tuple[int, ...]
+    mid_positions: tuple[float, ...]
+    current_positions: tuple[float, ...]
+    pruned_frames: int | None = None
+
+    @property
+    def past_frames(self) -> int:
+        """Frame slots in view besides the current block's."""
+        return len(self.past) if self.pruned_frames is None else self.pruned_frames
+
+    @property
+    def chooses(self) -> bool:
+        """Whether each layer has something to choose at this block's first step."""
+        return bool(self.mid_positions) or self.pruned_frames is not None
+
+
+@dataclass(frozen=True)
+class BankPlan:
+    """A mid of compressed twins: `bank_blocks` are remembered, each layer selects `top_k_blocks` of them per block.
+
+    `span` is how many frames of position a mid block occupies.
+    """
+
+    top_k_blocks: int
+    bank_blocks: int
+    span: float
+    selector: str = "mean"
+    eviction: Eviction = "fifo"
+    storage: Storage = "host"
+    coordinates: Coordinates = "grid"
+    selector_seed: int = 0
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Participative Compression (arXiv 2512.05081): when the frames in view, the current block's included, reach
+    `window_frames`, tokens are dropped until `budget_frames` are left. The newest `recent_frames`, of which the current
+    block is part, are never dropped.
+    """
+
+    window_frames: int
+    budget_frames: int
+    recent_frames: int
+
+    def past_before(self, block: int, frames_per_block: int) -> int:
+        """Frames that are kept when block `block` begins."""
+        full = ceil(self.window_frames / frames_per_block) - 1
+        if block <= full:
+            return block * frames_per_block
+        period = max(1, ceil((self.window_frames - self.budget_frames) / frames_per_block))
+        return self.budget_frames + (block - full - 1) % period * frames_per_block
+
+    def past_limit(self, frames_per_block: int) -> int:
+        """The most frames ever kept."""
+        full = ceil(self.window_frames / frames_per_block) - 1
+        period = max(1, ceil((self.window_frames - self.budget_frames) / frames_per_block))
+        return max(self.past_before(block, frames_per_block) for block in range(full, full + period + 1))
 
 
 @dataclass(frozen=True)
@@ -34,51 +103,95 @@ class Partitions:
     """The plan of one cache, in latent frames.
 
     `recent_frames` counts neither sink nor current. The clock decides positions: "video" leaves every frame at its
-    index in the video; "window" counts from the first frame in view and closes the gap behind the sink.
+    index in the video; "window" counts from the first frame in view and closes the gap behind the sink. At most one of
+    `bank` and `pruning` is there; both need the window's clock, `bank` whole blocks in sink and recent.
     """
 
     frames_per_block: int
     sink_frames: int
     recent_frames: int
     clock: Clock = "video"
+    bank: BankPlan | None = None
+    pruning: PruningPlan | None = None
 
     @property
     def past_frames(self) -> int:
-        """Slots for the past: what is attended besides the current block once all of them are full."""
+        """Slots for the frames of the past: what is attended besides mid and current block once all are full."""
         return self.sink_frames + self.recent_frames
 
     @property
-    def buffer_frames(self) -> int:
-        """Slots of a layer's attended buffer, the current block's included."""
-        return self.past_frames + self.frames_per_block
+    def mid_slots(self) -> int:
+        return self.bank.top_k_blocks if self.bank else 0
 
     @property
     def unrotated_frames(self) -> int:
-        """Recent frames whose keys are also kept without rotation, because they outlive a block under a moving
-        clock.
-        """
+        """Recent frames whose keys are also kept without their rotation in time, because they may move."""
         outlives = self.clock == "window" and self.recent_frames > self.frames_per_block
-        return self.recent_frames if outlives else 0
+        return self.recent_frames if outlives or self.pruning else 0
+
+    @property
+    def candidate_frames(self) -> int:
+        """Recent frames whose values are also kept outside of the attended buffer, to be chosen among."""
+        return self.recent_frames if self.pruning else 0
+
+    @property
+    def query_frames(self) -> int:
+        """Newest frames of the past whose queries count when something is chosen (kept as one sum a frame)."""
+        if self.pruning:
+            return self.pruning.recent_frames - self.frames_per_block
+        return self.recent_frames if self.bank else 0
 
     def limited_to(self, latent_frames: int) -> Partitions:
         """The same plan for a clip of `latent_frames`, without slots that it would never fill."""
         past = max(0, latent_frames - self.frames_per_block)
         sink = min(self.sink_frames, past)
-        return replace(self, sink_frames=sink, recent_frames=min(self.recent_frames, past - sink))
+        recent = min(self.recent_frames, past - sink)
+        mid_blocks = (past - sink - recent) // self.frames_per_block
+        bank = self.bank
+        if bank:
+            limited = min(bank.top_k_blocks, mid_blocks), min(bank.bank_blocks, mid_blocks)
+            bank = replace(bank, top_k_blocks=limited[0], bank_blocks=limited[1]) if mid_blocks else None
+        return replace(self, sink_frames=sink, recent_frames=recent, bank=bank)
 
     def slot(self, frame: int) -> int:
-        """Where frame `frame` of the video is kept: its own index until the ring is full, then the oldest one's
+        """Where frame `frame` of the video is kept: from right to left until the ring is full, then in the oldest one's
         place.
         """
-        if frame < self.past_frames:
-            return frame
-        return self.sink_frames + (frame - self.sink_frames) % self.recent_frames
+        if frame >= self.past_frames:
+            frame = self.sink_frames + (frame - self.sink_frames) % self.recent_frames
+        return self.past_frames - 1 - frame
 
-    def window(self, committed: int) -> BlockWindow:
-        """The view of the block that follows `committed` latent frames."""
+    def window(self, committed: int, banked: int = 0) -> BlockWindow:
+        """The view of the block that follows `committed` latent frames, with `banked` blocks in the bank."""
+        if self.pruning:
+            return self._pruned_window(self.pruning, committed)
         first_recent = max(self.sink_frames, committed - self.recent_frames)
+        span = self.bank.span if self.bank else 0.0
+        mid = tuple(self.sink_frames + i * span for i in range(min(self.mid_slots, banked)))
+        gap = first_recent - self.sink_frames - span * len(mid) if self.clock == "window" else 0
         kept = (*range(min(committed, self.sink_frames)), *range(first_recent, committed))
-        gap = first_recent - self.sink_frames if self.clock == "window" else 0
         past = tuple(Placement(f, self.slot(f), f if f < self.sink_frames else f - gap) for f in kept)
-        current = range(committed - gap, committed - gap + self.frames_per_block)
-        return BlockWindow(past, len(past), tuple(current))
+        current = range(committed, committed + self.frames_per_block)
+        return BlockWindow(past, mid, tuple(f - gap for f in current))
+
+    def _pruned_window(self, pruning: PruningPlan, committed: int) -> BlockWindow:
+        block = committed // self.frames_per_block
+        past = pruning.past_before(block, self.frames_per_block)
+        was_pruned = past < committed
+        whole_from = pruning.budget_frames - pruning.recent_frames if was_pruned else self.sink_frames
+        placements = tuple(
+            Placement(self._frame_at(i, past, committed, whole_from), self.past_frames - 1 - i, i) for i in range(past)
+        )
+        full = past + self.frames_per_block >= pruning.window_frames
+        left = pruning.budget_frames - self.frames_per_block if full else past
+        return BlockWindow(placements, (), tuple(range(left, left + self.frames_per_block)), left if full else None)
+
+    def _frame_at(self, index: int, past: int, committed: int, whole_from: int) -> int:
+        if index < self.sink_frames:
+            return index
+        return PRUNED if index < whole_from else committed - past + index
+
+    def blocks_in_view(self, committed: int) -> tuple[int, ...]:
+        """The blocks of which whole frames are in view after `committed` latent frames, in order."""
+        frames = (p.frame for p in self.window(committed).past if p.frame != PRUNED)
+        return tuple(sorted({frame // self.frames_per_block for frame in frames}))

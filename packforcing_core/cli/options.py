@@ -37,7 +37,7 @@ def _knob_options() -> dict[str, tuple]:
     options: dict[str, tuple] = {}
     for policy in POLICIES.values():
         for knob in policy.knobs():
-            kind = _parse_switch if isinstance(knob.default, bool) else int
+            kind = _parse_switch if isinstance(knob.default, bool) else type(knob.default)
             options.setdefault(knob.name, (kind, knob.help))
     return options
 

@@ -96,25 +96,31 @@ class CausalWan:
         """The flow (noise - x0) of a block: latents [B, 16, F, h, w] and timesteps [B, F] in 0..1000 -> [B, 16, F,
         h, w].
         """
-        tokens, modulation = self._embed(latents, timesteps)
-        return self._head(self._layers(tokens, modulation, text, history), modulation, latents.shape)
+        modulation = self._modulation(timesteps)
+        return self._head(self._layers(self.embed(latents), modulation, text, history), modulation, latents.shape)
 
     def commit(self, latents: Tensor, timesteps: Tensor, text: list[TextKV], history: History) -> None:
         """A pass for the sake of its keys and values only; `history` is a commit's writer."""
-        tokens, modulation = self._embed(latents, timesteps)
-        self._layers(tokens, modulation, text, history)
+        self._layers(self.embed(latents), self._modulation(timesteps), text, history)
+
+    def embed(self, latents: Tensor) -> Tensor:
+        """The patch embedding: latents [B, 16, F, h, w] -> tokens [B, F x n, D], in order of time, row, column."""
+        # It stays in float32 in every host: latents lose precision in bfloat16 before they are mixed.
+        patches = self.net.patch_embedding(latents.to(self.device, torch.float32)).to(self.dtype)
+        return rearrange(patches, "b d f h w -> b (f h w) d")
+
+    def commit_tokens(self, tokens: Tensor, timesteps: Tensor, text: list[TextKV], history: History) -> None:
+        """`commit` for hidden tokens [B, L, D] that are embedded already; timesteps [B, F] with F a divisor of L."""
+        self._layers(tokens.to(self.device, self.dtype), self._modulation(timesteps), text, history)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.config.num_heads, self.config.head_dim))
 
-    def _embed(self, latents: Tensor, timesteps: Tensor) -> tuple[Tensor, Modulation]:
-        # The patch embedding stays in float32 in every host: latents lose precision in bfloat16 before they are mixed.
-        patches = self.net.patch_embedding(latents.to(self.device, torch.float32)).to(self.dtype)
-        tokens = rearrange(patches, "b d f h w -> b (f h w) d")
+    def _modulation(self, timesteps: Tensor) -> Modulation:
         sinusoids = sinusoidal_embedding(timesteps.to(self.device).flatten(), self.config.freq_dim)
         embedding = self.net.time_embedding(sinusoids.to(self.dtype)).unflatten(0, timesteps.shape)
         shifts = self.net.time_projection(embedding).unflatten(-1, (6, self.config.dim))
-        return tokens, Modulation(embedding.unsqueeze(2), shifts)
+        return Modulation(embedding.unsqueeze(2), shifts)
 
     def _layers(self, tokens: Tensor, modulation: Modulation, text: list[TextKV], history: History) -> Tensor:
         for index, (layer, text_kv) in enumerate(zip(self.net.blocks, text, strict=True)):

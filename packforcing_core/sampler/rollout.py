@@ -6,13 +6,15 @@ runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..cache.cache import BlockView, KVCache
+from ..cache.cache import BlockView, KVCache, Selection
+from ..cache.partitions import Partitions
 from ..checkpoint.families import Family
 from ..errors import PackForcingError
 from ..model.causal import CausalWan, TextKV
@@ -33,11 +35,16 @@ class StepDone:
 class BlockDone:
     """A block is clean: `latents` [1, 16, frames_per_block, h, w] float32 on the CPU. `reused` if it was known
     before.
+
+    `selection` is what each layer selected of the past, needed to repeat the block exactly. `video` [1, 3, T, H, W] in
+    -1..1 is the decoded block where the rollout decodes.
     """
 
     block: int
     latents: Tensor
     reused: bool = False
+    selection: Selection = ()
+    video: Tensor | None = None
 
 
 Event = StepDone | BlockDone
@@ -62,6 +69,31 @@ class Denoising:
         return self.first_block if block == 0 and self.first_block is not None else self.schedule
 
 
+class Compressor(Protocol):
+    """Makes hidden tokens of a clean block: latents [1, 16, T, h, w] and its video [1, 3, T', H, W] (None without a
+    decoder) -> [1, N_c, D].
+    """
+
+    def tokens(self, latents: Tensor, video: Tensor | None, first_block: bool) -> Tensor: ...
+
+
+class Decoder(Protocol):
+    """Decodes the blocks of one video in order: latents [1, 16, T, h, w] -> video [1, 3, T', H, W] in -1..1."""
+
+    def push(self, latents: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Twins:
+    """What makes the compressed twins of the blocks that leave the recent frames.
+
+    With a decoder every block is decoded once, by the rollout, and its video goes on with the block.
+    """
+
+    compressor: Compressor
+    decoder: Decoder | None = None
+
+
 def rollout(
     model: CausalWan,
     text: list[TextKV],
@@ -70,23 +102,48 @@ def rollout(
     denoising: Denoising,
     blocks: int,
     known: Sequence[Tensor] = (),
+    selections: Sequence[Selection] = (),
+    twins: Twins | None = None,
 ) -> Iterator[Event]:
     """Latent blocks 0..blocks-1. Blocks in `known` are not denoised again, only committed, which is exact.
 
-    Raises PackForcingError when a block has values that are not finite; the blocks before it stand.
+    Where the policy selects, `selections` are those of the known blocks' `BlockDone` events; where it keeps a bank,
+    `twins` makes what goes there. Raises PackForcingError when one of them is missing, or when a block has values that
+    are not finite; the blocks before it stand.
     """
+    _require_parts(cache.partitions, known, selections, twins)
+    waiting: dict[int, tuple[Tensor, Tensor | None]] = {}
     for block in range(blocks):
-        view = cache.begin_block()
         reused = block < len(known)
+        view = cache.begin_block(selections[block] if reused and block < len(selections) else None)
         if reused:
             latents = known[block]
         else:
             latents = yield from denoise_block(model, text, view, noise, denoising.of_block(block), block)
-        done = BlockDone(block, latents.cpu(), reused)
+        video = twins.decoder.push(latents) if twins and twins.decoder else None
+        on_cpu = latents.cpu()
         if block + 1 < blocks:
             # Queued behind the copy, so that a GPU still works on the commit while the consumer has the block.
             commit_block(model, text, cache, view, latents, denoising.context_noise)
-        yield done
+            if twins and cache.mid:
+                waiting[block] = latents, video
+                commit_due_twin(model, text, cache, twins.compressor, waiting)
+        yield BlockDone(block, on_cpu, reused, view.selection(), video)
+
+
+def _require_parts(
+    partitions: Partitions, known: Sequence[Tensor], selections: Sequence[Selection], twins: Twins | None
+) -> None:
+    if partitions.bank and twins is None:
+        raise PackForcingError(
+            "This policy remembers compressed blocks, which takes a compressor and the VAE that it encodes with. "
+            "Connect a VAE, or choose a policy without a bank."
+        )
+    if (partitions.bank or partitions.pruning) and len(selections) < len(known):
+        raise PackForcingError(
+            f"{len(known)} blocks are known but the selections of only {len(selections)} were given; without what each "
+            "block had selected the render would go on differently. Give the `selection` of every known block."
+        )
 
 
 def denoise_block(
@@ -117,6 +174,43 @@ def commit_block(
     """Writes the keys and values of a clean block into the cache."""
     with cache.commit(view) as writer:
         model.commit(latents, frame_timesteps(context_noise, latents), text, writer)
+
+
+def commit_due_twin(
+    model: CausalWan,
+    text: list[TextKV],
+    cache: KVCache,
+    compressor: Compressor,
+    waiting: dict[int, tuple[Tensor, Tensor | None]],
+) -> None:
+    """Brings the twin of the block that has left the recent frames into the bank, if one has.
+
+    `waiting` has latents and video of the newest blocks; what is needed no more is taken out.
+    """
+    if cache.due_twin is None:
+        return
+    due = cache.due_twin
+    latents, video = waiting[due]
+    for block in [block for block in waiting if block <= due]:
+        del waiting[block]
+    tokens = compressor.tokens(latents, video, due == 0)
+    with cache.commit_twin() as writer:
+        model.commit_tokens(tokens, torch.zeros(tokens.shape[0], 1), text, writer)
+
+
+def recache(
+    model: CausalWan, text: list[TextKV], cache: KVCache, latents: Mapping[int, Tensor], context_noise: float = 0.0
+) -> None:
+    """Commits the blocks in view again with another `text` (LongLive's re-caching at a prompt change).
+
+    `latents` [1, 16, frames_per_block, h, w] by block must have those of `cache.blocks_in_view()`. Equal to a fresh
+    cache that was committed with these blocks alone; a bank keeps its blocks, made under the old text.
+    """
+    missing = [block for block in cache.blocks_in_view() if block not in latents]
+    if missing:
+        raise PackForcingError(f"Re-caching needs the latents of blocks {missing}, which are in view.")
+    for block in cache.restart():
+        commit_block(model, text, cache, cache.begin_block(), latents[block], context_noise)
 
 
 def frame_timesteps(timestep: float, latents: Tensor) -> Tensor:

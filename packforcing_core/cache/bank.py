@@ -1,0 +1,150 @@
+"""Where the compressed twins of one layer are stored: on the device or in host memory, as they are or in 8 bits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .partitions import Storage
+
+INT8_LIMIT = 127
+SCALE_BYTES = 4
+
+
+@dataclass(frozen=True)
+class TwinShape:
+    """The keys (or the values) of one twin in one layer: [batch, tokens, heads, head_dim] of `dtype`."""
+
+    batch: int
+    tokens: int
+    heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        return self.batch, self.tokens, self.heads, self.head_dim
+
+    def stored_bytes(self, storage: Storage) -> int:
+        """Bytes of one twin's keys and values; 8-bit storage has a float32 scale per token and head."""
+        if storage.endswith("int8"):
+            return 2 * (math.prod(self.sizes) + SCALE_BYTES * math.prod(self.sizes[:3]))
+        return 2 * math.prod(self.sizes) * self.dtype.itemsize
+
+
+class TwinRows:
+    """A fixed number of slots for keys (or values) of twins, [B, tokens, heads, head_dim] each.
+
+    8-bit slots keep round(x / scale) with scale = the largest magnitude of a token's head / 127, so a value comes back
+    within half a scale.
+    """
+
+    def __init__(self, shape: TwinShape, slots: int, storage: Storage, device: torch.device):
+        place = torch.device("cpu") if storage.startswith("host") else device
+        pinned = place != device
+        self._device, self._dtype = device, shape.dtype
+        self._int8 = storage.endswith("int8")
+
+        def allocate(sizes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            return torch.empty((slots, *sizes), dtype=dtype, device=place, pin_memory=pinned)
+
+        self._rows = allocate(shape.sizes, torch.int8 if self._int8 else shape.dtype)
+        self._scales = allocate((*shape.sizes[:3], 1), torch.float32) if self._int8 else None
+
+    @property
+    def nbytes(self) -> int:
+        return self._rows.nbytes + (self._scales.nbytes if self._scales is not None else 0)
+
+    def write(self, slot: int, rows: Tensor) -> None:
+        if self._scales is None:
+            self._rows[slot].copy_(rows, non_blocking=True)
+            return
+        scales = rows.float().abs().amax(dim=-1, keepdim=True) / INT8_LIMIT
+        codes = (rows.float() / scales.clamp(min=torch.finfo(torch.float32).tiny)).round().to(torch.int8)
+        self._rows[slot].copy_(codes, non_blocking=True)
+        self._scales[slot].copy_(scales, non_blocking=True)
+
+    def read(self, slot: int) -> Tensor:
+        """The rows of `slot` on the device, in the cache's dtype."""
+        rows = self._rows[slot].to(self._device, non_blocking=True)
+        if self._scales is None:
+            return rows
+        return (rows * self._scales[slot].to(self._device, non_blocking=True)).to(self._dtype)
+
+
+class Copies:
+    """The side stream on which twins travel between host and GPU; elsewhere copies just run."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @contextmanager
+    def beside(self, *tensors: Tensor) -> Iterator[None]:
+        """Copies that wait for the work queued before them and for each other; `tensors` are what they read of the
+        GPU.
+        """
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        for tensor in tensors:
+            tensor.record_stream(self._stream)
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def mark(self) -> torch.cuda.Event | None:
+        """The moment at which all copies until now are done."""
+        return self._stream.record_event() if self._stream else None
+
+    def wait(self, moment: torch.cuda.Event | None) -> None:
+        """Work queued from here on waits for `moment`."""
+        if moment is not None:
+            torch.cuda.current_stream(self._device).wait_event(moment)
+
+
+class LayerBank:
+    """One layer's twins: keys without rotation in time, values, and `mean_keys` [slots, B, heads, head_dim] float32."""
+
+    def __init__(self, shape: TwinShape, slots: int, storage: Storage, device: torch.device, copies: Copies):
+        self._keys = TwinRows(shape, slots, storage, device)
+        self._values = TwinRows(shape, slots, storage, device)
+        self._copies = copies
+        self._arrival: torch.cuda.Event | None = None
+        self.mean_keys = torch.zeros(slots, shape.batch, shape.heads, shape.head_dim, device=device)
+
+    @property
+    def twin_bytes(self) -> int:
+        return self._keys.nbytes + self._values.nbytes
+
+    def write(self, slot: int, keys: Tensor, values: Tensor) -> None:
+        """`keys` and `values` [B, tokens, heads, head_dim] of a twin; nothing waits for the copies."""
+        self.mean_keys[slot] = keys.float().mean(dim=1)
+        with self._copies.beside(keys, values):
+            self._keys.write(slot, keys)
+            self._values.write(slot, values)
+
+    def fetch(self, slot: int, keys: Tensor | None, values: Tensor) -> None:
+        """Begins to copy a twin into `keys` (where wanted) and `values` on the device; `wait` before they are read."""
+        with self._copies.beside():
+            values.copy_(self._values.read(slot))
+            if keys is not None:
+                keys.copy_(self._keys.read(slot))
+        self._arrival = self._copies.mark()
+
+    def wait(self) -> None:
+        """Work queued from here on finds what was fetched."""
+        self._copies.wait(self._arrival)
+        self._arrival = None
+
+    def keys(self, slot: int) -> Tensor:
+        """Keys of a twin on the device, [B, tokens, heads, head_dim]."""
+        with self._copies.beside():
+            keys = self._keys.read(slot)
+        self._copies.wait(self._copies.mark())
+        return keys

@@ -1,0 +1,197 @@
+"""The mid of the PackForcing memory: a bank of compressed twins, of which each layer selects a few per block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import PackForcingError
+from ..geometry import compressed_grid
+from ..rope import GridRope, Rotation, rotate
+from .bank import Copies, LayerBank
+from .layer_kv import KVShape, LayerKV
+from .partitions import BankPlan, BlockWindow, Partitions
+from .select import SELECTORS, Question, choose
+
+Choice = tuple[int, ...]
+"""Bank blocks by their index in the video, in order of time."""
+
+Shown = tuple[int, float | None] | None
+"""The block in a mid slot and the position its keys are rotated for, None while they are not."""
+
+
+def region_centres(cells: int, size: int) -> list[float]:
+    """Centres of `cells` equal regions of an axis of `size` points: (r + 0.5) size / cells - 0.5."""
+    return [(cell + 0.5) * size / cells - 0.5 for cell in range(cells)]
+
+
+def pair_centres(frames: int) -> list[float]:
+    """Centres of the pairs of latent frames that a twin's time cells stand for; an odd block's last cell is one
+    frame.
+    """
+    return [(first + min(first + 1, frames - 1)) / 2 for first in range(0, frames, 2)]
+
+
+class TwinRope:
+    """Coordinates of a twin's tokens: "grid" is where their regions lie in the full grid, "native" counts tokens."""
+
+    def __init__(self, rope: GridRope, plan: BankPlan, frames_per_block: int):
+        height, width = rope.grid
+        frames, rows, columns = compressed_grid(frames_per_block, 2 * height, 2 * width)
+        if plan.coordinates == "grid":
+            times = pair_centres(frames_per_block)
+            places = region_centres(rows, height), region_centres(columns, width)
+        else:
+            times, places = range(frames), (range(rows), range(columns))
+        self.tokens = frames * rows * columns
+        self._offsets = [time * plan.span / frames_per_block for time in times]
+        self._rope = GridRope(rope.head_dim, (rows, columns), rope.device, rows=places[0], columns=places[1])
+        self._spatial = self._rope.spatial(frames)
+        self._times: dict[float, Rotation] = {}
+
+    def spatial(self, keys: Tensor) -> Tensor:
+        """Keys (or queries) of a twin [B, N_c, heads, head_dim] rotated by height and width."""
+        return rotate(keys, self._spatial)
+
+    def at(self, position: float, keys: Tensor) -> Tensor:
+        """Spatially rotated keys (or queries) of a twin, also rotated in time for a block that starts at `position`."""
+        if position not in self._times:  # Few: the places of the mid slots.
+            self._times[position] = self._rope.frame_times([position + offset for offset in self._offsets])
+        return rotate(keys, self._times[position])
+
+
+class MidMemory:
+    """The bank, and the mid slots of the layers' buffers that show a part of it.
+
+    A slot is rewritten only when its block or position changes; a block that stays chosen keeps its slot, since
+    attention does not care about the order of its keys.
+    """
+
+    def __init__(self, partitions: Partitions, shape: KVShape, rope: GridRope, device: torch.device):
+        self.plan = plan = partitions.bank
+        self.twin_rope = TwinRope(rope, plan, partitions.frames_per_block)
+        if self.twin_rope.tokens != shape.twin.tokens:
+            raise PackForcingError(
+                f"KVShape.twin_tokens is {shape.twin.tokens}, but blocks of {partitions.frames_per_block} latent "
+                f"frames of {rope.grid[0]} x {rope.grid[1]} tokens compress to {self.twin_rope.tokens}. "
+                "Take it from geometry.VideoGeometry.twin_tokens."
+            )
+        copies = Copies(device)
+        self._banks = [
+            LayerBank(shape.twin, plan.bank_blocks, plan.storage, device, copies) for _ in range(shape.layers)
+        ]
+        on_host = plan.storage.startswith("host")
+        resident = (plan.top_k_blocks, *shape.twin.sizes) if on_host else (0,)
+        self._resident = [torch.zeros(resident, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
+        self._shown: list[list[Shown]] = [[None] * plan.top_k_blocks for _ in range(shape.layers)]
+        self._spatial_block = rope.spatial(partitions.frames_per_block)
+        self.blocks: list[int] = []  # The block in each used bank slot.
+        self._chosen_times: dict[int, int] = {}
+        self._chances: dict[int, int] = {}
+        self.fetched = 0
+
+    @property
+    def twin_bytes(self) -> int:
+        """Bytes of the twins, wherever they are stored."""
+        return sum(bank.twin_bytes for bank in self._banks)
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes on the device besides the twins, and the twins where they are stored there."""
+        means = sum(bank.mean_keys.nbytes for bank in self._banks)
+        twins = 0 if self.plan.storage.startswith("host") else self.twin_bytes
+        return means + sum(rows.nbytes for rows in self._resident) + twins
+
+    def choose(self, layer: int, kv: LayerKV, window: BlockWindow, q: Tensor, block: int) -> Choice:
+        """What `layer` selects for block `block`, from its queries `q` [B, L, heads, head_dim] (not rotated)."""
+        bank = self._banks[layer]
+        queries = rotate(q, self._spatial_block)
+        tokens = q.shape[1] + kv.query_sums.shape[1] * kv.tokens_per_frame
+        mean_query = (queries.float().sum(dim=1) + kv.query_sums.sum(dim=1)) / tokens
+        used = len(self.blocks)
+        question = Question(
+            mean_query, queries, self.blocks, bank.mean_keys[:used], bank.keys, self.plan.selector_seed, block, layer
+        )
+        return choose(SELECTORS[self.plan.selector](question), self.blocks, len(window.mid_positions))
+
+    def repeated(self, choice: Choice, window: BlockWindow) -> Choice:
+        """A choice of an earlier run, to be made again; PackForcingError when it does not fit this bank."""
+        if len(choice) != len(window.mid_positions) or not set(choice) <= set(self.blocks):
+            raise PackForcingError(
+                f"The recorded selection {list(choice)} does not fit a bank of blocks {sorted(self.blocks)} of which "
+                f"{len(window.mid_positions)} are selected. It was recorded with other settings of the policy."
+            )
+        return tuple(choice)
+
+    def show(self, layer: int, kv: LayerKV, window: BlockWindow, choice: Choice) -> None:
+        """Makes the mid slots of `kv` hold the chosen blocks at the mid positions of `window`."""
+        self.show_at(layer, kv, window.mid_positions, choice)
+
+    def show_at(self, layer: int, kv: LayerKV, positions: Sequence[float], choice: Choice) -> None:
+        """Makes the first mid slots of `kv` hold the chosen blocks, the i-th of them at the i-th position."""
+        self.fetch(layer, kv, choice)
+        self._banks[layer].wait()
+        shown = self._shown[layer]
+        wanted = dict(zip(choice, positions, strict=True))
+        for slot in range(len(choice)):
+            block, position = shown[slot]
+            if position != wanted[block]:
+                kv.k[:, kv.mid(slot)] = self.twin_rope.at(wanted[block], self._timeless(layer, slot, block))
+                shown[slot] = block, wanted[block]
+
+    def fetch(self, layer: int, kv: LayerKV, choice: Choice) -> None:
+        """Begins to bring those chosen blocks into the first mid slots of `kv` that are not there yet."""
+        shown = self._shown[layer]
+        shown[len(choice) :] = [None] * (len(shown) - len(choice))  # The current block's rows begin there.
+        held = {tag[0] for tag in shown if tag}
+        free = [slot for slot in range(len(choice)) if shown[slot] is None or shown[slot][0] not in choice]
+        misses = [block for block in choice if block not in held]
+        for slot, block in zip(free, misses, strict=True):
+            keys = self._resident[layer][slot] if len(self._resident[layer]) else None
+            self._banks[layer].fetch(self.blocks.index(block), keys, kv.v[:, kv.mid(slot)])
+            shown[slot] = block, None
+            self.fetched += 1
+
+    def _timeless(self, layer: int, slot: int, block: int) -> Tensor:
+        resident = self._resident[layer]
+        return resident[slot] if len(resident) else self._banks[layer].keys(self.blocks.index(block))
+
+    def write(self, layer: int, slot: int, keys: Tensor, values: Tensor) -> None:
+        """Stores one layer of a twin in bank slot `slot`; `keys` are spatially rotated."""
+        self._banks[layer].write(slot, keys, values)
+
+    def slot_for_twin(self) -> int:
+        """The bank slot that the next twin takes: a free one, or that of the block to forget."""
+        if len(self.blocks) < self.plan.bank_blocks:
+            return len(self.blocks)
+        return self.blocks.index(min(self.blocks, key=self._worth))
+
+    def _worth(self, block: int) -> tuple[float, int]:
+        if self.plan.eviction == "fifo":
+            return 0.0, block
+        # A share, not a count: a count would always forget the newest, which had no chance yet.
+        chances = self._chances[block]
+        return (self._chosen_times[block] / chances if chances else 1.0), block
+
+    def admit(self, block: int, slot: int) -> None:
+        """`block`'s twin is complete in bank slot `slot`."""
+        if slot < len(self.blocks):
+            forgotten = self.blocks[slot]
+            del self._chosen_times[forgotten], self._chances[forgotten]
+            self.blocks[slot] = block
+        else:
+            self.blocks.append(block)
+        self._chosen_times[block] = self._chances[block] = 0
+
+    def record(self, choices: Sequence[Choice]) -> None:
+        """Counts what the layers of a committed block had selected."""
+        for choice in choices:
+            for block in self.blocks:
+                self._chances[block] += 1
+                self._chosen_times[block] += block in choice
+
+    def remembered(self, choice: Choice) -> Choice:
+        """Those blocks of an earlier choice that are still in the bank."""
+        return tuple(block for block in choice if block in self.blocks)

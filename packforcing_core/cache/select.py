@@ -1,0 +1,111 @@
+"""Which bank blocks enter attention: selectors that score every block, and the choice of the best.
+
+A selector gives one score per bank block; the `top_k` highest are chosen, a tie going to the newer block, so a choice
+depends on nothing but the scores. All keys and queries here are rotated by height and width and not by time: age alone
+neither favours nor hides a block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+QUERIES_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a layer asks of the bank at the first step of a block.
+
+    `mean_query` [B, heads, head_dim] float32 is taken over the queries of the current and the recent block;
+    `queries` [B, L, heads, head_dim] are the current block's. `blocks` are the candidates, `mean_keys` [candidates, B,
+    heads, head_dim] float32 theirs, and `keys(i)` [B, tokens, heads, head_dim] all keys of candidate i.
+    """
+
+    mean_query: Tensor
+    queries: Tensor
+    blocks: Sequence[int]
+    mean_keys: Tensor
+    keys: Callable[[int], Tensor]
+    seed: int
+    block: int
+    layer: int
+
+
+Selector = Callable[[Question], Sequence[float]]
+
+
+def choose(scores: Sequence[float], blocks: Sequence[int], top_k: int) -> tuple[int, ...]:
+    """The `top_k` blocks of the highest scores in order of time; ties go to the newer block."""
+    best = sorted(zip(scores, blocks, strict=True), reverse=True)[:top_k]
+    return tuple(sorted(block for _, block in best))
+
+
+def head_affinity(question: Question) -> Tensor:
+    """[candidates, heads]: the mean of q.k / sqrt(head_dim) over a head's queries and keys.
+
+    A mean of dot products is the dot product of the means.
+    """
+    products = torch.einsum("bhd,mbhd->mh", question.mean_query, question.mean_keys)
+    batch, _, head_dim = question.mean_query.shape
+    return products / (batch * math.sqrt(head_dim))
+
+
+def mean_affinity(question: Question) -> list[float]:
+    """phi_m = mean over queries, keys and heads of q.k / sqrt(head_dim)."""
+    return head_affinity(question).mean(dim=1).tolist()
+
+
+def best_head(question: Question) -> list[float]:
+    """The affinity of the head that likes the block most: heads do not cancel."""
+    return head_affinity(question).amax(dim=1).tolist()
+
+
+def best_row(question: Question) -> list[float]:
+    """Mean over heads of the largest affinity between the mean query and a key: a block may match in one place."""
+    query = question.mean_query.unsqueeze(1) / math.sqrt(question.mean_query.shape[-1])
+    rows = [(query * question.keys(i).float()).sum(dim=-1) for i in range(len(question.blocks))]
+    return torch.stack([row.amax(dim=1).mean() for row in rows]).tolist()
+
+
+def attention_mass(question: Question) -> list[float]:
+    """The share of a softmax over all keys of the bank that falls on the block, averaged over the current block's
+    queries and heads.
+    """
+    keys = torch.cat([question.keys(i) for i in range(len(question.blocks))], dim=1).float()
+    scale = 1 / math.sqrt(keys.shape[-1])
+    mass = torch.zeros(len(question.blocks), dtype=torch.float64)
+    for queries in question.queries.float().split(QUERIES_AT_ONCE, dim=1):
+        weights = (torch.einsum("bqhd,bkhd->bhqk", queries, keys) * scale).softmax(dim=-1)
+        mass += weights.unflatten(-1, (len(question.blocks), -1)).sum(dim=(0, 1, 2, 4)).double().cpu()
+    batch, rows, heads, _ = question.queries.shape
+    return (mass / (batch * rows * heads)).tolist()
+
+
+def recency(question: Question) -> list[float]:
+    """The newest blocks."""
+    return [float(block) for block in question.blocks]
+
+
+def random_score(question: Question) -> list[float]:
+    """Chance, keyed by (seed, block, layer, candidate)."""
+    key = f"{question.seed}/{question.block}/{question.layer}"
+    digests = (hashlib.blake2b(f"{key}/{block}".encode(), digest_size=6).digest() for block in question.blocks)
+    return [float(int.from_bytes(digest, "little")) for digest in digests]
+
+
+SELECTORS: dict[str, Selector] = {
+    "mean": mean_affinity,
+    "best_head": best_head,
+    "best_row": best_row,
+    "attention_mass": attention_mass,
+    "recency": recency,
+    "random": random_score,
+}
+NO_SELECTOR = "none"
+"""Selects nothing, so a plan with it has no mid at all."""

@@ -1,0 +1,145 @@
+"""The bank: what it forgets, what it fetches, what 8 bits cost, and the selectors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from packforcing_core.cache.bank import TwinRows, TwinShape
+from packforcing_core.cache.config import PackForcing
+from packforcing_core.cache.select import SELECTORS, Question, choose
+from packforcing_core.errors import PackForcingError
+from tests.small import CONFIG, GRID, render_blocks, small_cache
+
+SHAPE = (CONFIG.num_heads, CONFIG.head_dim)
+
+
+def run(cache, blocks: int, seed: int = 0) -> list:
+    """Random blocks and twins through the cache; the selection of each block."""
+    selections = []
+    generator = torch.Generator().manual_seed(seed)
+    tokens = cache.partitions.frames_per_block * GRID[0] * GRID[1]
+    for _ in range(blocks):
+        view = cache.begin_block()
+        with cache.commit(view) as writer:
+            for layer in range(CONFIG.num_layers):
+                writer.attend(layer, *torch.randn(3, 1, tokens, *SHAPE, generator=generator))
+        selections.append(view.selection())
+        if cache.due_twin is not None:
+            with cache.commit_twin() as writer:
+                for layer in range(CONFIG.num_layers):
+                    writer.attend(layer, *torch.randn(3, 1, cache.shape.twin_tokens, *SHAPE, generator=generator))
+    return selections
+
+
+def question(blocks=6, seed=0, block=9, layer=1) -> Question:
+    generator = torch.Generator().manual_seed(5)
+    keys = torch.randn(blocks, 1, 4, 2, 16, generator=generator)
+    queries = torch.randn(1, 8, 2, 16, generator=generator)
+    return Question(
+        queries.mean(1), queries, list(range(blocks)), keys.mean(2), keys.__getitem__, seed, block, layer
+    )
+
+
+def test_least_selected_forgets_another_block_than_the_oldest():
+    kept = {}
+    for eviction in ("fifo", "least_selected"):
+        cache = small_cache(PackForcing(3, 3, 2, 4, eviction=eviction), 3)
+        selections = run(cache, 5)
+        times = {b: sum(choice.count(b) for s in selections for choice in s) for b in cache.mid.blocks}
+        run(cache, 2)
+        kept[eviction] = sorted(cache.mid.blocks)
+        print(eviction, times, kept[eviction])
+    assert kept["fifo"] == [2, 3, 4, 5]
+    assert kept["least_selected"] != kept["fifo"]
+    assert kept["least_selected"][-1] == 5
+
+
+def test_only_misses_are_fetched():
+    policy = PackForcing(3, 3, 3, 8, selector="recency")
+    cache = small_cache(policy, 3)
+    run(cache, 12)
+    before = cache.mid.fetched
+    run(cache, 10)
+    fetched = cache.mid.fetched - before
+    blocks, layers = 10, CONFIG.num_layers
+    print(f"{fetched} twins fetched for {blocks * layers} choices of 3 and as many twin passes")
+    # The pass over a twin gets one block back that its block had selected; the next block gets the two newest.
+    assert fetched == 3 * blocks * layers
+
+
+def test_host_and_device_banks_show_the_same():
+    made = [
+        [b.latents for b in render_blocks(PackForcing(3, 3, 2, 4, bank_storage=s), 8)]
+        for s in ("host", "device", "host_int8", "device_int8")
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(made[0], made[1], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(made[2], made[3], strict=True))
+    error = (made[0][-1] - made[2][-1]).abs().max().item()
+    print(f"8-bit bank: latents of block 7 differ by at most {error:.1e} of {made[0][-1].std():.2f}")
+    assert 0 < error < 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_eight_bits_come_back_within_half_a_step(dtype):
+    torch.manual_seed(0)
+    rows = torch.randn(1, 50, 4, 128).to(dtype)
+    rows[0, 0] = 0
+    store = TwinRows(TwinShape(1, 50, 4, 128, dtype), 3, "device_int8", torch.device("cpu"))
+    store.write(1, rows)
+    back = store.read(1)
+    step = rows.float().abs().amax(-1, keepdim=True) / 127
+    rounding = torch.finfo(dtype).eps * rows.float().abs()
+    error = (back.float() - rows.float()).abs()
+    relative = (error.square().sum() / rows.float().square().sum()).sqrt().item()
+    print(f"relative error {relative:.2%}, largest {(error / step.clamp(min=1e-9)).max().item():.2f} steps")
+    assert (error <= 0.501 * step + rounding).all()
+    assert 0 < relative < 0.01
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_every_selector_runs_the_rollout_and_repeats_itself(selector):
+    policy = PackForcing(3, 3, 2, 4, selector=selector)
+    first, second = (render_blocks(policy, 7) for _ in range(2))
+    assert [b.selection for b in first] == [b.selection for b in second]
+    assert all(torch.equal(a.latents, b.latents) for a, b in zip(first, second, strict=True))
+    assert [len(choice) for choice in first[-1].selection] == [2, 2]
+    if selector == "recency":
+        assert first[-1].selection == ((3, 4), (3, 4))
+
+
+def test_selectors_score_as_they_say():
+    q = question()
+    keys = torch.stack([q.keys(i)[0] for i in range(6)])  # [blocks, tokens, heads, d]
+    scores = torch.einsum("qhd,mkhd->mhqk", q.queries[0], keys) / 4
+    expected = {
+        "mean": scores.mean((1, 2, 3)),
+        "best_head": scores.mean((2, 3)).amax(1),
+        "best_row": scores.mean(2).amax(2).mean(1),
+        "attention_mass": scores.permute(1, 2, 0, 3).flatten(2).softmax(-1).unflatten(-1, (6, 4)).sum(-1).mean((0, 1)),
+    }
+    for name, wanted in expected.items():
+        difference = (torch.tensor(SELECTORS[name](q)).float() - wanted).abs().max().item()
+        print(f"{name}: max difference {difference:.1e}")
+        assert difference < 1e-6
+    draws = {tuple(SELECTORS["random"](question(**key))) for key in ({}, {"seed": 1}, {"block": 8}, {"layer": 0})}
+    assert len(draws) == 4
+
+
+def test_a_tie_goes_to_the_newer_block_and_the_chosen_are_in_order_of_time():
+    assert choose([1.0, 3.0, 1.0, 1.0], [7, 2, 9, 4], 2) == (2, 9)
+    assert choose([5.0, 5.0, 5.0], [3, 1, 2], 5) == (1, 2, 3)
+    assert choose([1.0], [0], 0) == ()
+
+
+def test_a_twin_that_never_came_is_missed():
+    cache = small_cache(PackForcing(3, 3, 2, 4), 3)
+    tokens = torch.randn(3, 1, 3 * GRID[0] * GRID[1], *SHAPE)
+    for _ in range(3):
+        with cache.commit(cache.begin_block()) as writer:
+            for layer in range(CONFIG.num_layers):
+                writer.attend(layer, *tokens)
+    with pytest.raises(PackForcingError, match="Block 1 has left the recent frames"):
+        cache.begin_block()
+    with pytest.raises(PackForcingError, match="No block is due"), small_cache(PackForcing(), 3).commit_twin():
+        pass

@@ -1,0 +1,164 @@
+"""The memories of PackForcing and Deep Forcing by brute force: everything ever made is kept without rotation, and every
+attention concatenates what may be seen, rotates it from scratch and attends.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .wan import grid_positions, masked_attention, rope
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return masked_attention(q, k, v, torch.ones(q.shape[1], k.shape[1], dtype=torch.bool))
+
+
+def affinity(queries: Tensor, keys: Tensor) -> float:
+    """Mean over batch, heads, all queries and all keys of q.k / sqrt(d), pair by pair, in float64."""
+    scores = torch.einsum("bqhd,bkhd->bhqk", queries.double(), keys.double()) / math.sqrt(queries.shape[-1])
+    return scores.mean().item()
+
+
+def at_time(positions: Tensor, time: float | Tensor) -> Tensor:
+    """The same rows and columns at another time."""
+    moved = positions.clone()
+    moved[:, 0] = time
+    return moved
+
+
+def twin_positions(frames: int, grid: tuple[int, int], span: float) -> Tensor:
+    """[N_c, 3] of a twin that starts at time 0: centres of the regions that its tokens stand for."""
+    height, width = grid
+    rows, columns = max(1, 2 * height // 8), max(1, 2 * width // 8)
+    made = []
+    for first in range(0, frames, 2):
+        pair = range(first, min(first + 2, frames))
+        for r in range(rows):
+            for c in range(columns):
+                time = sum(pair) / len(pair) * span / frames
+                made.append((time, (r + 0.5) * height / rows - 0.5, (c + 0.5) * width / columns - 0.5))
+    return torch.tensor(made, dtype=torch.float64)
+
+
+class PackForcingOracle:
+    """A history (as a model pass holds it) of one pass; `passes` says of which, see `begin`, `commit`, `twin`."""
+
+    def __init__(self, frames_per_block, sink_frames, recent_frames, top_k, bank, span, layers, grid):
+        self.per_block, self.sink, self.recent = frames_per_block, sink_frames, recent_frames
+        self.top_k, self.bank, self.span, self.grid = top_k, bank, span, grid
+        self.n = grid[0] * grid[1]
+        self.made = [{} for _ in range(layers)]  # (layer) frame -> (q, k, v)
+        self.twins = [{} for _ in range(layers)]  # (layer) block -> (k, v)
+        self.selected = [{} for _ in range(layers)]  # (layer) block -> chosen blocks
+        self.scores = [{} for _ in range(layers)]
+        self.block, self.mode = 0, "read"
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.mode == "twin":
+            return self._attend_twin(layer, q, k, v)
+        first = self.block * self.per_block
+        if self.block not in self.selected[layer]:
+            self.selected[layer][self.block] = self._select(layer, q)
+        chosen = self.selected[layer][self.block]
+        keys, values, time = self._sink_and_mid(layer, chosen, first)
+        for frame in range(max(self.sink, first - self.recent), first):
+            keys.append(rope(self.made[layer][frame][1], grid_positions([time], self.grid)))
+            values.append(self.made[layer][frame][2])
+            time += 1
+        own = grid_positions([time + i for i in range(self.per_block)], self.grid)
+        out = plain_attention(
+            rope(q, own), torch.cat([*keys, rope(k, own)], dim=1), torch.cat([*values, v], dim=1)
+        )
+        if self.mode == "commit":
+            for i in range(self.per_block):
+                rows = slice(i * self.n, (i + 1) * self.n)
+                self.made[layer][first + i] = q[:, rows], k[:, rows], v[:, rows]
+        return out
+
+    def _sink_and_mid(self, layer, chosen, first):
+        keys, values, time = [], [], 0.0
+        for frame in range(min(self.sink, first)):
+            keys.append(rope(self.made[layer][frame][1], grid_positions([time], self.grid)))
+            values.append(self.made[layer][frame][2])
+            time += 1
+        offsets = twin_positions(self.per_block, self.grid, self.span)
+        for block in chosen:
+            k, v = self.twins[layer][block]
+            keys.append(rope(k, at_time(offsets, offsets[:, 0] + time)))
+            values.append(v)
+            time += self.span
+        return keys, values, time
+
+    def _attend_twin(self, layer, q, k, v):
+        chosen = [b for b in self.selected[layer][self.block] if b in self.twins[layer]]
+        keys, values, time = self._sink_and_mid(layer, chosen, self.block * self.per_block)
+        offsets = twin_positions(self.per_block, self.grid, self.span)
+        own = at_time(offsets, offsets[:, 0] + time)
+        out = plain_attention(rope(q, own), torch.cat([*keys, rope(k, own)], 1), torch.cat([*values, v], 1))
+        if len(self.twins[layer]) == self.bank:
+            del self.twins[layer][min(self.twins[layer])]
+        self.twins[layer][self.block] = k, v
+        return out
+
+    def _select(self, layer, q):
+        first = self.block * self.per_block
+        spatial = grid_positions([0.0], self.grid)
+        queries = [rope(x, spatial) for x in q.split(self.n, dim=1)]
+        recent = range(max(self.sink, first - self.recent), first)
+        queries += [rope(self.made[layer][frame][0], spatial) for frame in recent]
+        offsets = at_time(twin_positions(self.per_block, self.grid, self.span), 0.0)
+        scores = {
+            b: affinity(torch.cat(queries, dim=1), rope(k, offsets)) for b, (k, _) in self.twins[layer].items()
+        }
+        self.scores[layer][self.block] = scores
+        best = sorted(scores, key=lambda b: (scores[b], b), reverse=True)[: self.top_k]
+        return sorted(best)
+
+
+class DeepForcingOracle:
+    """Deep Forcing: all tokens of the past in a list per layer, thinned out when the window is full."""
+
+    def __init__(self, frames_per_block, sink, recent, budget, window, layers, grid):
+        self.per_block, self.sink, self.recent = frames_per_block, sink, recent
+        self.budget, self.window, self.grid = budget, window, grid
+        self.n = grid[0] * grid[1]
+        # (layer) tokens: q, k, v [B, tokens, heads, d], place [tokens, 3] with the time of the window.
+        self.past = [None] * layers
+        self.kept = [None] * layers  # What this block's first step kept, as token indices of the past.
+        self.mode = "read"
+
+    def begin(self):
+        self.kept = [None] * len(self.kept)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        empty = q[:, :0], k[:, :0], v[:, :0], torch.zeros(0, 3, dtype=torch.float64)
+        past = self.past[layer] or empty
+        frames = past[1].shape[1] // self.n
+        if frames + self.per_block >= self.window:
+            past = self._thin(layer, past, q, frames)
+            frames = past[1].shape[1] // self.n
+        own = grid_positions([frames + i for i in range(self.per_block)], self.grid)
+        everything = [torch.cat(pair, dim=1) for pair in zip(past[:3], (q, k, v), strict=True)]
+        places = torch.cat((past[3], own))
+        out = plain_attention(rope(q, own), rope(everything[1], places), everything[2])
+        if self.mode == "commit":
+            self.past[layer] = (*everything, places)
+        return out
+
+    def _thin(self, layer, past, q, frames):
+        first, last = self.sink * self.n, (frames - (self.recent - self.per_block)) * self.n
+        if self.kept[layer] is None:
+            queries = rope(q, grid_positions([frames + i for i in range(self.per_block)], self.grid))
+            queries = torch.cat((queries, rope(past[0][:, last:], past[3][last:])), dim=1)
+            keys = rope(past[1][:, first:last], past[3][first:last])
+            phi = torch.einsum("bqhd,bkhd->bhqk", queries.double(), keys.double()).sum(dim=(0, 1, 2)).tolist()
+            count = (self.budget - self.recent - self.sink) * self.n
+            best = sorted(range(len(phi)), key=lambda j: (phi[j], j), reverse=True)[:count]
+            self.kept[layer] = sorted(best)
+        index = [*range(first), *(first + j for j in self.kept[layer]), *range(last, frames * self.n)]
+        places = past[3][index].clone()
+        places[:, 0] = torch.tensor([i // self.n for i in range(len(index))], dtype=torch.float64)
+        return past[0][:, index], past[1][:, index], past[2][:, index], places
