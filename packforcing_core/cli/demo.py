@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
 from ..cache.config import SinkWindow
 from ..checkpoint.families import DEFAULT_FAMILY
 from ..demo import DEMO_SIZE, build_demo_model, build_demo_vae, demo_context
@@ -15,7 +13,7 @@ from ..render import Recipe, kv_shape
 from ..sampler.rollout import Denoising
 from ..vae.streaming import StreamingDecoder
 from . import options as shared
-from .film import render_film
+from .film import build_console, render_film
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    console = Console()
+    console = build_console()
     console.print("PackForcing demo: a small Wan with random weights. It has learnt nothing yet, so the film is noise.")
     model, context = build_demo_model(), demo_context(options.prompt)
     geometry = shared.chosen_geometry(options, DEFAULT_FAMILY.frames_per_block)

@@ -28,6 +28,11 @@ class _SecondsPerBlock(ProgressColumn):
         return Text(f"{task.elapsed / blocks:.2f} s/block" if blocks and task.elapsed else "- s/block")
 
 
+def build_console() -> Console:
+    """A console that prints file names as they are: no markup in them, no line broken where a log would keep it."""
+    return Console(markup=False, highlight=False, soft_wrap=True)
+
+
 def free_name(path: Path) -> Path:
     """`path`, or the first of path-2, path-3, ... of which neither the film nor its growing form exists."""
     candidate, number = path, 1

@@ -24,7 +24,7 @@ from ..vae.load import load_vae
 from ..vae.memory import decode_bytes
 from ..vae.streaming import StreamingDecoder
 from . import options as shared
-from .film import render_film
+from .film import build_console, render_film
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    console = Console()
+    console = build_console()
     device, dtype = _compute(options)
     video_format = shared.chosen_format(options)
     checkpoint = read_checkpoint(options.checkpoint)
