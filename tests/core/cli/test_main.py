@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+
+from packforcing_core import __version__
+from packforcing_core.cli.film import free_name
+from packforcing_core.cli.main import COMMANDS, main
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)], ids=str)
+def test_help_is_there_for_every_command(capsys, command):
+    with pytest.raises(SystemExit) as left:
+        main([*command, "--help"])
+    assert left.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith(" ".join(("usage: packforcing", *command)))
+    summary = COMMANDS[command[0]].__doc__.splitlines()[0] if command else "Minutes of video"
+    assert summary in said
+
+
+def test_the_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"packforcing {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [(), ("dance",), ("render",), ("inspect",), ("plan", "--policy", "none")])
+def test_a_command_that_is_none_is_a_usage_error(capsys, arguments):
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+    assert "usage: packforcing" in capsys.readouterr().err
+
+
+def test_a_name_is_free_where_neither_a_film_nor_a_growing_one_has_it(tmp_path):
+    film = tmp_path / "film.mp4"
+    assert free_name(film) == film
+    (tmp_path / "film.growing.mp4").touch()
+    assert free_name(film) == tmp_path / "film-2.mp4"
+    (tmp_path / "film-2.mp4").touch()
+    assert free_name(film) == tmp_path / "film-3.mp4"
+    assert free_name(tmp_path / "other.mp4") == tmp_path / "other.mp4"

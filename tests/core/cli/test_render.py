@@ -1,0 +1,164 @@
+"""`packforcing render` from files on disk to a film that plays."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from packforcing_core.checkpoint.load import read_checkpoint
+from packforcing_core.cli.main import main
+from packforcing_core.cli.render import build_model
+from packforcing_core.video import probe, read_frames
+from tests.checkpoints import (
+    SMALL,
+    truncate,
+    write_context,
+    write_family,
+    write_peft_lora,
+    write_stock_wan,
+    write_umt5,
+)
+from tests.vaes import random_vae
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    write_family(folder, "self-forcing")
+    write_family(folder, "rolling-forcing")
+    write_stock_wan(folder / "plain.safetensors", SMALL, causal=False)
+    save_file(random_vae().state_dict(), folder / "vae.safetensors")
+    write_context(folder / "context.safetensors", text_dim=64)
+    write_umt5(folder / "umt5")
+    write_peft_lora(folder / "lora.pt")
+    shutil.copy(folder / "self_forcing_dmd.pt", folder / "cut.pt")
+    truncate(folder / "cut.pt")
+    (folder / "a_file").write_text("not a folder", encoding="utf-8")
+    return folder
+
+
+def render(files: Path, output: Path, *arguments: str, **changed: str) -> int:
+    """Runs the command at 64x32 for 1 s; `changed` replaces files by name, an empty name leaves one out."""
+    given = {"checkpoint": "self_forcing_dmd.pt", "vae": "vae.safetensors", "context": "context.safetensors", **changed}
+    chosen = [word for name, file in given.items() if file for word in (f"--{name}", str(files / file))]
+    size = ("--width", "64", "--height", "32", "--seconds", "1", "--device", "cpu", "--segment-blocks", "1")
+    return main(["render", *chosen, *size, "--output", str(output), *arguments])
+
+
+def test_a_checkpoint_a_vae_and_a_context_become_a_film(files, tmp_path, capsys):
+    assert render(files, tmp_path / "out" / "film.mp4") == 0
+    said = capsys.readouterr().out
+    assert "1 s at 16 FPS became 1.31 s: 21 frames in 2 blocks of 3" in said
+    assert "attends to 48 tokens" in said
+    film = tmp_path / "out" / "film.mp4"
+    frames = list(read_frames(film))
+    assert len(frames) == 21
+    assert {frame.shape for frame in frames} == {(32, 64, 3)}
+    assert probe(film).fps == 16
+    assert max(frame.std() for frame in frames) > 5
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["film.mp4"]
+
+
+def test_the_same_command_again_takes_a_free_name_and_gives_the_same_film(files, tmp_path):
+    first, second, other = (tmp_path / name for name in ("film.mp4", "film-2.mp4", "film-3.mp4"))
+    assert render(files, first) == 0
+    assert render(files, first) == 0
+    assert render(files, first, "--seed", "1") == 0
+    assert sorted(tmp_path.iterdir()) == sorted((first, second, other))
+    assert first.read_bytes() == second.read_bytes()
+    assert first.read_bytes() != other.read_bytes()
+
+
+def test_a_prompt_goes_through_the_text_encoder(files, tmp_path):
+    words = ("--prompt", "a red circle", "--text-encoder", str(files / "umt5"), "--steps", "1000,500")
+    assert render(files, tmp_path / "film.mp4", *words, context="") == 0
+    assert probe(tmp_path / "film.mp4").frames == 21
+
+
+def test_choices_on_top_of_the_preset_are_followed_and_told(files, tmp_path, capsys):
+    choices = ("--frames-per-block", "1", "--steps", "1000", "--fps", "24", "--codec", "lossless")
+    policy = ("--policy", "sink_window", "--window-frames", "3", "--sink-frames", "1")
+    assert render(files, tmp_path / "film.mp4", *choices, *policy) == 0
+    made = probe(tmp_path / "film.mp4")
+    assert (made.frames, made.fps) == (25, 24)  # 7 blocks of one latent frame
+    said = capsys.readouterr().out
+    assert "trained on blocks of 3 latent frames, and 1 are chosen" in said
+    assert "attends to 24 tokens" in said
+
+
+def test_a_file_that_is_likely_bidirectional_is_rendered_with_a_warning(files, tmp_path, capsys):
+    assert render(files, tmp_path / "film.mp4", "--steps", "1000", checkpoint="plain.safetensors") == 0
+    assert "likely a bidirectional model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changed", "messages"),
+    [
+        ((), {"checkpoint": "missing.pt"}, ["missing.pt"]),
+        ((), {"checkpoint": "lora.pt"}, ["a LoRA of rank 4 without its base", "Load a base checkpoint"]),
+        ((), {"checkpoint": "cut.pt"}, ["cut.pt"]),
+        ((), {"checkpoint": "vae.safetensors"}, ["a Wan VAE", "--vae"]),
+        ((), {"checkpoint": "rolling_forcing_dmd.pt"}, ["rolling rollout", "self-forcing"]),
+        ((), {"vae": "missing.safetensors"}, ["missing.safetensors"]),
+        ((), {"vae": "self_forcing_dmd.pt"}, ["Not a Wan VAE", "wan_2.1_vae.safetensors"]),
+        ((), {"context": "vae.safetensors"}, ["no tensor called context"]),
+        (("--prompt", "a red circle"), {"context": ""}, ["--prompt needs --text-encoder"]),
+        (("--width", "100"), {}, ["width is 100", "96 and 112"]),
+        (("--height", "0"), {}, ["height is 0", "16 and 32"]),
+        (("--seconds", "0"), {}, ["seconds is 0"]),
+        (("--fps", "nan"), {}, ["nan frames per second"]),
+        (("--device", "warp"), {}, ["Device 'warp' cannot be used", "--device cpu"]),
+        (("--device", "meta"), {}, ["Device 'meta' cannot be used"]),
+        (("--quality", "99"), {}, ["quality 99", "51"]),
+        (("--policy", "window", "--window-frames", "2"), {}, ["window_frames is 2", "at least 3"]),
+        (("--policy", "full", "--window-frames", "21"), {}, ["no knob window_frames"]),
+        (("--frames-per-block", "0"), {}, ["frames_per_block"]),
+        (("--steps", "250,1000"), {}, ["falling numbers"]),
+        (("--shift", "nan"), {}, ["shift"]),
+        (("--segment-blocks", "0"), {}, ["segment-blocks is 0"]),
+    ],
+    ids=str,
+)
+def test_bad_input_is_answered_with_a_reason_and_writes_nothing(files, tmp_path, capsys, arguments, changed, messages):
+    assert render(files, tmp_path / "film.mp4", *arguments, **changed) == 1
+    said = capsys.readouterr().err
+    print(said)
+    assert said.startswith("error: ")
+    for message in messages:
+        assert message in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_cannot_be_written_is_said_before_sampling(files, tmp_path, capsys):
+    for output, message in (
+        (files / "a_file" / "film.mp4", "cannot be written to"),
+        (tmp_path / "film.avi", "ends in .mp4"),
+        (Path(), "expected a file name"),
+    ):
+        assert render(files, output) == 1
+        captured = capsys.readouterr()
+        print(captured.err)
+        assert message in captured.err
+        assert "block" not in captured.out.split("peak about")[1]
+
+
+@pytest.mark.parametrize("steps", ["abc", "1000,", "1000 500"])
+def test_steps_that_are_no_numbers_are_a_usage_error(files, tmp_path, capsys, steps):
+    with pytest.raises(SystemExit) as left:
+        render(files, tmp_path / "film.mp4", "--steps", steps)
+    assert left.value.code == 2
+    assert f"expected numbers with commas between, got '{steps}'" in capsys.readouterr().err
+
+
+def test_the_model_computes_in_its_dtype_and_embeds_patches_in_float32(files):
+    model = build_model(read_checkpoint(files / "self_forcing_dmd.pt"), torch.device("cpu"), torch.bfloat16)
+    dtypes = {name: parameter.dtype for name, parameter in model.net.named_parameters()}
+    assert {name for name, dtype in dtypes.items() if dtype == torch.float32} == {
+        "patch_embedding.weight",
+        "patch_embedding.bias",
+    }
+    assert {parameter.device.type for parameter in model.net.parameters()} == {"cpu"}
