@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from packforcing_core.cache.config import Full, SinkWindow, Window
+from packforcing_core.cache.config import DeepForcing, Full, PackForcing, SinkWindow, Window
 from packforcing_core.geometry import VideoGeometry
 from packforcing_core.model.causal import CausalWan
 from packforcing_core.model.config import WAN_SIZES, WanConfig
@@ -16,14 +16,15 @@ from packforcing_core.render import Recipe, build_cache
 from tests.small import CONFIG, DENOISING
 
 SIZES = [VideoGeometry(64, 32, 16.0, 3, 10), VideoGeometry(80, 48, 16.0, 1, 30), VideoGeometry(32, 32, 16.0, 4, 2)]
-POLICIES = [Full(), Window(21), Window(7), SinkWindow(12, 3), SinkWindow(21, 10), SinkWindow(8, 0, realign=False)]
+WINDOWS = [Full(), Window(21), Window(7), SinkWindow(12, 3), SinkWindow(21, 10), SinkWindow(8, 0, realign=False)]
+CHOOSING = [DeepForcing(), PackForcing(), PackForcing(bank_storage="device", top_k_blocks=3, bank_blocks=8)]
 
 
 def meta_model(config: WanConfig, dtype: torch.dtype) -> CausalWan:
     return CausalWan(build_on_meta(lambda: Wan(config, TorchOps)), config, dtype=dtype)
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+@pytest.mark.parametrize("policy", WINDOWS + CHOOSING, ids=repr)
 @pytest.mark.parametrize("geometry", SIZES, ids=lambda g: f"{g.width}x{g.height}, {g.blocks} of {g.frames_per_block}")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_planned_bytes_are_the_allocated_ones(policy, geometry, dtype):
@@ -32,12 +33,13 @@ def test_planned_bytes_are_the_allocated_ones(policy, geometry, dtype):
     cache = build_cache(meta_model(CONFIG, dtype), recipe)
     print(f"planned {plan.buffer_bytes}, allocated {cache.nbytes}")
     assert cache.nbytes == plan.buffer_bytes
+    assert cache.host_nbytes == plan.host_bytes
 
     layer = cache.layers[0]
     assert layer.k.shape[1] == plan.attended_tokens
     assert plan.attended_tokens == plan.sink_tokens + plan.mid_tokens + plan.recent_tokens + plan.current_tokens
-    row = CONFIG.dim * dtype.itemsize
-    assert plan.cache_bytes == CONFIG.num_layers * 2 * row * (plan.sink_tokens + plan.recent_tokens)
+    past_tokens = plan.attended_tokens - plan.current_tokens
+    assert plan.cache_bytes == CONFIG.num_layers * 2 * CONFIG.dim * dtype.itemsize * past_tokens
     assert plan.current_tokens == geometry.frames_per_block * geometry.tokens_per_frame
 
 
