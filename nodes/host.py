@@ -12,19 +12,24 @@ from contextlib import contextmanager
 import comfy.ldm.wan.ar_model
 import comfy.ldm.wan.model
 import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ..packforcing_core.attention import Attention
 from ..packforcing_core.checkpoint.families import FAMILIES, Family
+from ..packforcing_core.compressor.high_res import HighRes
+from ..packforcing_core.compressor.weights import CompressorInfo, LoadedCompressor
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.model.causal import CausalWan
 from ..packforcing_core.model.config import WanConfig
 from ..packforcing_core.text.context import check_width, pad_context
 from ..packforcing_core.vae.load import load_vae
-from ..packforcing_core.vae.streaming import StreamingDecoder
+from ..packforcing_core.vae.wan_vae import WanVAE
 
 FAMILY_ATTACHMENT = "packforcing_family"
+COMPRESSOR = "packforcing_compressor"
 
 # What other nodes hang on a MODEL that lives in code paths which block-by-block sampling does not take.
 _IGNORED_OPTIONS = {
@@ -106,9 +111,13 @@ def text_context(conditioning, config: WanConfig) -> Tensor:
     return context if context.shape[1] >= config.text_len else pad_context(context, config.text_len)
 
 
-def cast(parameter: Tensor, like: Tensor) -> Tensor:
-    """The `cast` seam: ComfyUI brings a bare parameter to where the activations are."""
-    return comfy.model_management.cast_to(parameter, dtype=like.dtype, device=like.device)
+class HostOps(comfy.ops.manual_cast):
+    """The `ops` seam: ComfyUI's classes, which cast and offload weights as it sees fit."""
+
+    @staticmethod
+    def cast(parameter: Tensor, like: Tensor) -> Tensor:
+        """ComfyUI brings a bare parameter to where the activations are."""
+        return comfy.model_management.cast_to(parameter, dtype=like.dtype, device=like.device)
 
 
 def attention_of(model) -> Attention:
@@ -136,20 +145,41 @@ def loaded(model, working_bytes: int) -> Iterator[CausalWan]:
             wan_config(model),
             dtype=model.model.get_dtype_inference(),
             device=model.load_device,
-            cast=cast,
+            cast=HostOps.cast,
             attention=attention_of(model),
         )
     finally:
         model.cleanup()
 
 
-def streaming_decoder(vae) -> StreamingDecoder:
-    """A decoder with the weights of a stock VAE, on its device and in its dtype.
+def attach_compressor(model, loaded: LoadedCompressor) -> None:
+    """Hangs a trained compressor on a MODEL: it is loaded and freed with it, and stays on its clones."""
+    patcher = comfy.model_patcher.CoreModelPatcher(
+        loaded.high_res, load_device=model.load_device, offload_device=model.offload_device
+    )
+    model.set_additional_models(COMPRESSOR, [patcher])
+    model.set_attachments(COMPRESSOR, loaded.info)
+
+
+def compressor_network(model) -> HighRes | None:
+    """The trained branch that `attach_compressor` hung on the MODEL, where the MODEL's loading has put it; None
+    without.
+    """
+    attached = model.get_additional_models_with_key(COMPRESSOR)
+    return attached[0].model if attached else None
+
+
+def compressor_info(model) -> CompressorInfo | None:
+    """What the attached compressor was trained for; None without one."""
+    return model.get_attachment(COMPRESSOR)
+
+
+def vae_network(vae) -> WanVAE:
+    """A Wan VAE with the weights of a stock VAE, on its device and in its dtype.
 
     Weights are shared where they already lie there, else this is a private copy of its own (73 M parameters): it must
     not be moved while another thread decodes. Raises PackForcingError for a VAE of another family.
     """
     if vae.first_stage_model is None:
         raise PackForcingError("The VAE holds no model; load the Wan2.1 VAE with the stock Load VAE node.")
-    network = load_vae(vae.first_stage_model.state_dict(), device=vae.device, dtype=vae.vae_dtype)
-    return StreamingDecoder(network)
+    return load_vae(vae.first_stage_model.state_dict(), device=vae.device, dtype=vae.vae_dtype)

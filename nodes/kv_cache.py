@@ -1,25 +1,28 @@
-"""PackForcing KV Cache: which past a block may see. The policies and their knobs are the core's own."""
+"""PackForcing KV Cache: which past a block may see. Presets, policies and their knobs are the core's own."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from comfy_api.v0_0_2 import io
 
-from ..packforcing_core.cache.config import POLICIES, Knob, build_policy
+from ..packforcing_core.cache.config import POLICY_PRESETS, Knob, Policy
 from ..packforcing_core.errors import PackForcingError
 from .sockets import CATEGORY, CacheSocket
 
 
-def knob_input(knob: Knob) -> io.Input:
-    """The widget of one knob of a policy."""
-    if isinstance(knob.default, bool):
-        return io.Boolean.Input(knob.name, default=knob.default, tooltip=knob.help)
+def knob_input(knob: Knob, preset: Policy) -> io.Input:
+    """The widget of one knob of a policy, at the preset's value."""
+    value = getattr(preset, knob.name)
+    if isinstance(value, bool):
+        return io.Boolean.Input(knob.name, default=value, tooltip=knob.help)
     if knob.choices:
-        return io.Combo.Input(knob.name, options=list(knob.choices), default=knob.default, tooltip=knob.help)
-    if isinstance(knob.default, float):
+        return io.Combo.Input(knob.name, options=list(knob.choices), default=value, tooltip=knob.help)
+    if isinstance(value, float):
         return io.Float.Input(
-            knob.name, default=knob.default, min=knob.minimum, max=knob.maximum, step=0.0625, tooltip=knob.help
+            knob.name, default=value, min=knob.minimum, max=knob.maximum, step=0.0625, tooltip=knob.help
         )
-    return io.Int.Input(knob.name, default=knob.default, min=knob.minimum, max=knob.maximum, tooltip=knob.help)
+    return io.Int.Input(knob.name, default=value, min=knob.minimum, max=knob.maximum, tooltip=knob.help)
 
 
 class KVCacheConfig(io.ComfyNode):
@@ -30,16 +33,17 @@ class KVCacheConfig(io.ComfyNode):
             display_name="PackForcing KV Cache",
             category=CATEGORY,
             description="What each block of the video may see of the past, which is what decides memory. Leave the "
-            "sampler's cache input open to use what the checkpoint was trained with.",
-            search_aliases=["kv cache", "sink", "window", "long video memory"],
+            "sampler's cache input open to use what the checkpoint was trained with. When the graph runs, this node "
+            "shows tokens and bytes before anything is sampled.",
+            search_aliases=["kv cache", "sink", "window", "long video memory", "deep forcing", "longlive"],
             inputs=[
                 io.DynamicCombo.Input(
                     "policy",
                     options=[
-                        io.DynamicCombo.Option(name, [knob_input(knob) for knob in policy.knobs()])
-                        for name, policy in POLICIES.items()
+                        io.DynamicCombo.Option(name, [knob_input(knob, preset) for knob in preset.knobs()])
+                        for name, preset in POLICY_PRESETS.items()
                     ],
-                    tooltip="; ".join(f"{name}: {policy.title}" for name, policy in POLICIES.items()),
+                    tooltip="\n".join(f"{name}: {preset.title}" for name, preset in POLICY_PRESETS.items()),
                 ),
             ],
             outputs=[CacheSocket.Output(display_name="cache")],
@@ -48,6 +52,6 @@ class KVCacheConfig(io.ComfyNode):
     @classmethod
     def execute(cls, policy: dict | None = None) -> io.NodeOutput:
         if policy is None:  # ComfyUI drops a menu whose choice it does not know.
-            raise PackForcingError(f"Unknown cache policy; expected one of {', '.join(POLICIES)}.")
+            raise PackForcingError(f"Unknown cache policy; expected one of {', '.join(POLICY_PRESETS)}.")
         knobs = dict(policy)
-        return io.NodeOutput(build_policy(knobs.pop("policy"), **knobs))
+        return io.NodeOutput(replace(POLICY_PRESETS[knobs.pop("policy")], **knobs))

@@ -10,14 +10,17 @@ import folder_paths
 import torch
 from comfy_api.v0_0_2 import io
 
-from ..packforcing_core.checkpoint.families import FAMILIES, Family
+from ..packforcing_core.checkpoint.families import DEFAULT_FAMILY, FAMILIES, Family
 from ..packforcing_core.checkpoint.load import Checkpoint, inspect, read_checkpoint
+from ..packforcing_core.compressor.weights import LoadedCompressor, load_compressor
 from ..packforcing_core.errors import PackForcingError
 from . import host
 from .feedback import say
 from .sockets import CATEGORY
 
 FOLDERS = ("diffusion_models", "checkpoints")
+COMPRESSOR_FOLDER = "packforcing_compressors"
+NO_COMPRESSOR = "none"
 DTYPES = {
     "default": None,
     "bf16": torch.bfloat16,
@@ -25,6 +28,9 @@ DTYPES = {
     "fp32": torch.float32,
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
+
+
+folder_paths.add_model_folder_path(COMPRESSOR_FOLDER, os.path.join(folder_paths.models_dir, COMPRESSOR_FOLDER))
 
 
 def checkpoint_names() -> list[str]:
@@ -71,6 +77,14 @@ class ModelLoader(io.ComfyNode):
                     tooltip="How the checkpoint was trained (block length, steps, shift, window). auto: by its file "
                     "name, metadata and keys.",
                 ),
+                io.Combo.Input(
+                    "compressor",
+                    options=[NO_COMPRESSOR, *folder_paths.get_filename_list(COMPRESSOR_FOLDER)],
+                    default=NO_COMPRESSOR,
+                    optional=True,
+                    tooltip=f"Trained compressor weights in models/{COMPRESSOR_FOLDER}, for the PackForcing memory. "
+                    "none: the memory works zero-shot, with any checkpoint.",
+                ),
             ],
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],
@@ -90,20 +104,22 @@ class ModelLoader(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint: str | None = None, **_) -> str:
+    def fingerprint_inputs(cls, checkpoint: str | None = None, compressor: str = NO_COMPRESSOR, **_) -> str:
         """A file that was replaced under its name is loaded again."""
-        if checkpoint is None:
-            return ""
-        status = os.stat(checkpoint_path(checkpoint))
-        return f"{status.st_size}/{status.st_mtime_ns}"
+        paths = [checkpoint_path(checkpoint)] if checkpoint else []
+        if compressor not in (None, NO_COMPRESSOR):
+            paths.append(folder_paths.get_full_path_or_raise(COMPRESSOR_FOLDER, compressor))
+        return " ".join(f"{status.st_size}/{status.st_mtime_ns}" for status in map(os.stat, paths))
 
     @classmethod
-    def execute(cls, checkpoint: str, dtype: str, preset: str) -> io.NodeOutput:
+    def execute(cls, checkpoint: str, dtype: str, preset: str, compressor: str = NO_COMPRESSOR) -> io.NodeOutput:
         read = read_checkpoint(checkpoint_path(checkpoint), keep_quantised=True)
         family = read.family if preset == "auto" else FAMILIES[preset]
         model = build_model(read, DTYPES[dtype])
         if family is not None:
             model.set_attachments(host.FAMILY_ATTACHMENT, family)
+        if compressor != NO_COMPRESSOR:
+            host.attach_compressor(model, read_compressor(compressor, read, family or DEFAULT_FAMILY))
         text = "\n".join((_summary(read, family), *(f"Warning: {warning}" for warning in _warnings(read, preset))))
         say(cls.hidden.unique_id, text)
         return io.NodeOutput(model, ui={"text": (text,)})
@@ -119,6 +135,12 @@ def build_model(read: Checkpoint, dtype: torch.dtype | None):
             f"ComfyUI does not recognise {read.path.name} as a Wan model, although its keys fit. Update ComfyUI."
         )
     return model
+
+
+def read_compressor(name: str, read: Checkpoint, family: Family) -> LoadedCompressor:
+    """The compressor file `name`, made for this model and block length; PackForcingError where it was not."""
+    path = folder_paths.get_full_path_or_raise(COMPRESSOR_FOLDER, name)
+    return load_compressor(path, read.config, family.frames_per_block, ops=host.HostOps)
 
 
 def _summary(read: Checkpoint, family: Family | None) -> str:

@@ -44,11 +44,16 @@ class Sampler(io.ComfyNode):
                     optional=True,
                     tooltip="Which past a block sees. Open: what the checkpoint was trained with.",
                 ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="The Wan2.1 VAE. The PackForcing memory needs it to compress the past.",
+                ),
                 *_length_and_size(),
                 *_preset_and_overrides(),
             ],
             outputs=[StreamSocket.Output(display_name="stream")],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
@@ -89,6 +94,7 @@ class Sampler(io.ComfyNode):
         denoising_steps: str,
         shift: float,
         cache: Policy | None = None,
+        vae=None,
     ) -> io.NodeOutput:
         config = host.wan_config(model)
         host.require_supported_patches(model)
@@ -104,10 +110,42 @@ class Sampler(io.ComfyNode):
             seconds, width=width, height=height, fps=fps, frames_per_block=family.frames_per_block
         )
         recipe = Recipe(geometry, cache or default_policy(family), Denoising.of_family(family), seed)
-        stream = LatentStream(model, host.text_context(positive, config), recipe)
-        lines = (geometry.describe_length(seconds), stream.plan().describe(), *_warnings(trained, family, preset))
+        compresses = recipe.partitions.bank is not None
+        if compresses:
+            _require_compressor_parts(model, vae, family)
+        stream = LatentStream(model, host.text_context(positive, config), recipe, vae if compresses else None)
+        plan = stream.plan()
+        lines = (geometry.describe_length(seconds), plan.describe(), *_warnings(trained, family, preset))
         say(cls.hidden.unique_id, "\n".join(lines))
+        cache_node = _linked_node(cls.hidden, "cache")
+        if cache_node is not None:
+            say(cache_node, plan.describe_memory())
         return io.NodeOutput(stream, ui={"text": ("\n".join(lines),)})
+
+
+def _require_compressor_parts(model, vae, family: Family) -> None:
+    """Raises PackForcingError where a policy that compresses the past lacks its VAE or has a compressor that does
+    not fit.
+    """
+    if vae is None:
+        raise PackForcingError(
+            "This memory policy compresses the past by way of its decoded frames, so the sampler needs the VAE. "
+            "Connect the Wan2.1 VAE to its vae input, or choose a policy without a bank (top_k_blocks 0)."
+        )
+    host.vae_network(vae)  # A VAE of another family is refused here.
+    info = host.compressor_info(model)
+    if info is not None and info.frames_per_block != family.frames_per_block:
+        raise PackForcingError(
+            f"The compressor was trained on blocks of {info.frames_per_block} latent frames, and "
+            f"{family.frames_per_block} are chosen. Set frames_per_block to {info.frames_per_block}, or load the "
+            "checkpoint without a compressor."
+        )
+
+
+def _linked_node(hidden, name: str) -> str | None:
+    """The id of the node that is linked to this node's input `name`."""
+    link = hidden.prompt[hidden.unique_id]["inputs"].get(name)
+    return link[0] if isinstance(link, list) else None
 
 
 def _length_and_size() -> list[io.Input]:

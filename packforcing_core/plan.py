@@ -55,6 +55,22 @@ class RenderPlan:
             f"with the current block {self.buffer_bytes / GB:.2f} GB | peak about {self.peak_bytes / GB:.1f} GB"
         )
 
+    def describe_memory(self) -> str:
+        """What the past takes, line by line, for a read-out on a node."""
+        rows = (
+            ("sink", self.sink_tokens),
+            ("mid", self.mid_tokens),
+            ("recent", self.recent_tokens),
+            ("current", self.current_tokens),
+        )
+        parts = " + ".join(f"{name} {tokens:,}" for name, tokens in rows if tokens)
+        lines = (
+            f"in view: {self.attended_tokens:,} tokens ({parts})",
+            f"on the GPU: {self.cache_bytes / GB:.2f} GB of the past, {self.buffer_bytes / GB:.2f} GB in all",
+            f"in host memory: {self.host_bytes / GB:.2f} GB",
+        )
+        return "\n".join(lines)
+
 
 def plan_render(
     config: WanConfig, recipe: Recipe, dtype: torch.dtype = torch.bfloat16, decoder_bytes: int = 0

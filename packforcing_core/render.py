@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from .cache.config import Full, Policy, SinkWindow, Window
 from .cache.layer_kv import KVShape
 from .cache.partitions import Partitions
 from .checkpoint.families import Family
+from .compressor.compressor import Compressor
+from .compressor.high_res import HighRes
 from .errors import PackForcingError
 from .geometry import VideoGeometry
 from .model.causal import CausalWan
@@ -28,8 +31,9 @@ from .model.config import WanConfig
 from .pipeline import overlapped
 from .rope import GridRope
 from .sampler.noise import seeded_noise
-from .sampler.rollout import BlockDone, Denoising, Event, rollout
-from .vae.streaming import StreamingDecoder, to_frames
+from .sampler.rollout import BlockDone, Denoising, Event, Twins, rollout
+from .vae.streaming import StreamingDecoder, encode, to_frames
+from .vae.wan_vae import WanVAE
 from .video.writer import SegmentedWriter
 
 
@@ -97,29 +101,44 @@ def build_cache(model: CausalWan, recipe: Recipe) -> KVCache:
     return KVCache(recipe.partitions, shape, rope, model.attention, model.device)
 
 
-def latent_events(model: CausalWan, context: Tensor, recipe: Recipe, known: Sequence[Tensor] = ()) -> Iterator[Event]:
+def latent_events(
+    model: CausalWan, context: Tensor, recipe: Recipe, known: Sequence[BlockDone] = (), twins: Twins | None = None
+) -> Iterator[Event]:
     """Runs the rollout of `recipe` for the text embeddings `context` [1, 512, text_dim].
 
-    Blocks in `known` are taken as they are; where all are known the model is not run at all.
+    Blocks in `known` are not denoised again. `twins` is required by policies with a bank.
     """
-    blocks = recipe.geometry.blocks
-    if len(known) >= blocks:
-        yield from (BlockDone(block, latents, reused=True) for block, latents in enumerate(known[:blocks]))
-        return
-    noise = seeded_noise(recipe.seed, recipe.geometry.block_shape)
-    text = model.encode_text(context)
-    yield from rollout(model, text, build_cache(model, recipe), noise, recipe.denoising, blocks, known)
+    return rollout(
+        model,
+        model.encode_text(context),
+        build_cache(model, recipe),
+        seeded_noise(recipe.seed, recipe.geometry.block_shape),
+        recipe.denoising,
+        recipe.geometry.blocks,
+        [done.latents for done in known],
+        [done.selection for done in known],
+        twins,
+    )
+
+
+def build_twins(model: CausalWan, vae: WanVAE, high_res: HighRes | None) -> Twins:
+    """What a policy with a bank needs besides the model: the trained compressor, or without one its zero-shot form."""
+    branches = "low_res" if high_res is None else "both"
+    return Twins(Compressor(model, branches, high_res=high_res, encode=partial(encode, vae)), StreamingDecoder(vae))
 
 
 def film_events(
     events: Iterator[Event], decoder: StreamingDecoder, writer: SegmentedWriter, blocks_per_segment: int
 ) -> Iterator[Event | FilmedBlock]:
-    """Decodes and encodes each block while the next one is made, and closes a segment every `blocks_per_segment`."""
+    """Decodes and encodes each block while the next one is made, and closes a segment every `blocks_per_segment`.
+
+    A block that brings its video along is not decoded again; in one render either all do or none.
+    """
     beside = _side_stream(decoder.device)
 
     def film(done: BlockDone) -> FilmedBlock:
         with beside:
-            frames = to_frames(decoder.push(done.latents))
+            frames = to_frames(decoder.push(done.latents) if done.video is None else done.video)
         writer.write(frames)
         if (done.block + 1) % blocks_per_segment == 0:
             writer.end_segment()
