@@ -47,7 +47,7 @@ def probe(path: Path | str) -> VideoInfo:
 def read_frames(path: Path | str) -> Iterator[np.ndarray]:
     """Decode a video frame by frame: uint8 [H, W, 3], RGB. Raises FilmError if it cannot be read.
 
-    Frames of an incomplete tail that were not fully written are left out.
+    Of a growing film it reads the closed segments.
     """
     info = probe(path)
     size = info.width * info.height * 3
@@ -69,7 +69,7 @@ _TO_RGB = ("-vf", "scale=flags=bicubic+accurate_rnd+full_chroma_int+bitexact,for
 
 
 def _input(path: Path) -> list[str]:
-    return ["-v", "error", "-fflags", "+discardcorrupt", "-i", film_url(path), "-map", "0:v:0"]
+    return ["-v", "error", "-i", film_url(path), "-map", "0:v:0"]
 
 
 def _parse(listing: str) -> tuple[dict[str, str], list[tuple[int, int]]]:

@@ -60,7 +60,7 @@ def run_python(code: str, *arguments: object, **options) -> subprocess.Popen:
 
 
 @posix
-@pytest.mark.parametrize("room", [3, 8, 60, 150, 1000])
+@pytest.mark.parametrize("room", [3, 8, 45, 105, 1000])
 def test_a_crash_in_the_middle_of_a_write_leaves_a_film_that_plays(tmp_path, room):
     with run_python(DISK_FULL, tmp_path / "film.mp4", room, "crash") as process:
         assert process.wait() == -signal.SIGXFSZ
@@ -148,7 +148,9 @@ def test_a_killed_encoder_is_reported_and_the_film_goes_on_from_the_last_segment
 
 @posix
 def test_control_c_keeps_every_frame_that_was_written(tmp_path):
-    code = WRITE_FOREVER.replace("end_segment()", "segments").replace("writer.segments, flush", "block, flush")
+    # Whoever runs the tests in the background has the interrupt ignored, and children inherit that.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)" + WRITE_FOREVER
+    code = code.replace("end_segment()", "segments").replace("writer.segments, flush", "block, flush")
     with run_python(code, tmp_path / "film.mp4", start_new_session=True, stderr=subprocess.DEVNULL) as process:
         while int(process.stdout.readline()) < 20:
             pass

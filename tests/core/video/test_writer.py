@@ -89,6 +89,13 @@ def test_a_continued_film_is_byte_for_byte_the_unbroken_one(tmp_path, codec, don
         assert writer.finish().read_bytes() == whole
 
 
+def test_continuing_cuts_off_what_is_not_kept(tmp_path):
+    one = grown_film(tmp_path / "one.mp4", VideoFormat(), segments=1).read_bytes()
+    growing = grown_film(tmp_path / "film.mp4", VideoFormat(), segments=3)
+    with SegmentedWriter(tmp_path / "film.mp4", 64, 48, VideoFormat(), first_segment=1):
+        assert growing.read_bytes() == one
+
+
 def test_an_error_in_the_middle_of_a_segment_keeps_what_was_written(tmp_path):
     def broken_render():
         with SegmentedWriter(tmp_path / "film.mp4", 64, 48, VideoFormat()) as writer:
