@@ -117,6 +117,7 @@ def test_abort_drops_the_open_segment_only(tmp_path):
         write_segments(writer, range(2))
         writer.write(picture(8, 3))
         writer.abort()
+        assert not psutil.Process().children()
     assert probe(writer.growing_path).frames == writer.frames_written == 8
     with pytest.raises(PackForcingError, match="closed"):
         writer.write(picture(8))
