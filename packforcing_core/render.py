@@ -108,7 +108,7 @@ def latent_events(
 
     Blocks in `known` are not denoised again. `twins` is required by policies with a bank.
     """
-    return rollout(
+    yield from rollout(
         model,
         model.encode_text(context),
         build_cache(model, recipe),

@@ -23,9 +23,7 @@ _LORA_ADVICE = (
     "Load a base checkpoint (the family's base file, or the Wan2.1 T2V it was made for) "
     "and put the stock LoraLoaderModelOnly behind it with this file."
 )
-_LORA_RENAME = (
-    " Its names are not those the stock node reads: `packforcing convert-lora FILE OUTPUT` renames them."
-)
+_LORA_RENAME = " Its names are not those the stock node reads: `packforcing convert-lora FILE OUTPUT` renames them."
 
 # (a name that only this kind has, kind)
 _SIGNS = (

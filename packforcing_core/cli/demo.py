@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from ..cache.config import SinkWindow
+from ..cache.config import POLICY_PRESETS
 from ..checkpoint.families import DEFAULT_FAMILY
 from ..demo import DEMO_SIZE, build_demo_model, build_demo_vae, demo_context
-from ..geometry import GB
-from ..render import Recipe, kv_shape
+from ..plan import plan_render
+from ..render import Recipe, build_twins, latent_events
 from ..sampler.rollout import Denoising
 from ..vae.streaming import StreamingDecoder
 from . import options as shared
@@ -26,23 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     console = build_console()
     console.print("PackForcing demo: a small Wan with random weights. It has learnt nothing yet, so the film is noise.")
-    model, context = build_demo_model(), demo_context(options.prompt)
+    model = build_demo_model()
     geometry = shared.chosen_geometry(options, DEFAULT_FAMILY.frames_per_block)
-    policy = SinkWindow(window_frames=12, sink_frames=3)
-    recipe = Recipe(geometry, policy, Denoising.of_family(DEFAULT_FAMILY), options.seed)
-    full = 2 * kv_shape(model.config, geometry, model.dtype).frame_bytes * geometry.latent_frames
+    recipe = Recipe(
+        geometry, POLICY_PRESETS["PackForcing zero-shot"], Denoising.of_family(DEFAULT_FAMILY), options.seed
+    )
+    plan = plan_render(model.config, recipe, model.dtype)
     console.print(geometry.describe_length(options.seconds))
-    console.print(
-        f"all of its history would be {full / GB:.2f} GB; the cache keeps {policy.window_frames} latent frames"
-    )
-    render_film(
-        model,
-        context,
-        StreamingDecoder(build_demo_vae()),
-        recipe,
-        Path(options.output),
-        shared.chosen_format(options),
-        options.segment_blocks,
-        console,
-    )
+    console.print(plan.describe_memory())
+    vae = build_demo_vae()
+    latents = latent_events(model, demo_context(options.prompt), recipe, twins=build_twins(model, vae, None))
+    target = shared.chosen_target(options)
+    render_film(latents, recipe, plan.cache_bytes, StreamingDecoder(vae), target, console)
     return 0

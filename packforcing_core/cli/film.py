@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
-from torch import Tensor
 
 from ..errors import PackForcingError
 from ..geometry import GB, pixel_frames
-from ..model.causal import CausalWan
-from ..render import FilmedBlock, Recipe, film_events, kv_shape, latent_events
-from ..sampler.rollout import StepDone
+from ..render import FilmedBlock, Recipe, film_events
+from ..sampler.rollout import Event, StepDone
 from ..vae.streaming import StreamingDecoder
 from ..video.format import VideoFormat
 from ..video.writer import SegmentedWriter
@@ -42,30 +42,40 @@ def free_name(path: Path) -> Path:
     return candidate
 
 
+@dataclass(frozen=True)
+class Target:
+    """The film to write: its name (one that is taken gets a number), its format, and how often it is safe on disk."""
+
+    path: Path
+    video_format: VideoFormat
+    blocks_per_segment: int
+
+    def __post_init__(self):
+        if self.blocks_per_segment < 1:
+            raise PackForcingError(f"segment-blocks is {self.blocks_per_segment}; expected 1 or more.")
+        if not self.path.name:
+            raise PackForcingError(f"Got the output {str(self.path)!r}; expected a file name that ends in .mp4.")
+
+
 def render_film(
-    model: CausalWan,
-    context: Tensor,
-    decoder: StreamingDecoder,
+    latents: Iterator[Event],
     recipe: Recipe,
-    output: Path,
-    video_format: VideoFormat,
-    blocks_per_segment: int,
+    cache_bytes: int,
+    decoder: StreamingDecoder,
+    target: Target,
     console: Console,
 ) -> Path:
-    """Renders to `output` and returns the film's path. What is filmed stays playable if it is stopped."""
-    if blocks_per_segment < 1:
-        raise PackForcingError(f"segment-blocks is {blocks_per_segment}; expected 1 or more.")
-    if not output.name:
-        raise PackForcingError(f"Got the output {str(output)!r}; expected a file name that ends in .mp4.")
+    """Films the blocks of `latents` and returns the film's path. What is filmed stays playable if it is stopped."""
     geometry = recipe.geometry
-    output = free_name(output)
+    output = free_name(target.path)
     started = time.monotonic()
-    with torch.inference_mode(), SegmentedWriter(output, geometry.width, geometry.height, video_format) as writer:
+    with (
+        torch.inference_mode(),
+        SegmentedWriter(output, geometry.width, geometry.height, target.video_format) as writer,
+    ):
         console.print(f"the film grows in {writer.growing_path}")
-        cache_bytes = kv_shape(model.config, geometry, model.dtype).cache_bytes(recipe.partitions)
-        latents = latent_events(model, context, recipe)
         # Closed before the writer is left: the thread that films must not meet a writer that is being closed.
-        with closing(film_events(latents, decoder, writer, blocks_per_segment)) as events:
+        with closing(film_events(latents, decoder, writer, target.blocks_per_segment)) as events:
             _show(events, recipe, cache_bytes, console)
         film = writer.finish()
     took = time.monotonic() - started

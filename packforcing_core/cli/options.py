@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from ..cache.config import POLICIES, Policy, build_policy
 from ..checkpoint.families import FAMILIES, Family, with_overrides
 from ..geometry import VideoGeometry
 from ..render import default_policy
 from ..video.format import CODECS, VideoFormat
+from .film import Target
 
 
 def add_size(parser: argparse.ArgumentParser, *, width: int, height: int, seconds: float) -> None:
@@ -105,8 +107,9 @@ def add_output(parser: argparse.ArgumentParser, default: str) -> None:
     output.add_argument("--segment-blocks", type=int, default=4, help="blocks between two points that survive a crash")
 
 
-def chosen_format(options: argparse.Namespace) -> VideoFormat:
-    return VideoFormat(options.codec, options.quality, options.fps)
+def chosen_target(options: argparse.Namespace) -> Target:
+    video_format = VideoFormat(options.codec, options.quality, options.fps)
+    return Target(Path(options.output), video_format, options.segment_blocks)
 
 
 def chosen_geometry(options: argparse.Namespace, frames_per_block: int) -> VideoGeometry:

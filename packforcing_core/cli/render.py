@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -11,12 +10,14 @@ from torch import Tensor
 
 from ..checkpoint.families import DEFAULT_FAMILY, Family, choice_warnings
 from ..checkpoint.load import Checkpoint, read_checkpoint
+from ..compressor.high_res import HighRes
+from ..compressor.weights import load_compressor
 from ..errors import PackForcingError
 from ..model.causal import CausalWan
 from ..model.ops import TorchOps, build_on_meta
 from ..model.wan import Wan
 from ..plan import plan_render
-from ..render import Recipe, require_block_rollout
+from ..render import Recipe, build_twins, latent_events, require_block_rollout
 from ..sampler.rollout import Denoising
 from ..text.context import load_context
 from ..text.umt5 import encode_prompt
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", required=True, help="a Wan2.1 T2V file (.safetensors, .pt), see `packforcing inspect`"
     )
     files.add_argument("--vae", required=True, help="the Wan2.1 VAE (.safetensors, .pth), or a smaller one of its kind")
+    files.add_argument("--compressor", help="trained compressor weights for --policy packforcing; without: zero-shot")
     text = parser.add_mutually_exclusive_group(required=True)
     text.add_argument("--prompt", help="what to show; needs --text-encoder")
     text.add_argument(
@@ -52,25 +54,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     console = build_console()
     device, dtype = _compute(options)
-    video_format = shared.chosen_format(options)
+    target = shared.chosen_target(options)
     checkpoint = read_checkpoint(options.checkpoint)
     recipe = _recipe(options, checkpoint, console)
     vae = load_vae(options.vae, device=device, dtype=dtype)
     g = recipe.geometry
     decoder_bytes = decode_bytes(vae.config, g.height, g.width, dtype)
-    console.print(plan_render(checkpoint.config, recipe, dtype, decoder_bytes).describe())
+    plan = plan_render(checkpoint.config, recipe, dtype, decoder_bytes)
+    console.print(plan.describe())
+    high_res = _high_res(options, checkpoint, recipe, device, dtype)
     context = _context(options, checkpoint, device, dtype)
-    render_film(
-        build_model(checkpoint, device, dtype),
-        context,
-        StreamingDecoder(vae),
-        recipe,
-        Path(options.output),
-        video_format,
-        options.segment_blocks,
-        console,
-    )
+    model = build_model(checkpoint, device, dtype)
+    twins = build_twins(model, vae, high_res) if recipe.partitions.bank else None
+    latents = latent_events(model, context, recipe, twins=twins)
+    render_film(latents, recipe, plan.cache_bytes, StreamingDecoder(vae), target, console)
     return 0
+
+
+def _high_res(
+    options: argparse.Namespace, checkpoint: Checkpoint, recipe: Recipe, device: torch.device, dtype: torch.dtype
+) -> HighRes | None:
+    if not options.compressor:
+        return None
+    if recipe.partitions.bank is None:
+        raise PackForcingError(
+            f"--compressor is for policies that compress the past, and '{recipe.policy.name}' does not. "
+            "Add --policy packforcing, or leave the compressor out."
+        )
+    frames = recipe.geometry.frames_per_block
+    return load_compressor(options.compressor, checkpoint.config, frames, device=device, dtype=dtype).high_res
 
 
 def build_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> CausalWan:
