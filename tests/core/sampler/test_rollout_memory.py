@@ -118,6 +118,12 @@ def test_recaching_keeps_the_bank_and_goes_on_with_the_blocks_of_the_video():
     with pytest.raises(PackForcingError, match=r"latents of blocks \[6, 7\]"):
         recache(model, new, cache, {0: latents[0]})
     recache(model, new, cache, latents)
+    fresh = small_cache(PackForcing(3, 6, 2, 8), 3)
+    for block in (0, 6, 7):
+        commit_block(model, new, fresh, fresh.begin_block(), latents[block], 0.0)
+    for ours, theirs in zip(cache.layers, fresh.layers, strict=True):
+        past = slice(0, ours.mid(0).start)
+        assert torch.equal(ours.v[:, past], theirs.v[:, past])
     assert sorted(cache.mid.blocks) == [1, 2, 3, 4, 5]
     go_on(range(8, 12), new)
     assert sorted(cache.mid.blocks) == list(range(2, 10))
