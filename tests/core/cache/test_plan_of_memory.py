@@ -115,7 +115,7 @@ def test_attended_tokens_and_bytes_are_constant_from_block_20_on(storage):
 
 @pytest.mark.parametrize("policy", [PackForcing(sink_frames=3), DeepForcing(), PackForcing(recent_frames=9)])
 @pytest.mark.parametrize("blocks", [1, 2, 3, 5, 9])
-def test_a_short_clip_allocates_no_more_than_it_fills(policy, blocks):
+def test_a_short_clip_allocates_just_what_it_fills(policy, blocks):
     cache = small_cache(policy, 3, 3 * blocks)
     long = policy.partitions(3)
     assert cache.partitions.past_frames <= 3 * (blocks - 1)
@@ -136,6 +136,9 @@ def test_a_short_clip_allocates_no_more_than_it_fills(policy, blocks):
             with cache.commit_twin() as writer:
                 for layer in range(CONFIG.num_layers):
                     writer.attend(layer, *made[:, :, : cache.shape.twin_tokens])
+    if cache.mid:
+        assert len(window.mid_positions) == cache.partitions.mid_slots
+        assert len(cache.mid.blocks) == cache.mid.plan.bank_blocks
 
 
 @pytest.mark.parametrize(
