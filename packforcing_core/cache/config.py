@@ -44,7 +44,7 @@ class Knob(NamedTuple):
             kinds = (int, float) if isinstance(self.default, float) else (int,)
             unit = "a number" if isinstance(self.default, float) else "a whole number"
             fits = isinstance(value, kinds) and self.minimum <= value <= self.maximum
-            expected = f"{self.minimum} to {self.maximum}, {unit}"
+            expected = f"{unit} from {self.minimum} to {self.maximum}"
         if not fits:
             raise PackForcingError(f"{self.name} of policy '{policy}' is {value!r}; expected {expected}.")
 

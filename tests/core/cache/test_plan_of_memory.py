@@ -153,7 +153,7 @@ def test_a_short_clip_allocates_just_what_it_fills(policy, blocks):
         ({"mid_span": float("nan")}, 4, "mid_span of policy 'packforcing' is nan"),
         ({"selector": "best"}, 4, "'best'; expected one of mean"),
         ({"eviction": "lru"}, 4, "'lru'; expected one of fifo"),
-        ({"top_k_blocks": 2.5}, 4, "2.5; expected .* a whole number"),
+        ({"top_k_blocks": 2.5}, 4, "2.5; expected a whole number"),
         ({"sink_frames": -2}, 4, "-2; expected"),
     ],
 )
