@@ -5,6 +5,8 @@ kv_cache  PackForcing KV Cache: which past a block may see
 sampler   PackForcing Sampler: MODEL + prompt -> a lazy stream of latent blocks
 collect   PackForcing Collect Latents: stream -> LATENT
 decode    PackForcing Streaming VAE Decode: stream -> mp4 -> VIDEO
+stack     PackForcing Stack Videos: VIDEOs side by side, for comparisons
 
-`host` holds the seams to ComfyUI's model handling, `stream` the lazy stream, `feedback` what the user sees meanwhile.
+`host` holds the seams to ComfyUI's model handling, `stream` the lazy stream, `feedback` what the user
+sees meanwhile, `output` file names.
 """

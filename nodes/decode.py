@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
-import folder_paths
 import numpy as np
 import torch
 from comfy.cli_args import args
@@ -23,6 +20,7 @@ from ..packforcing_core.video.format import CODECS, VideoFormat
 from ..packforcing_core.video.writer import SegmentedWriter
 from . import host
 from .feedback import RenderFeedback, say
+from .output import film_path
 from .sockets import CATEGORY, StreamSocket
 from .stream import LatentStream
 
@@ -141,17 +139,6 @@ def _film(
                 tail.extend(event.frames)
             feedback.show(event)
     return torch.from_numpy(np.stack(tail)).float() / 255
-
-
-def film_path(filename_prefix: str, width: int, height: int) -> tuple[Path, str]:
-    """A free mp4 name below ComfyUI's output folder, and its subfolder. PackForcingError where it cannot be written."""
-    try:
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory(), width, height
-        )
-    except Exception as error:  # ComfyUI raises a bare Exception for a prefix that leaves the output folder.
-        raise PackForcingError(f"Cannot write {filename_prefix!r}: {error}") from error
-    return Path(os.path.join(folder, f"{name}_{counter:05}_.mp4")), subfolder
 
 
 def _workflow(hidden) -> dict:

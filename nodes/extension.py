@@ -9,11 +9,12 @@ from .decode import StreamingVAEDecode
 from .kv_cache import KVCacheConfig
 from .loader import ModelLoader
 from .sampler import Sampler
+from .stack import StackVideos
 
 
 class PackForcingExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ModelLoader, KVCacheConfig, Sampler, CollectLatents, StreamingVAEDecode]
+        return [ModelLoader, KVCacheConfig, Sampler, CollectLatents, StreamingVAEDecode, StackVideos]
 
 
 async def comfy_entrypoint() -> PackForcingExtension:

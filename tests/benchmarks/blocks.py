@@ -16,22 +16,30 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from safetensors.torch import save_file
 
+from packforcing_core.model.config import WanConfig
+from tests.checkpoints import wan_state_dict
 from tests.comfyui.install import PACK, comfyui_folder
 
 SCRIPT = PACK / "tests" / "comfyui" / "scripts" / "grow.py"
+CONFIG = WanConfig(dim=512, ffn_dim=2048, num_layers=8, num_heads=4, text_dim=64)
 PROBES = (5, 21, 60, 200)
 MEDIAN_OVER = 5
 
 
 def measure(blocks: int, policies: list[str]) -> dict:
     """{"settings": ..., "samplers": {name: {"seconds": [...], "cache_bytes": [...]}}}, one entry a block."""
-    command = [sys.executable, str(SCRIPT), str(blocks), *policies]
     environment = {**os.environ, "PYTHONPATH": str(PACK), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=comfyui_folder(), env=environment, stdout=subprocess.PIPE, check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "weights.safetensors"
+        save_file(wan_state_dict(CONFIG), weights)
+        command = [sys.executable, str(SCRIPT), str(weights), str(blocks), *policies]
+        done = subprocess.run(command, cwd=comfyui_folder(), env=environment, stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from packforcing_core.video import probe
 from tests.comfyui.browser import FrontEnd
 from tests.comfyui.draw_workflows import api_names, place_files, read_api
 from tests.comfyui.server import ComfyServer
+from tests.comfyui.test_render import film_of
 
-pytestmark = pytest.mark.browser
 
-
+@pytest.mark.browser
 @pytest.mark.parametrize("name", api_names())
 def test_a_template_opens_whole_and_is_the_same_as_its_api_form(comfy: ComfyServer, front_end: FrontEnd, name: str):
     place_files(comfy, read_api(name))
@@ -19,3 +20,34 @@ def test_a_template_opens_whole_and_is_the_same_as_its_api_form(comfy: ComfyServ
     drawn = front_end.page.evaluate("async () => (await window.app.graphToPrompt()).output")
     assert {k: node["inputs"] for k, node in drawn.items()} == {k: n["inputs"] for k, n in read_api(name).items()}
     assert front_end.problems == []
+
+
+@pytest.mark.parametrize("name", api_names())
+def test_a_workflow_runs_over_the_api(comfy: ComfyServer, name: str):
+    """As shipped, but small, short and with a CONDITIONING that needs no text encoder."""
+    workflow = read_api(name)
+    place_files(comfy, workflow)
+    for number in [number for number, node in workflow.items() if node["class_type"] == "CLIPLoader"]:
+        del workflow[number]
+    for node in workflow.values():
+        if node["class_type"] == "CLIPTextEncode":
+            node.update(class_type="PackForcingTestConditioning", inputs={"seed": 1, "tokens": 12, "width": 4096})
+        elif node["class_type"] == "PackForcingSampler":
+            node["inputs"] |= {"seconds": 2.0, "width": 64, "height": 32}
+    entry = comfy.client.run(workflow)
+    films = [node for node, shown in entry["outputs"].items() if "images" in shown]
+    for number in films:
+        film = film_of(comfy, entry, number)
+        info = probe(film)
+        print(film.name, info)
+        stacked = workflow[number]["class_type"] == "PackForcingStackVideos"
+        assert (info.frames, info.width, info.height) == (33, 64 * (3 if stacked else 1), 32 * (2 if stacked else 1))
+    makers = {"PackForcingStreamingVAEDecode", "PackForcingStackVideos"}
+    assert sorted(films) == sorted(number for number, node in workflow.items() if node["class_type"] in makers)
+
+
+def test_every_node_is_used_by_a_workflow(comfy: ComfyServer):
+    ours = {name for name in comfy.client.object_info() if name.startswith("PackForcing") and "Test" not in name}
+    used = {node["class_type"] for name in api_names() for node in read_api(name).values()}
+    print(sorted(ours - used))
+    assert ours - used <= {"PackForcingCollectLatents"}

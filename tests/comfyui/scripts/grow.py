@@ -1,4 +1,4 @@
-"""Runs ComfyUI's own autoregressive sampler and ours in turn: `python grow.py BLOCKS POLICY...`, in ComfyUI's folder.
+"""Runs ComfyUI's own autoregressive sampler and ours in turn: `python grow.py WEIGHTS BLOCKS POLICY...`, in its folder.
 
 Prints one JSON line with seconds and cache bytes per block. ComfyUI's sampler calls back after every denoising step;
 when the last step of a block is done, each of ours renders one block inside the callback, off ComfyUI's clock.
@@ -12,8 +12,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from safetensors.torch import load_file
 
-blocks, policies = int(sys.argv[1]), sys.argv[2:]
+weights_file, blocks, policies = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
 sys.argv = ["main.py", "--cpu"]
 sys.path.insert(0, str(Path.cwd()))
 
@@ -35,9 +36,9 @@ from packforcing_core.render import Recipe, build_cache  # noqa: E402
 from packforcing_core.sampler.noise import seeded_noise  # noqa: E402
 from packforcing_core.sampler.rollout import BlockDone, Denoising, Twins, rollout  # noqa: E402
 from packforcing_core.sampler.schedule import Schedule  # noqa: E402
-from tests.checkpoints import wan_state_dict  # noqa: E402
 
-CONFIG = WanConfig(dim=512, ffn_dim=2048, num_layers=8, num_heads=4, text_dim=64)
+WEIGHTS = load_file(weights_file)
+CONFIG = WanConfig.from_state_dict(WEIGHTS)
 FRAMES = 3
 SCHEDULE = Schedule.warped((1000.0, 750.0, 500.0, 250.0), 5.0)
 GEOMETRY = VideoGeometry(width=128, height=64, fps=16.0, frames_per_block=FRAMES, blocks=blocks)
@@ -54,7 +55,7 @@ def their_net() -> CausalWanModel:
         dtype=torch.float32,
         operations=comfy.ops.disable_weight_init,
     )
-    net.load_state_dict(wan_state_dict(CONFIG))
+    net.load_state_dict(WEIGHTS)
     return net.eval().requires_grad_(False)
 
 

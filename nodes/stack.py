@@ -1,0 +1,87 @@
+"""PackForcing Stack Videos: renders side by side under their captions."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import folder_paths
+import numpy as np
+from comfy_api.v0_0_2 import InputImpl, io, ui
+from PIL import Image, ImageDraw, ImageFont
+
+from ..packforcing_core.errors import PackForcingError
+from ..packforcing_core.video import CODECS, probe
+from ..packforcing_core.video.stack import stack_films
+from .output import film_path
+from .sockets import CATEGORY
+
+MOST = 6
+CAPTION_HEIGHT = 32
+
+
+class StackVideos(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PackForcingStackVideos",
+            display_name="PackForcing Stack Videos",
+            category=CATEGORY,
+            description="Writes videos side by side as one, each under its caption, frame by frame from their files. "
+            "For comparing memories, seeds or LoRAs on the same prompt.",
+            search_aliases=["compare videos", "side by side", "hstack"],
+            inputs=[
+                io.Video.Input("video_1"),
+                io.Video.Input("video_2"),
+                *(io.Video.Input(f"video_{number}", optional=True) for number in range(3, MOST + 1)),
+                io.String.Input(
+                    "captions", default="", multiline=True, tooltip="One line a video, left to right. Empty: none."
+                ),
+                io.String.Input("filename_prefix", default="video/PackForcing_compare"),
+                io.Combo.Input("codec", options=list(CODECS), default="h264"),
+            ],
+            outputs=[io.Video.Output()],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, captions: str, filename_prefix: str, codec: str, **videos) -> io.NodeOutput:
+        given = [videos[name] for name in sorted(videos) if videos[name] is not None]
+        with ExitStack() as stack:
+            films = [_file_of(video, stack) for video in given]
+            infos = [probe(film) for film in films]
+            path, subfolder = film_path(filename_prefix, sum(info.width for info in infos), infos[0].height)
+            stack_films(films, path, codec, caption_pictures(captions, [info.width for info in infos]))
+        saved = ui.SavedResult(path.name, subfolder, io.FolderType.output)
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), ui=ui.PreviewVideo([saved]))
+
+
+def _file_of(video, stack: ExitStack) -> Path:
+    """The file of a VIDEO; one that is in memory or trimmed is written to a temporary file first."""
+    source = video.get_stream_source()
+    if isinstance(source, str) and video.get_active_trim_window() == (0.0, 0.0):
+        return Path(source)
+    folder = stack.enter_context(tempfile.TemporaryDirectory(dir=folder_paths.get_temp_directory()))
+    target = Path(folder) / "video.mp4"
+    video.save_to(str(target))
+    return target
+
+
+def caption_pictures(captions: str, widths: Sequence[int]) -> list[np.ndarray] | None:
+    """White lines on black, uint8 [32, W, 3] for each width; None for an empty text."""
+    lines = captions.strip().splitlines()
+    if not lines:
+        return None
+    if len(lines) != len(widths):
+        raise PackForcingError(
+            f"Got {len(lines)} lines of captions for {len(widths)} videos; expected one line a video."
+        )
+    pictures = []
+    for line, width in zip(lines, widths, strict=True):
+        picture = Image.new("RGB", (width, CAPTION_HEIGHT))
+        font = ImageFont.load_default(size=CAPTION_HEIGHT * 0.6)
+        ImageDraw.Draw(picture).text((6, CAPTION_HEIGHT / 2), line, anchor="lm", font=font)
+        pictures.append(np.asarray(picture))
+    return pictures

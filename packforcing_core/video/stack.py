@@ -1,0 +1,58 @@
+"""Films side by side, for comparing what differs between renders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import PackForcingError
+from .format import VideoFormat
+from .reader import VideoInfo, probe, read_frames
+from .writer import SegmentedWriter
+
+FRAMES_PER_SEGMENT = 64
+
+
+def stack_films(
+    films: Sequence[Path], target: Path, codec: str = "h264", captions: Sequence[np.ndarray] | None = None
+) -> Path:
+    """Writes the `films`, left to right, as one film `target`; frames are read and written one by one.
+
+    `captions` are pictures uint8 [h, W, 3], one as wide as each film, that stand above it. A film that ends early shows
+    its last frame until the longest ends. Raises PackForcingError for films of different height or frame rate.
+    """
+    infos = [probe(film) for film in films]
+    _require_alike(films, infos)
+    first = next(_rows(films, captions))
+    height, width, _ = first.shape
+    with SegmentedWriter(target, width, height, VideoFormat(codec, fps=float(infos[0].fps))) as writer:
+        for number, row in enumerate(_rows(films, captions), start=1):
+            writer.write(row[None])
+            if number % FRAMES_PER_SEGMENT == 0:
+                writer.end_segment()
+        return writer.finish()
+
+
+def _rows(films: Sequence[Path], captions: Sequence[np.ndarray] | None) -> Iterator[np.ndarray]:
+    """Each moment of all films as one picture."""
+    shown: list[np.ndarray | None] = [None] * len(films)
+    for frames in zip_longest(*map(read_frames, films)):
+        shown = [old if new is None else new for old, new in zip(shown, frames, strict=True)]
+        if captions is None:
+            yield np.concatenate(shown, axis=1)
+        else:
+            yield np.concatenate([np.concatenate(pair, axis=0) for pair in zip(captions, shown, strict=True)], axis=1)
+
+
+def _require_alike(films: Sequence[Path], infos: Sequence[VideoInfo]) -> None:
+    if len(films) < 2:
+        raise PackForcingError(f"Got {len(films)} film to stack; expected two or more.")
+    for film, info in zip(films, infos, strict=True):
+        if (info.height, info.fps) != (infos[0].height, infos[0].fps):
+            raise PackForcingError(
+                f"{Path(film).name} is {info.height} pixels high at {float(info.fps):g} FPS and {Path(films[0]).name} "
+                f"{infos[0].height} at {float(infos[0].fps):g}; films side by side must agree. Render them alike."
+            )
