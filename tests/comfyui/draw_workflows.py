@@ -57,6 +57,9 @@ def to_graph(front_end: FrontEnd, name: str) -> dict[str, Any]:
     front_end.page.evaluate("([api, name]) => window.app.loadApiJson(api, name)", [read_api(name), name])
     front_end.page.wait_for_function("n => window.app.rootGraph.nodes.length === n", arg=len(read_api(name)))
     graph = front_end.page.evaluate("() => window.app.rootGraph.serialize()")
+    for node in graph["nodes"]:  # a shared workflow gives the film that its author saw, until the seed is changed
+        values = node.get("widgets_values") or []
+        node["widgets_values"] = ["fixed" if value == "randomize" else value for value in values]
     _arrange(graph)
     notes = WORKFLOWS / "api" / "notes" / f"{name}.md"
     if notes.exists():
@@ -121,7 +124,7 @@ def main(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder, ComfyServer(Path(folder)) as server:
         for name in names:
             place_files(server, read_api(name))
-        with open_front_end(server) as front_end:
+        with open_front_end(server, 2400, 1350) as front_end:  # zoomed out further, nodes lose their text
             for name in names:
                 draw(front_end, name, WORKFLOWS)
                 print(f"{name}: problems {front_end.problems or 'none'}")
