@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import comfy.model_management
 import torch
 from comfy_api.v0_0_2 import io
@@ -32,9 +34,10 @@ class CollectLatents(io.ComfyNode):
     def execute(cls, stream: LatentStream) -> io.NodeOutput:
         feedback = RenderFeedback(stream, cls.hidden.unique_id)
         blocks = []
-        for event in stream.events():
-            if isinstance(event, BlockDone):
-                blocks.append(event.latents)
-            feedback.show(event)
+        with closing(stream.events()) as events:
+            for event in events:
+                if isinstance(event, BlockDone):
+                    blocks.append(event.latents)
+                feedback.show(event)
         samples = unnormalise(torch.cat(blocks, dim=2)).to(comfy.model_management.intermediate_device())
         return io.NodeOutput({"samples": samples})

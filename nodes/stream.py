@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import comfy.model_management
-import torch
 from torch import Tensor
 
+from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.plan import RenderPlan, plan_render
 from ..packforcing_core.render import Recipe, build_twins, latent_events
 from ..packforcing_core.sampler.rollout import BlockDone, Event
@@ -44,7 +44,9 @@ class LatentStream:
         Blocks that the sampling itself decodes bring their video along for a consumer with the same `vae`. Interruption
         by the user is noticed after every model call.
         """
-        with self._turn:
+        if not self._turn.acquire(blocking=False):
+            raise PackForcingError("This stream is being sampled by another node already; let that one finish first.")
+        try:
             if len(self.finished) >= self.recipe.geometry.blocks:
                 yield from (replace(done, reused=True) for done in self.finished)
                 return
@@ -56,10 +58,12 @@ class LatentStream:
                         event = replace(event, video=None)
                 yield event
                 comfy.model_management.throw_exception_if_processing_interrupted()
+        finally:
+            self._turn.release()
 
     def _sampled(self, decoder_bytes: int) -> Iterator[Event]:
         plan = self.plan(decoder_bytes)
-        with torch.inference_mode(), host.loaded(self.model, plan.peak_bytes - plan.weights_bytes) as model:
+        with host.loaded(self.model, plan.peak_bytes - plan.weights_bytes) as model:
             twins = None
             if self.recipe.partitions.bank:
                 twins = build_twins(model, host.vae_network(self.vae), host.compressor_network(self.model))
