@@ -160,7 +160,7 @@ def test_a_lora_without_its_base_is_answered_with_what_to_do(tmp_path, where):
         read_checkpoint(path)
     report = inspect(path)
     assert (report.kind, report.usable) == ("lora", False)
-    assert ("convert_lora" in report.advice) == (where != "comfyui")
+    assert ("convert-lora" in report.advice) == (where != "comfyui")
 
 
 @pytest.mark.parametrize(

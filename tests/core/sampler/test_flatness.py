@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from statistics import median
 
+import pytest
 import torch
 
 from packforcing_core.attention import sdpa
@@ -57,6 +58,7 @@ class Run:
                 writer.attend(layer, *made)
 
 
+@pytest.mark.long  # It times: on a busy machine it may fail without a fault.
 def test_block_1000_takes_as_long_as_block_150():
     """Two runs in turns, so that a busy machine slows both."""
     late, early = Run(), Run()
