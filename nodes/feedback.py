@@ -22,7 +22,7 @@ def say(node_id: str, text: str) -> None:
 
 
 class RenderFeedback:
-    """Turns a stream's events into ComfyUI's progress: every denoising step and every commit is one tick."""
+    """Turns a stream's events into ComfyUI's progress: every denoising call and every commit is one tick."""
 
     def __init__(self, stream: LatentStream, node_id: str):
         self._geometry = stream.recipe.geometry
@@ -31,14 +31,15 @@ class RenderFeedback:
         denoising = stream.recipe.denoising
         self._ends = [0]
         for block in range(self._geometry.blocks):
-            self._ends.append(self._ends[-1] + len(denoising.of_block(block)) + 1)
+            self._ends.append(self._ends[-1] + denoising.calls(block) + 1)
         self._bar = comfy.utils.ProgressBar(self._ends[-1], node_id=node_id)
         self._started = time.monotonic()
         self._sampled = 0
 
     def show(self, event: Event | FilmedBlock) -> None:
         if isinstance(event, StepDone):
-            self._bar.update_absolute(self._ends[event.block] + event.step + 1)
+            # Counted from the block's end: a rolling block's first steps ran in the windows of those before it.
+            self._bar.update_absolute(self._ends[event.block + 1] - (event.steps - event.step))
         elif isinstance(event, BlockDone):
             self._sampled += not event.reused
             self._bar.update_absolute(self._ends[event.block + 1])

@@ -14,7 +14,7 @@ from ..packforcing_core.checkpoint.families import (
 )
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.geometry import SIZE_MULTIPLE, VideoGeometry
-from ..packforcing_core.render import Recipe, default_policy, require_block_rollout
+from ..packforcing_core.render import Recipe, default_policy
 from ..packforcing_core.sampler.rollout import Denoising
 from . import host
 from .feedback import say
@@ -105,7 +105,6 @@ class Sampler(io.ComfyNode):
             denoising_steps=parse_steps(denoising_steps),
             shift=shift or None,
         )
-        require_block_rollout(family)
         geometry = VideoGeometry.from_seconds(
             seconds, width=width, height=height, fps=fps, frames_per_block=family.frames_per_block
         )

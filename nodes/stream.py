@@ -53,13 +53,18 @@ class LatentStream:
             for event in self._sampled(decoder_bytes):
                 if isinstance(event, BlockDone):
                     if not event.reused:
-                        self.finished.append(replace(event, video=None))
+                        self._remember(event)
                     if vae is not self.vae:
                         event = replace(event, video=None)
                 yield event
                 comfy.model_management.throw_exception_if_processing_interrupted()
         finally:
             self._turn.release()
+
+    def _remember(self, done: BlockDone) -> None:
+        if self.finished:  # Only behind the newest block may a rolling render go on.
+            self.finished[-1] = replace(self.finished[-1], in_flight=None)
+        self.finished.append(replace(done, video=None))
 
     def _sampled(self, decoder_bytes: int) -> Iterator[Event]:
         plan = self.plan(decoder_bytes)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from .checkpoint.keys import expected_shapes
-from .geometry import GB, VideoGeometry
+from .geometry import GB
 from .model.config import WanConfig
 from .render import Recipe, kv_shape
 
@@ -16,6 +16,7 @@ from .render import Recipe, kv_shape
 @dataclass(frozen=True)
 class RenderPlan:
     """Sizes of one render. Tokens and bytes are those of a full cache, from the block where all slots are filled.
+    Tokens are those in view of a denoising pass; `current_blocks` are denoised together.
 
     `cache_bytes` is what is kept of the past and attended; `buffer_bytes` is all that the cache allocates on its
     device, the current block included; `bank_bytes` are all the compressed blocks that are remembered, `host_bytes`
@@ -31,6 +32,7 @@ class RenderPlan:
     latent_frames: int
     frames_per_block: int
     blocks: int
+    current_blocks: int
     tokens_per_frame: int
     sink_tokens: int
     mid_tokens: int
@@ -49,10 +51,12 @@ class RenderPlan:
 
     def describe(self) -> str:
         """One line for a log or a read-out on a node."""
+        rolling = f", {self.current_blocks} rolling together" if self.current_blocks > 1 else ""
+        current = "blocks" if self.current_blocks > 1 else "block"
         return (
-            f"{self.pixel_frames} frames in {self.blocks} blocks of {self.frames_per_block} | attends to "
+            f"{self.pixel_frames} frames in {self.blocks} blocks of {self.frames_per_block}{rolling} | attends to "
             f"{self.attended_tokens:,} tokens | cache {self.cache_bytes / GB:.2f} GB, "
-            f"with the current block {self.buffer_bytes / GB:.2f} GB | peak about {self.peak_bytes / GB:.1f} GB"
+            f"with the current {current} {self.buffer_bytes / GB:.2f} GB | peak about {self.peak_bytes / GB:.1f} GB"
         )
 
     def describe_memory(self) -> str:
@@ -81,6 +85,7 @@ def plan_render(
     n = g.tokens_per_frame
     buffer_bytes = shape.buffer_bytes(partitions)
     weights = parameter_count(config) * dtype.itemsize
+    activations = activation_bytes(config, n * partitions.current_frames, dtype)
     text = 2 * config.num_layers * config.text_len * config.dim * dtype.itemsize
     return RenderPlan(
         width=g.width,
@@ -91,18 +96,19 @@ def plan_render(
         latent_frames=g.latent_frames,
         frames_per_block=g.frames_per_block,
         blocks=g.blocks,
+        current_blocks=partitions.current_blocks,
         tokens_per_frame=n,
         sink_tokens=n * partitions.sink_frames,
         mid_tokens=g.twin_tokens * partitions.mid_slots,
-        recent_tokens=n * partitions.recent_frames,
-        current_tokens=n * g.frames_per_block,
+        recent_tokens=n * partitions.rolling_recent_frames,
+        current_tokens=n * partitions.current_frames,
         attended_tokens=shape.attended_tokens(partitions),
         cache_bytes=shape.cache_bytes(partitions),
         buffer_bytes=buffer_bytes,
         bank_bytes=shape.bank_bytes(partitions),
         host_bytes=shape.host_bytes(partitions),
         weights_bytes=weights,
-        peak_bytes=weights + text + buffer_bytes + activation_bytes(config, g, dtype) + decoder_bytes,
+        peak_bytes=weights + text + buffer_bytes + activations + decoder_bytes,
     )
 
 
@@ -111,13 +117,12 @@ def parameter_count(config: WanConfig) -> int:
     return sum(math.prod(shape) for shape in expected_shapes(config).values())
 
 
-def activation_bytes(config: WanConfig, geometry: VideoGeometry, dtype: torch.dtype) -> int:
-    """An estimate for one pass over a block: the residual stream, and the larger of attention and feed-forward.
+def activation_bytes(config: WanConfig, tokens: int, dtype: torch.dtype) -> int:
+    """An estimate for one pass over `tokens`: the residual stream, and the larger of attention and feed-forward.
 
     Attention holds the modulated input, q, k, v and one float32 copy while it rotates; the feed-forward holds its
     hidden layer before and after the activation.
     """
-    tokens = geometry.tokens_per_frame * geometry.frames_per_block
     stream = 2 * config.dim * dtype.itemsize
     attention = 4 * config.dim * dtype.itemsize + 3 * config.dim * 4
     feed_forward = 2 * config.ffn_dim * dtype.itemsize

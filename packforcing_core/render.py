@@ -24,13 +24,13 @@ from .cache.partitions import Partitions
 from .checkpoint.families import Family
 from .compressor.compressor import Compressor
 from .compressor.high_res import HighRes
-from .errors import PackForcingError
 from .geometry import VideoGeometry
 from .model.causal import CausalWan
 from .model.config import WanConfig
 from .pipeline import overlapped
 from .rope import GridRope
 from .sampler.noise import seeded_noise
+from .sampler.rolling import rolling_rollout
 from .sampler.rollout import BlockDone, Denoising, Event, Twins, rollout
 from .vae.streaming import StreamingDecoder, encode, to_frames
 from .vae.wan_vae import WanVAE
@@ -51,9 +51,11 @@ class Recipe:
 
     @property
     def partitions(self) -> Partitions:
-        """The cache's plan for this clip; PackForcingError when the policy contradicts itself or the block length."""
+        """The cache's plan for this clip; PackForcingError when the policy contradicts itself, the block length or the
+        rollout.
+        """
         g = self.geometry
-        return self.policy.partitions(g.frames_per_block).limited_to(g.latent_frames)
+        return self.policy.partitions(g.frames_per_block, self.denoising.window_blocks).limited_to(g.latent_frames)
 
 
 @dataclass(frozen=True)
@@ -66,20 +68,12 @@ class FilmedBlock:
 
 def default_policy(family: Family) -> Policy:
     """The memory that a family was trained with."""
-    if family.window_frames is None:
+    window_frames = family.attended_frames or family.window_frames
+    if window_frames is None:
         return Full()
     if family.sink_frames == 0:
-        return Window(family.window_frames)
-    return SinkWindow(family.window_frames, family.sink_frames)
-
-
-def require_block_rollout(family: Family) -> None:
-    """Raises PackForcingError for a family that samples in another way than block by block."""
-    if family.rollout != "block":
-        raise PackForcingError(
-            f"{family.title} is sampled by a rolling rollout, which this version does not have. "
-            "Choose the preset self-forcing to sample the file block by block, outside its training."
-        )
+        return Window(window_frames)
+    return SinkWindow(window_frames, family.sink_frames)
 
 
 def kv_shape(config: WanConfig, geometry: VideoGeometry, dtype) -> KVShape:
@@ -108,17 +102,13 @@ def latent_events(
 
     Blocks in `known` are not denoised again. `twins` is required by policies with a bank.
     """
-    yield from rollout(
-        model,
-        model.encode_text(context),
-        build_cache(model, recipe),
-        seeded_noise(recipe.seed, recipe.geometry.block_shape),
-        recipe.denoising,
-        recipe.geometry.blocks,
-        [done.latents for done in known],
-        [done.selection for done in known],
-        twins,
-    )
+    text, cache = model.encode_text(context), build_cache(model, recipe)
+    noise, blocks = seeded_noise(recipe.seed, recipe.geometry.block_shape), recipe.geometry.blocks
+    if recipe.denoising.rolling:
+        yield from rolling_rollout(model, text, cache, noise, recipe.denoising, blocks, known, twins)
+    else:
+        latents, selections = [done.latents for done in known], [done.selection for done in known]
+        yield from rollout(model, text, cache, noise, recipe.denoising, blocks, latents, selections, twins)
 
 
 def build_twins(model: CausalWan, vae: WanVAE, high_res: HighRes | None) -> Twins:

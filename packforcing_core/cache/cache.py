@@ -82,11 +82,12 @@ class KVCache:
         """Bytes of the bank in host memory, equal to `shape.host_bytes(partitions)`."""
         return self.mid.twin_bytes if self.mid and self.mid.plan.storage.startswith("host") else 0
 
-    def begin_block(self, selection: Selection | None = None) -> BlockView:
+    def begin_block(self, selection: Selection | None = None, blocks: int = 1) -> BlockView:
         """The view of the next block. Frames whose position moved are rotated afresh from their unrotated keys.
 
         `selection` is what this block selected in an earlier run, to repeat it exactly; without it each layer chooses
-        when its first queries come.
+        when its first queries come. With `blocks`, at most the plan's `current_blocks`, it is the view of that many
+        blocks that see each other; such a view is read only, and only until the next one begins.
         """
         if self._torn:
             raise PackForcingError(
@@ -103,21 +104,28 @@ class KVCache:
                 f"A selection of {len(selection)} layers was given to a cache of {self.shape.layers}. "
                 "It was recorded with another model."
             )
-        window = self.window_after(self.committed_frames)
+        if not 1 <= blocks <= self.partitions.current_blocks:
+            raise PackForcingError(
+                f"A view of {blocks} blocks was asked of a cache with room for {self.partitions.current_blocks}. "
+                "Plan it with the policy's partitions(frames_per_block, current_blocks)."
+            )
+        window = self.window_after(self.committed_frames, blocks)
         for placement in window.past:
             if self._position_of_slot[placement.slot] != placement.position:
                 self._move(placement.slot, placement.position)
+        for index, placement in enumerate(window.copied):
+            self._copy(window, index, placement)
         return BlockView(self, window, self._video_block(self.committed_frames), selection)
 
-    def window_after(self, committed: int) -> BlockWindow:
-        """The window after `committed` frames: as many as there are, or as there will be after the next commit and its
-        twin.
+    def window_after(self, committed: int, blocks: int = 1) -> BlockWindow:
+        """The window of `blocks` blocks after `committed` frames: as many as there are, or as there will be after the
+        next commit and its twin.
         """
         if self.mid is None or committed < self._bank_opens_at:
-            return self.partitions.window(committed)
+            return self.partitions.window(committed, blocks=blocks)
         arriving = committed > self.committed_frames and self._leaving_block(committed) is not None
         banked = min(len(self.mid.blocks) + arriving, self.mid.plan.bank_blocks)
-        return self.partitions.window(committed, banked)
+        return self.partitions.window(committed, banked, blocks)
 
     def _leaving_block(self, committed: int) -> int | None:
         """The block that left the recent frames with the commit that made it `committed` frames, unless it is in the
@@ -138,11 +146,23 @@ class KVCache:
             layer.k[:, rows] = rotate(layer.timeless_k[:, rows], rotation)
         self._position_of_slot[slot] = position
 
+    def _copy(self, window: BlockWindow, index: int, placement: Placement) -> None:
+        """Shows a frame of the ring in front of the current blocks; the ring itself stays as commits see it."""
+        rotation = self.rope.frame_times([placement.position])
+        moves = self.partitions.clock == "window"
+        for layer in self.layers:
+            source, target = layer.tokens(placement.slot), layer.copy(window, index)
+            keys = layer.k[:, source]
+            layer.k[:, target] = rotate(layer.timeless_k[:, source], rotation) if moves else keys
+            layer.v[:, target] = layer.v[:, source]
+
     @contextmanager
     def commit(self, view: BlockView) -> Iterator[BlockWriter]:
         """A writer for the pass over the clean block of `view`; the block counts as past when the pass has ended
         well.
         """
+        if len(view.window.current_positions) != self.partitions.frames_per_block:
+            raise PackForcingError("Several blocks cannot be committed at once; begin a view of the first block alone.")
         writer = BlockWriter(view)
         self._torn = True
         yield writer
@@ -190,10 +210,10 @@ class KVCache:
 
 
 class BlockView:
-    """One block's window on the cache, for the denoising steps: nothing of the stored past is rewritten.
+    """A window on the cache for denoising steps of one block, or of several: nothing of the stored past is rewritten.
 
-    `block` is its index in the video. What a layer chooses when its first queries come holds for all passes of the
-    block.
+    `block` is the first one's index in the video. What a layer chooses when its first queries come holds for all
+    passes.
     """
 
     def __init__(self, cache: KVCache, window: BlockWindow, block: int, selection: Selection | None):

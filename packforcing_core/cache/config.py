@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple, get_args
 
 from ..errors import PackForcingError
-from .partitions import BankPlan, Coordinates, Eviction, Partitions, PruningPlan, Storage
+from .partitions import BankPlan, Clock, Coordinates, Eviction, Partitions, PruningPlan, Storage
 from .select import NO_SELECTOR, SELECTORS
 
 UNLIMITED_FRAMES = 1 << 40
@@ -75,21 +75,32 @@ class Policy:
         for f in fields(cls):
             yield Knob(f.name, f.default, **f.metadata)
 
-    def partitions(self, frames_per_block: int) -> Partitions:
-        """The plan for blocks of `frames_per_block` latent frames; PackForcingError when the knobs contradict it."""
+    def partitions(self, frames_per_block: int, current_blocks: int = 1) -> Partitions:
+        """The plan for blocks of `frames_per_block` latent frames, of which a rolling rollout denoises
+        `current_blocks` together; PackForcingError when the knobs contradict it.
+        """
         raise NotImplementedError
 
 
-def _recent_of_window(policy: Policy, window_frames: int, sink_frames: int, frames_per_block: int) -> int:
-    """Past frames that a window holds besides its sink and the current block."""
-    recent = window_frames - sink_frames - frames_per_block
-    if recent < 0:
+def _window_partitions(
+    policy: Policy, window_frames: int, sink_frames: int, clock: Clock, frames_per_block: int, current_blocks: int
+) -> Partitions:
+    """The plan of a window that counts all that a pass sees: its sink, recent frames and the current block or blocks.
+
+    As much is kept as the commit of one block sees.
+    """
+    least = sink_frames + current_blocks * frames_per_block
+    if window_frames < least:
+        current = f"current block ({frames_per_block})"
+        if current_blocks > 1:
+            current = f"{current_blocks} blocks of {frames_per_block} that roll together"
         raise PackForcingError(
             f"Policy '{policy.name}': window_frames is {window_frames}, but it counts the sink ({sink_frames}) and the "
-            f"current block ({frames_per_block}) too, so it must be at least {sink_frames + frames_per_block}. "
-            "Raise window_frames or lower sink_frames."
+            f"{current} too, so it must be at least {least}. Raise window_frames or lower sink_frames."
         )
-    return recent
+    recent = window_frames - sink_frames - frames_per_block
+    view = window_frames if current_blocks > 1 else None
+    return Partitions(frames_per_block, sink_frames, recent, clock, current_blocks=current_blocks, view_frames=view)
 
 
 @dataclass(frozen=True)
@@ -97,8 +108,8 @@ class Full(Policy):
     name = "full"
     title = "Full history (memory grows with the video)"
 
-    def partitions(self, frames_per_block: int) -> Partitions:
-        return Partitions(frames_per_block, sink_frames=0, recent_frames=UNLIMITED_FRAMES)
+    def partitions(self, frames_per_block: int, current_blocks: int = 1) -> Partitions:
+        return Partitions(frames_per_block, 0, UNLIMITED_FRAMES, current_blocks=current_blocks)
 
 
 @dataclass(frozen=True)
@@ -110,9 +121,8 @@ class Window(Policy):
         21, "Latent frames in view, the current block included. 21 is what Self-Forcing was trained with.", minimum=1
     )
 
-    def partitions(self, frames_per_block: int) -> Partitions:
-        recent = _recent_of_window(self, self.window_frames, 0, frames_per_block)
-        return Partitions(frames_per_block, sink_frames=0, recent_frames=recent)
+    def partitions(self, frames_per_block: int, current_blocks: int = 1) -> Partitions:
+        return _window_partitions(self, self.window_frames, 0, "video", frames_per_block, current_blocks)
 
 
 @dataclass(frozen=True)
@@ -128,9 +138,9 @@ class SinkWindow(Policy):
         "StreamingLLM-style sinks, which lose their hold as the video grows.",
     )
 
-    def partitions(self, frames_per_block: int) -> Partitions:
-        recent = _recent_of_window(self, self.window_frames, self.sink_frames, frames_per_block)
-        return Partitions(frames_per_block, self.sink_frames, recent, "window" if self.realign else "video")
+    def partitions(self, frames_per_block: int, current_blocks: int = 1) -> Partitions:
+        clock = "window" if self.realign else "video"
+        return _window_partitions(self, self.window_frames, self.sink_frames, clock, frames_per_block, current_blocks)
 
 
 def _whole_blocks(name: str, value: int, default: int, frames_per_block: int) -> int:
@@ -192,7 +202,7 @@ class PackForcing(Policy):
     )
     selector_seed: int = knob(0, "Seed of the selector 'random'.")
 
-    def partitions(self, frames_per_block: int) -> Partitions:
+    def partitions(self, frames_per_block: int, current_blocks: int = 1) -> Partitions:
         sink = _whole_blocks("sink_frames", self.sink_frames, self.default_sink_frames, frames_per_block)
         recent = _whole_blocks("recent_frames", self.recent_frames, self.default_recent_frames, frames_per_block)
         if recent == 0:
@@ -210,18 +220,19 @@ class PackForcing(Policy):
             bank = BankPlan(
                 self.top_k_blocks,
                 self.bank_blocks,
-                self._span(sink + recent, frames_per_block),
+                self._span(sink + recent + current_blocks * frames_per_block, frames_per_block),
                 self.selector,
                 self.eviction,
                 self.bank_storage,
                 self.coordinates,
                 self.selector_seed,
             )
-        return Partitions(frames_per_block, sink, recent, "window", bank)
+        return Partitions(frames_per_block, sink, recent, "window", bank, current_blocks=current_blocks)
 
-    def _span(self, past_frames: int, frames_per_block: int) -> float:
+    def _span(self, other_frames: int, frames_per_block: int) -> float:
+        """Frames of position for a mid block beside `other_frames` of sink, recent and current."""
         if self.mid_span == AUTO:
-            return max(0, TRAINED_FRAMES - past_frames - frames_per_block) / self.top_k_blocks
+            return max(0, TRAINED_FRAMES - other_frames) / self.top_k_blocks
         if self.mid_span < 0:
             raise PackForcingError(
                 f"Policy 'packforcing': mid_span is {self.mid_span}; expected a positive number of latent frames, "
@@ -244,7 +255,13 @@ class DeepForcing(Policy):
     )
     window_frames: int = knob(21, "Latent frames in view, all included, at which tokens are dropped.", minimum=1)
 
-    def partitions(self, frames_per_block: int) -> Partitions:
+    def partitions(self, frames_per_block: int, current_blocks: int = 1) -> Partitions:
+        if current_blocks > 1:
+            raise PackForcingError(
+                "Policy 'deep_forcing' drops tokens at the first step of each block, but a rolling rollout denoises "
+                f"{current_blocks} blocks at different steps together. Choose another policy, or a preset that samples "
+                "block by block (self-forcing)."
+            )
         if self.recent_frames < frames_per_block:
             raise PackForcingError(
                 f"Policy 'deep_forcing': recent_frames is {self.recent_frames}, but it counts the current block; "

@@ -50,14 +50,25 @@ class KVShape:
         return TwinShape(self.batch, self.twin_tokens, self.heads, self.head_dim, self.dtype)
 
     def attended_tokens(self, partitions: Partitions) -> int:
-        """Tokens that a block attends to once all slots are full, itself included."""
-        mid = partitions.mid_slots * self.twin.tokens if partitions.bank else 0
-        return (partitions.past_frames + partitions.frames_per_block) * self.tokens_per_frame + mid
+        """Tokens that a denoising pass attends to once all slots are full, its own block or blocks included."""
+        p = partitions
+        frames = p.sink_frames + p.rolling_recent_frames + p.current_frames
+        return frames * self.tokens_per_frame + self._mid_tokens(p)
+
+    def buffer_tokens(self, partitions: Partitions) -> int:
+        """Token rows of the buffer that attention reads: all that is kept of the past, copies, the current blocks."""
+        frames = partitions.copied_frames + partitions.current_frames
+        return self._past_tokens(partitions) + frames * self.tokens_per_frame
+
+    def _past_tokens(self, partitions: Partitions) -> int:
+        return partitions.past_frames * self.tokens_per_frame + self._mid_tokens(partitions)
+
+    def _mid_tokens(self, partitions: Partitions) -> int:
+        return partitions.mid_slots * self.twin.tokens if partitions.bank else 0
 
     def cache_bytes(self, partitions: Partitions) -> int:
         """Bytes of what is kept of the past and attended, once all slots are full."""
-        current = 2 * self.frame_bytes * partitions.frames_per_block
-        return 2 * self.row_bytes * self.attended_tokens(partitions) - current
+        return 2 * self.row_bytes * self._past_tokens(partitions)
 
     def bank_bytes(self, partitions: Partitions) -> int:
         """Bytes of the mid bank: twins and their mean keys, wherever they are."""
@@ -69,11 +80,11 @@ class KVShape:
         return self._twin_bytes(partitions) if on_host else 0
 
     def buffer_bytes(self, partitions: Partitions) -> int:
-        """All bytes that a cache allocates on its device: the attended buffer with the current block, keys without
+        """All bytes that a cache allocates on its device: the attended buffer with the current blocks, keys without
         rotation, what choosing needs, and the part of the bank that is not in host memory.
         """
         frames = partitions.unrotated_frames + partitions.candidate_frames
-        attended = 2 * self.row_bytes * self.attended_tokens(partitions)
+        attended = 2 * self.row_bytes * self.buffer_tokens(partitions)
         queries = self.layers * self.batch * self.heads * self.head_dim * FLOAT_BYTES * partitions.query_frames
         bank = self.bank_bytes(partitions) - self.host_bytes(partitions)
         return attended + self.frame_bytes * frames + queries + bank + self._resident_bytes(partitions)
@@ -111,9 +122,8 @@ class LayerKV:
         self._twin_tokens = shape.twin.tokens if partitions.bank else 0
         self._past_frames = partitions.past_frames
         self._ring_frames = partitions.recent_frames
-        self._current_tokens = partitions.frames_per_block * n
-        self.k = allocate(shape.attended_tokens(partitions))
-        self.v = allocate(shape.attended_tokens(partitions))
+        self.k = allocate(shape.buffer_tokens(partitions))
+        self.v = allocate(shape.buffer_tokens(partitions))
         self.timeless_k = allocate(partitions.unrotated_frames * n)
         self.candidate_v = allocate(partitions.candidate_frames * n)
         self.query_sums = allocate(partitions.query_frames, torch.float32)
@@ -132,13 +142,18 @@ class LayerKV:
         first = self._past_frames * self.tokens_per_frame + slot * self._twin_tokens
         return slice(first, first + slots * self._twin_tokens)
 
+    def copy(self, window: BlockWindow, index: int) -> slice:
+        """The token rows of the copied frame `index` of `window`."""
+        first = self.mid(len(window.mid_positions)).start + index * self.tokens_per_frame
+        return slice(first, first + self.tokens_per_frame)
+
     def current(self, window: BlockWindow) -> slice:
-        """The token rows of the current block."""
-        first = self.mid(len(window.mid_positions)).start
-        return slice(first, first + self._current_tokens)
+        """The token rows of the current block or blocks."""
+        first = self.copy(window, len(window.copied)).start
+        return slice(first, first + len(window.current_positions) * self.tokens_per_frame)
 
     def attended(self, window: BlockWindow) -> slice:
-        """The token rows that the current block sees, itself included."""
+        """The token rows that the current blocks see, themselves included."""
         return slice(self.tokens(self._past_frames - window.past_frames).start, self.current(window).stop)
 
     def seen_by_twin(self, mid_blocks: int) -> tuple[slice, slice]:

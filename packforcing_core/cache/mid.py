@@ -86,7 +86,8 @@ class MidMemory:
         resident = (plan.top_k_blocks, *shape.twin.sizes) if on_host else (0,)
         self._resident = [torch.zeros(resident, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
         self._shown: list[list[Shown]] = [[None] * plan.top_k_blocks for _ in range(shape.layers)]
-        self._spatial_block = rope.spatial(partitions.frames_per_block)
+        self._rope = rope
+        self._spatial: dict[int, Rotation] = {}
         self.blocks: list[int] = []  # The block in each used bank slot.
         self._chosen_times: dict[int, int] = {}
         self._chances: dict[int, int] = {}
@@ -107,7 +108,7 @@ class MidMemory:
     def choose(self, layer: int, kv: LayerKV, window: BlockWindow, q: Tensor, block: int) -> Choice:
         """What `layer` selects for block `block`, from its queries `q` [B, L, heads, head_dim] (not rotated)."""
         bank = self._banks[layer]
-        queries = rotate(q, self._spatial_block)
+        queries = rotate(q, self._spatial_of(q.shape[1] // kv.tokens_per_frame))
         tokens = q.shape[1] + kv.query_sums.shape[1] * kv.tokens_per_frame
         mean_query = (queries.float().sum(dim=1) + kv.query_sums.sum(dim=1)) / tokens
         used = len(self.blocks)
@@ -115,6 +116,12 @@ class MidMemory:
             mean_query, queries, self.blocks, bank.mean_keys[:used], bank.keys, self.plan.selector_seed, block, layer
         )
         return choose(SELECTORS[self.plan.selector](question), self.blocks, len(window.mid_positions))
+
+    def _spatial_of(self, frames: int) -> Rotation:
+        """Rotation of `frames` frames by height and width: of a block, and of a rolling window's blocks."""
+        if frames not in self._spatial:
+            self._spatial[frames] = self._rope.spatial(frames)
+        return self._spatial[frames]
 
     def repeated(self, choice: Choice, window: BlockWindow) -> Choice:
         """A choice of an earlier run, to be made again; PackForcingError when it does not fit this bank."""

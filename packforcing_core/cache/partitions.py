@@ -7,7 +7,8 @@ them the *mid*: selected blocks from a bank of compressed twins, or tokens that 
 
 with one slot per latent frame left of the mid, filled from right to left. Attention does not care about the order of
 its keys, so a ring never moves what it keeps; what is in view is one slice whatever is filled, and so is what a twin
-sees (everything but the ring).
+sees (everything but the ring). Where several blocks are denoised together and push a part of the ring out of view, the
+part that stays is copied in front of them, which again leaves one slice.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Placement(NamedTuple):
 
 
 class BlockWindow(NamedTuple):
-    """What one block sees: `past` frames, mid blocks that start at `mid_positions`, and itself at `current_positions`.
+    """What one pass sees: `past` frames in their slots, mid blocks that start at `mid_positions`, `copied` frames of
+    the ring, and its own block or blocks at `current_positions`.
 
     `pruned_frames` is None, or how many frames are left in view of `past` when this block has chosen among its tokens.
     """
@@ -43,6 +45,7 @@ class BlockWindow(NamedTuple):
     mid_positions: tuple[float, ...]
     current_positions: tuple[float, ...]
     pruned_frames: int | None = None
+    copied: tuple[Placement, ...] = ()
 
     @property
     def past_frames(self) -> int:
@@ -105,6 +108,10 @@ class Partitions:
     `recent_frames` counts neither sink nor current. The clock decides positions: "video" leaves every frame at its
     index in the video; "window" counts from the first frame in view and closes the gap behind the sink. At most one of
     `bank` and `pruning` is there; both need the window's clock, `bank` whole blocks in sink and recent.
+
+    `current_blocks` are denoised together in a rolling rollout; a commit is always of one block. `view_frames` is the
+    most that a pass sees, sink and current included, where the blocks of a rolling window take the place of the oldest
+    recent frames; None where they come on top. Without a bank and without `pruning` only.
     """
 
     frames_per_block: int
@@ -113,6 +120,28 @@ class Partitions:
     clock: Clock = "video"
     bank: BankPlan | None = None
     pruning: PruningPlan | None = None
+    current_blocks: int = 1
+    view_frames: int | None = None
+
+    @property
+    def current_frames(self) -> int:
+        """The most latent frames that are denoised together."""
+        return self.current_blocks * self.frames_per_block
+
+    @property
+    def rolling_recent_frames(self) -> int:
+        """Recent frames that a full window of `current_blocks` sees."""
+        return min(self.recent_frames, self._recent_limit(self.current_blocks))
+
+    @property
+    def copied_frames(self) -> int:
+        """Slots in front of the current blocks for those recent frames that stay in view when others do not."""
+        return self.rolling_recent_frames if self.rolling_recent_frames < self.recent_frames else 0
+
+    def _recent_limit(self, blocks: int) -> int:
+        if self.view_frames is None:
+            return self.recent_frames
+        return self.view_frames - self.sink_frames - blocks * self.frames_per_block
 
     @property
     def past_frames(self) -> int:
@@ -126,7 +155,7 @@ class Partitions:
     @property
     def unrotated_frames(self) -> int:
         """Recent frames whose keys are also kept without their rotation in time, because they may move."""
-        outlives = self.clock == "window" and self.recent_frames > self.frames_per_block
+        outlives = self.clock == "window" and (self.recent_frames > self.frames_per_block or self.copied_frames > 0)
         return self.recent_frames if outlives or self.pruning else 0
 
     @property
@@ -161,18 +190,21 @@ class Partitions:
             frame = self.sink_frames + (frame - self.sink_frames) % self.recent_frames
         return self.past_frames - 1 - frame
 
-    def window(self, committed: int, banked: int = 0) -> BlockWindow:
-        """The view of the block that follows `committed` latent frames, with `banked` blocks in the bank."""
+    def window(self, committed: int, banked: int = 0, blocks: int = 1) -> BlockWindow:
+        """The view of the `blocks` blocks that follow `committed` latent frames, with `banked` blocks in the bank."""
         if self.pruning:
             return self._pruned_window(self.pruning, committed)
-        first_recent = max(self.sink_frames, committed - self.recent_frames)
+        oldest_kept = max(self.sink_frames, committed - self.recent_frames)
+        first_recent = max(oldest_kept, committed - self._recent_limit(blocks))
         span = self.bank.span if self.bank else 0.0
         mid = tuple(self.sink_frames + i * span for i in range(min(self.mid_slots, banked)))
         gap = first_recent - self.sink_frames - span * len(mid) if self.clock == "window" else 0
-        kept = (*range(min(committed, self.sink_frames)), *range(first_recent, committed))
-        past = tuple(Placement(f, self.slot(f), f if f < self.sink_frames else f - gap) for f in kept)
-        current = range(committed, committed + self.frames_per_block)
-        return BlockWindow(past, mid, tuple(f - gap for f in current))
+        sink = tuple(Placement(f, self.slot(f), f) for f in range(min(committed, self.sink_frames)))
+        recent = tuple(Placement(f, self.slot(f), f - gap) for f in range(first_recent, committed))
+        current = tuple(f - gap for f in range(committed, committed + blocks * self.frames_per_block))
+        if first_recent > oldest_kept:
+            return BlockWindow(sink, mid, current, copied=recent)
+        return BlockWindow(sink + recent, mid, current)
 
     def _pruned_window(self, pruning: PruningPlan, committed: int) -> BlockWindow:
         block = committed // self.frames_per_block

@@ -34,8 +34,9 @@ class Family:
     `denoising_steps` are on the 1000-step training grid, before warping if `warp`, else the timesteps
     themselves. `first_block_steps`, where given, replaces them for block 0. `window_frames` and `sink_frames`
     count latent frames; the window counts sink and current block too, and is None where all history is
-    attended. `rollout` is "block" (one block after the other) or "rolling" (a window of blocks, each at its
-    own noise level). `patterns` are regular expressions on the lower-case "folder/file"; `generic_files` are
+    attended. `attended_frames` is given where upstream's buffer of `window_frames` is larger than what a pass
+    of it attends to. `rollout` is "block" (one block after the other) or "rolling" (a window of blocks, each at
+    its own noise level). `patterns` are regular expressions on the lower-case "folder/file"; `generic_files` are
     whole file names that say too little alone, and count only with one of `top_keys` ("" is a bare file).
     """
 
@@ -51,6 +52,7 @@ class Family:
     shift: float = 5.0
     context_noise: float = 0.0
     window_frames: int | None = 21
+    attended_frames: int | None = None
     sink_frames: int = 0
     autoregressive: bool = True
     rollout: str = "block"
@@ -119,9 +121,9 @@ _TABLE = (
         "Causal-Forcing, long video",
         patterns=(r"chunk[-_]?wise/long[-_]?video", r"causal[-_ ]?forcing.*long([-_]?video)?"),
         window_frames=24,
+        attended_frames=21,
         sink_frames=3,
         rollout="rolling",
-        notes=("Trained for a rolling rollout; sampled block by block it is outside its training.",),
     ),
     Family(
         "rolling-forcing",
@@ -129,9 +131,9 @@ _TABLE = (
         patterns=(r"rolling[-_ ]?forcing(_dmd)?",),
         denoising_steps=(1000.0, 800.0, 600.0, 400.0, 200.0),
         window_frames=24,
+        attended_frames=21,
         sink_frames=3,
         rollout="rolling",
-        notes=("Trained for a rolling rollout; sampled block by block it is outside its training.",),
     ),
     Family(
         "longlive",
@@ -290,12 +292,19 @@ def origin_warnings(family: Family | None, path: str | PathLike[str], metadata: 
 
 def choice_warnings(trained: Family | None, chosen: Family) -> list[str]:
     """What the user should know about a choice that departs from how the file was trained."""
-    if trained is None or chosen.frames_per_block == trained.frames_per_block:
-        return []
-    return [
-        f"{trained.title} was trained on blocks of {trained.frames_per_block} latent frames, and "
-        f"{chosen.frames_per_block} are chosen: expect worse motion than with {trained.frames_per_block}."
-    ]
+    warnings = []
+    if trained is not None and chosen.frames_per_block != trained.frames_per_block:
+        warnings.append(
+            f"{trained.title} was trained on blocks of {trained.frames_per_block} latent frames, and "
+            f"{chosen.frames_per_block} are chosen: expect worse motion than with {trained.frames_per_block}."
+        )
+    if trained is not None and chosen.rollout != trained.rollout:
+        ways = {"block": "block by block", "rolling": "as a rolling window of blocks"}
+        warnings.append(
+            f"{trained.title} was trained to be sampled {ways[trained.rollout]}, and {chosen.title} samples "
+            f"{ways[chosen.rollout]}: expect a worse picture."
+        )
+    return warnings
 
 
 def _folder_and_file(path: str | PathLike[str]) -> str:

@@ -17,7 +17,7 @@ from ..model.causal import CausalWan
 from ..model.ops import TorchOps, build_on_meta
 from ..model.wan import Wan
 from ..plan import plan_render
-from ..render import Recipe, build_twins, latent_events, require_block_rollout
+from ..render import Recipe, build_twins, latent_events
 from ..sampler.rollout import Denoising
 from ..text.context import load_context
 from ..text.umt5 import encode_prompt
@@ -107,7 +107,6 @@ def _compute(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
 def _recipe(options: argparse.Namespace, checkpoint: Checkpoint, console: Console) -> Recipe:
     trained: Family = checkpoint.family or DEFAULT_FAMILY
     family = shared.chosen_family(options, trained)
-    require_block_rollout(family)
     for warning in (*checkpoint.warnings, *choice_warnings(checkpoint.family, family)):
         console.print(f"warning: {warning}", style="yellow")
     geometry = shared.chosen_geometry(options, family.frames_per_block)

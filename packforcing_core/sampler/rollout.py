@@ -37,7 +37,8 @@ class BlockDone:
     before.
 
     `selection` is what each layer selected of the past, needed to repeat the block exactly. `video` [1, 3, T, H, W] in
-    -1..1 is the decoded block where the rollout decodes.
+    -1..1 is the decoded block where the rollout decodes. `in_flight` [1, 16, F, h, w] float32 on the CPU are the blocks
+    behind it that a rolling rollout has begun, still noisy, needed to go on from here exactly.
     """
 
     block: int
@@ -45,6 +46,7 @@ class BlockDone:
     reused: bool = False
     selection: Selection = ()
     video: Tensor | None = None
+    in_flight: Tensor | None = None
 
 
 Event = StepDone | BlockDone
@@ -52,21 +54,41 @@ Event = StepDone | BlockDone
 
 @dataclass(frozen=True)
 class Denoising:
-    """How a block becomes clean. `first_block` replaces `schedule` for block 0 where a family asks for it."""
+    """How a block becomes clean. `first_block` replaces `schedule` for block 0 where a family asks for it. `rolling`
+    denoises as many blocks together as there are steps, each at its own.
+    """
 
     schedule: Schedule
     first_block: Schedule | None = None
     context_noise: float = 0.0
+    rolling: bool = False
+
+    def __post_init__(self):
+        if self.rolling and self.first_block is not None:
+            raise PackForcingError(
+                "A rolling rollout has one schedule for all blocks, but the first block was given its own. "
+                "Leave first_block_steps away, or choose a family that samples block by block."
+            )
 
     @classmethod
     def of_family(cls, family: Family) -> Denoising:
         """How the checkpoints of `family` are sampled."""
         build = Schedule.warped if family.warp else Schedule.unwarped
         first = family.first_block_steps and build(family.first_block_steps, family.shift)
-        return cls(build(family.denoising_steps, family.shift), first, family.context_noise)
+        rolling = family.rollout == "rolling"
+        return cls(build(family.denoising_steps, family.shift), first, family.context_noise, rolling)
 
     def of_block(self, block: int) -> Schedule:
         return self.first_block if block == 0 and self.first_block is not None else self.schedule
+
+    @property
+    def window_blocks(self) -> int:
+        """How many blocks are denoised together."""
+        return len(self.schedule) if self.rolling else 1
+
+    def calls(self, block: int) -> int:
+        """Denoising calls between the end of the block before and the end of `block`: as many `StepDone` events."""
+        return 1 if self.rolling and block > 0 else len(self.of_block(block))
 
 
 class Compressor(Protocol):
@@ -111,7 +133,7 @@ def rollout(
     `twins` makes what goes there. Raises PackForcingError when one of them is missing, or when a block has values that
     are not finite; the blocks before it stand.
     """
-    _require_parts(cache.partitions, known, selections, twins)
+    require_parts(cache.partitions, known, selections, twins)
     waiting: dict[int, tuple[Tensor, Tensor | None]] = {}
     for block in range(blocks):
         reused = block < len(known)
@@ -131,9 +153,10 @@ def rollout(
         yield BlockDone(block, on_cpu, reused, view.selection(), video)
 
 
-def _require_parts(
+def require_parts(
     partitions: Partitions, known: Sequence[Tensor], selections: Sequence[Selection], twins: Twins | None
 ) -> None:
+    """PackForcingError when the policy needs what was not given."""
     if partitions.bank and twins is None:
         raise PackForcingError(
             "This policy remembers compressed blocks, which takes a compressor and the VAE that it encodes with. "
@@ -160,12 +183,17 @@ def denoise_block(
         flow = model.flow(x, frame_timesteps(timestep, x), text, view)
         x = (x.double() - sigma * flow.double()).float()
         yield StepDone(block, step, len(schedule))
+    require_finite(x, block)
+    return x
+
+
+def require_finite(x: Tensor, block: int) -> None:
+    """PackForcingError when `x`, which was to become `block`, has NaN or infinity."""
     if not torch.isfinite(x).all():
         raise PackForcingError(
             f"Block {block} came out with values that are not finite (NaN or infinity). The blocks before it are kept. "
             "Try another dtype (bf16 instead of fp16), or check the checkpoint and its LoRAs."
         )
-    return x
 
 
 def commit_block(
