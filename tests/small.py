@@ -87,9 +87,10 @@ def small_cache(
     frames_per_block: int,
     latent_frames: int = 1 << 20,
     config: WanConfig = CONFIG,
+    current_blocks: int = 1,
 ) -> KVCache:
     shape = small_shape(frames_per_block, config)
-    partitions = policy.partitions(frames_per_block).limited_to(latent_frames)
+    partitions = policy.partitions(frames_per_block, current_blocks).limited_to(latent_frames)
     return KVCache(partitions, shape, GridRope(config.head_dim, GRID), sdpa)
 
 

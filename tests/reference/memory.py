@@ -68,10 +68,8 @@ class PackForcingOracle:
             keys.append(rope(self.made[layer][frame][1], grid_positions([time], self.grid)))
             values.append(self.made[layer][frame][2])
             time += 1
-        own = grid_positions([time + i for i in range(self.per_block)], self.grid)
-        out = plain_attention(
-            rope(q, own), torch.cat([*keys, rope(k, own)], dim=1), torch.cat([*values, v], dim=1)
-        )
+        own = grid_positions([time + i for i in range(q.shape[1] // self.n)], self.grid)
+        out = plain_attention(rope(q, own), torch.cat([*keys, rope(k, own)], dim=1), torch.cat([*values, v], dim=1))
         if self.mode == "commit":
             for i in range(self.per_block):
                 rows = slice(i * self.n, (i + 1) * self.n)
@@ -110,9 +108,7 @@ class PackForcingOracle:
         recent = range(max(self.sink, first - self.recent), first)
         queries += [rope(self.made[layer][frame][0], spatial) for frame in recent]
         offsets = at_time(twin_positions(self.per_block, self.grid, self.span), 0.0)
-        scores = {
-            b: affinity(torch.cat(queries, dim=1), rope(k, offsets)) for b, (k, _) in self.twins[layer].items()
-        }
+        scores = {b: affinity(torch.cat(queries, dim=1), rope(k, offsets)) for b, (k, _) in self.twins[layer].items()}
         self.scores[layer][self.block] = scores
         best = sorted(scores, key=lambda b: (scores[b], b), reverse=True)[: self.top_k]
         return sorted(best)
