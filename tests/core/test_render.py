@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from packforcing_core.cache.config import Full, SinkWindow, Window
+from packforcing_core.cache.config import DeepForcing, Full, SinkWindow, Window
 from packforcing_core.checkpoint.families import FAMILIES
 from packforcing_core.errors import PackForcingError
 from packforcing_core.geometry import VideoGeometry
@@ -21,7 +21,6 @@ from packforcing_core.render import (
     default_policy,
     film_events,
     latent_events,
-    require_block_rollout,
 )
 from packforcing_core.sampler.noise import seeded_noise
 from packforcing_core.sampler.rollout import BlockDone, Denoising, StepDone, rollout
@@ -69,12 +68,33 @@ def test_a_family_remembers_what_it_was_trained_with():
     assert default_policy(FAMILIES["self-forcing"]) == Window(21)
     assert default_policy(FAMILIES["longlive"]) == SinkWindow(12, 3)
     assert default_policy(FAMILIES["causvid"]) == Full()
+    assert default_policy(FAMILIES["rolling-forcing"]) == SinkWindow(21, 3)
 
 
-def test_a_family_with_another_rollout_is_refused():
-    require_block_rollout(FAMILIES["self-forcing"])
-    with pytest.raises(PackForcingError, match=r"rolling rollout.*preset self-forcing"):
-        require_block_rollout(FAMILIES["rolling-forcing"])
+def test_a_rolling_recipe_rolls_and_goes_on_from_its_finished_blocks():
+    rolling = Denoising(Schedule.warped((1000.0, 750.0, 500.0), 5.0), rolling=True)
+    wanted = Recipe(VideoGeometry(48, 32, 16.0, 3, 6), SinkWindow(15, 3), rolling, seed=7)
+    events = list(latent_events(small_model(), small_context(), wanted))
+    assert [event.step for event in events if isinstance(event, StepDone)] == [0, 1, 2, 2, 2, 2, 2, 2]
+    known = [event for event in events if isinstance(event, BlockDone)][:3]
+    resumed = rendered(latent_events(small_model(), small_context(), wanted, known))
+    assert all(torch.equal(a, b) for a, b in zip(resumed, rendered(events), strict=True))
+    cache, planned = build_cache(small_model(), wanted), plan_render(CONFIG, wanted, torch.float32)
+    assert cache.nbytes == planned.buffer_bytes
+    assert planned.attended_tokens == 15 * planned.tokens_per_frame
+    assert planned.attended_tokens == planned.sink_tokens + planned.recent_tokens + planned.current_tokens
+    assert planned.current_tokens == 9 * planned.tokens_per_frame
+    assert "3 rolling together" in planned.describe()
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [(DeepForcing(), "deep_forcing.*self-forcing"), (SinkWindow(9, 3), "must be at least 12.*Raise window_frames")],
+)
+def test_a_memory_that_cannot_roll_is_refused_before_work(policy, message):
+    rolling = Denoising(Schedule.warped((1000.0, 750.0, 500.0), 5.0), rolling=True)
+    with pytest.raises(PackForcingError, match=message):
+        Recipe(VideoGeometry(48, 32, 16.0, 3, 6), policy, rolling, seed=7)
 
 
 def test_a_film_is_the_decoded_latents_frame_by_frame(tmp_path):

@@ -89,6 +89,10 @@ def test_the_presets_are_those_of_the_projects():
     assert (by_name("causvid").warp, by_name("causvid").shift) == (False, 8.0)
     rolling = {name for name, family in FAMILIES.items() if family.rollout == "rolling"}
     assert rolling == {"causal-forcing-long", "rolling-forcing"}
+    assert {name: family.attended_frames for name, family in FAMILIES.items() if family.attended_frames} == {
+        "causal-forcing-long": 21,
+        "rolling-forcing": 21,
+    }
     assert {family.context_noise for family in FAMILIES.values()} == {0.0}
 
 

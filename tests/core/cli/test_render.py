@@ -93,6 +93,18 @@ def test_choices_on_top_of_the_preset_are_followed_and_told(files, tmp_path, cap
     assert "attends to 24 tokens" in said
 
 
+def test_a_rolling_family_rolls_and_sampled_otherwise_it_is_told(files, tmp_path, capsys):
+    assert render(files, tmp_path / "film.mp4", checkpoint="rolling_forcing_dmd.pt") == 0
+    said = capsys.readouterr().out
+    assert "5 rolling together" in said
+    assert "warning" not in said
+    assert probe(tmp_path / "film.mp4").frames == 21
+    assert render(files, tmp_path / "film.mp4", "--preset", "self-forcing", checkpoint="rolling_forcing_dmd.pt") == 0
+    said = capsys.readouterr().out
+    assert "rolling together" not in said
+    assert "trained to be sampled as a rolling window of blocks, and Self-Forcing samples block by block" in said
+
+
 def test_a_file_that_is_likely_bidirectional_is_rendered_with_a_warning(files, tmp_path, capsys):
     assert render(files, tmp_path / "film.mp4", "--steps", "1000", checkpoint="plain.safetensors") == 0
     assert "likely a bidirectional model" in capsys.readouterr().out
@@ -105,7 +117,7 @@ def test_a_file_that_is_likely_bidirectional_is_rendered_with_a_warning(files, t
         ((), {"checkpoint": "lora.pt"}, ["a LoRA of rank 4 without its base", "Load a base checkpoint"]),
         ((), {"checkpoint": "cut.pt"}, ["cut.pt"]),
         ((), {"checkpoint": "vae.safetensors"}, ["a Wan VAE", "--vae"]),
-        ((), {"checkpoint": "rolling_forcing_dmd.pt"}, ["rolling rollout", "self-forcing"]),
+        (("--policy", "deep_forcing"), {"checkpoint": "rolling_forcing_dmd.pt"}, ["rolling rollout", "self-forcing"]),
         ((), {"vae": "missing.safetensors"}, ["missing.safetensors"]),
         ((), {"vae": "self_forcing_dmd.pt"}, ["Not a Wan VAE", "wan_2.1_vae.safetensors"]),
         ((), {"context": "vae.safetensors"}, ["no tensor called context"]),
