@@ -118,7 +118,10 @@ class Window(Policy):
     title = "Rolling window (Self-Forcing)"
 
     window_frames: int = knob(
-        21, "Latent frames in view, the current block included. 21 is what Self-Forcing was trained with.", minimum=1
+        21,
+        "Latent frames in view, the current block (or all blocks that roll together) included. 21 is what Self-Forcing "
+        "was trained with.",
+        minimum=1,
     )
 
     def partitions(self, frames_per_block: int, current_blocks: int = 1) -> Partitions:
@@ -130,7 +133,11 @@ class SinkWindow(Policy):
     name = "sink_window"
     title = "Sink + rolling window"
 
-    window_frames: int = knob(21, "Latent frames in view, sink and current block included (LongLive: 12).", minimum=1)
+    window_frames: int = knob(
+        21,
+        "Latent frames in view, sink and current block (or all blocks that roll together) included (LongLive: 12).",
+        minimum=1,
+    )
     sink_frames: int = knob(3, "The first latent frames of the video, kept for ever at full resolution (LongLive: 3).")
     realign: bool = knob(
         True,
