@@ -33,6 +33,7 @@ def files(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     write_family(folder, "self-forcing")
     write_family(folder, "rolling-forcing")
+    write_family(folder, "causal-forcing-long")
     write_stock_wan(folder / "plain.safetensors", SMALL, causal=False)
     save_file(random_vae().state_dict(), folder / "vae.safetensors")
     write_context(folder / "context.safetensors", text_dim=64)
@@ -93,12 +94,16 @@ def test_choices_on_top_of_the_preset_are_followed_and_told(files, tmp_path, cap
     assert "attends to 24 tokens" in said
 
 
-def test_a_rolling_family_rolls_and_sampled_otherwise_it_is_told(files, tmp_path, capsys):
-    assert render(files, tmp_path / "film.mp4", checkpoint="rolling_forcing_dmd.pt") == 0
+@pytest.mark.parametrize(("file", "blocks"), [("rolling_forcing_dmd.pt", 5), ("chunkwise/longvideo.pt", 4)])
+def test_a_rolling_family_rolls(files, tmp_path, capsys, file, blocks):
+    assert render(files, tmp_path / "film.mp4", checkpoint=file) == 0
     said = capsys.readouterr().out
-    assert "5 rolling together" in said
+    assert f"{blocks} rolling together" in said
     assert "warning" not in said
     assert probe(tmp_path / "film.mp4").frames == 21
+
+
+def test_a_rolling_family_that_is_sampled_otherwise_is_warned_about(files, tmp_path, capsys):
     assert render(files, tmp_path / "film.mp4", "--preset", "self-forcing", checkpoint="rolling_forcing_dmd.pt") == 0
     said = capsys.readouterr().out
     assert "rolling together" not in said
