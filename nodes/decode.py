@@ -14,8 +14,8 @@ from comfy_api.v0_0_2 import InputImpl, io, ui
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.render import FilmedBlock, film_events
 from ..packforcing_core.sampler.rollout import Event
-from ..packforcing_core.vae.memory import decode_bytes
 from ..packforcing_core.vae.streaming import StreamingDecoder
+from ..packforcing_core.vae.wan_vae import WanVAE
 from ..packforcing_core.video.format import CODECS, VideoFormat
 from ..packforcing_core.video.writer import SegmentedWriter
 from . import host
@@ -67,14 +67,14 @@ class StreamingVAEDecode(io.ComfyNode):
         last_frames: int,
     ) -> io.NodeOutput:
         node_id, geometry = cls.hidden.unique_id, stream.recipe.geometry
-        decoder = StreamingDecoder(host.vae_network(vae))
+        network = host.vae_network(vae)
         video_format = VideoFormat(codec, None if quality == DEFAULT_QUALITY else quality, geometry.fps)
         path, subfolder = film_path(filename_prefix, geometry.width, geometry.height)
         with SegmentedWriter(path, geometry.width, geometry.height, video_format) as writer:
             say(node_id, f"the film grows in {writer.growing_path}")
             try:
                 feedback = RenderFeedback(stream, node_id)
-                tail = _film(_latents(stream, vae, decoder), decoder, writer, blocks_per_segment, last_frames, feedback)
+                tail = _film(stream.events(vae, network), network, writer, blocks_per_segment, last_frames, feedback)
                 writer.finish(metadata=_workflow(cls.hidden))
             except PackForcingError as error:
                 raise PackForcingError(f"{error} The film so far: {writer.growing_path}") from error
@@ -117,15 +117,9 @@ def _encoder_inputs() -> list[io.Input]:
     ]
 
 
-def _latents(stream: LatentStream, vae, decoder: StreamingDecoder) -> Iterator[Event]:
-    """The stream's events, sampled with room left for this decoder."""
-    g = stream.recipe.geometry
-    return stream.events(decode_bytes(decoder.vae.config, g.height, g.width, vae.vae_dtype), vae)
-
-
 def _film(
     latents: Iterator[Event],
-    decoder: StreamingDecoder,
+    network: WanVAE,
     writer: SegmentedWriter,
     blocks_per_segment: int,
     last_frames: int,
@@ -133,7 +127,10 @@ def _film(
 ) -> torch.Tensor:
     """Runs the render into the writer; returns the last frames as IMAGE [N, H, W, 3] in 0..1."""
     tail: deque[np.ndarray] = deque(maxlen=last_frames)
-    with closing(latents), closing(film_events(latents, decoder, writer, blocks_per_segment)) as events:
+    with (
+        closing(latents),
+        closing(film_events(latents, StreamingDecoder(network), writer, blocks_per_segment)) as events,
+    ):
         for event in events:
             if isinstance(event, FilmedBlock):
                 tail.extend(event.frames)

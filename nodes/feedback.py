@@ -8,7 +8,7 @@ import comfy.utils
 from PIL import Image
 from server import PromptServer
 
-from ..packforcing_core.geometry import GB
+from ..packforcing_core.geometry import GB, pixel_frames
 from ..packforcing_core.render import FilmedBlock
 from ..packforcing_core.sampler.rollout import BlockDone, Event, StepDone
 from .stream import LatentStream
@@ -51,7 +51,7 @@ class RenderFeedback:
     def _line(self, event: BlockDone) -> str:
         done = event.block + 1
         g = self._geometry
-        seconds = min(g.seconds, done * g.frames_per_block * 4 / g.fps)
+        seconds = pixel_frames(done * g.frames_per_block) / g.fps
         pace = (time.monotonic() - self._started) / max(1, self._sampled)
         how = "re-used" if event.reused else f"{pace:.2f} s/block, {pace * (g.blocks - done):.0f} s left"
         made = f"{seconds:.1f} of {g.seconds:.1f} s of video"

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import comfy.ldm.wan.ar_model
 import comfy.ldm.wan.model
 import comfy.model_management
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy.ops
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
@@ -22,13 +24,16 @@ from ..packforcing_core.checkpoint.families import FAMILIES, Family
 from ..packforcing_core.compressor.high_res import HighRes
 from ..packforcing_core.compressor.weights import CompressorInfo, LoadedCompressor
 from ..packforcing_core.errors import PackForcingError
+from ..packforcing_core.geometry import VideoGeometry
 from ..packforcing_core.model.causal import CausalWan
 from ..packforcing_core.model.config import WanConfig
 from ..packforcing_core.text.context import check_width, pad_context
+from ..packforcing_core.vae.config import VAEConfig
 from ..packforcing_core.vae.load import load_vae
+from ..packforcing_core.vae.memory import decode_bytes
 from ..packforcing_core.vae.wan_vae import WanVAE
 
-FAMILY_ATTACHMENT = "packforcing_family"
+ORIGIN = "packforcing_origin"
 COMPRESSOR = "packforcing_compressor"
 
 # What other nodes hang on a MODEL that lives in code paths which block-by-block sampling does not take.
@@ -45,6 +50,17 @@ _IGNORED_TRANSFORMER_OPTIONS = {
     "wrappers": "wrappers around the model (torch.compile nodes, caching nodes)",
     "rope_options": "changed rotary positions",
 }
+
+
+# What other nodes add to a prompt that only stock samplers apply.
+_IGNORED_CONDITIONING = ("control", "hooks", "mask", "area", "start_percent", "end_percent", "concat_latent_image")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What our loader found of a checkpoint's training; `family` is None where nothing says."""
+
+    family: Family | None
 
 
 def wan_config(model) -> WanConfig:
@@ -72,6 +88,10 @@ def require_supported_patches(model) -> None:
     """Raises PackForcingError naming what another node hung on the MODEL that would be ignored here."""
     options = model.model_options
     found = [what for key, what in _IGNORED_OPTIONS.items() if options.get(key)]
+    if _holds_something(model.wrappers):
+        found.append(_IGNORED_TRANSFORMER_OPTIONS["wrappers"])
+    if model.hook_patches:
+        found.append("weight hooks")
     transformer_options = options.get("transformer_options", {})
     found += [
         what for key, what in _IGNORED_TRANSFORMER_OPTIONS.items() if _holds_something(transformer_options.get(key))
@@ -92,10 +112,30 @@ def _holds_something(value) -> bool:
 
 def trained_family(model) -> Family | None:
     """How the MODEL's checkpoint was trained: what our loader noted, or ComfyUI's own mark; None if nothing says so."""
-    noted = model.get_attachment(FAMILY_ATTACHMENT)
-    if noted is None and isinstance(model.model.diffusion_model, comfy.ldm.wan.ar_model.CausalWanModel):
+    noted: Origin | None = model.get_attachment(ORIGIN)
+    if noted is not None:
+        return noted.family
+    if isinstance(model.model.diffusion_model, comfy.ldm.wan.ar_model.CausalWanModel):
         return FAMILIES["comfyui-causal"]
-    return noted
+    return None
+
+
+def note_family(model, family: Family | None) -> None:
+    """Notes on a MODEL how its checkpoint was trained, None where that is unknown; clones keep the note."""
+    model.set_attachments(ORIGIN, Origin(family))
+
+
+def patched_shift(model) -> float | None:
+    """The time shift that a stock sampling node (ModelSamplingSD3) set on the MODEL; None without one."""
+    if "model_sampling" not in model.object_patches:
+        return None
+    sampling = model.get_model_object("model_sampling")
+    if not isinstance(sampling, comfy.model_sampling.ModelSamplingDiscreteFlow):
+        raise PackForcingError(
+            f"The MODEL was given another sampling type ({type(sampling).__name__}); Wan samples by flow matching. "
+            "Remove that node; ModelSamplingSD3 may set the shift."
+        )
+    return float(sampling.shift)
 
 
 def text_context(conditioning, config: WanConfig) -> Tensor:
@@ -104,7 +144,13 @@ def text_context(conditioning, config: WanConfig) -> Tensor:
         raise PackForcingError(
             f"Got a CONDITIONING of {len(conditioning)} combined prompts; expected one. Encode the prompt in one node."
         )
-    context = conditioning[0][0]
+    context, extras = conditioning[0]
+    ignored = sorted(key for key in _IGNORED_CONDITIONING if extras.get(key) is not None)
+    if ignored:
+        raise PackForcingError(
+            f"The CONDITIONING carries {', '.join(ignored)}, which block-by-block sampling cannot honour. "
+            "Connect the prompt as the text encode node gives it."
+        )
     if context.ndim != 3 or context.shape[0] != 1:
         raise PackForcingError(f"Got text embeddings of shape {list(context.shape)}; expected [1, tokens, width].")
     check_width(context.shape[2], config.text_dim, "the CONDITIONING")
@@ -174,12 +220,30 @@ def compressor_info(model) -> CompressorInfo | None:
     return model.get_attachment(COMPRESSOR)
 
 
+def check_vae(vae) -> None:
+    """Raises PackForcingError for a VAE of another family; nothing is moved or copied."""
+    _require_network(vae)
+    load_vae(vae.first_stage_model.state_dict())
+
+
+def _require_network(vae) -> None:
+    if vae.first_stage_model is None:
+        raise PackForcingError("The VAE holds no model; load the Wan2.1 VAE with the stock Load VAE node.")
+
+
+def decoder_bytes(vae, geometry: VideoGeometry) -> int:
+    """What decoding with a stock VAE needs at its peak, its private copy of the weights included."""
+    state_dict = vae.first_stage_model.state_dict()
+    weights = sum(weight.numel() for weight in state_dict.values()) * vae.vae_dtype.itemsize
+    config = VAEConfig.from_state_dict(state_dict)
+    return weights + decode_bytes(config, geometry.height, geometry.width, vae.vae_dtype)
+
+
 def vae_network(vae) -> WanVAE:
     """A Wan VAE with the weights of a stock VAE, on its device and in its dtype.
 
     Weights are shared where they already lie there, else this is a private copy of its own (73 M parameters): it must
     not be moved while another thread decodes. Raises PackForcingError for a VAE of another family.
     """
-    if vae.first_stage_model is None:
-        raise PackForcingError("The VAE holds no model; load the Wan2.1 VAE with the stock Load VAE node.")
+    _require_network(vae)
     return load_vae(vae.first_stage_model.state_dict(), device=vae.device, dtype=vae.vae_dtype)

@@ -12,17 +12,16 @@ from .sockets import CATEGORY, CacheSocket
 
 
 def knob_input(knob: Knob, preset: Policy) -> io.Input:
-    """The widget of one knob of a policy, at the preset's value."""
+    """The widget of one knob of a policy, at the preset's value; workflows saved before a knob was added lack it."""
     value = getattr(preset, knob.name)
+    shown = {"default": value, "tooltip": knob.help, "optional": True}
     if isinstance(value, bool):
-        return io.Boolean.Input(knob.name, default=value, tooltip=knob.help)
+        return io.Boolean.Input(knob.name, **shown)
     if knob.choices:
-        return io.Combo.Input(knob.name, options=list(knob.choices), default=value, tooltip=knob.help)
-    if isinstance(value, float):
-        return io.Float.Input(
-            knob.name, default=value, min=knob.minimum, max=knob.maximum, step=0.0625, tooltip=knob.help
-        )
-    return io.Int.Input(knob.name, default=value, min=knob.minimum, max=knob.maximum, tooltip=knob.help)
+        return io.Combo.Input(knob.name, options=list(knob.choices), **shown)
+    if isinstance(knob.default, float):
+        return io.Float.Input(knob.name, min=knob.minimum, max=knob.maximum, step=0.0625, **shown)
+    return io.Int.Input(knob.name, min=knob.minimum, max=knob.maximum, **shown)
 
 
 class KVCacheConfig(io.ComfyNode):
@@ -53,5 +52,5 @@ class KVCacheConfig(io.ComfyNode):
     def execute(cls, policy: dict | None = None) -> io.NodeOutput:
         if policy is None:  # ComfyUI drops a menu whose choice it does not know.
             raise PackForcingError(f"Unknown cache policy; expected one of {', '.join(POLICY_PRESETS)}.")
-        knobs = dict(policy)
+        knobs = {name: value for name, value in policy.items() if value is not None}  # None: not in a saved workflow
         return io.NodeOutput(replace(POLICY_PRESETS[knobs.pop("policy")], **knobs))

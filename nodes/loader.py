@@ -116,8 +116,7 @@ class ModelLoader(io.ComfyNode):
         read = read_checkpoint(checkpoint_path(checkpoint), keep_quantised=True)
         family = read.family if preset == "auto" else FAMILIES[preset]
         model = build_model(read, DTYPES[dtype])
-        if family is not None:
-            model.set_attachments(host.FAMILY_ATTACHMENT, family)
+        host.note_family(model, family)
         if compressor != NO_COMPRESSOR:
             host.attach_compressor(model, read_compressor(compressor, read, family or DEFAULT_FAMILY))
         text = "\n".join((_summary(read, family), *(f"Warning: {warning}" for warning in _warnings(read, preset))))

@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 from pathlib import Path
 
 import folder_paths
 
 from ..packforcing_core.errors import PackForcingError
 
+# The front end replaces %date:...% for the stock save nodes only.
+_DATE = re.compile(r"%date(?::([^%]*))?%")
+_DATE_PARTS = {"yyyy": "%Y", "yy": "%y", "MM": "%m", "dd": "%d", "hh": "%H", "mm": "%M", "ss": "%S"}
+
 
 def film_path(filename_prefix: str, width: int, height: int) -> tuple[Path, str]:
-    """A free mp4 name below ComfyUI's output folder, and its subfolder. PackForcingError where it cannot be written."""
+    """A free mp4 name below ComfyUI's output folder, and its subfolder. PackForcingError where it cannot be written.
+
+    %date:yyyy-MM-dd% and ComfyUI's %year%, %width% and the like are filled in.
+    """
     try:
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory(), width, height
+            fill_date(filename_prefix), folder_paths.get_output_directory(), width, height
         )
     except Exception as error:  # ComfyUI raises a bare Exception for a prefix that leaves the output folder.
         raise PackForcingError(f"Cannot write {filename_prefix!r}: {error}") from error
     return Path(os.path.join(folder, f"{name}_{counter:05}_.mp4")), subfolder
+
+
+def fill_date(text: str) -> str:
+    """ "%date:yyyy-MM-dd%" -> the day; hh, mm and ss are the time. Colons are no part of file names."""
+
+    def moment(match: re.Match[str]) -> str:
+        wish = match.group(1) or "yyyyMMddhhmmss"
+        form = re.sub("yyyy|yy|MM|dd|hh|mm|ss", lambda part: _DATE_PARTS[part.group()], wish)
+        return time.strftime(form.replace(":", "-"))
+
+    return _DATE.sub(moment, text)

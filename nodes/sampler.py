@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from comfy_api.v0_0_2 import io
 
 from ..packforcing_core.cache.config import Policy
@@ -13,7 +15,7 @@ from ..packforcing_core.checkpoint.families import (
     with_overrides,
 )
 from ..packforcing_core.errors import PackForcingError
-from ..packforcing_core.geometry import SIZE_MULTIPLE, VideoGeometry
+from ..packforcing_core.geometry import MAX_FPS, MAX_SECONDS, MAX_SIDE, SIZE_MULTIPLE, VideoGeometry
 from ..packforcing_core.render import Recipe, default_policy
 from ..packforcing_core.sampler.rollout import Denoising
 from . import host
@@ -67,7 +69,7 @@ class Sampler(io.ComfyNode):
     ) -> bool | str:
         """What can be known before the prompt is queued; a linked input is None here and checked in execute."""
         try:
-            geometry = VideoGeometry.from_seconds(
+            VideoGeometry.from_seconds(
                 1.0 if seconds is None else seconds,
                 width=SIZE_MULTIPLE if width is None else width,
                 height=SIZE_MULTIPLE if height is None else height,
@@ -77,7 +79,7 @@ class Sampler(io.ComfyNode):
             with_overrides(DEFAULT_FAMILY, denoising_steps=parse_steps(denoising_steps or ""))
         except PackForcingError as error:
             return str(error)
-        return geometry.blocks > 0
+        return True
 
     @classmethod
     def execute(
@@ -103,7 +105,7 @@ class Sampler(io.ComfyNode):
             (trained or DEFAULT_FAMILY) if preset == "auto" else FAMILIES[preset],
             frames_per_block=frames_per_block or None,
             denoising_steps=parse_steps(denoising_steps),
-            shift=shift or None,
+            shift=shift or host.patched_shift(model),
         )
         geometry = VideoGeometry.from_seconds(
             seconds, width=width, height=height, fps=fps, frames_per_block=family.frames_per_block
@@ -113,12 +115,13 @@ class Sampler(io.ComfyNode):
         if compresses:
             _require_compressor_parts(model, vae, family)
         stream = LatentStream(model, host.text_context(positive, config), recipe, vae if compresses else None)
-        plan = stream.plan()
-        lines = (geometry.describe_length(seconds), plan.describe(), *_warnings(trained, family, preset))
+        memory = stream.plan().describe_memory()
+        warnings = (*_warnings(trained, family, preset), *_memory_warnings(model, recipe))
+        lines = (geometry.describe_length(seconds), stream.plan().describe(), memory, *warnings)
         say(cls.hidden.unique_id, "\n".join(lines))
         cache_node = _linked_node(cls.hidden, "cache")
         if cache_node is not None:
-            say(cache_node, plan.describe_memory())
+            say(cache_node, memory)
         return io.NodeOutput(stream, ui={"text": ("\n".join(lines),)})
 
 
@@ -131,7 +134,7 @@ def _require_compressor_parts(model, vae, family: Family) -> None:
             "This memory policy compresses the past by way of its decoded frames, so the sampler needs the VAE. "
             "Connect the Wan2.1 VAE to its vae input, or choose a policy without a bank (top_k_blocks 0)."
         )
-    host.vae_network(vae)  # A VAE of another family is refused here.
+    host.check_vae(vae)
     info = host.compressor_info(model)
     if info is not None and info.frames_per_block != family.frames_per_block:
         raise PackForcingError(
@@ -143,22 +146,35 @@ def _require_compressor_parts(model, vae, family: Family) -> None:
 
 def _linked_node(hidden, name: str) -> str | None:
     """The id of the node that is linked to this node's input `name`."""
-    link = hidden.prompt[hidden.unique_id]["inputs"].get(name)
+    # The prompt of the user does not hold the nodes that loops and groups expand to while they run.
+    node = (hidden.prompt or {}).get(hidden.unique_id, {})
+    link = node.get("inputs", {}).get(name)
     return link[0] if isinstance(link, list) else None
+
+
+def _memory_warnings(model, recipe: Recipe) -> Iterator[str]:
+    info, bank = host.compressor_info(model), recipe.partitions.bank
+    if info is not None and bank is None:
+        yield f"Warning: the MODEL carries a trained compressor, which the memory '{recipe.policy.title}' does not use."
+    if info is None and bank is not None and bank.span >= recipe.geometry.frames_per_block:
+        yield (
+            "Warning: compressed blocks have their true length in time, which is for trained compressors, and the "
+            "MODEL carries none: expect jumps. Use the preset PackForcing zero-shot, or mid_span -1."
+        )
 
 
 def _length_and_size() -> list[io.Input]:
     return [
         io.Float.Input(
-            "seconds", default=30.0, min=0.1, max=36000.0, step=0.1, tooltip="Length. Rounded to whole blocks."
+            "seconds", default=30.0, min=0.1, max=MAX_SECONDS, step=0.1, tooltip="Length. Rounded to whole blocks."
         ),
-        io.Int.Input("width", default=832, min=SIZE_MULTIPLE, max=8192, step=SIZE_MULTIPLE, tooltip="Pixels."),
-        io.Int.Input("height", default=480, min=SIZE_MULTIPLE, max=8192, step=SIZE_MULTIPLE, tooltip="Pixels."),
+        io.Int.Input("width", default=832, min=SIZE_MULTIPLE, max=MAX_SIDE, step=SIZE_MULTIPLE, tooltip="Pixels."),
+        io.Int.Input("height", default=480, min=SIZE_MULTIPLE, max=MAX_SIDE, step=SIZE_MULTIPLE, tooltip="Pixels."),
         io.Float.Input(
             "fps",
             default=16.0,
             min=1.0,
-            max=240.0,
+            max=MAX_FPS,
             step=0.01,
             tooltip="Frames per second. Wan was trained at 16.",
         ),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
+import comfy.model_management
+import comfy.utils
 import folder_paths
 import numpy as np
 from comfy_api.v0_0_2 import InputImpl, io, ui
@@ -43,6 +45,7 @@ class StackVideos(io.ComfyNode):
                 io.Combo.Input("codec", options=list(CODECS), default="h264"),
             ],
             outputs=[io.Video.Output()],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -53,7 +56,11 @@ class StackVideos(io.ComfyNode):
             films = [_file_of(video, stack) for video in given]
             infos = [probe(film) for film in films]
             path, subfolder = film_path(filename_prefix, sum(info.width for info in infos), infos[0].height)
-            stack_films(films, path, codec, caption_pictures(captions, [info.width for info in infos]))
+            bar = comfy.utils.ProgressBar(max(info.frames for info in infos), node_id=cls.hidden.unique_id)
+            pictures = caption_pictures(captions, [info.width for info in infos])
+            for written in stack.enter_context(closing(stack_films(films, path, codec, pictures))):
+                bar.update_absolute(written)
+                comfy.model_management.throw_exception_if_processing_interrupted()
         saved = ui.SavedResult(path.name, subfolder, io.FolderType.output)
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), ui=ui.PreviewVideo([saved]))
 
@@ -71,7 +78,7 @@ def _file_of(video, stack: ExitStack) -> Path:
 
 def caption_pictures(captions: str, widths: Sequence[int]) -> list[np.ndarray] | None:
     """White lines on black, uint8 [32, W, 3] for each width; None for an empty text."""
-    lines = captions.strip().splitlines()
+    lines = captions.rstrip().splitlines()
     if not lines:
         return None
     if len(lines) != len(widths):

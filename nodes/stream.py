@@ -13,6 +13,7 @@ from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.plan import RenderPlan, plan_render
 from ..packforcing_core.render import Recipe, build_twins, latent_events
 from ..packforcing_core.sampler.rollout import BlockDone, Event
+from ..packforcing_core.vae.wan_vae import WanVAE
 from . import host
 
 
@@ -33,16 +34,18 @@ class LatentStream:
     _turn: threading.Lock = field(default_factory=threading.Lock)
 
     def plan(self, decoder_bytes: int = 0) -> RenderPlan:
-        """What the render takes, in the MODEL's own dtype."""
+        """What the render takes, in the MODEL's own dtype; a memory that compresses decodes too."""
+        own = host.decoder_bytes(self.vae, self.recipe.geometry) if self.vae is not None else 0
         return plan_render(
-            host.wan_config(self.model), self.recipe, self.model.model.get_dtype_inference(), decoder_bytes
+            host.wan_config(self.model), self.recipe, self.model.model.get_dtype_inference(), max(own, decoder_bytes)
         )
 
-    def events(self, decoder_bytes: int = 0, vae: object | None = None) -> Iterator[Event]:
-        """Blocks in order, sampling those that are not finished yet; `decoder_bytes` is what the consumer needs beside.
+    def events(self, vae: object | None = None, network: WanVAE | None = None) -> Iterator[Event]:
+        """Blocks in order, sampling those that are not finished yet.
 
-        Blocks that the sampling itself decodes bring their video along for a consumer with the same `vae`. Interruption
-        by the user is noticed after every model call.
+        A consumer that decodes gives its `vae` and the `network` made of it: there is room for it, and blocks that the
+        sampling itself decodes with the same VAE bring their video along. Interruption by the user is noticed after
+        every model call.
         """
         if not self._turn.acquire(blocking=False):
             raise PackForcingError("This stream is being sampled by another node already; let that one finish first.")
@@ -50,7 +53,7 @@ class LatentStream:
             if len(self.finished) >= self.recipe.geometry.blocks:
                 yield from (replace(done, reused=True) for done in self.finished)
                 return
-            for event in self._sampled(decoder_bytes):
+            for event in self._sampled(vae, network):
                 if isinstance(event, BlockDone):
                     if not event.reused:
                         self._remember(event)
@@ -66,10 +69,11 @@ class LatentStream:
             self.finished[-1] = replace(self.finished[-1], in_flight=None)
         self.finished.append(replace(done, video=None))
 
-    def _sampled(self, decoder_bytes: int) -> Iterator[Event]:
-        plan = self.plan(decoder_bytes)
+    def _sampled(self, vae: object | None, network: WanVAE | None) -> Iterator[Event]:
+        plan = self.plan(host.decoder_bytes(vae, self.recipe.geometry) if vae is not None else 0)
         with host.loaded(self.model, plan.peak_bytes - plan.weights_bytes) as model:
             twins = None
             if self.recipe.partitions.bank:
-                twins = build_twins(model, host.vae_network(self.vae), host.compressor_network(self.model))
+                own = network if vae is self.vae and network is not None else host.vae_network(self.vae)
+                twins = build_twins(model, own, host.compressor_network(self.model))
             yield from latent_events(model, self.context, self.recipe, tuple(self.finished), twins)

@@ -17,6 +17,9 @@ VAE_SPATIAL_STRIDE = 8
 PATCH = 2
 SIZE_MULTIPLE = VAE_SPATIAL_STRIDE * PATCH
 LATENT_CHANNELS = 16
+MAX_SIDE = 8192
+MAX_FPS = 240.0
+MAX_SECONDS = 36_000.0
 # How many latent frames, and how many latent pixels along each side, one token of a compressed block stands for.
 COMPRESSED_TIME = 2
 COMPRESSED_SPACE = 8
@@ -46,12 +49,15 @@ def compressed_grid(frames_per_block: int, latent_height: int, latent_width: int
     )
 
 
-def _require_positive(name: str, value: float, unit: str) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise PackForcingError(f"{name} is {value}; expected a positive number of {unit}.")
+def _require_positive(name: str, value: float, unit: str, most: float = math.inf) -> None:
+    if not (math.isfinite(value) and 0 < value <= most):
+        up_to = f", {most:g} at most" if math.isfinite(most) else ""
+        raise PackForcingError(f"{name} is {value}; expected a positive number of {unit}{up_to}.")
 
 
 def _require_size(name: str, value: int) -> None:
+    if value > MAX_SIDE:
+        raise PackForcingError(f"{name} is {value}; expected {MAX_SIDE} pixels at most.")
     if value < SIZE_MULTIPLE or value % SIZE_MULTIPLE:
         below = max(SIZE_MULTIPLE, value // SIZE_MULTIPLE * SIZE_MULTIPLE)
         raise PackForcingError(
@@ -73,7 +79,7 @@ class VideoGeometry:
     def __post_init__(self):
         _require_size("width", self.width)
         _require_size("height", self.height)
-        _require_positive("fps", self.fps, "frames per second")
+        _require_positive("fps", self.fps, "frames per second", MAX_FPS)
         _require_positive("frames_per_block", self.frames_per_block, "latent frames")
         _require_positive("blocks", self.blocks, "blocks")
 
@@ -82,8 +88,8 @@ class VideoGeometry:
         cls, seconds: float, *, width: int, height: int, fps: float, frames_per_block: int
     ) -> VideoGeometry:
         """The geometry nearest to a wished length; `seconds` of the result says what it became."""
-        _require_positive("seconds", seconds, "seconds")
-        _require_positive("fps", fps, "frames per second")
+        _require_positive("seconds", seconds, "seconds", MAX_SECONDS)
+        _require_positive("fps", fps, "frames per second", MAX_FPS)
         _require_positive("seconds x fps", seconds * fps, "frames")
         _require_positive("frames_per_block", frames_per_block, "latent frames")
         return cls(width, height, fps, frames_per_block, blocks_for_seconds(seconds, fps, frames_per_block))

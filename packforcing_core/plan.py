@@ -39,6 +39,7 @@ class RenderPlan:
     recent_tokens: int
     current_tokens: int
     attended_tokens: int
+    window_frames: float
     cache_bytes: int
     buffer_bytes: int
     bank_bytes: int
@@ -69,7 +70,7 @@ class RenderPlan:
         )
         parts = " + ".join(f"{name} {tokens:,}" for name, tokens in rows if tokens)
         lines = (
-            f"in view: {self.attended_tokens:,} tokens ({parts})",
+            f"in view: {self.attended_tokens:,} tokens ({parts}), {self.window_frames:g} frames of time",
             f"on the GPU: {self.cache_bytes / GB:.2f} GB of the past, {self.buffer_bytes / GB:.2f} GB in all",
             f"in host memory: {self.host_bytes / GB:.2f} GB",
         )
@@ -83,6 +84,8 @@ def plan_render(
     g, partitions = recipe.geometry, recipe.partitions
     shape = kv_shape(config, g, dtype)
     n = g.tokens_per_frame
+    mid_tokens = g.twin_tokens * partitions.mid_slots
+    mid_span = partitions.bank.span if partitions.bank else 0.0
     buffer_bytes = shape.buffer_bytes(partitions)
     weights = parameter_count(config) * dtype.itemsize
     activations = activation_bytes(config, n * partitions.current_frames, dtype)
@@ -99,10 +102,11 @@ def plan_render(
         current_blocks=partitions.current_blocks,
         tokens_per_frame=n,
         sink_tokens=n * partitions.sink_frames,
-        mid_tokens=g.twin_tokens * partitions.mid_slots,
+        mid_tokens=mid_tokens,
         recent_tokens=n * partitions.rolling_recent_frames,
         current_tokens=n * partitions.current_frames,
         attended_tokens=shape.attended_tokens(partitions),
+        window_frames=(shape.attended_tokens(partitions) - mid_tokens) / n + partitions.mid_slots * mid_span,
         cache_bytes=shape.cache_bytes(partitions),
         buffer_bytes=buffer_bytes,
         bank_bytes=shape.bank_bytes(partitions),

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .cache.cache import KVCache
-from .cache.config import Full, Policy, SinkWindow, Window
+from .cache.config import TRAINED_FRAMES, Policy, SinkWindow, Window
 from .cache.layer_kv import KVShape
 from .cache.partitions import Partitions
 from .checkpoint.families import Family
@@ -68,9 +68,8 @@ class FilmedBlock:
 
 def default_policy(family: Family) -> Policy:
     """The memory that a family was trained with."""
-    window_frames = family.attended_frames or family.window_frames
-    if window_frames is None:
-        return Full()
+    # A family that attends to all history was trained on clips of 21 latent frames; within them this is the same.
+    window_frames = family.attended_frames or family.window_frames or TRAINED_FRAMES
     if family.sink_frames == 0:
         return Window(window_frames)
     return SinkWindow(window_frames, family.sink_frames)

@@ -14,6 +14,7 @@ Views and writers are each a `History`: a model pass cannot tell them apart, and
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -29,9 +30,9 @@ from .mid import MidMemory
 from .partitions import BlockWindow, Partitions, Placement
 from .pruning import TokenPruning
 
-Selection = tuple[tuple[int, ...], ...]
-"""What each layer chose for one block: bank blocks by their index in the video, or token indices where tokens are
-pruned; empty where there was nothing to choose.
+Selection = tuple[Sequence[int], ...]
+"""What each layer chose for one block: bank blocks by their index in the video, or token indices (an `array`, for there
+are thousands) where tokens are pruned; empty where there was nothing to choose.
 """
 
 
@@ -230,7 +231,7 @@ class BlockView:
     def selection(self) -> Selection:
         """What each layer chose, once it has."""
         choices = (self.choices.get(layer, ()) for layer in range(self.cache.shape.layers))
-        return tuple(tuple(c.tolist()) if isinstance(c, Tensor) else c for c in choices)
+        return tuple(array("i", c.tolist()) if isinstance(c, Tensor) else c for c in choices)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         kv = self.cache.layers[layer]

@@ -186,9 +186,9 @@ class PackForcing(Policy):
     top_k_blocks: int = knob(16, "Compressed blocks that each layer selects from the bank. 0 switches the mid off.")
     bank_blocks: int = knob(128, "Compressed blocks that are remembered (128: two minutes at 16 FPS).")
     mid_span: float = knob(
-        float(FULL_SPAN),
-        "Frames of position that a compressed block occupies; fractions are allowed. 0: its true length (for a trained "
-        "compressor). -1: as much as lets the whole window fit 21 frames (zero-shot).",
+        float(AUTO),
+        "Frames of position that a compressed block occupies; fractions are allowed. -1: as much as lets the whole "
+        "window fit the 21 frames of training (zero-shot). 0: its true length, for a trained compressor.",
         minimum=AUTO,
     )
     selector: str = knob(
@@ -290,8 +290,8 @@ POLICIES: dict[str, type[Policy]] = {
 }
 
 POLICY_PRESETS: dict[str, Policy] = {
-    "PackForcing (paper)": PackForcing(),
-    "PackForcing zero-shot": PackForcing(mid_span=AUTO),
+    "PackForcing zero-shot": PackForcing(),
+    "PackForcing (paper)": PackForcing(mid_span=FULL_SPAN),
     "Deep Forcing": DeepForcing(),
     "LongLive": SinkWindow(window_frames=12, sink_frames=3),
     "Self-Forcing": Window(window_frames=21),

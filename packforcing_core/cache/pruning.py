@@ -50,7 +50,7 @@ class TokenPruning:
 
     def repeated(self, choice: Sequence[int], window: BlockWindow) -> Tensor:
         """A choice of an earlier run, to be made again."""
-        return torch.tensor(choice, device=self._rope.device)
+        return torch.tensor(choice, dtype=torch.long, device=self._rope.device)
 
     def choose(self, layer: int, kv: LayerKV, window: BlockWindow, q: Tensor, block: int) -> Tensor:
         """Indices of the kept among the candidate tokens, from the current queries `q` [B, L, heads, head_dim]."""

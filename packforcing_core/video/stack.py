@@ -18,22 +18,23 @@ FRAMES_PER_SEGMENT = 64
 
 def stack_films(
     films: Sequence[Path], target: Path, codec: str = "h264", captions: Sequence[np.ndarray] | None = None
-) -> Path:
-    """Writes the `films`, left to right, as one film `target`; frames are read and written one by one.
+) -> Iterator[int]:
+    """Writes the `films`, left to right, as one film `target`, which is there when the iterator ends.
 
-    `captions` are pictures uint8 [h, W, 3], one as wide as each film, that stand above it. A film that ends early shows
-    its last frame until the longest ends. Raises PackForcingError for films of different height or frame rate.
+    Yields the number of frames written, after each. `captions` are pictures uint8 [h, W, 3], one as wide as each film,
+    that stand above it. A film that ends early shows its last frame until the longest ends. Raises PackForcingError for
+    films of different height or frame rate.
     """
     infos = [probe(film) for film in films]
     _require_alike(films, infos)
-    first = next(_rows(films, captions))
-    height, width, _ = first.shape
+    width, height = sum(info.width for info in infos), infos[0].height + (captions[0].shape[0] if captions else 0)
     with SegmentedWriter(target, width, height, VideoFormat(codec, fps=float(infos[0].fps))) as writer:
         for number, row in enumerate(_rows(films, captions), start=1):
             writer.write(row[None])
             if number % FRAMES_PER_SEGMENT == 0:
                 writer.end_segment()
-        return writer.finish()
+            yield number
+        writer.finish()
 
 
 def _rows(films: Sequence[Path], captions: Sequence[np.ndarray] | None) -> Iterator[np.ndarray]:

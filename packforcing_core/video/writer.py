@@ -93,6 +93,9 @@ class SegmentedWriter:
                     self._close_segment(strict=False)
         finally:
             self.abort()
+            if not self.segments:  # a film without a frame would not play
+                with suppress(OSError):
+                    self.growing_path.unlink()
 
     def write(self, frames: np.ndarray) -> None:
         """Append uint8 frames [T, H, W, 3], RGB, to the open segment; opens one if none is. Blocks while busy.

@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from packforcing_core.cache.config import DeepForcing, Full, SinkWindow, Window
+from packforcing_core.cache.config import DeepForcing, SinkWindow, Window
 from packforcing_core.checkpoint.families import FAMILIES
 from packforcing_core.errors import PackForcingError
 from packforcing_core.geometry import VideoGeometry
@@ -67,7 +67,9 @@ def test_a_knob_out_of_range_is_refused_with_its_range(knobs, message):
 def test_a_family_remembers_what_it_was_trained_with():
     assert default_policy(FAMILIES["self-forcing"]) == Window(21)
     assert default_policy(FAMILIES["longlive"]) == SinkWindow(12, 3)
-    assert default_policy(FAMILIES["causvid"]) == Full()
+    assert default_policy(FAMILIES["causvid"]) == Window(21), (
+        "within the 21 frames of its training the same as all history"
+    )
     assert default_policy(FAMILIES["rolling-forcing"]) == SinkWindow(21, 3)
 
 

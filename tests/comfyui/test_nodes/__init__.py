@@ -7,6 +7,7 @@ import time
 import comfy.utils
 import torch
 from comfy_api.v0_0_2 import ComfyExtension, io, ui
+from comfy_execution.graph_utils import GraphBuilder
 from PIL import Image
 
 CONTEXT_TOKENS, CONTEXT_WIDTH = 512, 4096
@@ -65,9 +66,35 @@ class PackForcingTestCount(io.ComfyNode):
         return io.NodeOutput(steps, ui=ui.PreviewText(f"counted to {steps}"))
 
 
+class PackForcingTestExpand(io.ComfyNode):
+    """Expands to our sampler while it runs, as loops and groups do."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PackForcingTestExpand",
+            category="PackForcing/tests",
+            inputs=[
+                io.Model.Input("model"),
+                io.Conditioning.Input("positive"),
+                io.Custom("PACKFORCING_CACHE").Input("cache"),
+            ],
+            outputs=[io.Custom("PACKFORCING_STREAM").Output()],
+            enable_expand=True,
+        )
+
+    @classmethod
+    def execute(cls, model, positive, cache) -> io.NodeOutput:
+        graph = GraphBuilder()
+        size = {"seconds": 1.0, "width": 64, "height": 32, "fps": 16.0, "seed": 0}
+        chosen = {"preset": "auto", "frames_per_block": 0, "denoising_steps": "", "shift": 0.0}
+        inside = graph.node("PackForcingSampler", model=model, positive=positive, cache=cache, **size, **chosen)
+        return io.NodeOutput(inside.out(0), expand=graph.finalize())
+
+
 class TestExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [PackForcingTestConditioning, PackForcingTestCount]
+        return [PackForcingTestConditioning, PackForcingTestCount, PackForcingTestExpand]
 
 
 async def comfy_entrypoint() -> TestExtension:

@@ -36,9 +36,7 @@ def question(blocks=6, seed=0, block=9, layer=1) -> Question:
     generator = torch.Generator().manual_seed(5)
     keys = torch.randn(blocks, 1, 4, 2, 16, generator=generator)
     queries = torch.randn(1, 8, 2, 16, generator=generator)
-    return Question(
-        queries.mean(1), queries, list(range(blocks)), keys.mean(2), keys.__getitem__, seed, block, layer
-    )
+    return Question(queries.mean(1), queries, list(range(blocks)), keys.mean(2), keys.__getitem__, seed, block, layer)
 
 
 def test_least_selected_forgets_another_block_than_the_oldest():

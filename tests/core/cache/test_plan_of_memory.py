@@ -9,7 +9,7 @@ import torch
 
 from packforcing_core.attention import sdpa
 from packforcing_core.cache.cache import KVCache
-from packforcing_core.cache.config import AUTO, POLICY_PRESETS, DeepForcing, Full, PackForcing, build_policy
+from packforcing_core.cache.config import AUTO, FULL_SPAN, POLICY_PRESETS, DeepForcing, Full, PackForcing, build_policy
 from packforcing_core.cache.layer_kv import KVShape
 from packforcing_core.errors import PackForcingError
 from packforcing_core.geometry import VideoGeometry, compressed_grid
@@ -55,7 +55,7 @@ def test_the_automatic_span_fits_the_whole_window_into_21_positions(frames_per_b
     window = plan.window(1000 * frames_per_block, banked=128)
     print(f"span {plan.bank.span}, last position {window.current_positions[-1]}")
     assert window.current_positions[-1] == pytest.approx(20)
-    assert PackForcing().partitions(4).window(4000, 128).current_positions[-1] == 79
+    assert PackForcing(mid_span=FULL_SPAN).partitions(4).window(4000, 128).current_positions[-1] == 79
 
 
 @pytest.mark.parametrize("name", POLICY_PRESETS)
