@@ -67,6 +67,11 @@ _TORCH_NAMES = {
     torch.bool: "BOOL",
 }
 
+# How deep tables may lie in each other in a torch file, and how many entries they may have together. Real files nest
+# three deep; a few bytes of a table that holds itself, or another twice, would otherwise unfold without end.
+MAX_NESTING = 16
+MAX_ENTRIES = 1_000_000
+
 _AGAIN = "Download or copy it again."
 
 
@@ -108,16 +113,23 @@ def open_tensors(path: str | PathLike[str]) -> TensorFile:
     Raises PackForcingError where the file is missing, truncated, not what it claims to be, or would run code.
     """
     path = Path(path)
-    if not path.is_file():
-        raise PackForcingError(f"{path} is no file; expected a checkpoint (.safetensors, .pt or .pth).")
-    with path.open("rb") as file:
-        start = file.read(64)
+    start = _first_bytes(path)
     _refuse_other_formats(path, start)
     if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{":
         tensors = _load_torch(path, is_zip=start.startswith(b"PK"))
         infos = {name: TensorInfo(tuple(t.shape), _dtype_name(t.dtype)) for name, t in tensors.items()}
         return TensorFile(path, infos, {}, tensors)
     return TensorFile(path, *read_safetensors_header(path))
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            raise PackForcingError(f"{path} is no file; expected a checkpoint (.safetensors, .pt or .pth).")
+        with path.open("rb") as file:
+            return file.read(64)
+    except OSError as error:  # no permission, a name longer than the system's limit
+        raise PackForcingError(f"{str(path)[:200]} cannot be opened: {error.strerror}.") from error
 
 
 def read_safetensors_header(path: str | PathLike[str]) -> tuple[dict[str, TensorInfo], dict[str, str]]:
@@ -231,7 +243,7 @@ def _load_torch(path: Path, *, is_zip: bool) -> dict[str, Tensor]:
     except Exception as error:  # a damaged pickle may raise anything
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         raise PackForcingError(f"{path.name} is damaged or no torch file: {first_line}. {_AGAIN}") from error
-    return dict(_flatten(content))
+    return _flatten(path, content)
 
 
 def _refusal(path: Path, error: str) -> str:
@@ -246,12 +258,40 @@ def _refusal(path: Path, error: str) -> str:
     )
 
 
-def _flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    if isinstance(content, Tensor):
-        yield prefix or "tensor", content.detach()
-    elif isinstance(content, Mapping):
-        for key, value in content.items():
-            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+def _flatten(path: Path, content: Any) -> dict[str, Tensor]:
+    """Every tensor of nested tables, under its names from the outermost to its own, joined with dots."""
+    tensors: dict[str, Tensor] = {}
+    for entries, (name, value) in enumerate(_entries(path, "", content, 0)):
+        if entries >= MAX_ENTRIES:
+            raise PackForcingError(f"{path.name} was refused: it has more than {MAX_ENTRIES:,} entries.")
+        if not isinstance(value, Tensor):
+            continue
+        if name in tensors:
+            raise PackForcingError(f"{path.name} is damaged: it has {name!r} twice. {_AGAIN}")
+        tensors[name or "tensor"] = _plain_tensor(path, name, value)
+    return tensors
+
+
+def _entries(path: Path, name: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
+    yield name, value
+    if not isinstance(value, Mapping):
+        return
+    if depth == MAX_NESTING:
+        raise PackForcingError(
+            f"{path.name} was refused: its tables lie more than {MAX_NESTING} deep in each other, or hold themselves."
+        )
+    for key, inner in value.items():
+        if not isinstance(key, str | int | float):
+            raise PackForcingError(f"{path.name} is damaged: a table in it has a name of type {type(key).__name__}.")
+        yield from _entries(path, f"{name}.{key}" if name else str(key), inner, depth + 1)
+
+
+def _plain_tensor(path: Path, name: str, tensor: Tensor) -> Tensor:
+    if tensor.is_meta:
+        raise PackForcingError(f"{path.name} holds no data for {name!r}: it was saved from the meta device.")
+    if tensor.layout != torch.strided or tensor.is_nested:
+        raise PackForcingError(f"{path.name} was refused: {name!r} is stored sparse; expected plain tensors.")
+    return tensor.detach()
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -156,6 +156,38 @@ def test_other_things_are_called_by_their_names(tmp_path, content, message):
         open_tensors(path)
 
 
+def test_a_path_that_the_system_refuses_is_an_error_of_ours(tmp_path):
+    with pytest.raises(PackForcingError, match="cannot be opened"):
+        open_tensors(tmp_path / ("x" * 5000))
+
+
+def test_tables_that_hold_themselves_or_unfold_without_end_are_refused(tmp_path):
+    cycle = {}
+    cycle["again"] = cycle
+    with pytest.raises(PackForcingError, match=r"refused: its tables lie more than 16 deep .* or hold themselves"):
+        open_tensors(write(tmp_path / "cycle.pt", cycle))
+    unfolding = torch.ones(1)
+    for _ in range(12):
+        unfolding = dict.fromkeys("abcd", unfolding)
+    with pytest.raises(PackForcingError, match="refused: it has more than 1,000,000 entries"):
+        open_tensors(write(tmp_path / "unfolding.pt", unfolding))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": torch.ones(2, device="meta")}, "no data for 'a'"),
+        ({"a": torch.eye(2).to_sparse()}, "'a' is stored sparse"),
+        ({"a.b": torch.ones(1), "a": {"b": torch.ones(1)}}, r"has 'a\.b' twice"),
+        ({(1, 2): torch.ones(1)}, "a name of type tuple"),
+    ],
+)
+def test_what_is_no_plain_named_tensor_is_refused(tmp_path, content, message):
+    with pytest.raises(PackForcingError, match=message):
+        open_tensors(write(tmp_path / "x.pt", content))
+
+
 def test_a_missing_file_and_a_folder_are_no_files(tmp_path):
     for path in (tmp_path / "none.pt", tmp_path):
         with pytest.raises(PackForcingError, match="is no file"):
