@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +38,9 @@ SIZE_KEYS = (
     "head.head.weight",
     "head.modulation",
 )
+
+# The largest Wan2.1 has 40 layers. A file that claims more than this was made to cost memory.
+MAX_LAYERS = 512
 
 EXPECTED = "expected a Wan2.1 text-to-video (T2V) transformer"
 
@@ -126,8 +128,18 @@ def _refuse_foreign(sizes: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def _count_layers(sizes: Mapping[str, Any]) -> int:
-    found = (re.match(r"blocks\.(\d+)\.", name) for name in sizes)
-    return max(int(match.group(1)) for match in found if match) + 1
+    """How many layers there are, each counted by its name: a single large number must not cost what it claims."""
+    found = dict.fromkeys(name.split(".", 2)[1] for name in sizes if name.startswith("blocks."))
+    expected = {str(layer) for layer in range(len(found))}
+    stray = next((layer for layer in found if layer not in expected), None)
+    if stray is not None:
+        raise PackForcingError(
+            f"Got blocks.{stray[:40]} among {len(found)} layers; {EXPECTED}, whose layers are numbered from 0 without "
+            "a hole. The file is damaged or foreign."
+        )
+    if len(found) > MAX_LAYERS:
+        raise PackForcingError(f"Got {len(found):,} layers; {EXPECTED}, of {MAX_LAYERS} layers at most.")
+    return len(found)
 
 
 def _shape(value: Any) -> tuple[int, ...]:

@@ -55,6 +55,25 @@ def test_another_model_is_refused_with_what_was_expected():
         WanConfig.from_state_dict({"double_blocks.0.img_mod.lin.weight": (3, 3)})
 
 
+def tensors_of(layers):
+    return {**expected_shapes(SMALL), **{f"blocks.{layer}.modulation": (1, 6, 128) for layer in layers}}
+
+
+@pytest.mark.parametrize("layer", ["3", "300000", "9" * 4400, "02", "\u0662", "\u00b2", "x", "", "-1"])
+def test_layers_are_numbered_from_0_without_a_hole(layer):
+    with pytest.raises(
+        PackForcingError, match=r"Got blocks\..* among 3 layers; expected .*damaged or foreign"
+    ) as refusal:
+        WanConfig.from_state_dict(tensors_of([layer]))
+    assert len(str(refusal.value)) < 250
+
+
+def test_the_number_of_layers_has_a_bound():
+    assert WanConfig.from_state_dict(tensors_of(range(60))).num_layers == 60
+    with pytest.raises(PackForcingError, match=r"Got 513 layers; .* of 512 layers at most"):
+        WanConfig.from_state_dict(tensors_of(range(513)))
+
+
 def test_heads_must_divide_the_width():
     with pytest.raises(PackForcingError, match="3 heads for a width of 128"):
         WanConfig(dim=128, ffn_dim=256, num_layers=1, num_heads=3)
