@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ..errors import PackForcingError
 
@@ -29,6 +30,17 @@ def _sigma_table(steps: tuple[float, ...], shift: float) -> list[float]:
     return [shifted_sigma(1 - i / TRAINING_STEPS, shift) for i in range(TRAINING_STEPS)]
 
 
+def _falling(steps: tuple[float, ...], sigmas: tuple[float, ...]) -> tuple[float, ...]:
+    """`sigmas`, each below the one before; PackForcingError for steps that do not fall, or share an entry."""
+    for (first, high), (second, low) in pairwise(zip(steps, sigmas, strict=True)):
+        if low >= high:
+            raise PackForcingError(
+                f"The denoising steps {first} and {second} have the noise levels {high:.4f} and {low:.4f}; expected "
+                f"each below the one before, on a table of {TRAINING_STEPS} levels. Choose falling steps further apart."
+            )
+    return sigmas
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The model calls that take a block from noise to clean: a timestep for the model and a sigma for the arithmetic
@@ -42,15 +54,15 @@ class Schedule:
     def warped(cls, steps: tuple[float, ...], shift: float) -> Schedule:
         """Steps on the unshifted 1000-step grid: (1000, 750, 500, 250) at shift 5 -> 1000, 937.5, 833.33, 625."""
         table = _sigma_table(steps, shift)
-        sigmas = tuple(table[TRAINING_STEPS - round(step)] for step in steps)
+        sigmas = _falling(steps, tuple(table[TRAINING_STEPS - round(step)] for step in steps))
         return cls(tuple(TRAINING_STEPS * sigma for sigma in sigmas), sigmas)
 
     @classmethod
     def unwarped(cls, steps: tuple[float, ...], shift: float) -> Schedule:
         """Steps that are timesteps already (CausVid): sigma is the nearest entry of the shifted table."""
         table = _sigma_table(steps, shift)
-        sigmas = tuple(min(table, key=lambda sigma: abs(TRAINING_STEPS * sigma - step)) for step in steps)
-        return cls(tuple(float(step) for step in steps), sigmas)
+        nearest = tuple(min(table, key=lambda sigma: abs(TRAINING_STEPS * sigma - step)) for step in steps)
+        return cls(tuple(float(step) for step in steps), _falling(steps, nearest))
 
     def __len__(self) -> int:
         return len(self.timesteps)

@@ -87,6 +87,23 @@ def test_a_shift_that_bends_nothing_is_refused(build, shift):
         build(FOUR, shift)
 
 
+@pytest.mark.parametrize(
+    ("build", "steps"),
+    [
+        (Schedule.warped, (1000.0, 750.4, 750.3)),
+        (Schedule.warped, (1000.0, 999.9)),
+        (Schedule.warped, (500.0, 750.0)),
+        (Schedule.unwarped, (1000.0, 999.9)),
+        (Schedule.unwarped, (757.0, 757.0)),
+    ],
+)
+def test_steps_that_share_a_noise_level_are_refused(build, steps):
+    with pytest.raises(
+        PackForcingError, match=f"steps {steps[-2]} and {steps[-1]} have the noise levels.*further apart"
+    ):
+        build(steps, 5.0)
+
+
 @pytest.mark.parametrize("build", [Schedule.warped, Schedule.unwarped])
 @pytest.mark.parametrize("step", [0.3, 0.0, -250.0, 1001.0, math.nan])
 def test_a_step_off_the_table_is_refused(build, step):
