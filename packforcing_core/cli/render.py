@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from ..cache.config import FULL_SPAN, PackForcing
 from ..checkpoint.families import DEFAULT_FAMILY, Family, choice_warnings
 from ..checkpoint.load import Checkpoint, read_checkpoint
 from ..compressor.high_res import HighRes
@@ -86,10 +87,14 @@ def _high_res(
 
 
 def build_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> CausalWan:
-    """The transformer with the checkpoint's weights on `device` in `dtype` (the patch embedding in float32)."""
+    """The transformer with the checkpoint's weights on `device` in `dtype`, but its patch embedding in float32."""
     net = build_on_meta(lambda: Wan(checkpoint.config, TorchOps))
-    net.load_state_dict(checkpoint.state_dict, assign=True)
-    net.to(device=device, dtype=dtype).patch_embedding.float()
+    # Cast one by one: through `dtype` and back, the patch embedding would be rounded.
+    cast = {
+        name: tensor.to(device, torch.float32 if name.startswith("patch_embedding.") else dtype)
+        for name, tensor in checkpoint.state_dict.items()
+    }
+    net.load_state_dict(cast, assign=True)
     return CausalWan(net.eval().requires_grad_(False), checkpoint.config, dtype=dtype, device=device)
 
 
@@ -109,6 +114,8 @@ def _recipe(options: argparse.Namespace, checkpoint: Checkpoint, console: Consol
     family = shared.chosen_family(options, trained)
     for warning in (*checkpoint.warnings, *choice_warnings(checkpoint.family, family)):
         console.print(f"warning: {warning}", style="yellow")
+    if options.compressor and options.policy == PackForcing.name and options.mid_span is None:
+        options.mid_span = FULL_SPAN  # A trained compressor was trained with the true length of its blocks.
     geometry = shared.chosen_geometry(options, family.frames_per_block)
     console.print(geometry.describe_length(options.seconds))
     return Recipe(geometry, shared.chosen_policy(options, family), Denoising.of_family(family), options.seed)

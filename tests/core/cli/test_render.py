@@ -19,6 +19,7 @@ from packforcing_core.video import probe, read_frames
 from tests.checkpoints import (
     SMALL,
     truncate,
+    wan_state_dict,
     write_context,
     write_family,
     write_peft_lora,
@@ -182,6 +183,12 @@ def test_the_model_computes_in_its_dtype_and_embeds_patches_in_float32(files):
         "patch_embedding.bias",
     }
     assert {parameter.device.type for parameter in model.net.parameters()} == {"cpu"}
+    file = wan_state_dict()
+    assert all(
+        torch.equal(dict(model.net.named_parameters())[name], tensor.to(dtypes[name])) for name, tensor in file.items()
+    )
+    patches = file["patch_embedding.weight"]
+    assert not torch.equal(patches, patches.bfloat16().float()), "the file's values must be finer than bfloat16"
 
 
 def test_the_packforcing_memory_renders_with_and_without_a_trained_compressor(files, tmp_path, capsys):
