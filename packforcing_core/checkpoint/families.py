@@ -7,6 +7,7 @@ name, by metadata, and by the few tell-tale keys there are.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -20,9 +21,10 @@ FOUR_STEPS = (1000.0, 750.0, 500.0, 250.0)
 
 def _check_steps(name: str, field: str, steps: tuple[float, ...]) -> None:
     falling = all(a > b for a, b in pairwise(steps))
-    if not steps or not falling or steps[0] > 1000 or steps[-1] <= 0:
+    # Written so that nan, which is in no order with anything, is refused too.
+    if not steps or not falling or not all(1 <= step <= 1000 for step in steps):
         raise PackForcingError(
-            f"Got {field} {list(steps)} ({name}); expected falling numbers in (0, 1000], "
+            f"Got {field} {list(steps)} ({name}); expected falling numbers from 1000 to 1, "
             "for example 1000, 750, 500, 250."
         )
 
@@ -64,8 +66,8 @@ class Family:
             _check_steps(self.name, "first_block_steps", self.first_block_steps)
         if self.frames_per_block < 1:
             raise PackForcingError(f"Got frames_per_block {self.frames_per_block}; expected 1 or more.")
-        if self.shift <= 0:
-            raise PackForcingError(f"Got shift {self.shift:g}; expected a number above 0 (5 is usual).")
+        if not (math.isfinite(self.shift) and self.shift > 0):
+            raise PackForcingError(f"Got shift {self.shift:g}; expected a finite number above 0 (5 is usual).")
         if not 0 <= self.context_noise < 1000:
             raise PackForcingError(
                 f"Got context_noise {self.context_noise:g}; expected a timestep, at least 0 and below 1000."
@@ -119,7 +121,11 @@ _TABLE = (
     Family(
         "causal-forcing-long",
         "Causal-Forcing, long video",
-        patterns=(r"chunk[-_]?wise/long[-_]?video", r"causal[-_ ]?forcing.*long([-_]?video)?"),
+        patterns=(
+            r"chunk[-_]?wise/long[-_]?video",
+            r"causal[-_ ]?forcing/long[-_]?video",
+            r"causal[-_ ]?forcing[^/]*long(?![-_ ]?live)([-_]?video)?",
+        ),
         window_frames=24,
         attended_frames=21,
         sink_frames=3,
@@ -316,15 +322,19 @@ def _has_top(keys: list[str], top: str) -> bool:
 
 
 def _match_patterns(where: str, tops: set[str], causal: bool) -> Family | None:
-    """The family with the longest match; of equals (causal_forcing.pt), the one whose top key is there."""
-    best: tuple[int, bool] = (0, False)
+    """The family with the longest match in the file's own name, then in all; the folder alone goes last.
+
+    Of equals (causal_forcing.pt), it is the one whose top key is there.
+    """
+    own = where.rfind("/") + 1
+    best: tuple[int, int, bool] = (0, 0, False)
     found = None
     for family in FAMILIES.values():
-        if not family.autoregressive and (causal or _SAYS_CAUSAL.search(where)):
+        if not family.autoregressive and (causal or _SAYS_CAUSAL.search(where, own)):
             continue
-        for pattern in family.patterns:
-            match = re.search(pattern, where)
-            rank = (len(match.group()), bool(tops.intersection(family.top_keys))) if match else best
+        has_top = bool(tops.intersection(family.top_keys))
+        for match in (match for pattern in family.patterns for match in re.finditer(pattern, where)):
+            rank = (max(0, match.end() - max(own, match.start())), match.end() - match.start(), has_top)
             if rank > best:
                 best, found = rank, family
     return found

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from packforcing_core.checkpoint.families import (
@@ -53,6 +55,31 @@ def test_a_file_is_recognised_wherever_it_lies(file, keys, metadata, name, folde
     separator = "\\" if "\\" in folder else "/"
     family = recognise(folder + file.replace("/", separator), metadata, keys)
     assert (family.name if family else None) == name
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("Self_Forcing/causvid.pt", "causvid"),
+        ("Self-Forcing/foo_longlive.pt", "longlive"),
+        ("Causal-Forcing/foo_longlive.pt", "longlive"),
+        ("Causal-Forcing/foo_long_live.pt", "longlive"),
+        ("LongLive/self_forcing_dmd.pt", "self-forcing"),
+        ("LongLive/unrelated_wan2.1_t2v.safetensors", "wan2.1-t2v"),
+        ("wan2.1_t2v/self_forcing.pt", "self-forcing"),
+        ("chunkwise/my_rolling_forcing.pt", "rolling-forcing"),
+        # Where the file's name says nothing of its own, the folder counts.
+        ("LongLive/renamed.pt", "longlive"),
+        ("Self-Forcing/model.pt", "self-forcing"),
+        ("Causal-Forcing/longvideo.pt", "causal-forcing-long"),
+        ("chunkwise/longvideo.pt", "causal-forcing-long"),
+        ("x/causal_forcing_chunkwise_long.pt", "causal-forcing-long"),
+        ("MemFlow/base.pt", "memflow"),
+        ("autoregressive_checkpoint/model.pt", "causvid"),
+    ],
+)
+def test_a_files_own_name_beats_its_folders(file, name):
+    assert recognise(f"/models/{file}", None, EMA).name == name
 
 
 def test_every_family_can_be_recognised():
@@ -114,7 +141,13 @@ def test_the_users_choice_goes_on_top_and_none_changes_nothing():
         ({"denoising_steps": ()}, "falling"),
         ({"denoising_steps": (1000, 0)}, "falling"),
         ({"first_block_steps": (2000,)}, "first_block_steps"),
+        ({"denoising_steps": (math.nan,)}, r"denoising_steps \[nan\].*from 1000 to 1"),
+        ({"denoising_steps": (1000, math.nan, 500)}, r"denoising_steps \[1000.0, nan, 500.0\]"),
+        ({"denoising_steps": (1000, 0.5)}, "from 1000 to 1"),
+        ({"first_block_steps": (1000, math.nan)}, "first_block_steps"),
         ({"shift": 0.0}, "shift 0"),
+        ({"shift": math.nan}, "shift nan; expected a finite number above 0"),
+        ({"shift": math.inf}, "shift inf"),
         ({"context_noise": 1000.0}, "context_noise 1000"),
         ({"sink_frames": 12}, "12 sink frames in a window of 12"),
     ],
@@ -139,6 +172,8 @@ def test_an_unknown_preset_names_the_known_ones():
         ("renamed.safetensors", CAUSAL_METADATA, False),
         ("wan2.1_t2v_1.3B_fp16.safetensors", CAUSAL_METADATA, False),
         ("self_forcing_dmd.pt", None, False),
+        ("LongLive/unrelated_wan2.1_t2v.safetensors", None, True),
+        ("wan2.1_t2v/self_forcing.pt", None, False),
         ("my_causal_wan.safetensors", None, False),
     ],
 )
