@@ -13,15 +13,18 @@ from ..model.config import WanConfig
 WRAPPERS = frozenset({"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"})
 
 # What may stand in front of an official name: top-level keys of training saves, and prefixes of other tools.
-TOP_KEYS = ("generator_ema", "generator", "model", "state_dict", "generator_lora", "critic", "critic_lora")
-FRONTS = frozenset({*TOP_KEYS, "diffusion_model", "net", "module", "base_model"})
+TOP_KEYS = ("generator_ema", "generator", "generator_lora", "model", "state_dict")
+CRITICS = ("critic", "critic_lora")
+FRONTS = frozenset({*TOP_KEYS, *CRITICS, "diffusion_model", "net", "module", "base_model"})
 
 COMPRESSOR_FRONTS = ("pack_compressor.", "compressor.")
 
 _LORA = re.compile(r"(^|\.)(lora_[AB]|lora_down|lora_up|lora\.(down|up)|lora_embedding_[AB])(\.|$)")
 
 # Scales and marks of quantised files, beside the weights they belong to.
-_QUANTISED = re.compile(r"(^|\.)(scaled_fp8|scale_weight|scale_input|weight_scale(_2)?|input_scale|comfy_quant)$")
+_QUANTISED = re.compile(
+    r"(^|\.)(scaled_fp8|scale_weight|scale_input|weight_scale(_2)?|input_scale|pre_quant_scale|comfy_quant)$"
+)
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,20 @@ def choose_group(
     `key` is the user's choice ("generator", or a whole front); otherwise `preferred`, then the averaged generator,
     go first and critics last. PackForcingError where `key` is not there.
     """
-    fronts = [front for front, names in groups.items() if is_transformer(names)]
+    return choose_front([front for front, names in groups.items() if is_transformer(names)], key, preferred)
+
+
+def is_critic(front: str) -> bool:
+    """Whether a front is of a critic: a part of the training, not of the model."""
+    return any(segment in CRITICS for segment in front.split("."))
+
+
+def choose_front(fronts: list[str], key: str | None, preferred: tuple[str, ...] = ()) -> str | None:
+    """Which of `fronts` to take, by the rules of `choose_group`."""
     if key is not None:
         chosen = [front for front in fronts if front == key or key in front.split(".")]
         if not chosen:
-            there = ", ".join(front or "(none)" for front in fronts) or "no transformer at all"
+            there = ", ".join(front or "(none)" for front in fronts) or "none that fits"
             raise PackForcingError(f"Got top-level key {key!r}; the file has {there}.")
         return min(chosen, key=lambda front: (front != key, len(front)))
     order = (*preferred, *TOP_KEYS)
@@ -157,10 +169,10 @@ def _linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
 
 
 def _rank(front: str, order: tuple[str, ...]) -> int:
+    if is_critic(front):
+        return len(order) + 1
     segments = front.split(".")
-    if "critic" in segments:
-        return len(order)
-    return next((place for place, top in enumerate(order) if top in segments), len(order) - 1)
+    return next((place for place, top in enumerate(order) if top in segments), len(order))
 
 
 def _some(names: Iterable[str], most: int) -> str:

@@ -77,6 +77,8 @@ def fronts_of(*fronts):
         (("critic.model", "generator.model", "generator_ema.model"), "critic", (), "critic.model"),
         (("critic.model", "generator.model"), "critic.model", (), "critic.model"),
         (("critic.model", "other"), None, (), "other"),
+        (("critic_lora.model", "other"), None, (), "other"),
+        (("critic.model", "model"), None, ("model",), "model"),
         (("model.diffusion_model",), None, ("generator_ema",), "model.diffusion_model"),
         (("",), None, ("generator_ema",), ""),
         ((), None, (), None),
