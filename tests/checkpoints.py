@@ -124,6 +124,26 @@ def write_stock_wan(path: Path, config: WanConfig = SMALL_STOCK, seed: int = 0, 
     return _write(path, wan_state_dict(config, seed), CAUSAL_METADATA if causal else None)
 
 
+def scaled_fp8_state_dict(config: WanConfig = SMALL_STOCK, seed: int = 0) -> dict[str, Tensor]:
+    """`wan_state_dict` with the layers' Linear weights as fp8 and, beside each, the `scale_weight` to multiply by.
+
+    The mark `scaled_fp8` has two elements, which asks ComfyUI to multiply in full precision.
+    """
+    tensors = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
+    for name, weight in wan_state_dict(config, seed).items():
+        tensors[name] = weight
+        if name.startswith("blocks.") and name.endswith(".weight") and weight.dim() == 2:
+            scale = weight.abs().max() / torch.finfo(torch.float8_e4m3fn).max
+            tensors[name] = (weight / scale).to(torch.float8_e4m3fn)
+            tensors[f"{name.removesuffix('.weight')}.scale_weight"] = scale
+    return tensors
+
+
+def write_scaled_fp8_wan(path: Path, config: WanConfig = SMALL_STOCK, seed: int = 0, *, causal: bool = True) -> Path:
+    """A safetensors file of scaled fp8 that ComfyUI's stock Load Diffusion Model reads: `write_stock_wan`, rounded."""
+    return _write(path, scaled_fp8_state_dict(config, seed), CAUSAL_METADATA if causal else None)
+
+
 def lora_tensors(config: WanConfig = SMALL, rank: int = 4, seed: int = 5, scale: float = 1.0) -> dict[str, Tensor]:
     """ "<layer>.lora_A.weight" and "lora_B" for every Linear of the layers, large enough to be seen in the output."""
     tensors = {}

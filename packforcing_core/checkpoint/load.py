@@ -20,6 +20,9 @@ from .kinds import Kind, classify, size_name
 
 FP8 = frozenset({"F8_E4M3", "F8_E5M2"})
 
+# What a weight may be of by itself. Others (integers, complex numbers) are no weights, or stand for them packed.
+WEIGHT_DTYPES = FP8 | {"F16", "BF16", "F32", "F64"}
+
 # Packed weights of these dtypes do not have the shape of the weight they stand for.
 PACKED = frozenset({"U8", "I8", "F4"})
 
@@ -47,7 +50,10 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a file is, from names, shapes and metadata alone. `parameters` counts the part that would be used."""
+    """What a file is, from names, shapes and metadata alone. `parameters` counts the part that would be used.
+
+    `quantised` weights come with scales that only a host such as ComfyUI knows (see `read_checkpoint`).
+    """
 
     path: Path
     kind: str
@@ -62,10 +68,16 @@ class Inspection:
     family: Family | None = None
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    quantised: bool = False
 
     @property
     def usable(self) -> bool:
         """Whether `read_checkpoint` would read it."""
+        return self.usable_by_host and not self.quantised
+
+    @property
+    def usable_by_host(self) -> bool:
+        """Whether `read_checkpoint(keep_quantised=True)` would read it, for a host that knows the scales."""
         return self.kind == "transformer" and not self.problems
 
 
@@ -97,7 +109,7 @@ def read_checkpoint(path: str | PathLike[str], key: str | None = None, *, keep_q
         kind = classify(groups, file)
         raise PackForcingError(f"{file.path.name} is {kind.title}, not a Wan transformer. {kind.advice}")
     if selection.quantised and not keep_quantised:
-        raise PackForcingError(f"{file.path.name}: {_QUANTISED_ADVICE}")
+        raise PackForcingError(f"{file.path.name} cannot be read here. {_QUANTISED_ADVICE}")
     config, problems = _check(file, selection)
     if config is None or problems:
         raise PackForcingError(f"{file.path.name}: {' '.join(problems)}")
@@ -130,26 +142,27 @@ def inspect(path: str | PathLike[str], key: str | None = None) -> Inspection:
     if selection is None:
         return _inspection(file, file.tensors.values(), classify(groups, file), fronts=fronts)
     config, problems = _check(file, selection)
-    if selection.quantised:
-        problems = (_QUANTISED_ADVICE, *problems)
     title = "a Wan2.1 T2V transformer" + (f", {size_name(config)}" if config else ", but not a usable one")
-    advice = "Put it into models/diffusion_models, or give it to `packforcing render --checkpoint`."
+    advice = _QUANTISED_ADVICE if selection.quantised else _PLAIN_ADVICE
     return _inspection(
         file,
         [file.tensors[name] for name in selection.weights.values()],
-        Kind("transformer", title, advice if not problems else "It cannot be used as it is: see the problems."),
+        Kind("transformer", title, "It cannot be used as it is: see the problems." if problems else advice),
         fronts=fronts,
         taken=selection.taken,
         config=config,
         family=selection.family,
         problems=problems,
         warnings=selection.warnings,
+        quantised=selection.quantised,
     )
 
 
+_PLAIN_ADVICE = "Put it into models/diffusion_models, or give it to `packforcing render --checkpoint`."
 _QUANTISED_ADVICE = (
-    "its weights are quantised and come with scales, which only ComfyUI's loader knows: load it there with "
-    "Load Diffusion Model or our loader node, or use the fp16 or bf16 file on the command line."
+    "Its weights are quantised and come with scales, which only ComfyUI's loader knows: put it into "
+    "models/diffusion_models and load it there with Load Diffusion Model or our loader node, "
+    "or use the fp16 or bf16 file on the command line."
 )
 
 
@@ -164,6 +177,7 @@ def _select(file: TensorFile, groups: Mapping[str, Mapping[str, str]], key: str 
     scales = {name: group[name] for name in names if is_quantisation_name(name)}
     others = tuple(other for other in groups if other != front)
     weights = {name: group[name] for name in names if name not in scales}
+    quantised = bool(scales) or "_quantization_metadata" in file.metadata
     return _Selection(
         taken=front,
         weights=weights,
@@ -172,11 +186,11 @@ def _select(file: TensorFile, groups: Mapping[str, Mapping[str, str]], key: str 
         | {name: beside[name] for name in set_compressor_aside(beside)[1]},
         others=others,
         family=family,
-        quantised=bool(scales) or "_quantization_metadata" in file.metadata,
+        quantised=quantised,
         warnings=tuple(
             origin_warnings(family, file.path, file.metadata)
             + _taken_warnings(front, others)
-            + _dtype_warnings([file.tensors[name] for name in weights.values()])
+            + ([] if quantised else _dtype_warnings([file.tensors[name] for name in weights.values()]))
         ),
     )
 
@@ -188,6 +202,11 @@ def _check(file: TensorFile, selection: _Selection) -> tuple[WanConfig | None, t
         config = WanConfig.from_state_dict({name: info.shape for name, info in infos.items()})
     except PackForcingError as error:
         return None, (str(error),)
+    allowed = WEIGHT_DTYPES | PACKED if selection.quantised else WEIGHT_DTYPES
+    odd = [f"{name} is {info.dtype}" for name, info in infos.items() if info.dtype not in allowed]
+    if odd:
+        more = f" and {len(odd) - 1} more are no weights either" if len(odd) > 1 else ""
+        return config, (f"{odd[0]}{more}; expected weights of {', '.join(sorted(allowed))}.",)
     shapes = {name: info.shape for name, info in infos.items()}
     if selection.quantised:
         # What is packed has another shape than its weight; the host that unpacks it knows which.

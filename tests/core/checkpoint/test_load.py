@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from packforcing_core.model.wan import Wan
 from tests.checkpoints import (
     LAYOUTS,
     SMALL,
+    SMALL_STOCK,
     Layout,
     partial_compressor,
     truncate,
@@ -23,6 +25,7 @@ from tests.checkpoints import (
     write_layout,
     write_malicious,
     write_peft_lora,
+    write_scaled_fp8_wan,
     write_stock_wan,
     write_training_save,
 )
@@ -132,7 +135,16 @@ def damaged(change):
             lambda s: s.update({"blocks.0.self_attn.q.weight": torch.ones(64, 128)}),
             r"1 of the wrong shape: blocks.0.self_attn.q.weight is \[64, 128\], expected \[128, 128\]",
         ),
-        (lambda s: s.update({"blocks.3.modulation": torch.ones(1, 6, 128)}), "missing: blocks.2"),
+        (lambda s: s.update({"blocks.3.modulation": torch.ones(1, 6, 128)}), "Got blocks.3 among 3 layers.*damaged"),
+        (
+            lambda s: s.update({"blocks.1.ffn.0.bias": torch.ones(256, dtype=torch.int32)}),
+            "ffn.0.bias is I32; expected",
+        ),
+        (
+            lambda s: s.update({"head.modulation": torch.ones(1, 2, 128, dtype=torch.complex64)}),
+            "modulation is C64; ex",
+        ),
+        (lambda s: s.update({name: s[name].to(torch.uint8) for name in list(s)}), "is U8 and .* more are no weights"),
         (lambda s: s.pop("text_embedding.0.weight"), "no text_embedding.0.weight"),
         (lambda s: s.update({"img_emb.proj.0.bias": torch.ones(1280)}), "image-to-video.*T2V"),
         (lambda s: s.update({"patch_embedding.weight": torch.ones(128, 36, 1, 2, 2)}), "36 input channels.*T2V"),
@@ -235,8 +247,46 @@ def test_quantised_weights_are_for_a_host_that_knows_their_scales(tmp_path, quan
     assert kept.quantised
     assert same_bits(kept.state_dict, state)
     report = inspect(path)
-    assert not report.usable
-    assert "ComfyUI's loader" in report.problems[0]
+    assert (report.quantised, report.usable, report.usable_by_host) == (True, False, True)
+    assert report.problems == ()
+    assert "quantised" in report.advice
+    assert "ComfyUI's loader" in report.advice
+    assert not any("bfloat16" in warning for warning in report.warnings), "outside ComfyUI nothing computes it"
+
+
+@pytest.mark.parametrize("quantise", [scaled_fp8, packed])
+def test_a_damaged_quantised_file_is_no_ones(tmp_path, quantise):
+    state = quantise()
+    del state["blocks.1.modulation"]
+    path = write(tmp_path / "self_forcing.safetensors", state)
+    report = inspect(path)
+    assert (report.quantised, report.usable, report.usable_by_host) == (True, False, False)
+    with pytest.raises(PackForcingError, match=r"missing: blocks\.1\.modulation"):
+        read_checkpoint(path, keep_quantised=True)
+
+
+def test_a_scaled_fp8_file_holds_the_weights_but_for_rounding(tmp_path):
+    path = write_scaled_fp8_wan(tmp_path / "scaled.safetensors")
+    assert inspect(path).usable_by_host
+    state, plain = read_checkpoint(path, keep_quantised=True).state_dict, wan_state_dict(SMALL_STOCK)
+    scales = {name: scale for name, scale in state.items() if name.endswith(".scale_weight")}
+    assert len(scales) == 10 * SMALL_STOCK.num_layers
+    for name, scale in scales.items():
+        weight = f"{name.removesuffix('.scale_weight')}.weight"
+        difference = (state[weight].float() * scale - plain[weight]).norm() / plain[weight].norm()
+        assert 0 < difference < 0.04
+    print(f"last relative difference {difference:.1e}")
+
+
+def test_one_far_layer_number_costs_no_time_and_no_memory(tmp_path):
+    path = write(tmp_path / "self_forcing.safetensors", {**STATE, "blocks.300000.modulation": torch.ones(1, 6, 128)})
+    tracemalloc.start()
+    report = inspect(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    print(f"peak {peak / 1e6:.1f} MB: {report.problems[0]}")
+    assert not report.usable_by_host
+    assert peak < 10e6
 
 
 def test_quantisation_that_only_the_metadata_tells_is_seen(tmp_path):
