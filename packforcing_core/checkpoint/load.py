@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,10 +16,21 @@ from ..errors import PackForcingError
 from ..model.config import WanConfig
 from .families import Family, origin_warnings, recognise
 from .files import TensorFile, TensorInfo, open_tensors
-from .keys import check_keys, choose_group, expected_shapes, group_names, is_quantisation_name, set_compressor_aside
+from .keys import (
+    check_keys,
+    choose_group,
+    expected_shapes,
+    group_names,
+    is_quantisation_name,
+    set_compressor_aside,
+    split_name,
+)
 from .kinds import Kind, classify, size_name
 
 FP8 = frozenset({"F8_E4M3", "F8_E5M2"})
+
+# Where a safetensors file of ComfyUI's lists its quantised layers: a JSON table {"layers": {name: how}}.
+_QUANTISATION = "_quantization_metadata"
 
 # What a weight may be of by itself. Others (integers, complex numbers) are no weights, or stand for them packed.
 WEIGHT_DTYPES = FP8 | {"F16", "BF16", "F32", "F64"}
@@ -91,6 +103,7 @@ class _Selection:
     compressor: Mapping[str, str]
     others: tuple[str, ...]
     family: Family | None
+    metadata: Mapping[str, str]
     quantised: bool
     warnings: tuple[str, ...]
 
@@ -122,7 +135,7 @@ def read_checkpoint(path: str | PathLike[str], key: str | None = None, *, keep_q
         config=config,
         family=selection.family,
         compressor=_load(file, selection.compressor) or None,
-        metadata=file.metadata,
+        metadata=selection.metadata,
         taken=selection.taken,
         others=selection.others,
         quantised=selection.quantised,
@@ -177,7 +190,7 @@ def _select(file: TensorFile, groups: Mapping[str, Mapping[str, str]], key: str 
     scales = {name: group[name] for name in names if is_quantisation_name(name)}
     others = tuple(other for other in groups if other != front)
     weights = {name: group[name] for name in names if name not in scales}
-    quantised = bool(scales) or "_quantization_metadata" in file.metadata
+    quantised = bool(scales) or _QUANTISATION in file.metadata
     return _Selection(
         taken=front,
         weights=weights,
@@ -186,6 +199,7 @@ def _select(file: TensorFile, groups: Mapping[str, Mapping[str, str]], key: str 
         | {name: beside[name] for name in set_compressor_aside(beside)[1]},
         others=others,
         family=family,
+        metadata=_official_metadata(file),
         quantised=quantised,
         warnings=tuple(
             origin_warnings(family, file.path, file.metadata)
@@ -217,6 +231,18 @@ def _check(file: TensorFile, selection: _Selection) -> tuple[WanConfig | None, t
         return config, ()
     expected = f"expected the tensors of a Wan2.1 T2V, {size_name(config)}"
     return config, (f"{report.describe()}; {expected}. Get the whole, unchanged file.",)
+
+
+def _official_metadata(file: TensorFile) -> dict[str, str]:
+    """The file's metadata, with the names in its table of quantised layers as `read_checkpoint` gives the weights'."""
+    if _QUANTISATION not in file.metadata:
+        return dict(file.metadata)
+    try:
+        table = json.loads(file.metadata[_QUANTISATION])
+        layers = {split_name(layer)[1]: how for layer, how in table["layers"].items()}
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        raise PackForcingError(f"{file.path.name} is damaged: its {_QUANTISATION} is no table of layers.") from error
+    return {**file.metadata, _QUANTISATION: json.dumps({**table, "layers": layers})}
 
 
 def _load(file: TensorFile, names: Mapping[str, str]) -> dict[str, Tensor]:

@@ -296,6 +296,28 @@ def test_quantisation_that_only_the_metadata_tells_is_seen(tmp_path):
         read_checkpoint(path)
 
 
+def test_the_table_of_quantised_layers_is_renamed_with_them(tmp_path):
+    path = tmp_path / "self_forcing.safetensors"
+    layers = {"model.diffusion_model.blocks.0.ffn.0": {"format": "float8_e4m3fn"}}
+    named = {f"model.diffusion_model.{name}": tensor for name, tensor in STATE.items()}
+    save_file(named, path, metadata={"_quantization_metadata": json.dumps({"layers": layers, "version": 1}), "a": "b"})
+    metadata = read_checkpoint(path, keep_quantised=True).metadata
+    assert metadata["a"] == "b"
+    assert json.loads(metadata["_quantization_metadata"]) == {
+        "layers": {"blocks.0.ffn.0": {"format": "float8_e4m3fn"}},
+        "version": 1,
+    }
+
+
+@pytest.mark.parametrize("table", ["", "[]", "{}", '{"layers": 3}', "[" * 100_000])
+def test_a_table_of_quantised_layers_that_is_none_is_refused(tmp_path, table):
+    path = tmp_path / "self_forcing.safetensors"
+    save_file(STATE, path, metadata={"_quantization_metadata": table})
+    for read in (inspect, lambda path: read_checkpoint(path, keep_quantised=True)):
+        with pytest.raises(PackForcingError, match="_quantization_metadata is no table of layers"):
+            read(path)
+
+
 def test_truncated_and_malicious_files_are_refused_before_anything_else(tmp_path):
     (path, *_) = write_family(tmp_path, "self-forcing", STATE)
     for read in (read_checkpoint, inspect):
