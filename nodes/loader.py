@@ -10,7 +10,7 @@ import folder_paths
 import torch
 from comfy_api.v0_0_2 import io
 
-from ..packforcing_core.checkpoint.families import DEFAULT_FAMILY, FAMILIES, Family
+from ..packforcing_core.checkpoint.families import DEFAULT_FAMILY, FAMILIES, Family, by_name
 from ..packforcing_core.checkpoint.load import Checkpoint, inspect, read_checkpoint
 from ..packforcing_core.compressor.weights import LoadedCompressor, load_compressor
 from ..packforcing_core.errors import PackForcingError
@@ -99,7 +99,7 @@ class ModelLoader(io.ComfyNode):
             found = inspect(checkpoint_path(checkpoint))
         except PackForcingError as error:
             return str(error)
-        if not found.usable:
+        if not found.usable_by_host:
             return f"{found.path.name} is {found.title}. {' '.join((*found.problems, found.advice))}"
         return True
 
@@ -114,7 +114,7 @@ class ModelLoader(io.ComfyNode):
     @classmethod
     def execute(cls, checkpoint: str, dtype: str, preset: str, compressor: str = NO_COMPRESSOR) -> io.NodeOutput:
         read = read_checkpoint(checkpoint_path(checkpoint), keep_quantised=True)
-        family = read.family if preset == "auto" else FAMILIES[preset]
+        family = read.family if preset == "auto" else by_name(preset)
         model = build_model(read, DTYPES[dtype])
         host.note_family(model, family)
         if compressor != NO_COMPRESSOR:

@@ -11,6 +11,7 @@ from ..packforcing_core.checkpoint.families import (
     DEFAULT_FAMILY,
     FAMILIES,
     Family,
+    by_name,
     choice_warnings,
     with_overrides,
 )
@@ -76,7 +77,7 @@ class Sampler(io.ComfyNode):
                 fps=16.0 if fps is None else fps,
                 frames_per_block=1,
             )
-            with_overrides(DEFAULT_FAMILY, denoising_steps=parse_steps(denoising_steps or ""))
+            Denoising.of_family(with_overrides(DEFAULT_FAMILY, denoising_steps=parse_steps(denoising_steps or "")))
         except PackForcingError as error:
             return str(error)
         return True
@@ -102,7 +103,7 @@ class Sampler(io.ComfyNode):
         host.require_supported_patches(model)
         trained = host.trained_family(model)
         family = with_overrides(
-            (trained or DEFAULT_FAMILY) if preset == "auto" else FAMILIES[preset],
+            (trained or DEFAULT_FAMILY) if preset == "auto" else by_name(preset),
             frames_per_block=frames_per_block or None,
             denoising_steps=parse_steps(denoising_steps),
             shift=shift or host.patched_shift(model),

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..cache.config import POLICIES, Policy, build_policy
-from ..checkpoint.families import FAMILIES, Family, with_overrides
+from ..checkpoint.families import FAMILIES, Family, by_name, with_overrides
 from ..geometry import VideoGeometry
 from ..render import default_policy
 from ..video.format import CODECS, VideoFormat
@@ -91,7 +91,7 @@ def _parse_steps(text: str) -> tuple[float, ...]:
 
 def chosen_family(options: argparse.Namespace, trained: Family) -> Family:
     """The preset (`trained` where it is auto) with the options on top."""
-    family = trained if options.preset == "auto" else FAMILIES[options.preset]
+    family = trained if options.preset == "auto" else by_name(options.preset)
     return with_overrides(
         family, frames_per_block=options.frames_per_block, denoising_steps=options.steps, shift=options.shift
     )

@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
 def _model(name: str):
     if name in WAN_SIZES:
         return WAN_SIZES[name], DEFAULT_FAMILY
-    if not Path(name).exists():
+    if Path(name).suffix == "":
         raise PackForcingError(f"Got model {name!r}; expected {', '.join(WAN_SIZES)} or the path of a checkpoint.")
     found = inspect_file(name)
     if not isinstance(found.config, WanConfig):

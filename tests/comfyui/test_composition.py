@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from packforcing_core.video import probe, read_frames
-from tests.checkpoints import SMALL_STOCK, wan_state_dict, write_family
+from tests.checkpoints import SMALL_STOCK, wan_state_dict, write_family, write_scaled_fp8_wan
 from tests.comfyui.graphs import Graph
 from tests.comfyui.server import ComfyServer
 from tests.comfyui.small_graphs import Files, decode, our_loader, stream
@@ -116,3 +116,12 @@ def test_dates_are_filled_into_file_names(comfy: ComfyServer, files: Files):
     print(path.parent.name)
     assert path.parent.name[:2] == "20"
     assert len(path.parent.name) == 7
+
+
+def test_a_quantised_file_renders_through_our_loader(comfy: ComfyServer, files: Files):
+    write_scaled_fp8_wan(comfy.models("diffusion_models") / "self_forcing_scaled_fp8.safetensors")
+    graph = Graph()
+    name = "self_forcing_scaled_fp8.safetensors"
+    model = graph.add("PackForcingModelLoader", checkpoint=name, dtype="default", preset="auto")[0]
+    film = decode(graph, stream(graph, model, seconds=1.0), files)
+    assert probe(film_of(comfy, comfy.client.run(graph.prompt), film.id)).frames == 21
