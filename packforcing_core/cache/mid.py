@@ -227,7 +227,7 @@ class MidMemory:
         self._chosen_times = dict(zip(self.blocks, plain["chosen_times"], strict=True))
         self._chances = dict(zip(self.blocks, plain["chances"], strict=True))
         for layer, (bank, shown) in enumerate(zip(self._banks, plain["shown"], strict=True)):
-            bank.load(_of(tensors, f"{layer}.bank."))
+            bank.load(named_under(f"{layer}.bank.", tensors))
             missing = [None] * (self.plan.top_k_blocks - len(shown))
             self._shown[layer] = [(tag[0], tag[1]) if tag else None for tag in shown] + missing
             self._load_resident(layer, tensors.get(f"{layer}.resident"))
@@ -240,5 +240,6 @@ class MidMemory:
                 resident[slot] = self._banks[layer].keys(self.blocks.index(tag[0])) if saved is None else saved[slot]
 
 
-def _of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def named_under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
