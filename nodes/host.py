@@ -24,7 +24,7 @@ from ..packforcing_core.checkpoint.families import FAMILIES, Family
 from ..packforcing_core.compressor.high_res import HighRes
 from ..packforcing_core.compressor.weights import CompressorInfo, LoadedCompressor
 from ..packforcing_core.errors import PackForcingError
-from ..packforcing_core.geometry import VideoGeometry
+from ..packforcing_core.folder.fingerprint import fingerprint
 from ..packforcing_core.model.causal import CausalWan
 from ..packforcing_core.model.config import WanConfig
 from ..packforcing_core.text.context import check_width, pad_context
@@ -220,23 +220,34 @@ def compressor_info(model) -> CompressorInfo | None:
     return model.get_attachment(COMPRESSOR)
 
 
-def check_vae(vae) -> None:
-    """Raises PackForcingError for a VAE of another family; nothing is moved or copied."""
-    _require_network(vae)
-    load_vae(vae.first_stage_model.state_dict())
+def model_identity(model, vae) -> dict[str, str | None]:
+    """Fingerprints of all that decides what the MODEL computes (its file's path is not to be had), and its dtype.
+
+    Weights that ComfyUI has patched in place count as they were before; `vae` is None where the sampling needs none.
+    """
+    weights = {
+        name: model.backup[name].weight if name in model.backup else weight
+        for name, weight in model.model.state_dict().items()
+    }
+    compressor = compressor_network(model)
+    return {
+        "model": fingerprint(weights),
+        "LoRAs": fingerprint(model.patches) if model.patches else None,
+        "dtype": str(model.model.get_dtype_inference()),
+        "VAE": vae_identity(vae) if vae is not None else None,
+        "compressor": fingerprint(compressor.state_dict()) if compressor is not None else None,
+    }
 
 
-def _require_network(vae) -> None:
-    if vae.first_stage_model is None:
-        raise PackForcingError("The VAE holds no model; load the Wan2.1 VAE with the stock Load VAE node.")
+def vae_identity(vae) -> str:
+    """A fingerprint of a VAE's weights and dtype."""
+    return fingerprint([str(vae.vae_dtype), vae.first_stage_model.state_dict()])
 
 
-def decoder_bytes(vae, geometry: VideoGeometry) -> int:
-    """What decoding with a stock VAE needs at its peak, its private copy of the weights included."""
-    state_dict = vae.first_stage_model.state_dict()
-    weights = sum(weight.numel() for weight in state_dict.values()) * vae.vae_dtype.itemsize
-    config = VAEConfig.from_state_dict(state_dict)
-    return weights + decode_bytes(config, geometry.height, geometry.width, vae.vae_dtype)
+def make_room() -> None:
+    """Takes everything off the GPU, after it was full."""
+    comfy.model_management.unload_all_models()
+    comfy.model_management.soft_empty_cache()
 
 
 def vae_network(vae) -> WanVAE:

@@ -19,7 +19,7 @@ from .folder.files import FolderError, copy_start, locked
 from .folder.fingerprint import fingerprint
 from .folder.folder import RenderFolder
 from .geometry import pixel_frames
-from .recorded import DEFAULT_SNAPSHOT_BLOCKS
+from .recorded import DEFAULT_SNAPSHOT_BLOCKS, Replayed
 from .render import FilmedBlock, Recipe, film_events
 from .sampler.rollout import DECODER, Event
 from .vae.streaming import StreamingDecoder
@@ -32,7 +32,7 @@ from .video.writer import SegmentedWriter
 class Source(Protocol):
     """Events of the blocks from `first` on; `frugal` asks for as little memory as can be."""
 
-    def __call__(self, *, first: int, frugal: bool) -> Iterator[Event]: ...
+    def __call__(self, *, first: int, frugal: bool) -> Iterator[Event | Replayed]: ...
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ class Note:
     """Something that the user should hear of while the render runs."""
 
     text: str
+
+
+RenderEvent = Event | Replayed | FilmedBlock | Note
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class FilmJob:
 
 @dataclass(frozen=True)
 class FilmStart:
-    """The film has `segment` segments; decoding begins at `block`, at or before their end, in `state` of the decoder."""
+    """The film has `segment` segments; decoding begins at `block`, at or before their end, in this state."""
 
     segment: int = 0
     block: int = 0
@@ -87,9 +90,7 @@ def _film_of_take(folder: RenderFolder, job: FilmJob, take: int) -> Path:
     return folder.film_folder / f"{job.name}-{take}.growing.mp4"
 
 
-def filmed_render(
-    folder: RenderFolder, recipe: Recipe, job: FilmJob, source: Source
-) -> Iterator[Event | FilmedBlock | Note]:
+def filmed_render(folder: RenderFolder, recipe: Recipe, job: FilmJob, source: Source) -> Iterator[RenderEvent]:
     """Runs the render into its film; the finished file appears at `job.path` when the iterator has ended.
 
     The folder is locked meanwhile. When memory runs out the render goes on from the folder with the bank in host memory
@@ -137,9 +138,7 @@ def _progress(folder: RenderFolder, job: FilmJob) -> tuple[int, int]:
     return folder.known_blocks, film.stat().st_size if film.exists() else 0
 
 
-def _attempt(
-    folder: RenderFolder, recipe: Recipe, job: FilmJob, source: Source, frugal: bool
-) -> Iterator[Event | FilmedBlock]:
+def _attempt(folder: RenderFolder, recipe: Recipe, job: FilmJob, source: Source, frugal: bool) -> Iterator[RenderEvent]:
     start = film_start(folder, recipe, job)
     decoder = StreamingDecoder(job.vae)
     decoder.restore(start.state)

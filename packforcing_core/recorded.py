@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +36,13 @@ from .sampler.rollout import BlockDone, Event, Twins, rollout
 DEFAULT_SNAPSHOT_BLOCKS = 16
 _LISTED = 64
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A finished block that the film has already was committed again, on the way to the first missing one."""
+
+    block: int
 
 
 def wanted_manifest(recipe: Recipe, identity: Mapping[str, Setting], context: Tensor, device: torch.device) -> Manifest:
@@ -86,7 +93,7 @@ def sampled_events(
     *,
     first: int = 0,
     frugal: bool = False,
-) -> Iterator[Event]:
+) -> Iterator[Event | Replayed]:
     """Events of the blocks from `first` on; those in the folder are not denoised again, new ones are put there.
 
     The state is saved every `snapshot_blocks`; 0 never does, then going on replays every commit. `frugal` keeps the
@@ -117,6 +124,7 @@ def sampled_events(
             if isinstance(event, BlockDone):
                 keep(event, take)
                 if event.block < first:
+                    yield Replayed(event.block)
                     continue
             yield event
 

@@ -11,13 +11,14 @@ from torch import Tensor
 
 SAMPLES = 256
 _DIGEST_BYTES = 16
+_DEEPEST = 8
 
 
 def fingerprint(content: Any, samples: int | None = SAMPLES) -> str:
     """32 hexadecimal digits of nested dictionaries, lists, plain values, and tensors, wherever the tensors are.
 
     Of a tensor count its shape, its dtype, and up to `samples` elements spread over it evenly (None: all of them);
-    of any other object its class and attributes.
+    of any other object its class and attributes, a few levels deep.
     """
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     for part in _parts(content, samples):
@@ -25,23 +26,24 @@ def fingerprint(content: Any, samples: int | None = SAMPLES) -> str:
     return digest.hexdigest()
 
 
-def _parts(content: Any, samples: int | None) -> Iterable[bytes]:
+def _parts(content: Any, samples: int | None, depth: int = 0) -> Iterable[bytes]:
     if isinstance(content, Tensor):
         yield f"{tuple(content.shape)} {content.dtype}".encode()
         yield _sampled(content, samples)
     elif isinstance(content, dict):
         for key in sorted(content, key=str):
             yield str(key).encode()
-            yield from _parts(content[key], samples)
+            yield from _parts(content[key], samples, depth + 1)
     elif isinstance(content, list | tuple):
         yield f"{len(content)} of".encode()
         for value in content:
-            yield from _parts(value, samples)
+            yield from _parts(value, samples, depth + 1)
     elif content is None or isinstance(content, str | int | float | bool | bytes):
         yield repr(content).encode()
     else:
         yield type(content).__qualname__.encode()
-        yield from _parts(vars(content) if hasattr(content, "__dict__") else None, samples)
+        if depth < _DEEPEST and hasattr(content, "__dict__"):
+            yield from _parts(vars(content), samples, depth + 1)
 
 
 def _sampled(tensor: Tensor, samples: int | None) -> bytes:

@@ -52,6 +52,28 @@ class RenderFolder:
     def film_folder(self) -> Path:
         return self.path / "film"
 
+    def ensure(self, context: Tensor) -> None:
+        """Makes the folder anew where it has vanished since it was opened; `context` is of the last take.
+
+        FolderError when another process has changed what it is to hold.
+        """
+        if (self.path / NAME).exists():
+            if Manifest.read(self.path) != self.manifest:
+                raise FolderError(
+                    f"Another program has changed the render in {self.path}. Run this again from its start."
+                )
+            return
+        for folder in (self.blocks.folder, self.snapshots.folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        _write_prompt(self.path, self.manifest.takes[-1].prompt, context)
+        self.manifest.write(self.path)
+
+    def discard_states(self) -> None:
+        """Gives back the disk that states take, when the render is finished and nobody will go on with it."""
+        self.snapshots.clear()
+        for states in self.film_folder.glob("*/"):
+            StateStore(states).clear()
+
     def context(self, take: int) -> Tensor:
         """The text embeddings of a take."""
         wanted = self.manifest.takes[take].prompt

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments, in sampling, decoding and writing a snapshot: the film comes out as if nothing had been."""
+"""SIGKILL at random moments, in sampling, decoding and writing a snapshot: the film is that of an unbroken run."""
 
 from __future__ import annotations
 
