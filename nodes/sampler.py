@@ -132,10 +132,14 @@ class Sampler(io.ComfyNode):
         compresses = recipe.partitions.bank is not None
         if compresses:
             _require_compressor_parts(model, vae, family)
-        context, vae = host.text_context(positive, config), vae if compresses else None
-        wanted = wanted_manifest(recipe, host.model_identity(model, vae), context, model.load_device)
+        context = host.text_context(positive, config)
+        # A VAE that a longer clip needs belongs to the render's settings, or the clip could not be extended.
+        identity = host.model_identity(model, vae if recipe.compresses_sometime else None)
+        wanted = wanted_manifest(recipe, identity, context, model.load_device)
         folder = open_folder(render, mode, wanted, context, recipe, geometry.block_at(retake_from_seconds))
-        stream = LatentStream(model, context, recipe, folder, snapshot_blocks, bool(render), vae)
+        stream = LatentStream(
+            model, context, recipe, folder, snapshot_blocks, bool(render), vae if compresses else None
+        )
         plan = stream.plan()
         known = f"render {folder.path.name}: {folder.known_blocks} of {geometry.blocks} blocks are there already"
         warnings = (*folder.notes, *_warnings(trained, family, preset))

@@ -58,6 +58,11 @@ class Recipe:
         g = self.geometry
         return self.policy.partitions(g.frames_per_block, self.denoising.window_blocks).limited_to(g.latent_frames)
 
+    @property
+    def compresses_sometime(self) -> bool:
+        """Whether this policy compresses the past of a clip that is long enough."""
+        return self.policy.partitions(self.geometry.frames_per_block).bank is not None
+
 
 class FilmRecord(Protocol):
     """Keeps notes of a film that is being made."""
