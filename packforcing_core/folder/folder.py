@@ -14,6 +14,7 @@ lighthouse/
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,6 +74,10 @@ class RenderFolder:
         self.snapshots.clear()
         for states in self.film_folder.glob("*/"):
             StateStore(states).clear()
+
+    def remove(self) -> None:
+        """Takes the whole render away."""
+        shutil.rmtree(self.path)
 
     def context(self, take: int) -> Tensor:
         """The text embeddings of a take."""
