@@ -104,8 +104,10 @@ def filmed_render(folder: RenderFolder, recipe: Recipe, job: FilmJob, source: So
             try:
                 yield from _attempt(folder, recipe, job, source, frugal)
                 return
-            except torch.OutOfMemoryError as error:
-                problem = str(error).partition("\n")[0]
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                problem = str(error).partition("\n")[0] or "host memory"
             except OSError as error:
                 raise FolderError(
                     f"{folder.path} cannot be used: {error}. Mend that and run the same again."
@@ -125,6 +127,12 @@ def filmed_render(folder: RenderFolder, recipe: Recipe, job: FilmJob, source: So
                 f"Out of memory ({problem}): freed what could be, moved the bank to host memory, decoding in smaller "
                 f"steps, going on from block {folder.known_blocks}"
             )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory has run out, on a GPU or in the host, where torch says so in words only."""
+    words = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
 def free_memory() -> None:

@@ -165,7 +165,10 @@ class _Keeper:
             )
         due = self._every and following % self._every == 0 and following < folder.manifest.blocks
         if due and not folder.snapshots.has(following, take):
-            folder.snapshots.save(following, take, *_state(self._recipe, self._cache, self._twins))
+            tensors, plain = _state(self._recipe, self._cache, self._twins)
+            # A state that is lost already would only fail again; from an older one a replay may succeed.
+            if all(tensor.isfinite().all() for tensor in tensors.values() if tensor.is_floating_point()):
+                folder.snapshots.save(following, take, tensors, plain)
         self._since = time.monotonic()
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from packforcing_core.cache.config import DeepForcing, PackForcing, SinkWindow
+from packforcing_core.cache.config import DeepForcing, Full, PackForcing, SinkWindow
 from packforcing_core.filmed import FilmJob, filmed_render
 from packforcing_core.folder.fingerprint import fingerprint
 from packforcing_core.folder.folder import Mode, RenderFolder, open_render
@@ -30,6 +30,7 @@ POLICIES = {
     "packforcing": PackForcing(sink_frames=3, recent_frames=3, top_k_blocks=2, bank_blocks=3),
     "on_device": PackForcing(3, 3, 2, 3, bank_storage="device"),
     "window": SinkWindow(9, 3),
+    "full": Full(),
     "deep_forcing": DeepForcing(sink_frames=3, recent_frames=4, budget_frames=8, window_frames=12),
 }
 FRAMES_PER_BLOCK = 3
@@ -69,7 +70,7 @@ class Small:
         return FilmJob(path, video_format, self.segment_blocks, vae, "small", shared, every)
 
     def events(self, root: Path, name: str = "film", model=None, vae=None) -> Iterator:
-        """Opens the folder and runs the render to its end."""
+        """Opens the folder and runs the render to its end, with the parts of the settings or others."""
         folder, recipe = self.open(root, name), self.recipe()
         model, vae = model or small_model(seed=self.weights), vae or random_vae()
 

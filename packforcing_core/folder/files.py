@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ if os.name == "nt":
 else:
     import fcntl
 
-UNFINISHED = ".unfinished"
+UNFINISHED = "unfinished"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}")
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
@@ -43,9 +44,11 @@ def checked_name(name: str) -> str:
 
 @contextmanager
 def _appearing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to, which then takes the place of `path` at once and for good."""
-    unfinished = path.with_name(path.name + UNFINISHED)
+    """A place near `path` to write to, which then takes the place of `path` at once and for good."""
+    # A folder of its own, since what writes there may make further files on the way.
+    unfinished = path.parent / UNFINISHED / path.name
     try:
+        unfinished.parent.mkdir(exist_ok=True)
         yield unfinished
         with open(unfinished, "r+b") as file:
             os.fsync(file.fileno())
@@ -115,9 +118,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
 
 def remove_unfinished(folder: Path) -> None:
     """Takes away what a crash left half written."""
-    for path in folder.glob(f"*{UNFINISHED}"):
-        with suppress(OSError):
-            path.unlink()
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
 
 
 @contextmanager

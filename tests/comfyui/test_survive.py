@@ -72,7 +72,7 @@ def kill_soon(comfy: ComfyServer, graph: Graph, chance: random.Random, number: i
     end = time.monotonic() + 60
     if number % 3 == 2:
         moment = "in a snapshot"
-        while time.monotonic() < end and not list(comfy.output.glob(f"packforcing/*/snapshots/*{UNFINISHED}")):
+        while time.monotonic() < end and not list(comfy.output.glob(f"packforcing/*/snapshots/{UNFINISHED}/*")):
             if prompt_id in comfy.client.get(f"/history/{prompt_id}"):
                 moment = "at the end"
                 break

@@ -46,7 +46,7 @@ def while_writing(part: str, number: int) -> Moment:
     def wait(process: subprocess.Popen, folder: Path) -> None:
         seen: set[str] = set()
         while process.poll() is None and len(seen) < number:
-            seen |= {path.name for path in (folder / part).glob(f"**/*{UNFINISHED}")}
+            seen |= {path.name for path in (folder / part).glob(f"**/{UNFINISHED}/*")}
 
     return wait
 
@@ -89,7 +89,7 @@ def kill_and_resume(root: Path, unbroken, moment: Moment) -> str:
     assert again == list(range(on_disk, BLOCKS)), "a block that was on disk is never sampled again"
     worst = difference(frames(root), unbroken)
     assert worst == 0
-    assert not list(root.glob(f"**/*{UNFINISHED}"))
+    assert not list(root.glob(f"**/{UNFINISHED}/*"))
     return f"{on_disk} blocks and {safe} playable frames on disk, {len(again)} blocks made after it, difference {worst}"
 
 
