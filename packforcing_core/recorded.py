@@ -28,9 +28,10 @@ from .cache.partitions import Partitions
 from .errors import PackForcingError
 from .folder.folder import RenderFolder, prompt_take
 from .folder.manifest import Manifest, Setting
-from .model.causal import CausalWan
+from .model.causal import CausalWan, TextKV
 from .render import Recipe, build_cache
-from .sampler.noise import seeded_noise
+from .sampler.noise import NoiseSource, seeded_noise
+from .sampler.rolling import rolling_rollout
 from .sampler.rollout import BlockDone, Event, Twins, rollout
 
 DEFAULT_SNAPSHOT_BLOCKS = 16
@@ -60,6 +61,7 @@ def wanted_manifest(recipe: Recipe, identity: Mapping[str, Setting], context: Te
         "sigmas": list(denoising.schedule.sigmas),
         "first block's timesteps": list(first.timesteps) if first else None,
         "context_noise": denoising.context_noise,
+        "rolling": denoising.rolling,
         **identity,
     }
     storage = "policy bank_storage"
@@ -109,24 +111,39 @@ def sampled_events(
     folder.telemetry.append("started", known=known, restored=start, frugal=frugal)
     yield from known_events(folder, first, start)
 
-    load = lru_cache(maxsize=1)(lambda block: folder.blocks.load(block, manifest.take_of(block)))
-    latents = _Lazy(known, lambda block: load(block).latents)
-    selections = _Lazy(known, lambda block: load(block).selection)
+    blocks = _Lazy(known, lru_cache(maxsize=1)(lambda block: folder.blocks.load(block, manifest.take_of(block))))
     keep = _Keeper(folder, recipe, cache, twins, snapshot_blocks)
     for take, end in manifest.pieces():
         if cache.next_block >= end:
             continue
         text = model.encode_text(folder.context(take))
         noise = seeded_noise(manifest.takes[take].seed, recipe.geometry.block_shape, take)
-        for event in rollout(
-            model, text, cache, noise, recipe.denoising, manifest.blocks, latents, selections, twins, stop=end
-        ):
+        for event in _rolled(model, text, cache, noise, recipe, blocks, twins, end):
             if isinstance(event, BlockDone):
                 keep(event, take)
                 if event.block < first:
                     yield Replayed(event.block)
                     continue
             yield event
+
+
+def _rolled(
+    model: CausalWan,
+    text: list[TextKV],
+    cache: KVCache,
+    noise: NoiseSource,
+    recipe: Recipe,
+    known: Sequence[BlockDone],
+    twins: Twins | None,
+    stop: int,
+) -> Iterator[Event]:
+    """The rollout of the recipe's kind."""
+    denoising, blocks = recipe.denoising, recipe.geometry.blocks
+    if denoising.rolling:
+        return rolling_rollout(model, text, cache, noise, denoising, blocks, known, twins, stop)
+    latents = _Lazy(len(known), lambda block: known[block].latents)
+    selections = _Lazy(len(known), lambda block: known[block].selection)
+    return rollout(model, text, cache, noise, denoising, blocks, latents, selections, twins, stop)
 
 
 class _Lazy(Sequence[T]):
@@ -139,9 +156,9 @@ class _Lazy(Sequence[T]):
         return self._length
 
     def __getitem__(self, index: int) -> T:
-        if not 0 <= index < self._length:
+        if not -self._length <= index < self._length:
             raise IndexError(index)
-        return self._read(index)
+        return self._read(index % self._length)
 
 
 class _Keeper:
@@ -232,7 +249,7 @@ def _restore(recipe: Recipe, cache: KVCache, twins: Twins | None, tensors: Mappi
     if not isinstance(plain, dict) or type(plain.get("latent_frames")) is not int:
         raise PackForcingError("It says nothing of its plan.")
     clip = min(max(plain["latent_frames"], 1), g.latent_frames)
-    if plain.get("plan") != _plan(recipe.policy.partitions(g.frames_per_block).limited_to(clip)):
+    if plain.get("plan") != _plan(recipe.unlimited_partitions.limited_to(clip)):
         raise PackForcingError("It is of another plan.")
     cache.restore(tensors, plain.get("cache", {}))
     if twins:

@@ -55,13 +55,17 @@ class Recipe:
         """The cache's plan for this clip; PackForcingError when the policy contradicts itself, the block length or the
         rollout.
         """
-        g = self.geometry
-        return self.policy.partitions(g.frames_per_block, self.denoising.window_blocks).limited_to(g.latent_frames)
+        return self.unlimited_partitions.limited_to(self.geometry.latent_frames)
 
     @property
     def compresses_sometime(self) -> bool:
         """Whether this policy compresses the past of a clip that is long enough."""
-        return self.policy.partitions(self.geometry.frames_per_block).bank is not None
+        return self.unlimited_partitions.bank is not None
+
+    @property
+    def unlimited_partitions(self) -> Partitions:
+        """The cache's plan for a clip of any length."""
+        return self.policy.partitions(self.geometry.frames_per_block, self.denoising.window_blocks)
 
 
 class FilmRecord(Protocol):

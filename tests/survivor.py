@@ -31,6 +31,7 @@ POLICIES = {
     "on_device": PackForcing(3, 3, 2, 3, bank_storage="device"),
     "window": SinkWindow(9, 3),
     "full": Full(),
+    "rolling": SinkWindow(12, 3),
     "deep_forcing": DeepForcing(sink_frames=3, recent_frames=4, budget_frames=8, window_frames=12),
 }
 FRAMES_PER_BLOCK = 3
@@ -54,7 +55,8 @@ class Small:
 
     def recipe(self) -> Recipe:
         geometry = VideoGeometry(self.width, 32, 16.0, FRAMES_PER_BLOCK, self.blocks)
-        return Recipe(geometry, POLICIES[self.policy], DENOISING, self.seed)
+        denoising = replace(DENOISING, rolling=self.policy == "rolling")
+        return Recipe(geometry, POLICIES[self.policy], denoising, self.seed)
 
     def open(self, root: Path, name: str = "film") -> RenderFolder:
         recipe, context, model = self.recipe(), small_context(seed=self.prompt), small_model(seed=self.weights)

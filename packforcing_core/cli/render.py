@@ -22,7 +22,7 @@ from ..model.ops import TorchOps, build_on_meta
 from ..model.wan import Wan
 from ..plan import plan_render
 from ..recorded import sampled_events, wanted_manifest
-from ..render import Recipe, build_twins, require_block_rollout
+from ..render import Recipe, build_twins
 from ..sampler.rollout import Denoising, Twins
 from ..text.context import load_context
 from ..text.umt5 import encode_prompt

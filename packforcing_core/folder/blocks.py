@@ -54,7 +54,10 @@ class BlockStore:
         return block
 
     def save(self, done: BlockDone, take: int) -> None:
-        write_tensors(self.folder / file_name(done.block, take), {"latents": done.latents}, list(done.selection))
+        tensors = {"latents": done.latents}
+        if done.in_flight is not None:
+            tensors["in_flight"] = done.in_flight
+        write_tensors(self.folder / file_name(done.block, take), tensors, list(done.selection))
 
     def load(self, block: int, take: int) -> BlockDone:
         path = self.folder / file_name(block, take)
@@ -64,7 +67,11 @@ class BlockStore:
             raise FolderError(f"{path} holds no block of this render. Delete it: it is then made again, the same.")
         if not isinstance(plain, list):
             raise FolderError(f"{path} lacks what the block had selected. Delete it: it is then made again, the same.")
-        return BlockDone(block, latents.clone(), True, tuple(tuple(choice) for choice in plain))
+        in_flight = tensors.get("in_flight")
+        if in_flight is not None:
+            in_flight = in_flight.clone()
+        selection = tuple(tuple(choice) for choice in plain)
+        return BlockDone(block, latents.clone(), True, selection, in_flight=in_flight)
 
 
 class StateStore:

@@ -6,7 +6,7 @@ runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -188,9 +188,7 @@ def rollout(
         yield BlockDone(block, on_cpu, reused, view.selection(), video)
 
 
-def require_parts(
-    partitions: Partitions, known: Sequence[Tensor], selections: Sequence[Selection], twins: Twins | None
-) -> None:
+def require_parts(partitions: Partitions, known: Sized, selections: Sized, twins: Twins | None) -> None:
     """PackForcingError when the policy needs what was not given."""
     if partitions.bank and twins is None:
         raise PackForcingError(
