@@ -32,6 +32,12 @@ from .sockets import CATEGORY, CacheSocket, StreamSocket
 from .stream import LatentStream
 
 OUTPUT_FOLDER = "packforcing"
+LIMITS = {
+    "seconds": (0.1, 36000.0),
+    "width": (SIZE_MULTIPLE, 8192),
+    "height": (SIZE_MULTIPLE, 8192),
+    "fps": (1.0, 240.0),
+}
 
 
 class Sampler(io.ComfyNode):
@@ -79,7 +85,15 @@ class Sampler(io.ComfyNode):
         denoising_steps: str | None = None,
         render: str | None = None,
     ) -> bool | str:
-        """What can be known before the prompt is queued; a linked input is None here and checked in execute."""
+        """What can be known before the prompt is queued; a linked input is None here and checked in execute.
+
+        ComfyUI leaves the limits of the inputs that are named here to us.
+        """
+        given = {"seconds": seconds, "width": width, "height": height, "fps": fps}
+        for name, value in given.items():
+            low, high = LIMITS[name]
+            if value is not None and not low <= value <= high:
+                return f"{name} is {value}; expected {low:g} to {high:g}."
         try:
             VideoGeometry.from_seconds(
                 1.0 if seconds is None else seconds,
@@ -192,29 +206,22 @@ def _linked_node(hidden, name: str) -> str | None:
     return link[0] if isinstance(link, list) else None
 
 
-def _memory_warnings(model, recipe: Recipe) -> Iterator[str]:
-    info, bank = host.compressor_info(model), recipe.partitions.bank
-    if info is not None and bank is None:
-        yield f"Warning: the MODEL carries a trained compressor, which the memory '{recipe.policy.title}' does not use."
-    if info is None and bank is not None and bank.span >= recipe.geometry.frames_per_block:
-        yield (
-            "Warning: compressed blocks have their true length in time, which is for trained compressors, and the "
-            "MODEL carries none: expect jumps. Use the preset PackForcing zero-shot, or mid_span -1."
-        )
+def _limits(name: str) -> dict[str, float]:
+    low, high = LIMITS[name]
+    return {"min": low, "max": high}
 
 
 def _length_and_size() -> list[io.Input]:
     return [
         io.Float.Input(
-            "seconds", default=30.0, min=0.1, max=MAX_SECONDS, step=0.1, tooltip="Length. Rounded to whole blocks."
+            "seconds", default=30.0, **_limits("seconds"), step=0.1, tooltip="Length. Rounded to whole blocks."
         ),
-        io.Int.Input("width", default=832, min=SIZE_MULTIPLE, max=MAX_SIDE, step=SIZE_MULTIPLE, tooltip="Pixels."),
-        io.Int.Input("height", default=480, min=SIZE_MULTIPLE, max=MAX_SIDE, step=SIZE_MULTIPLE, tooltip="Pixels."),
+        io.Int.Input("width", default=832, **_limits("width"), step=SIZE_MULTIPLE, tooltip="Pixels."),
+        io.Int.Input("height", default=480, **_limits("height"), step=SIZE_MULTIPLE, tooltip="Pixels."),
         io.Float.Input(
             "fps",
             default=16.0,
-            min=1.0,
-            max=MAX_FPS,
+            **_limits("fps"),
             step=0.01,
             tooltip="Frames per second. Wan was trained at 16.",
         ),
@@ -312,7 +319,7 @@ def parse_steps(text: str) -> tuple[float, ...] | None:
     try:
         return tuple(float(step) for step in text.replace(",", " ").split())
     except ValueError:
-        raise PackForcingError(f"Got denoising_steps {text!r}; expected numbers such as 1000, 750, 500, 250.") from None
+        raise PackForcingError(f"Got denoising_steps {text[:100]!r}; expected numbers such as 1000, 750, 500, 250.") from None
 
 
 def _warnings(trained: Family | None, family: Family, preset: str) -> list[str]:

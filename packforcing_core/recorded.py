@@ -253,7 +253,10 @@ def _restore(recipe: Recipe, cache: KVCache, twins: Twins | None, tensors: Mappi
         raise PackForcingError("It is of another plan.")
     cache.restore(tensors, plain.get("cache", {}))
     if twins:
-        twins.restore(tensors, cache.layers[0].k.device)
+        try:
+            twins.restore(tensors, cache.layers[0].k.device)
+        except ValueError as error:
+            raise PackForcingError(f"It is damaged: {error}.") from error
 
 
 def bank_on_host(partitions: Partitions) -> Partitions:

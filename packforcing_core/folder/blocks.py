@@ -65,13 +65,19 @@ class BlockStore:
         latents = tensors.get("latents")
         if latents is None or tuple(latents.shape) != self._shape or latents.dtype != torch.float32:
             raise FolderError(f"{path} holds no block of this render. Delete it: it is then made again, the same.")
-        if not isinstance(plain, list):
+        if not _is_selection(plain):
             raise FolderError(f"{path} lacks what the block had selected. Delete it: it is then made again, the same.")
         in_flight = tensors.get("in_flight")
         if in_flight is not None:
             in_flight = in_flight.clone()
         selection = tuple(tuple(choice) for choice in plain)
         return BlockDone(block, latents.clone(), True, selection, in_flight=in_flight)
+
+
+def _is_selection(plain: Any) -> bool:
+    return isinstance(plain, list) and all(
+        isinstance(choice, list) and all(type(number) is int for number in choice) for choice in plain
+    )
 
 
 class StateStore:

@@ -156,9 +156,7 @@ def test_a_mode_that_cannot_be_is_refused_with_a_reason(comfy: ComfyServer, file
 
 
 @pytest.mark.parametrize("name", ["../outside", "a/b", "a\\b", "C:", "con", "x" * 200, ".hidden", "a\0b"])
-def test_a_render_name_that_leads_elsewhere_is_refused_before_the_run(
-    comfy: ComfyServer, files: Files, name: str
-):
+def test_a_render_name_that_leads_elsewhere_is_refused_before_the_run(comfy: ComfyServer, files: Files, name: str):
     graph, _ = long_graph(files, render=name)
     before = sorted(path for path in comfy.base.parent.iterdir())
     with pytest.raises((PromptFailedError, Exception), match="Got the render name"):
