@@ -319,7 +319,9 @@ def parse_steps(text: str) -> tuple[float, ...] | None:
     try:
         return tuple(float(step) for step in text.replace(",", " ").split())
     except ValueError:
-        raise PackForcingError(f"Got denoising_steps {text[:100]!r}; expected numbers such as 1000, 750, 500, 250.") from None
+        raise PackForcingError(
+            f"Got denoising_steps {text[:100]!r}; expected numbers such as 1000, 750, 500, 250."
+        ) from None
 
 
 def _warnings(trained: Family | None, family: Family, preset: str) -> list[str]:

@@ -235,12 +235,12 @@ def _good_segments(film: Path, folder: RenderFolder, recipe: Recipe, job: FilmJo
         segments = scan_film(film).segments
     except FilmError:
         return 0
-    total = _frames_before(recipe, folder.manifest.blocks)
+    total, known = _frames_before(recipe, folder.manifest.blocks), folder.known_blocks
     blocks, good = job.blocks_per_segment, 0
     for number, segment in enumerate(segments):
         end = _frames_before(recipe, (number + 1) * blocks)
         whole = segment.frames == end - _frames_before(recipe, number * blocks)
-        if not whole or (number + 1) * blocks > folder.known_blocks or end > total - job.tail_frames:
+        if not whole or (number + 1) * blocks > known or end > total - job.tail_frames:
             break
         good += 1
     return good
