@@ -14,7 +14,6 @@ from comfy_api.v0_0_2 import InputImpl, io, ui
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.filmed import FilmJob, filmed_render, growing_film
 from ..packforcing_core.render import FilmedBlock
-from ..packforcing_core.vae.memory import decode_bytes
 from ..packforcing_core.video.format import CODECS, VideoFormat
 from . import host
 from .feedback import RenderFeedback, say
@@ -120,15 +119,14 @@ def _encoder_inputs() -> list[io.Input]:
 
 def _film(stream: LatentStream, vae, job: FilmJob, node_id: str) -> tuple[torch.Tensor, str]:
     """Runs the render into its film; returns the last frames as IMAGE [N, H, W, 3] in 0..1, and what was told."""
-    folder, geometry = stream.folder, stream.recipe.geometry
+    folder = stream.folder
     folder.ensure(stream.context)
-    room = decode_bytes(job.vae.config, geometry.height, geometry.width, vae.vae_dtype)
     growing = growing_film(folder, job)
     say(node_id, f"the film grows in {growing}")
     feedback = RenderFeedback(stream, node_id)
     tail: deque[np.ndarray] = deque(maxlen=job.tail_frames)
     try:
-        with closing(filmed_render(folder, stream.recipe, job, partial(stream.events, room, vae))) as events:
+        with closing(filmed_render(folder, stream.recipe, job, partial(stream.events, vae, job.vae))) as events:
             for event in events:
                 if isinstance(event, FilmedBlock):
                     tail.extend(event.frames)

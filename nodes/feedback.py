@@ -9,7 +9,7 @@ from PIL import Image
 from server import PromptServer
 
 from ..packforcing_core.filmed import Note, RenderEvent
-from ..packforcing_core.geometry import GB
+from ..packforcing_core.geometry import GB, pixel_frames
 from ..packforcing_core.recorded import Replayed
 from ..packforcing_core.sampler.rollout import BlockDone, StepDone
 from .stream import LatentStream
@@ -23,7 +23,7 @@ def say(node_id: str, text: str) -> None:
 
 
 class RenderFeedback:
-    """Turns a render's events into ComfyUI's progress: every denoising step and every commit is one tick."""
+    """Turns a render's events into ComfyUI's progress: every denoising call and every commit is one tick."""
 
     def __init__(self, stream: LatentStream, node_id: str):
         self._geometry = stream.recipe.geometry

@@ -25,6 +25,7 @@ from ..packforcing_core.compressor.high_res import HighRes
 from ..packforcing_core.compressor.weights import CompressorInfo, LoadedCompressor
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.folder.fingerprint import fingerprint
+from ..packforcing_core.geometry import VideoGeometry
 from ..packforcing_core.model.causal import CausalWan
 from ..packforcing_core.model.config import WanConfig
 from ..packforcing_core.text.context import check_width, pad_context
@@ -248,6 +249,25 @@ def make_room() -> None:
     """Takes everything off the GPU, after it was full."""
     comfy.model_management.unload_all_models()
     comfy.model_management.soft_empty_cache()
+
+
+def check_vae(vae) -> None:
+    """Raises PackForcingError for a VAE of another family; nothing is moved or copied."""
+    _require_network(vae)
+    load_vae(vae.first_stage_model.state_dict())
+
+
+def _require_network(vae) -> None:
+    if vae.first_stage_model is None:
+        raise PackForcingError("The VAE holds no model; load the Wan2.1 VAE with the stock Load VAE node.")
+
+
+def decoder_bytes(vae, geometry: VideoGeometry) -> int:
+    """What decoding with a stock VAE needs at its peak, its private copy of the weights included."""
+    state_dict = vae.first_stage_model.state_dict()
+    weights = sum(weight.numel() for weight in state_dict.values()) * vae.vae_dtype.itemsize
+    config = VAEConfig.from_state_dict(state_dict)
+    return weights + decode_bytes(config, geometry.height, geometry.width, vae.vae_dtype)
 
 
 def vae_network(vae) -> WanVAE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import folder_paths
@@ -22,7 +23,7 @@ from ..packforcing_core.folder.files import checked_name
 from ..packforcing_core.folder.fingerprint import fingerprint
 from ..packforcing_core.folder.folder import MODES, Mode, RenderFolder, open_render
 from ..packforcing_core.folder.manifest import Manifest
-from ..packforcing_core.geometry import SIZE_MULTIPLE, VideoGeometry
+from ..packforcing_core.geometry import MAX_FPS, MAX_SECONDS, MAX_SIDE, SIZE_MULTIPLE, VideoGeometry
 from ..packforcing_core.recorded import DEFAULT_SNAPSHOT_BLOCKS, wanted_manifest
 from ..packforcing_core.render import Recipe, default_policy
 from ..packforcing_core.sampler.rollout import Denoising
@@ -32,12 +33,6 @@ from .sockets import CATEGORY, CacheSocket, StreamSocket
 from .stream import LatentStream
 
 OUTPUT_FOLDER = "packforcing"
-LIMITS = {
-    "seconds": (0.1, 36000.0),
-    "width": (SIZE_MULTIPLE, 8192),
-    "height": (SIZE_MULTIPLE, 8192),
-    "fps": (1.0, 240.0),
-}
 
 
 class Sampler(io.ComfyNode):
@@ -85,15 +80,7 @@ class Sampler(io.ComfyNode):
         denoising_steps: str | None = None,
         render: str | None = None,
     ) -> bool | str:
-        """What can be known before the prompt is queued; a linked input is None here and checked in execute.
-
-        ComfyUI leaves the limits of the inputs that are named here to us.
-        """
-        given = {"seconds": seconds, "width": width, "height": height, "fps": fps}
-        for name, value in given.items():
-            low, high = LIMITS[name]
-            if value is not None and not low <= value <= high:
-                return f"{name} is {value}; expected {low:g} to {high:g}."
+        """What can be known before the prompt is queued; a linked input is None here and checked in execute."""
         try:
             VideoGeometry.from_seconds(
                 1.0 if seconds is None else seconds,
@@ -102,7 +89,7 @@ class Sampler(io.ComfyNode):
                 fps=16.0 if fps is None else fps,
                 frames_per_block=1,
             )
-            with_overrides(DEFAULT_FAMILY, denoising_steps=parse_steps(denoising_steps or ""))
+            Denoising.of_family(with_overrides(DEFAULT_FAMILY, denoising_steps=parse_steps(denoising_steps or "")))
             if render:
                 checked_name(render)
         except PackForcingError as error:
@@ -151,13 +138,12 @@ class Sampler(io.ComfyNode):
         identity = host.model_identity(model, vae if recipe.compresses_sometime else None)
         wanted = wanted_manifest(recipe, identity, context, model.load_device)
         folder = open_folder(render, mode, wanted, context, recipe, geometry.block_at(retake_from_seconds))
-        stream = LatentStream(
-            model, context, recipe, folder, snapshot_blocks, bool(render), vae if compresses else None
-        )
-        plan = stream.plan()
+        own_vae = vae if compresses else None
+        stream = LatentStream(model, context, recipe, folder, snapshot_blocks, bool(render), own_vae)
+        memory = stream.plan().describe_memory()
         known = f"render {folder.path.name}: {folder.known_blocks} of {geometry.blocks} blocks are there already"
-        warnings = (*folder.notes, *_warnings(trained, family, preset))
-        lines = (geometry.describe_length(seconds), plan.describe(), known, *warnings)
+        warnings = (*folder.notes, *_warnings(trained, family, preset), *_memory_warnings(model, recipe))
+        lines = (geometry.describe_length(seconds), stream.plan().describe(), memory, known, *warnings)
         say(cls.hidden.unique_id, "\n".join(lines))
         cache_node = _linked_node(cls.hidden, "cache")
         if cache_node is not None:
@@ -206,22 +192,29 @@ def _linked_node(hidden, name: str) -> str | None:
     return link[0] if isinstance(link, list) else None
 
 
-def _limits(name: str) -> dict[str, float]:
-    low, high = LIMITS[name]
-    return {"min": low, "max": high}
+def _memory_warnings(model, recipe: Recipe) -> Iterator[str]:
+    info, bank = host.compressor_info(model), recipe.partitions.bank
+    if info is not None and bank is None:
+        yield f"Warning: the MODEL carries a trained compressor, which the memory '{recipe.policy.title}' does not use."
+    if info is None and bank is not None and bank.span >= recipe.geometry.frames_per_block:
+        yield (
+            "Warning: compressed blocks have their true length in time, which is for trained compressors, and the "
+            "MODEL carries none: expect jumps. Use the preset PackForcing zero-shot, or mid_span -1."
+        )
 
 
 def _length_and_size() -> list[io.Input]:
     return [
         io.Float.Input(
-            "seconds", default=30.0, **_limits("seconds"), step=0.1, tooltip="Length. Rounded to whole blocks."
+            "seconds", default=30.0, min=0.1, max=MAX_SECONDS, step=0.1, tooltip="Length. Rounded to whole blocks."
         ),
-        io.Int.Input("width", default=832, **_limits("width"), step=SIZE_MULTIPLE, tooltip="Pixels."),
-        io.Int.Input("height", default=480, **_limits("height"), step=SIZE_MULTIPLE, tooltip="Pixels."),
+        io.Int.Input("width", default=832, min=SIZE_MULTIPLE, max=MAX_SIDE, step=SIZE_MULTIPLE, tooltip="Pixels."),
+        io.Int.Input("height", default=480, min=SIZE_MULTIPLE, max=MAX_SIDE, step=SIZE_MULTIPLE, tooltip="Pixels."),
         io.Float.Input(
             "fps",
             default=16.0,
-            **_limits("fps"),
+            min=1.0,
+            max=MAX_FPS,
             step=0.01,
             tooltip="Frames per second. Wan was trained at 16.",
         ),

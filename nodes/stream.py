@@ -13,6 +13,7 @@ from ..packforcing_core.plan import RenderPlan, plan_render
 from ..packforcing_core.recorded import Replayed, known_events, sampled_events
 from ..packforcing_core.render import Recipe, build_twins
 from ..packforcing_core.sampler.rollout import BlockDone, Event, Twins
+from ..packforcing_core.vae.wan_vae import WanVAE
 from . import host
 
 
@@ -41,26 +42,29 @@ class LatentStream:
         )
 
     def events(
-        self, decoder_bytes: int = 0, vae: object | None = None, *, first: int = 0, frugal: bool = False
+        self, vae: object | None = None, network: WanVAE | None = None, *, first: int = 0, frugal: bool = False
     ) -> Iterator[Event | Replayed]:
-        """Blocks from `first` on, sampling those that are not finished; `decoder_bytes` is what the consumer needs.
+        """Blocks from `first` on, sampling those that are not finished yet.
 
-        Blocks that the sampling itself decodes bring their video along for a consumer with the same `vae`. `frugal`
-        takes as little memory as can be. Interruption by the user is noticed after every model call. The caller holds
-        the folder's lock, which lets one consumer at a time in.
+        A consumer that decodes gives its `vae` and the `network` made of it: there is room for it, and blocks that the
+        sampling itself decodes with the same VAE bring their video along. `frugal` takes as little memory as can be.
+        Interruption by the user is noticed after every model call. The caller holds the folder's lock, which lets one
+        consumer at a time in.
         """
         blocks = self.recipe.geometry.blocks
         if self.folder.known_blocks >= blocks:
             yield from known_events(self.folder, first, blocks)
             return
-        for event in self._sampled(decoder_bytes, first, frugal):
+        for event in self._sampled(vae, network, first, frugal):
             if isinstance(event, BlockDone) and vae is not self.vae:
                 event = replace(event, video=None)
             yield event
             comfy.model_management.throw_exception_if_processing_interrupted()
 
-    def _sampled(self, decoder_bytes: int, first: int, frugal: bool) -> Iterator[Event | Replayed]:
-        plan = self.plan(decoder_bytes)
+    def _sampled(
+        self, vae: object | None, network: WanVAE | None, first: int, frugal: bool
+    ) -> Iterator[Event | Replayed]:
+        plan = self.plan(host.decoder_bytes(vae, self.recipe.geometry) if vae is not None else 0)
         room = plan.peak_bytes - plan.weights_bytes
         if frugal:
             host.make_room()
@@ -70,7 +74,8 @@ class LatentStream:
             def make_twins() -> Twins | None:
                 if self.recipe.partitions.bank is None:
                     return None
-                return build_twins(model, host.vae_network(self.vae), host.compressor_network(self.model))
+                own = network if vae is self.vae and network is not None else host.vae_network(self.vae)
+                return build_twins(model, own, host.compressor_network(self.model))
 
             yield from sampled_events(
                 model, self.recipe, self.folder, make_twins, self.snapshot_blocks, first=first, frugal=frugal

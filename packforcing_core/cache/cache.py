@@ -223,7 +223,7 @@ class KVCache:
         plain: dict[str, Any] = {
             "committed_frames": self.committed_frames,
             "positions": [[self.partitions.past_frames - s, p] for s, p in self._position_of_slot.items()],
-            "selected_by": [[block, selection] for block, selection in self._selected_by.items()],
+            "selected_by": [[block, [list(c) for c in chosen]] for block, chosen in self._selected_by.items()],
             "cut_blocks": self._cut_blocks,
             "bank_opens_at": self._bank_opens_at,
         }

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..cache.config import POLICIES, Policy, build_policy
-from ..checkpoint.families import FAMILIES, Family, with_overrides
+from ..checkpoint.families import FAMILIES, Family, by_name, with_overrides
 from ..errors import PackForcingError
 from ..folder.fingerprint import fingerprint
 from ..folder.folder import MODES, RenderFolder, open_render

@@ -57,7 +57,7 @@ class BlockStore:
         tensors = {"latents": done.latents}
         if done.in_flight is not None:
             tensors["in_flight"] = done.in_flight
-        write_tensors(self.folder / file_name(done.block, take), tensors, list(done.selection))
+        write_tensors(self.folder / file_name(done.block, take), tensors, [list(choice) for choice in done.selection])
 
     def load(self, block: int, take: int) -> BlockDone:
         path = self.folder / file_name(block, take)

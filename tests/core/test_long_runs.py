@@ -51,7 +51,8 @@ def test_ten_thousand_blocks_are_flat_in_memory_handles_threads_and_time(tmp_pat
     paces = [(b[0] - a[0]) / EVERY for a, b in pairwise(rows)]
     tail = [row[1] for row in rows[2:]]
     print(
-        f"{1000 * paces[0]:.1f} ms a block at first, {1000 * paces[-1]:.1f} at the end; {tail[0]:.1f} to {tail[-1]:.1f} MB"
+        f"{1000 * paces[0]:.1f} ms a block at first, {1000 * paces[-1]:.1f} at the end; "
+        f"{tail[0]:.1f} to {tail[-1]:.1f} MB"
     )
     assert probe(tmp_path / "long.mp4").frames == recipe.geometry.pixel_frames
     assert max(tail) - tail[0] < 20, "MB"
