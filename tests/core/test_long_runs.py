@@ -40,13 +40,13 @@ def test_ten_thousand_blocks_are_flat_in_memory_handles_threads_and_time(tmp_pat
     folder = open_render(tmp_path, "long", "resume", wanted, context, shape)
     source = partial(sampled_events, model, recipe, folder, lambda: build_twins(model, vae, None), 250)
     job = FilmJob(tmp_path / "long.mp4", VideoFormat(fps=16), 100, vae, "tiny", True, 250)
-    process, started, rows = psutil.Process(), time.monotonic(), []
+    process, started, rows = psutil.Process(), time.process_time(), []
     with torch.inference_mode():
         for event in filmed_render(folder, recipe, job, source):
             if isinstance(event, FilmedBlock) and (event.block + 1) % EVERY == 0:
                 gc.collect()
                 rss = process.memory_info().rss / 1e6
-                rows.append((time.monotonic() - started, rss, process.num_fds(), process.num_threads()))
+                rows.append((time.process_time() - started, rss, process.num_fds(), process.num_threads()))
                 print(f"block {event.block + 1}: {rows[-1][0]:.0f} s, {rss:.1f} MB, {rows[-1][2:]}", flush=True)
     paces = [(b[0] - a[0]) / EVERY for a, b in pairwise(rows)]
     tail = [row[1] for row in rows[2:]]
@@ -58,5 +58,5 @@ def test_ten_thousand_blocks_are_flat_in_memory_handles_threads_and_time(tmp_pat
     assert max(tail) - tail[0] < 20, "MB"
     assert max(row[2] for row in rows) <= rows[0][2] + 4, "file handles, a few of an encoder at work"
     assert max(row[3] for row in rows) <= rows[0][3] + 4, "threads, likewise"
-    assert sorted(paces)[len(paces) // 2] < 2 * min(paces), "a busy machine has slow stretches, a growing render only"
+    assert paces[-1] < 1.5 * paces[0], "seconds of processor time"
     assert len(list((tmp_path / "long" / "snapshots").glob("*.safetensors"))) == 2
