@@ -132,6 +132,18 @@ def test_values_that_are_not_finite_stop_the_render_and_the_blocks_before_stand(
     assert resumes(tmp_path, unbroken) == list(range(kept, 6))
 
 
+def test_a_memory_that_is_not_finite_is_never_saved_as_a_state_to_go_on_from(tmp_path):
+    """NaN in the commit of block 1 spoils the cache just before the state of block 2 would be saved."""
+    small = SMALL.but(policy="window")
+    small.run(tmp_path, "unbroken")
+    spoilt = faulty_model(lambda n: CALLS + 8 < n <= 2 * CALLS, lambda out: out * float("nan"))
+    with pytest.raises(PackForcingError, match="Block 2 came out with values that are not finite"):
+        small.run(tmp_path, model=spoilt)
+    assert not list((tmp_path / "film" / "snapshots").glob("*.safetensors"))
+    small.run(tmp_path)
+    assert difference(frames(tmp_path), frames(tmp_path, "unbroken")) == 0
+
+
 def test_a_killed_encoder_stops_the_render_and_no_block_is_lost(tmp_path, unbroken):
     def kill_the_encoder() -> None:
         for event in SMALL.events(tmp_path):
