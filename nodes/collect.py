@@ -8,6 +8,7 @@ import comfy.model_management
 import torch
 from comfy_api.v0_0_2 import io
 
+from ..packforcing_core.folder.files import locked
 from ..packforcing_core.sampler.rollout import BlockDone
 from ..packforcing_core.vae.config import unnormalise
 from .feedback import RenderFeedback
@@ -34,7 +35,8 @@ class CollectLatents(io.ComfyNode):
     def execute(cls, stream: LatentStream) -> io.NodeOutput:
         feedback = RenderFeedback(stream, cls.hidden.unique_id)
         blocks = []
-        with closing(stream.events()) as events:
+        stream.folder.ensure(stream.context)
+        with locked(stream.folder.path), closing(stream.events()) as events:
             for event in events:
                 if isinstance(event, BlockDone):
                     blocks.append(event.latents)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,12 +12,9 @@ from comfy.cli_args import args
 from comfy_api.v0_0_2 import InputImpl, io, ui
 
 from ..packforcing_core.errors import PackForcingError
-from ..packforcing_core.render import FilmedBlock, film_events
-from ..packforcing_core.sampler.rollout import Event
-from ..packforcing_core.vae.streaming import StreamingDecoder
-from ..packforcing_core.vae.wan_vae import WanVAE
+from ..packforcing_core.filmed import FilmJob, filmed_render, growing_film
+from ..packforcing_core.render import FilmedBlock
 from ..packforcing_core.video.format import CODECS, VideoFormat
-from ..packforcing_core.video.writer import SegmentedWriter
 from . import host
 from .feedback import RenderFeedback, say
 from .output import film_path
@@ -66,20 +63,23 @@ class StreamingVAEDecode(io.ComfyNode):
         blocks_per_segment: int,
         last_frames: int,
     ) -> io.NodeOutput:
-        node_id, geometry = cls.hidden.unique_id, stream.recipe.geometry
-        network = host.vae_network(vae)
-        video_format = VideoFormat(codec, None if quality == DEFAULT_QUALITY else quality, geometry.fps)
+        geometry = stream.recipe.geometry
         path, subfolder = film_path(filename_prefix, geometry.width, geometry.height)
-        with SegmentedWriter(path, geometry.width, geometry.height, video_format) as writer:
-            say(node_id, f"the film grows in {writer.growing_path}")
-            try:
-                feedback = RenderFeedback(stream, node_id)
-                tail = _film(stream.events(vae, network), network, writer, blocks_per_segment, last_frames, feedback)
-                writer.finish(metadata=_workflow(cls.hidden))
-            except PackForcingError as error:
-                raise PackForcingError(f"{error} The film so far: {writer.growing_path}") from error
-        saved = ui.SavedResult(path.name, subfolder, io.FolderType.output)
-        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), tail, ui=ui.PreviewVideo([saved]))
+        job = FilmJob(
+            path,
+            VideoFormat(codec, None if quality == DEFAULT_QUALITY else quality, geometry.fps),
+            blocks_per_segment,
+            host.vae_network(vae),
+            host.vae_identity(vae),
+            shared_vae=vae is stream.vae,
+            snapshot_blocks=stream.snapshot_blocks,
+            tail_frames=last_frames,
+            keep_growing=stream.named,
+            metadata=_workflow(cls.hidden),
+        )
+        tail, told = _film(stream, vae, job, cls.hidden.unique_id)
+        saved = ui.PreviewVideo([ui.SavedResult(path.name, subfolder, io.FolderType.output)]).as_dict()
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), tail, ui={**saved, "text": (told,)})
 
 
 def _encoder_inputs() -> list[io.Input]:
@@ -117,25 +117,25 @@ def _encoder_inputs() -> list[io.Input]:
     ]
 
 
-def _film(
-    latents: Iterator[Event],
-    network: WanVAE,
-    writer: SegmentedWriter,
-    blocks_per_segment: int,
-    last_frames: int,
-    feedback: RenderFeedback,
-) -> torch.Tensor:
-    """Runs the render into the writer; returns the last frames as IMAGE [N, H, W, 3] in 0..1."""
-    tail: deque[np.ndarray] = deque(maxlen=last_frames)
-    with (
-        closing(latents),
-        closing(film_events(latents, StreamingDecoder(network), writer, blocks_per_segment)) as events,
-    ):
-        for event in events:
-            if isinstance(event, FilmedBlock):
-                tail.extend(event.frames)
-            feedback.show(event)
-    return torch.from_numpy(np.stack(tail)).float() / 255
+def _film(stream: LatentStream, vae, job: FilmJob, node_id: str) -> tuple[torch.Tensor, str]:
+    """Runs the render into its film; returns the last frames as IMAGE [N, H, W, 3] in 0..1, and what was told."""
+    folder = stream.folder
+    folder.ensure(stream.context)
+    growing = growing_film(folder, job)
+    say(node_id, f"the film grows in {growing}")
+    feedback = RenderFeedback(stream, node_id)
+    tail: deque[np.ndarray] = deque(maxlen=job.tail_frames)
+    try:
+        with closing(filmed_render(folder, stream.recipe, job, partial(stream.events, vae, job.vae))) as events:
+            for event in events:
+                if isinstance(event, FilmedBlock):
+                    tail.extend(event.frames)
+                feedback.show(event)
+    except PackForcingError as error:
+        raise PackForcingError(f"{error} The film so far: {growing}") from error
+    if not stream.named:
+        folder.discard_states()
+    return torch.from_numpy(np.stack(tail)).float() / 255, feedback.summary()
 
 
 def _workflow(hidden) -> dict:

@@ -8,9 +8,10 @@ import comfy.utils
 from PIL import Image
 from server import PromptServer
 
+from ..packforcing_core.filmed import Note, RenderEvent
 from ..packforcing_core.geometry import GB, pixel_frames
-from ..packforcing_core.render import FilmedBlock
-from ..packforcing_core.sampler.rollout import BlockDone, Event, StepDone
+from ..packforcing_core.recorded import Replayed
+from ..packforcing_core.sampler.rollout import BlockDone, StepDone
 from .stream import LatentStream
 
 PREVIEW_SIZE = 512
@@ -22,10 +23,12 @@ def say(node_id: str, text: str) -> None:
 
 
 class RenderFeedback:
-    """Turns a stream's events into ComfyUI's progress: every denoising call and every commit is one tick."""
+    """Turns a render's events into ComfyUI's progress: every denoising call and every commit is one tick."""
 
     def __init__(self, stream: LatentStream, node_id: str):
         self._geometry = stream.recipe.geometry
+        self._render = stream.folder.path.name
+        self._known = stream.folder.known_blocks
         self._node_id = node_id
         self._cache = stream.plan().cache_bytes / GB
         denoising = stream.recipe.denoising
@@ -35,24 +38,37 @@ class RenderFeedback:
         self._bar = comfy.utils.ProgressBar(self._ends[-1], node_id=node_id)
         self._started = time.monotonic()
         self._sampled = 0
+        self._notes: list[str] = []
 
-    def show(self, event: Event | FilmedBlock) -> None:
+    def show(self, event: RenderEvent) -> None:
         if isinstance(event, StepDone):
             # Counted from the block's end: a rolling block's first steps ran in the windows of those before it.
             self._bar.update_absolute(self._ends[event.block + 1] - (event.steps - event.step))
         elif isinstance(event, BlockDone):
             self._sampled += not event.reused
             self._bar.update_absolute(self._ends[event.block + 1])
-            say(self._node_id, self._line(event))
+            say(self._node_id, self._line(event.block, event.reused))
+        elif isinstance(event, Replayed):
+            self._bar.update_absolute(self._ends[event.block + 1])
+            say(self._node_id, self._line(event.block, True))
+        elif isinstance(event, Note):
+            self._notes.append(event.text)
+            say(self._node_id, event.text)
         else:
             preview = ("JPEG", Image.fromarray(event.frames[-1]), PREVIEW_SIZE)
             self._bar.update_absolute(self._bar.current, preview=preview)
 
-    def _line(self, event: BlockDone) -> str:
-        done = event.block + 1
+    def summary(self) -> str:
+        """What was re-used and what was made, for the history."""
+        reused = f"blocks 1 to {self._known} re-used" if self._known else "no block re-used"
+        lines = [f"render {self._render}: {reused}, {self._sampled} of {self._geometry.blocks} sampled", *self._notes]
+        return "\n".join(lines)
+
+    def _line(self, block: int, reused: bool) -> str:
+        done = block + 1
         g = self._geometry
         seconds = pixel_frames(done * g.frames_per_block) / g.fps
         pace = (time.monotonic() - self._started) / max(1, self._sampled)
-        how = "re-used" if event.reused else f"{pace:.2f} s/block, {pace * (g.blocks - done):.0f} s left"
+        how = "re-used" if reused else f"{pace:.2f} s/block, {pace * (g.blocks - done):.0f} s left"
         made = f"{seconds:.1f} of {g.seconds:.1f} s of video"
         return f"block {done}/{g.blocks} | {made} | {how} | cache {self._cache:.2f} GB"

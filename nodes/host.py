@@ -24,6 +24,7 @@ from ..packforcing_core.checkpoint.families import FAMILIES, Family
 from ..packforcing_core.compressor.high_res import HighRes
 from ..packforcing_core.compressor.weights import CompressorInfo, LoadedCompressor
 from ..packforcing_core.errors import PackForcingError
+from ..packforcing_core.folder.fingerprint import fingerprint
 from ..packforcing_core.geometry import VideoGeometry
 from ..packforcing_core.model.causal import CausalWan
 from ..packforcing_core.model.config import WanConfig
@@ -218,6 +219,36 @@ def compressor_network(model) -> HighRes | None:
 def compressor_info(model) -> CompressorInfo | None:
     """What the attached compressor was trained for; None without one."""
     return model.get_attachment(COMPRESSOR)
+
+
+def model_identity(model, vae) -> dict[str, str | None]:
+    """Fingerprints of all that decides what the MODEL computes (its file's path is not to be had), and its dtype.
+
+    Weights that ComfyUI has patched in place count as they were before; `vae` is None where the sampling needs none.
+    """
+    weights = {
+        name: model.backup[name].weight if name in model.backup else weight
+        for name, weight in model.model.state_dict().items()
+    }
+    compressor = compressor_network(model)
+    return {
+        "model": fingerprint(weights),
+        "LoRAs": fingerprint(model.patches) if model.patches else None,
+        "dtype": str(model.model.get_dtype_inference()),
+        "VAE": vae_identity(vae) if vae is not None else None,
+        "compressor": fingerprint(compressor.state_dict()) if compressor is not None else None,
+    }
+
+
+def vae_identity(vae) -> str:
+    """A fingerprint of a VAE's weights and dtype."""
+    return fingerprint([str(vae.vae_dtype), vae.first_stage_model.state_dict()])
+
+
+def make_room() -> None:
+    """Takes everything off the GPU, after it was full."""
+    comfy.model_management.unload_all_models()
+    comfy.model_management.soft_empty_cache()
 
 
 def check_vae(vae) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import folder_paths
 from comfy_api.v0_0_2 import io
+from torch import Tensor
 
 from ..packforcing_core.cache.config import Policy
 from ..packforcing_core.checkpoint.families import (
@@ -16,13 +19,20 @@ from ..packforcing_core.checkpoint.families import (
     with_overrides,
 )
 from ..packforcing_core.errors import PackForcingError
+from ..packforcing_core.folder.files import checked_name
+from ..packforcing_core.folder.fingerprint import fingerprint
+from ..packforcing_core.folder.folder import MODES, Mode, RenderFolder, open_render
+from ..packforcing_core.folder.manifest import Manifest
 from ..packforcing_core.geometry import MAX_FPS, MAX_SECONDS, MAX_SIDE, SIZE_MULTIPLE, VideoGeometry
+from ..packforcing_core.recorded import DEFAULT_SNAPSHOT_BLOCKS, wanted_manifest
 from ..packforcing_core.render import Recipe, default_policy
 from ..packforcing_core.sampler.rollout import Denoising
 from . import host
 from .feedback import say
 from .sockets import CATEGORY, CacheSocket, StreamSocket
 from .stream import LatentStream
+
+OUTPUT_FOLDER = "packforcing"
 
 
 class Sampler(io.ComfyNode):
@@ -54,6 +64,7 @@ class Sampler(io.ComfyNode):
                 ),
                 *_length_and_size(),
                 *_preset_and_overrides(),
+                *_folder_inputs(),
             ],
             outputs=[StreamSocket.Output(display_name="stream")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
@@ -67,6 +78,7 @@ class Sampler(io.ComfyNode):
         height: int | None = None,
         fps: float | None = None,
         denoising_steps: str | None = None,
+        render: str | None = None,
     ) -> bool | str:
         """What can be known before the prompt is queued; a linked input is None here and checked in execute."""
         try:
@@ -78,6 +90,8 @@ class Sampler(io.ComfyNode):
                 frames_per_block=1,
             )
             Denoising.of_family(with_overrides(DEFAULT_FAMILY, denoising_steps=parse_steps(denoising_steps or "")))
+            if render:
+                checked_name(render)
         except PackForcingError as error:
             return str(error)
         return True
@@ -98,6 +112,10 @@ class Sampler(io.ComfyNode):
         shift: float,
         cache: Policy | None = None,
         vae=None,
+        mode: Mode = "resume",
+        render: str = "",
+        retake_from_seconds: float = 0.0,
+        snapshot_blocks: int = DEFAULT_SNAPSHOT_BLOCKS,
     ) -> io.NodeOutput:
         config = host.wan_config(model)
         host.require_supported_patches(model)
@@ -115,15 +133,36 @@ class Sampler(io.ComfyNode):
         compresses = recipe.partitions.bank is not None
         if compresses:
             _require_compressor_parts(model, vae, family)
-        stream = LatentStream(model, host.text_context(positive, config), recipe, vae if compresses else None)
+        context = host.text_context(positive, config)
+        # A VAE that a longer clip needs belongs to the render's settings, or the clip could not be extended.
+        identity = host.model_identity(model, vae if recipe.compresses_sometime else None)
+        wanted = wanted_manifest(recipe, identity, context, model.load_device)
+        folder = open_folder(render, mode, wanted, context, recipe, geometry.block_at(retake_from_seconds))
+        own_vae = vae if compresses else None
+        stream = LatentStream(model, context, recipe, folder, snapshot_blocks, bool(render), own_vae)
         memory = stream.plan().describe_memory()
-        warnings = (*_warnings(trained, family, preset), *_memory_warnings(model, recipe))
-        lines = (geometry.describe_length(seconds), stream.plan().describe(), memory, *warnings)
+        known = f"render {folder.path.name}: {folder.known_blocks} of {geometry.blocks} blocks are there already"
+        warnings = (*folder.notes, *_warnings(trained, family, preset), *_memory_warnings(model, recipe))
+        lines = (geometry.describe_length(seconds), stream.plan().describe(), memory, known, *warnings)
         say(cls.hidden.unique_id, "\n".join(lines))
         cache_node = _linked_node(cls.hidden, "cache")
         if cache_node is not None:
             say(cache_node, memory)
         return io.NodeOutput(stream, ui={"text": ("\n".join(lines),)})
+
+
+def open_folder(
+    render: str, mode: Mode, wanted: Manifest, context: Tensor, recipe: Recipe, retake_block: int
+) -> RenderFolder:
+    """The render's folder below ComfyUI's output folder; one without a name is found by all that it is made of."""
+    if not render and mode in ("extend", "retake"):
+        raise PackForcingError(
+            f"To {mode} a render the sampler needs its name: write it into the widget `render` (the sampler shows the "
+            "names of renders that got none)."
+        )
+    name = render or f"auto-{fingerprint([dict(wanted.settings), wanted.blocks, vars(wanted.takes[0])])[:12]}"
+    root = Path(folder_paths.get_output_directory()) / OUTPUT_FOLDER
+    return open_render(root, name, mode, wanted, context, recipe.geometry.block_shape, retake_block)
 
 
 def _require_compressor_parts(model, vae, family: Family) -> None:
@@ -190,6 +229,46 @@ def _length_and_size() -> list[io.Input]:
     ]
 
 
+def _folder_inputs() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "mode",
+            options=list(MODES),
+            default="resume",
+            optional=True,
+            tooltip="resume: go on with the render of this name where it stopped, or begin it. new: begin anew; what "
+            "is there is set aside. extend: make it as long as `seconds` says now. retake: keep what comes before "
+            "retake_from_seconds, and make the rest again with this seed and prompt.",
+        ),
+        io.String.Input(
+            "render",
+            default="",
+            optional=True,
+            tooltip=f"Name of the render's folder in output/{OUTPUT_FOLDER}, which has all it takes to go on. Empty: "
+            "found by its settings, so queuing the same again goes on, after a crash as well.",
+        ),
+        io.Float.Input(
+            "retake_from_seconds",
+            default=0.0,
+            min=0.0,
+            max=36000.0,
+            step=0.1,
+            optional=True,
+            tooltip="For mode retake: the block that shows this moment is the first that is made again.",
+        ),
+        io.Int.Input(
+            "snapshot_blocks",
+            default=DEFAULT_SNAPSHOT_BLOCKS,
+            min=0,
+            max=100_000,
+            optional=True,
+            tooltip="Every so many blocks, save all that carries over, to go on sooner after a crash. The two newest "
+            "states are kept, each about as large as the cache. 0: none; going on then repeats a model call a block.",
+            advanced=True,
+        ),
+    ]
+
+
 def _preset_and_overrides() -> list[io.Input]:
     return [
         io.Combo.Input(
@@ -233,7 +312,9 @@ def parse_steps(text: str) -> tuple[float, ...] | None:
     try:
         return tuple(float(step) for step in text.replace(",", " ").split())
     except ValueError:
-        raise PackForcingError(f"Got denoising_steps {text!r}; expected numbers such as 1000, 750, 500, 250.") from None
+        raise PackForcingError(
+            f"Got denoising_steps {text[:100]!r}; expected numbers such as 1000, 750, 500, 250."
+        ) from None
 
 
 def _warnings(trained: Family | None, family: Family, preset: str) -> list[str]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import comfy.model_management
 from torch import Tensor
 
-from ..packforcing_core.errors import PackForcingError
+from ..packforcing_core.folder.folder import RenderFolder
 from ..packforcing_core.plan import RenderPlan, plan_render
-from ..packforcing_core.render import Recipe, build_twins, latent_events
-from ..packforcing_core.sampler.rollout import BlockDone, Event
+from ..packforcing_core.recorded import Replayed, known_events, sampled_events
+from ..packforcing_core.render import Recipe, build_twins
+from ..packforcing_core.sampler.rollout import BlockDone, Event, Twins
 from ..packforcing_core.vae.wan_vae import WanVAE
 from . import host
 
@@ -21,17 +21,18 @@ from . import host
 class LatentStream:
     """A recipe that can be iterated again and again; it holds no GPU state.
 
-    Finished blocks are remembered (half a megabyte each at 832x480), so a second consumer, or the same one with other
-    encoder settings, does not sample again, and an interrupted render goes on where it stopped. `vae` is there where
-    the policy compresses the past.
+    Finished blocks are in the render's `folder`, so a second consumer, or the same one with other encoder settings,
+    does not sample again, and an interrupted or crashed render goes on where it stopped. `vae` is there where the
+    policy compresses the past. `named`: the user gave the render a name, and may come back to it.
     """
 
     model: object
     context: Tensor
     recipe: Recipe
+    folder: RenderFolder
+    snapshot_blocks: int
+    named: bool
     vae: object | None = None
-    finished: list[BlockDone] = field(default_factory=list)
-    _turn: threading.Lock = field(default_factory=threading.Lock)
 
     def plan(self, decoder_bytes: int = 0) -> RenderPlan:
         """What the render takes, in the MODEL's own dtype; a memory that compresses decodes too."""
@@ -40,40 +41,42 @@ class LatentStream:
             host.wan_config(self.model), self.recipe, self.model.model.get_dtype_inference(), max(own, decoder_bytes)
         )
 
-    def events(self, vae: object | None = None, network: WanVAE | None = None) -> Iterator[Event]:
-        """Blocks in order, sampling those that are not finished yet.
+    def events(
+        self, vae: object | None = None, network: WanVAE | None = None, *, first: int = 0, frugal: bool = False
+    ) -> Iterator[Event | Replayed]:
+        """Blocks from `first` on, sampling those that are not finished yet.
 
         A consumer that decodes gives its `vae` and the `network` made of it: there is room for it, and blocks that the
-        sampling itself decodes with the same VAE bring their video along. Interruption by the user is noticed after
-        every model call.
+        sampling itself decodes with the same VAE bring their video along. `frugal` takes as little memory as can be.
+        Interruption by the user is noticed after every model call. The caller holds the folder's lock, which lets one
+        consumer at a time in.
         """
-        if not self._turn.acquire(blocking=False):
-            raise PackForcingError("This stream is being sampled by another node already; let that one finish first.")
-        try:
-            if len(self.finished) >= self.recipe.geometry.blocks:
-                yield from (replace(done, reused=True) for done in self.finished)
-                return
-            for event in self._sampled(vae, network):
-                if isinstance(event, BlockDone):
-                    if not event.reused:
-                        self._remember(event)
-                    if vae is not self.vae:
-                        event = replace(event, video=None)
-                yield event
-                comfy.model_management.throw_exception_if_processing_interrupted()
-        finally:
-            self._turn.release()
+        blocks = self.recipe.geometry.blocks
+        if self.folder.known_blocks >= blocks:
+            yield from known_events(self.folder, first, blocks)
+            return
+        for event in self._sampled(vae, network, first, frugal):
+            if isinstance(event, BlockDone) and vae is not self.vae:
+                event = replace(event, video=None)
+            yield event
+            comfy.model_management.throw_exception_if_processing_interrupted()
 
-    def _remember(self, done: BlockDone) -> None:
-        if self.finished:  # Only behind the newest block may a rolling render go on.
-            self.finished[-1] = replace(self.finished[-1], in_flight=None)
-        self.finished.append(replace(done, video=None))
-
-    def _sampled(self, vae: object | None, network: WanVAE | None) -> Iterator[Event]:
+    def _sampled(
+        self, vae: object | None, network: WanVAE | None, first: int, frugal: bool
+    ) -> Iterator[Event | Replayed]:
         plan = self.plan(host.decoder_bytes(vae, self.recipe.geometry) if vae is not None else 0)
-        with host.loaded(self.model, plan.peak_bytes - plan.weights_bytes) as model:
-            twins = None
-            if self.recipe.partitions.bank:
+        room = plan.peak_bytes - plan.weights_bytes
+        if frugal:
+            host.make_room()
+            room *= 2  # Then ComfyUI leaves more of the weights in host memory.
+        with host.loaded(self.model, room) as model:
+
+            def make_twins() -> Twins | None:
+                if self.recipe.partitions.bank is None:
+                    return None
                 own = network if vae is self.vae and network is not None else host.vae_network(self.vae)
-                twins = build_twins(model, own, host.compressor_network(self.model))
-            yield from latent_events(model, self.context, self.recipe, tuple(self.finished), twins)
+                return build_twins(model, own, host.compressor_network(self.model))
+
+            yield from sampled_events(
+                model, self.recipe, self.folder, make_twins, self.snapshot_blocks, first=first, frugal=frugal
+            )

@@ -138,6 +138,13 @@ class VideoGeometry:
         """[1, 16, frames_per_block, h, w] of one latent block."""
         return (1, LATENT_CHANNELS, self.frames_per_block, self.latent_height, self.latent_width)
 
+    def block_at(self, seconds: float) -> int:
+        """The block that shows the moment `seconds` after the start (also behind the end of the clip)."""
+        _require_positive("seconds", seconds + 1, "seconds")
+        frame = math.floor(seconds * self.fps)
+        latent_frame = (frame + PIXEL_FRAMES_PER_LATENT - 1) // PIXEL_FRAMES_PER_LATENT
+        return latent_frame // self.frames_per_block
+
     def describe_length(self, wished_seconds: float) -> str:
         """One line that says what rounding to whole blocks made of the wished length."""
         return (

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -54,8 +55,25 @@ class Recipe:
         """The cache's plan for this clip; PackForcingError when the policy contradicts itself, the block length or the
         rollout.
         """
-        g = self.geometry
-        return self.policy.partitions(g.frames_per_block, self.denoising.window_blocks).limited_to(g.latent_frames)
+        return self.unlimited_partitions.limited_to(self.geometry.latent_frames)
+
+    @property
+    def compresses_sometime(self) -> bool:
+        """Whether this policy compresses the past of a clip that is long enough."""
+        return self.unlimited_partitions.bank is not None
+
+    @property
+    def unlimited_partitions(self) -> Partitions:
+        """The cache's plan for a clip of any length."""
+        return self.policy.partitions(self.geometry.frames_per_block, self.denoising.window_blocks)
+
+
+class FilmRecord(Protocol):
+    """Keeps notes of a film that is being made."""
+
+    def filmed(self, block: int, frames: np.ndarray) -> None: ...
+
+    def segment_closed(self, next_block: int, decoder: StreamingDecoder) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -87,11 +105,11 @@ def kv_shape(config: WanConfig, geometry: VideoGeometry, dtype) -> KVShape:
     )
 
 
-def build_cache(model: CausalWan, recipe: Recipe) -> KVCache:
-    """The preallocated cache of a render, on the model's device and in its dtype."""
+def build_cache(model: CausalWan, recipe: Recipe, partitions: Partitions | None = None) -> KVCache:
+    """The preallocated cache of a render, on the model's device and in its dtype, by its own plan or another."""
     rope = GridRope(model.config.head_dim, recipe.geometry.grid, model.device)
     shape = kv_shape(model.config, recipe.geometry, model.dtype)
-    return KVCache(recipe.partitions, shape, rope, model.attention, model.device)
+    return KVCache(partitions or recipe.partitions, shape, rope, model.attention, model.device)
 
 
 def latent_events(
@@ -117,23 +135,50 @@ def build_twins(model: CausalWan, vae: WanVAE, high_res: HighRes | None) -> Twin
 
 
 def film_events(
-    events: Iterator[Event], decoder: StreamingDecoder, writer: SegmentedWriter, blocks_per_segment: int
+    events: Iterator[Event],
+    decoder: StreamingDecoder,
+    writer: SegmentedWriter,
+    blocks_per_segment: int,
+    *,
+    first_block: int = 0,
+    record: FilmRecord | None = None,
+    frugal: bool = False,
 ) -> Iterator[Event | FilmedBlock]:
     """Decodes and encodes each block while the next one is made, and closes a segment every `blocks_per_segment`.
 
-    A block that brings its video along is not decoded again; in one render either all do or none.
+    A block that brings its video along is not decoded again; once one does, all that follow do. Blocks before
+    `first_block`, where the writer's film already has them, are decoded for what the decoder remembers of them only.
+    `record` hears of every filmed block and closed segment. `frugal` decodes in the smallest steps and lets the rollout
+    wait for it.
     """
     beside = _side_stream(decoder.device)
 
     def film(done: BlockDone) -> FilmedBlock:
         with beside:
-            frames = to_frames(decoder.push(done.latents) if done.video is None else done.video)
-        writer.write(frames)
-        if (done.block + 1) % blocks_per_segment == 0:
+            video = decode_block(decoder, done.latents, frugal) if done.video is None else done.video
+            filmed = FilmedBlock(done.block, to_frames(video))
+        if done.block < first_block:
+            return filmed
+        writer.write(filmed.frames)
+        ended = (done.block + 1) % blocks_per_segment == 0
+        if ended:
             writer.end_segment()
-        return FilmedBlock(done.block, frames)
+        if record:
+            record.filmed(done.block, filmed.frames)
+            if ended and done.video is None:
+                record.segment_closed(done.block + 1, decoder)
+        return filmed
 
-    return overlapped(events, BlockDone, film)
+    for event in overlapped(events, BlockDone, film, ahead=0 if frugal else 1):
+        if not (isinstance(event, FilmedBlock) and event.block < first_block):
+            yield event
+
+
+def decode_block(decoder: StreamingDecoder, latents: Tensor, frugal: bool) -> Tensor:
+    """The block's video; frugal: one latent frame at a time, each taken to the host, which gives the same frames."""
+    if not frugal:
+        return decoder.push(latents)
+    return torch.cat([decoder.push(frame).cpu() for frame in latents.split(1, dim=2)], dim=2)
 
 
 def _side_stream(device: torch.device) -> AbstractContextManager:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +81,12 @@ class SmallDecoder:
         self._sum += latents.mean().item()
         self.pushed += 1
         return torch.full((1, 3, 4 * latents.shape[2], 8, 8), self._sum)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        return {"sum": torch.tensor(self._sum, dtype=torch.float64)}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        self._sum = tensors["sum"].item()
 
 
 def small_cache(

@@ -36,8 +36,11 @@ ROWS = (
     ("checkpoint",),
     ("sampler",),
     ("video",),
+    ("folder",),
     ("pipeline",),
     ("render",),
+    ("recorded",),
+    ("filmed",),
     ("plan", "demo"),
     ("training", "evaluation", "cli"),
 )

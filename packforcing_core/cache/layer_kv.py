@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -120,6 +121,7 @@ class LayerKV:
         n = shape.tokens_per_frame
         self.tokens_per_frame = n
         self._twin_tokens = shape.twin.tokens if partitions.bank else 0
+        self._mid_tokens = self._twin_tokens * partitions.mid_slots
         self._past_frames = partitions.past_frames
         self._ring_frames = partitions.recent_frames
         self.k = allocate(shape.buffer_tokens(partitions))
@@ -160,6 +162,33 @@ class LayerKV:
         """The rows that a twin sees (sink, `mid_blocks` mid slots, itself), and its own rows, the last of them."""
         own = self.mid(mid_blocks)
         return slice(self.tokens(self._ring_frames).start, own.stop), own
+
+    def saved(self, past_frames: int) -> dict[str, Tensor]:
+        """What the newest filled `past_frames` slots hold, and the mid slots; copies on the CPU.
+
+        Slots fill from right to left, so the rows are counted from the right: they fit a plan with more of them, too.
+        """
+        past = self.tokens(self._past_frames - past_frames, past_frames)
+        mid = slice(past.stop, past.stop + self._mid_tokens)
+        rows = {"k.past": self.k[:, past], "v.past": self.v[:, past], "k.mid": self.k[:, mid], "v.mid": self.v[:, mid]}
+        rows |= {"timeless_k": self.timeless_k, "candidate_v": self.candidate_v, "query_sums": self.query_sums}
+        return {name: tensor.cpu().contiguous() for name, tensor in rows.items() if tensor.shape[1]}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `saved`, also into more slots; RuntimeError or KeyError where the tensors do not fit."""
+        past = tensors["k.past"].shape[1]
+        first_mid = self._past_frames * self.tokens_per_frame
+        for name, own in (("k", self.k), ("v", self.v)):
+            own[:, first_mid - past : first_mid] = tensors[f"{name}.past"]
+            if f"{name}.mid" in tensors:
+                own[:, first_mid : first_mid + tensors[f"{name}.mid"].shape[1]] = tensors[f"{name}.mid"]
+        for name, own in (("timeless_k", self.timeless_k), ("candidate_v", self.candidate_v)):
+            if own.shape[1]:
+                own[:, own.shape[1] - tensors[name].shape[1] :] = tensors[name]
+        if self.query_sums.shape[1]:
+            if self.query_sums.shape != tensors["query_sums"].shape:  # A ring: its slots depend on its length.
+                raise RuntimeError(f"{list(tensors['query_sums'].shape)} is not {list(self.query_sums.shape)}")
+            self.query_sums.copy_(tensors["query_sums"])
 
     def candidates(self, first: int, frames: int) -> Tensor:
         """Token rows of the frames `first`, `first` + 1, ... behind the sink, in that order, for `timeless_k` and

@@ -14,7 +14,10 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from ..errors import PackForcingError
+from ..filmed import FilmJob, Note, RenderEvent, Source, filmed_render, growing_film
+from ..folder.folder import RenderFolder
 from ..geometry import GB, pixel_frames
+from ..recorded import Replayed
 from ..render import FilmedBlock, Recipe, film_events
 from ..sampler.rollout import Event, StepDone
 from ..vae.streaming import StreamingDecoder
@@ -55,6 +58,8 @@ class Target:
             raise PackForcingError(f"segment-blocks is {self.blocks_per_segment}; expected 1 or more.")
         if not self.path.name:
             raise PackForcingError(f"Got the output {str(self.path)!r}; expected a file name that ends in .mp4.")
+        if self.path.suffix.lower() != ".mp4":
+            raise PackForcingError(f"Got the output {self.path.name}; expected a file name that ends in .mp4.")
 
 
 def render_film(
@@ -78,14 +83,32 @@ def render_film(
         with closing(film_events(latents, decoder, writer, target.blocks_per_segment)) as events:
             _show(events, recipe, cache_bytes, console)
         film = writer.finish()
-    took = time.monotonic() - started
-    console.print(
-        f"{film.resolve()}: {geometry.pixel_frames} frames, {geometry.seconds:.2f} s of video in {took:.1f} s"
-    )
+    _say_done(film, recipe, time.monotonic() - started, console)
     return film
 
 
-def _show(events, recipe: Recipe, cache_bytes: int, console: Console) -> None:
+def render_recorded(
+    source: Source, folder: RenderFolder, recipe: Recipe, cache_bytes: int, job: FilmJob, console: Console
+) -> Path:
+    """Runs the render of `folder` to its film and returns the film's path; the same call goes on after any crash."""
+    started, known = time.monotonic(), folder.known_blocks
+    for note in folder.notes:
+        console.print(note, style="yellow")
+    if known:
+        console.print(f"{known} of {folder.manifest.blocks} blocks are there already, in {folder.path}")
+    console.print(f"the film grows in {growing_film(folder, job)}")
+    with torch.inference_mode(), closing(filmed_render(folder, recipe, job, source)) as events:
+        _show(events, recipe, cache_bytes, console)
+    _say_done(job.path, recipe, time.monotonic() - started, console)
+    return job.path
+
+
+def _say_done(film: Path, recipe: Recipe, took: float, console: Console) -> None:
+    g = recipe.geometry
+    console.print(f"{film.resolve()}: {g.pixel_frames} frames, {g.seconds:.2f} s of video in {took:.1f} s")
+
+
+def _show(events: Iterator[RenderEvent], recipe: Recipe, cache_bytes: int, console: Console) -> None:
     geometry = recipe.geometry
     columns = (
         TextColumn("block {task.fields[block]}/{task.fields[blocks]}"),
@@ -115,4 +138,8 @@ def _show(events, recipe: Recipe, cache_bytes: int, console: Console) -> None:
                 done = event.block + 1
                 filmed = pixel_frames(done * geometry.frames_per_block) / geometry.fps
                 progress.update(task, seconds=filmed, blocks_filmed=done)
+            elif isinstance(event, Replayed):
+                progress.update(task, block=event.block + 1, completed=event.block + 1)
+            elif isinstance(event, Note):
+                progress.console.print(event.text, style="yellow")
         progress.update(task, completed=geometry.blocks)

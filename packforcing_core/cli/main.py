@@ -8,9 +8,16 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import PackForcingError
-from . import convert_lora, demo, inspect, plan, render
+from . import batch, convert_lora, demo, inspect, plan, render
 
-COMMANDS = {"render": render, "demo": demo, "inspect": inspect, "plan": plan, "convert-lora": convert_lora}
+COMMANDS = {
+    "render": render,
+    "batch": batch,
+    "demo": demo,
+    "inspect": inspect,
+    "plan": plan,
+    "convert-lora": convert_lora,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:

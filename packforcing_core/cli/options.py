@@ -5,10 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from torch import Tensor
+
 from ..cache.config import POLICIES, Policy, build_policy
 from ..checkpoint.families import FAMILIES, Family, by_name, with_overrides
+from ..errors import PackForcingError
+from ..folder.fingerprint import fingerprint
+from ..folder.folder import MODES, RenderFolder, open_render
+from ..folder.manifest import Manifest
 from ..geometry import VideoGeometry
-from ..render import default_policy
+from ..recorded import DEFAULT_SNAPSHOT_BLOCKS
+from ..render import Recipe, default_policy
 from ..video.format import CODECS, VideoFormat
 from .film import Target
 
@@ -105,6 +112,42 @@ def add_output(parser: argparse.ArgumentParser, default: str) -> None:
     output.add_argument("--codec", choices=tuple(CODECS), default="h264")
     output.add_argument("--quality", type=int, help="constant rate factor, lower is better; default: the codec's")
     output.add_argument("--segment-blocks", type=int, default=4, help="blocks between two points that survive a crash")
+
+
+def add_folder(parser: argparse.ArgumentParser) -> None:
+    folder = parser.add_argument_group("going on", "the same command again goes on where it stopped, after any crash")
+    folder.add_argument(
+        "--folder",
+        help="the render's folder, with all it takes to resume, extend and retake. default: one beside the film, found "
+        "by the settings, removed when the film is finished",
+    )
+    folder.add_argument(
+        "--mode",
+        choices=MODES,
+        default="resume",
+        help="resume: go on, or begin; new: begin, what is there is set aside; extend: make it --seconds long; "
+        "retake: keep what comes before --from-seconds and make the rest again with this seed and prompt",
+    )
+    folder.add_argument("--from-seconds", type=float, default=0.0, help="the moment that --mode retake goes back to")
+    folder.add_argument(
+        "--snapshot-blocks",
+        type=int,
+        default=DEFAULT_SNAPSHOT_BLOCKS,
+        help="save all that carries over every so many blocks; 0: never, going on then repeats one model call a block",
+    )
+
+
+def open_folder(options: argparse.Namespace, wanted: Manifest, context: Tensor, recipe: Recipe) -> RenderFolder:
+    """The folder of the options, or the one beside the film that these settings have."""
+    if options.snapshot_blocks < 0:
+        raise PackForcingError(f"snapshot-blocks is {options.snapshot_blocks}; expected 0 or more.")
+    if options.folder is None and options.mode in ("extend", "retake"):
+        raise PackForcingError(f"--mode {options.mode} needs --folder, the folder of the render.")
+    output = Path(options.output)
+    unnamed = f"packforcing-{fingerprint([dict(wanted.settings), wanted.blocks, vars(wanted.takes[0])])[:12]}"
+    path = Path(options.folder).absolute() if options.folder else output.absolute().parent / unnamed
+    block = recipe.geometry.block_at(options.from_seconds)
+    return open_render(path.parent, path.name, options.mode, wanted, context, recipe.geometry.block_shape, block)
 
 
 def chosen_target(options: argparse.Namespace) -> Target:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -14,19 +15,22 @@ from ..checkpoint.load import Checkpoint, read_checkpoint
 from ..compressor.high_res import HighRes
 from ..compressor.weights import load_compressor
 from ..errors import PackForcingError
+from ..filmed import FilmJob
+from ..folder.fingerprint import fingerprint
 from ..model.causal import CausalWan
 from ..model.ops import TorchOps, build_on_meta
 from ..model.wan import Wan
 from ..plan import plan_render
-from ..render import Recipe, build_twins, latent_events
-from ..sampler.rollout import Denoising
+from ..recorded import sampled_events, wanted_manifest
+from ..render import Recipe, build_twins
+from ..sampler.rollout import Denoising, Twins
 from ..text.context import load_context
 from ..text.umt5 import encode_prompt
 from ..vae.load import load_vae
 from ..vae.memory import decode_bytes
-from ..vae.streaming import StreamingDecoder
+from ..vae.wan_vae import WanVAE
 from . import options as shared
-from .film import build_console, render_film
+from .film import Target, build_console, free_name, render_recorded
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -50,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_policy(parser)
     shared.add_sampling(parser)
     shared.add_output(parser, default="packforcing.mp4")
+    shared.add_folder(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -66,10 +71,40 @@ def run(options: argparse.Namespace) -> int:
     high_res = _high_res(options, checkpoint, recipe, device, dtype)
     context = _context(options, checkpoint, device, dtype)
     model = build_model(checkpoint, device, dtype)
-    twins = build_twins(model, vae, high_res) if recipe.partitions.bank else None
-    latents = latent_events(model, context, recipe, twins=twins)
-    render_film(latents, recipe, plan.cache_bytes, StreamingDecoder(vae), target, console)
+    identity = model_identity(model, vae, high_res, recipe)
+    folder = shared.open_folder(options, wanted_manifest(recipe, identity, context, device), context, recipe)
+
+    def make_twins() -> Twins | None:
+        return build_twins(model, vae, high_res) if recipe.partitions.bank else None
+
+    source = partial(sampled_events, model, recipe, folder, make_twins, options.snapshot_blocks)
+    render_recorded(source, folder, recipe, plan.cache_bytes, _job(options, target, vae, recipe), console)
+    if options.folder is None:
+        folder.remove()
     return 0
+
+
+def model_identity(model: CausalWan, vae: WanVAE, high_res: HighRes | None, recipe: Recipe) -> dict[str, str | None]:
+    """Fingerprints of all that decides what the model computes, and its dtype."""
+    return {
+        "model": fingerprint(model.net.state_dict()),
+        "dtype": str(model.dtype),
+        "VAE": fingerprint(vae.state_dict()) if recipe.compresses_sometime else None,
+        "compressor": fingerprint(high_res.state_dict()) if high_res is not None else None,
+    }
+
+
+def _job(options: argparse.Namespace, target: Target, vae: WanVAE, recipe: Recipe) -> FilmJob:
+    return FilmJob(
+        free_name(target.path),
+        target.video_format,
+        target.blocks_per_segment,
+        vae,
+        fingerprint(vae.state_dict()),
+        shared_vae=recipe.partitions.bank is not None,
+        snapshot_blocks=options.snapshot_blocks,
+        keep_growing=options.folder is not None,
+    )
 
 
 def _high_res(

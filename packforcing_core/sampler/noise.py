@@ -15,11 +15,15 @@ NoiseSource = Callable[[int, int], Tensor]
 """`noise(block, step)` -> [1, 16, frames_per_block, h, w] float32 on the CPU; step 0 is the block's first noise."""
 
 
-def seeded_noise(seed: int, shape: tuple[int, ...]) -> NoiseSource:
-    """Gaussian noise of `shape`, drawn on the CPU from a generator keyed by a hash of (seed, block, step)."""
+def seeded_noise(seed: int, shape: tuple[int, ...], take: int = 0) -> NoiseSource:
+    """Gaussian noise of `shape`, drawn on the CPU from a generator keyed by a hash of (seed, block, step).
+
+    The number of a retake is part of the key: the same moment tried again, under the same seed even, is another try.
+    """
+    again = f"/{take}" if take else ""
 
     def noise(block: int, step: int) -> Tensor:
-        digest = hashlib.blake2b(f"{seed}/{block}/{step}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"{seed}/{block}/{step}{again}".encode(), digest_size=8).digest()
         generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
         return torch.randn(shape, generator=generator, dtype=torch.float32)
 

@@ -47,17 +47,17 @@ def rolling_rollout(
     blocks: int,
     known: Sequence[BlockDone] = (),
     twins: Twins | None = None,
+    stop: int | None = None,
 ) -> Iterator[Event]:
     """Latent blocks 0..blocks-1. Blocks in `known` are only committed again; the last of them must bring the blocks
     that were in flight behind it, from which the render goes on exactly.
 
     `StepDone` tells of the window's first block: the calls that fill the window are steps of block 0, and each later
-    block needs one more call, its last step. Raises PackForcingError as `rollout` does.
+    block needs one more call, its last step. Begins, stops and raises PackForcingError as `rollout` does.
     """
-    require_parts(cache.partitions, [done.latents for done in known], [done.selection for done in known], twins)
+    require_parts(cache.partitions, known, known, twins)
     window = _in_flight(known[-1], len(denoising.schedule)) if 0 < len(known) < blocks else []
-    waiting: dict[int, tuple[Tensor, Tensor | None]] = {}
-    for block in range(blocks):
+    for block in range(cache.next_block, blocks if stop is None else stop):
         if block < len(known):
             made = replace(known[block], reused=True)
         else:
@@ -67,8 +67,8 @@ def rolling_rollout(
             view = cache.begin_block(made.selection or None)
             commit_block(model, text, cache, view, made.latents, denoising.context_noise)
             if twins and cache.mid:
-                waiting[block] = made.latents, video
-                commit_due_twin(model, text, cache, twins.compressor, waiting)
+                twins.waiting[block] = made.latents, video
+                commit_due_twin(model, text, cache, twins.compressor, twins.waiting)
         yield replace(made, video=video)
 
 

@@ -6,8 +6,8 @@ runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -104,16 +104,49 @@ class Decoder(Protocol):
 
     def push(self, latents: Tensor) -> Tensor: ...
 
+    def snapshot(self) -> dict[str, Tensor]: ...
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None: ...
+
+
+DECODER = "decoder."
+"""Before the names of the decoder's tensors in a snapshot."""
+
 
 @dataclass(frozen=True)
 class Twins:
     """What makes the compressed twins of the blocks that leave the recent frames.
 
-    With a decoder every block is decoded once, by the rollout, and its video goes on with the block.
+    With a decoder every block is decoded once, by the rollout, and its video goes on with the block. `waiting` has
+    latents and video of the newest blocks, whose twins are still to come.
     """
 
     compressor: Compressor
     decoder: Decoder | None = None
+    waiting: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """What carries over to the next block besides the cache."""
+        tensors = self.decoder.snapshot() if self.decoder else {}
+        named = {f"{DECODER}{name}": tensor for name, tensor in tensors.items()}
+        for block, (latents, video) in self.waiting.items():
+            named[f"waiting.{block}.latents"] = latents
+            if video is not None:
+                named[f"waiting.{block}.video"] = video
+        return named
+
+    def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """The inverse of `snapshot`; tensors of other names are left alone."""
+        if self.decoder:
+            self.decoder.restore(
+                {name.removeprefix(DECODER): t for name, t in tensors.items() if name.startswith(DECODER)}
+            )
+        self.waiting.clear()
+        for name in tensors:
+            if name.startswith("waiting.") and name.endswith(".latents"):
+                block = int(name.split(".")[1])
+                video = tensors.get(f"waiting.{block}.video")
+                self.waiting[block] = tensors[name].to(device), video if video is None else video.to(device)
 
 
 def rollout(
@@ -126,16 +159,18 @@ def rollout(
     known: Sequence[Tensor] = (),
     selections: Sequence[Selection] = (),
     twins: Twins | None = None,
+    stop: int | None = None,
 ) -> Iterator[Event]:
     """Latent blocks 0..blocks-1. Blocks in `known` are not denoised again, only committed, which is exact.
 
+    A cache that holds the first blocks already (with the `twins` that belong to it) goes on behind them. `stop` ends
+    before that block, so that another rollout, under another prompt, can go on with the same cache.
     Where the policy selects, `selections` are those of the known blocks' `BlockDone` events; where it keeps a bank,
     `twins` makes what goes there. Raises PackForcingError when one of them is missing, or when a block has values that
     are not finite; the blocks before it stand.
     """
     require_parts(cache.partitions, known, selections, twins)
-    waiting: dict[int, tuple[Tensor, Tensor | None]] = {}
-    for block in range(blocks):
+    for block in range(cache.next_block, blocks if stop is None else stop):
         reused = block < len(known)
         view = cache.begin_block(selections[block] if reused and block < len(selections) else None)
         if reused:
@@ -148,14 +183,12 @@ def rollout(
             # Queued behind the copy, so that a GPU still works on the commit while the consumer has the block.
             commit_block(model, text, cache, view, latents, denoising.context_noise)
             if twins and cache.mid:
-                waiting[block] = latents, video
-                commit_due_twin(model, text, cache, twins.compressor, waiting)
+                twins.waiting[block] = latents, video
+                commit_due_twin(model, text, cache, twins.compressor, twins.waiting)
         yield BlockDone(block, on_cpu, reused, view.selection(), video)
 
 
-def require_parts(
-    partitions: Partitions, known: Sequence[Tensor], selections: Sequence[Selection], twins: Twins | None
-) -> None:
+def require_parts(partitions: Partitions, known: Sized, selections: Sized, twins: Twins | None) -> None:
     """PackForcingError when the policy needs what was not given."""
     if partitions.bank and twins is None:
         raise PackForcingError(

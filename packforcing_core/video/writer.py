@@ -39,6 +39,8 @@ class SegmentedWriter:
 
     `first_segment` continues a film: its first `first_segment` segments are kept and the rest is cut off; the
     caller then goes on with the frames that follow `frames_written`. With 0 a film that is there is begun anew.
+    `growing_path` is the film so far, playable from the first closed segment on; `growing` puts it elsewhere.
+
     Odd sizes are padded to even ones by repeating the last row or column (not for codec lossless).
 
     Folder, codec, size and the film to be continued are checked here, before any work: PackForcingError.
@@ -46,10 +48,19 @@ class SegmentedWriter:
     One segment's encoded bytes are held in memory until it is closed.
     """
 
-    def __init__(self, path: Path | str, width: int, height: int, video_format: VideoFormat, first_segment: int = 0):
+    def __init__(
+        self,
+        path: Path | str,
+        width: int,
+        height: int,
+        video_format: VideoFormat,
+        first_segment: int = 0,
+        growing: Path | None = None,
+    ):
         if width < 1 or height < 1 or first_segment < 0:
             raise PackForcingError(f"Got size {width}x{height} and first segment {first_segment}: too small.")
         self.path = Path(path)
+        self.growing_path = growing or self.path.with_name(f"{self.path.stem}.growing.mp4")
         if self.path.suffix.lower() != ".mp4":
             raise PackForcingError(f"Got the file name {self.path.name} but expected one that ends in .mp4.")
         self.width, self.height, self.format = width, height, video_format
@@ -63,11 +74,6 @@ class SegmentedWriter:
         self._closed_frames = film.frames(first_segment)
         self._size = film.end(first_segment)
         self._file = self._open_film(new=first_segment == 0)
-
-    @property
-    def growing_path(self) -> Path:
-        """The film so far: playable from the first closed segment on, removed by `finish`."""
-        return self.path.with_name(f"{self.path.stem}.growing.mp4")
 
     @property
     def frames_written(self) -> int:
@@ -191,11 +197,12 @@ class SegmentedWriter:
     def _open_film(self, new: bool):
         """The growing film, cut to what is kept. Unbuffered: after a failed write nothing may follow later."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            for folder in (self.path.parent, self.growing_path.parent):
+                folder.mkdir(parents=True, exist_ok=True)
             file = open(self.growing_path, "w+b" if new else "r+b", buffering=0)  # noqa: SIM115, kept open
         except OSError as error:
             raise PackForcingError(
-                f"The folder {self.path.parent} cannot be written to: {error}. Choose another one."
+                f"The film {self.growing_path} cannot be written to: {error}. Choose another folder."
             ) from error
         try:
             if new:

@@ -156,7 +156,7 @@ def test_bad_input_is_answered_with_a_reason_and_writes_nothing(files, tmp_path,
 
 def test_an_output_that_cannot_be_written_is_said_before_sampling(files, tmp_path, capsys):
     for output, message in (
-        (files / "a_file" / "film.mp4", "cannot be written to"),
+        (files / "a_file" / "film.mp4", "cannot be made"),
         (tmp_path / "film.avi", "ends in .mp4"),
         (Path(), "expected a file name"),
     ):
@@ -165,6 +165,7 @@ def test_an_output_that_cannot_be_written_is_said_before_sampling(files, tmp_pat
         print(captured.err)
         assert message in captured.err
         assert "s/block" not in captured.out
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("steps", ["abc", "1000,", "1000 500"])

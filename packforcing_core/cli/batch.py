@@ -1,0 +1,173 @@
+"""Render a list of jobs, one after the other or on the workers of a Ray cluster; run it again to go on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from ..errors import PackForcingError
+from ..folder.files import checked_name, write_json
+from ..folder.fingerprint import fingerprint
+from . import render
+from .film import build_console
+
+ENGINES = ("auto", "local", "ray")
+LONGEST_LINE = 4_000_000
+# What the batch decides itself, or what would make a job something other than one render to its end.
+_NOT_OF_A_JOB = ("name", "folder", "output", "mode", "from_seconds")
+DONE = "done.json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "jobs",
+        help='a file with a JSON object a line: options of `packforcing render`, such as {"name": "dusk", "prompt": '
+        '"a lighthouse at dusk", "seed": 3}',
+    )
+    parser.add_argument("--folder", required=True, help="where films and renders go, shared by all workers")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="auto: Ray where it is installed, else local")
+    parser.add_argument("--workers", type=int, help="Ray: workers; default: one a GPU, or two on a machine without")
+    parser.add_argument("--attempts", type=int, default=3, help="Ray: how often a job is tried when its worker dies")
+    parser.add_argument(
+        "--shared", default="{}", help='what all jobs share, as a JSON object: {"checkpoint": ..., "vae": ...}'
+    )
+
+
+@dataclass(frozen=True)
+class Job:
+    """One render: its name, and the whole command line of `packforcing render`."""
+
+    name: str
+    folder: Path
+    arguments: tuple[str, ...]
+
+    @property
+    def film(self) -> Path:
+        return self.folder.with_name(f"{self.name}.mp4")
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(list(self.arguments))
+
+    def is_done(self) -> bool:
+        """Whether the very same job has been finished."""
+        if not self.film.exists() or not (self.folder / DONE).exists():
+            return False
+        return (self.folder / DONE).read_text(encoding="utf-8").strip() == json.dumps(self.fingerprint)
+
+    def mark_done(self) -> None:
+        write_json(self.folder / DONE, self.fingerprint)
+
+
+def read_jobs(path: Path, folder: Path, shared: str = "{}") -> list[Job]:
+    """The jobs of a file. PackForcingError names the line of one that is no job or has a name twice."""
+    try:
+        common = _options(json.loads(shared))
+    except (ValueError, RecursionError) as error:
+        raise PackForcingError(f"--shared: {error}") from error
+    jobs: list[Job] = []
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            jobs.append(_job({**common, **_options(json.loads(line))}, f"job-{number:04}", folder))
+        except (ValueError, RecursionError) as error:
+            raise PackForcingError(f"{path}, line {number}: {error}") from error
+        if jobs[-1].name.lower() in {job.name.lower() for job in jobs[:-1]}:
+            raise PackForcingError(f"{path}, line {number}: the name {jobs[-1].name!r} is there already.")
+    if not jobs:
+        raise PackForcingError(f"{path} holds no jobs.")
+    return jobs
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            while line := file.readline(LONGEST_LINE):
+                yield line
+    except (OSError, UnicodeDecodeError) as error:
+        raise PackForcingError(f"{path} cannot be read: {error}.") from error
+
+
+def _options(given: object) -> dict[str, str | int | float | list]:
+    if not isinstance(given, dict) or not all(isinstance(v, str | int | float | list) for v in given.values()):
+        raise PackForcingError("expected an object of plain values.")
+    return {key.replace("-", "_"): value for key, value in given.items()}
+
+
+def _job(options: dict[str, str | int | float | list], number: str, folder: Path) -> Job:
+    name = checked_name(str(options.get("name", number)))
+    own = folder / name
+    words: list[str] = []
+    for key, value in options.items():
+        if key == "name":
+            continue
+        if key in _NOT_OF_A_JOB:
+            raise PackForcingError(f"{key} is not an option of a job; give it a name.")
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        words.append(f"--{key.replace('_', '-')}={text}")
+    words += [f"--folder={own}", f"--output={own.with_name(name + '.mp4')}"]
+    parse_render(words)
+    return Job(name, own, tuple(words))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises where the usual one ends the program."""
+
+    def error(self, message: str) -> NoReturn:
+        raise PackForcingError(message)
+
+
+def parse_render(words: Sequence[str]) -> argparse.Namespace:
+    """The options of one `packforcing render`; PackForcingError where they are none."""
+    parser = _Parser(prog="packforcing render", allow_abbrev=False, add_help=False)
+    render.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+def run(options: argparse.Namespace) -> int:
+    console = build_console()
+    folder = Path(options.folder).absolute()
+    jobs = read_jobs(Path(options.jobs), folder, options.shared)
+    waiting = [job for job in jobs if not job.is_done()]
+    console.print(f"{len(jobs)} jobs, {len(jobs) - len(waiting)} of them done before, into {folder}")
+    if options.engine == "local" or (options.engine == "auto" and not ray_installed()):
+        problems = {job.name: problem for job in waiting if (problem := render_job(job, console))}
+    else:
+        from .batch_ray import render_on_ray  # Ray is an optional extra.
+
+        problems = render_on_ray(waiting, options.workers, options.attempts, console)
+    for name, problem in problems.items():
+        console.print(f"failed: {name}: {problem}", style="red")
+    console.print(f"{len(jobs) - len(problems)} of {len(jobs)} films are in {folder}")
+    return 1 if problems else 0
+
+
+def ray_installed() -> bool:
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def render_job(job: Job, console: Console) -> str:
+    """Renders one job to its end, from where it stopped; returns what went wrong, nothing if all went well."""
+    console.print(f"rendering {job.name}")
+    job.film.unlink(missing_ok=True)  # Of a crash behind it, or of other settings: its frames are in the folder.
+    try:
+        render.run(parse_render(job.arguments))
+        job.mark_done()
+    except PackForcingError as error:
+        return str(error)
+    except Exception as error:  # A job that breaks must not take the others with it.
+        traceback.print_exc()
+        return repr(error)
+    return ""

@@ -1,0 +1,147 @@
+"""Files that are there whole or not at all, read back without trust; and the lock of a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..checkpoint.files import open_tensors
+from ..errors import PackForcingError
+
+if os.name == "nt":
+    import msvcrt
+else:
+    import fcntl
+
+UNFINISHED = "unfinished"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}")
+_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+
+
+class FolderError(PackForcingError):
+    """A render's folder cannot be written or read: the message says what there is and how to go on."""
+
+
+def checked_name(name: str) -> str:
+    """`name` where it can name a folder on every system and cannot lead out of one; FolderError otherwise."""
+    if not _NAME.fullmatch(name) or name[-1] in " ." or _DEVICES.fullmatch(name):
+        raise FolderError(
+            f"Got the render name {name[:120]!r}; expected 1 to 100 letters, digits, spaces, '.', '_' or '-', "
+            "beginning with a letter or digit, and no name that Windows reserves."
+        )
+    return name
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """A place near `path` to write to, which then takes the place of `path` at once and for good."""
+    # A folder of its own, since what writes there may make further files on the way.
+    unfinished = path.parent / UNFINISHED / path.name
+    try:
+        unfinished.parent.mkdir(exist_ok=True)
+        yield unfinished
+        with open(unfinished, "r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+        _sync_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise FolderError(
+            f"{path} cannot be written: {error}. Free the disk or bring the folder back, then run the same again: "
+            "it goes on from what is there."
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows has no such thing, and needs none.
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, content: Any) -> None:
+    with _appearing(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], plain: Any = None) -> None:
+    """A safetensors file with `plain` as JSON in its metadata."""
+    with _appearing(path) as unfinished:
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, unfinished, metadata={"plain": json.dumps(plain)})
+
+
+def copy_start(source: Path, target: Path, size: int) -> None:
+    """The first `size` bytes of a file as another."""
+    with _appearing(target) as unfinished, open(source, "rb") as file, open(unfinished, "wb") as copy:
+        while size > 0 and (data := file.read(min(size, 1 << 20))):
+            size -= copy.write(data)
+
+
+def read_json(path: Path, limit: int) -> Any:
+    """The JSON of a file of at most `limit` bytes; FolderError for anything else."""
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(limit + 1)
+        if len(raw) > limit:
+            raise FolderError(f"{path} has more than {limit:,} bytes: it is no file of a render.")
+        return json.loads(raw.decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise error if isinstance(error, FolderError) else FolderError(f"{path} cannot be read: {error}.") from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """Tensors (on the CPU) and `plain` of `write_tensors`; PackForcingError for a damaged or foreign file."""
+    file = open_tensors(path)
+    if file.loaded is not None:
+        raise FolderError(f"{path} is a torch file; a render's folder holds safetensors only.")
+    try:
+        plain = json.loads(file.metadata.get("plain", "null"))
+    except (ValueError, RecursionError) as error:
+        raise FolderError(f"{path} is damaged: {error}.") from error
+    return file.load(file.tensors), plain
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Takes away what a crash left half written."""
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One writer at a time; the system lets go of the lock when its holder dies, however that happens.
+
+    FolderError when another process, or another render in this one, has the folder.
+    """
+    with open(folder / "lock", "a+b") as file:
+        if not _try_lock(file):
+            raise FolderError(
+                f"The render in {folder} is being worked on already. Wait for it, interrupt it, or use another name."
+            )
+        yield
+
+
+def _try_lock(file: IO[bytes]) -> bool:
+    try:
+        if os.name == "nt":
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

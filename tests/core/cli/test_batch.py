@@ -1,0 +1,134 @@
+"""`packforcing batch`: a list of jobs, locally and on Ray, and what happens when one breaks or a worker dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from packforcing_core.cli.batch import read_jobs
+from packforcing_core.cli.main import main
+from packforcing_core.errors import PackForcingError
+from tests.core.cli.test_modes import FILES
+from tests.core.cli.test_render import files, render  # noqa: F401, a fixture
+from tests.parts import missing
+
+ROOT = Path(__file__).parents[3]
+
+
+FEW = '{"checkpoint": "c", "vae": "v", "prompt": "p"}'
+
+
+def shared(files: Path, seconds: float) -> tuple[str, str]:  # noqa: F811
+    options = {name: str(files / file) for name, file in FILES.items()}
+    size = {"width": 64, "height": 32, "device": "cpu", "segment-blocks": 1, "snapshot_blocks": 2}
+    return "--shared", json.dumps({**options, **size, "seconds": seconds})
+
+
+def write_jobs(path: Path, *jobs) -> Path:
+    path.write_text("".join(json.dumps(job) + "\n" for job in jobs), encoding="utf-8")
+    return path
+
+
+def test_jobs_run_in_order_a_broken_one_is_told_and_the_same_command_does_the_rest(files, tmp_path, capsys):  # noqa: F811
+    jobs = write_jobs(tmp_path / "jobs.jsonl", {"name": "a", "seed": 1}, {"name": "bad", "vae": "no"}, {"seed": 2})
+    out = tmp_path / "out"
+    command = ["batch", str(jobs), "--folder", str(out), "--engine", "local", *shared(files, 1)]
+    assert main(command) == 1
+    said = capsys.readouterr().out
+    print(said)
+    assert "failed: bad: no is no file" in said
+    assert sorted(path.name for path in out.glob("*.mp4")) == ["a.mp4", "job-0003.mp4"]
+    assert (out / "a.mp4").read_bytes() != (out / "job-0003.mp4").read_bytes()
+    assert render(files, tmp_path / "single.mp4", "--seed", "1") == 0
+    assert (out / "a.mp4").read_bytes() == (tmp_path / "single.mp4").read_bytes()
+    write_jobs(jobs, {"name": "a", "seed": 1}, {"name": "bad", "seed": 5}, {"seed": 2})
+    before = (out / "a.mp4").stat().st_mtime_ns
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "3 jobs, 2 of them done before" in said
+    assert (out / "a.mp4").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("nonsense", "line 1"),
+        ("[1]", "expected an object"),
+        ('{"name": "../x"}', "Got the render name"),
+        ('{"folder": "/tmp/x"}', "folder is not an option of a job"),
+        ('{"output": "/tmp/x.mp4"}', "output is not an option of a job"),
+        ('{"mode": "new"}', "mode is not an option of a job"),
+        ('{"no such": 1}', "unrecognized arguments"),
+        ('{"seconds": "x"}', "invalid float value"),
+        ('{"seed": {"a": 1}}', "plain values"),
+        ('{"name": "a"}\n{"name": "A"}', "line 2: the name 'A' is there already"),
+        ("[" * 100_000, "line 1"),
+        ("", "holds no jobs"),
+    ],
+)
+def test_a_line_that_is_no_job_is_named(tmp_path, line, message):
+    path = tmp_path / "jobs.jsonl"
+    path.write_text(line, encoding="utf-8")
+    with pytest.raises(PackForcingError, match=re.escape(message)):
+        read_jobs(path, tmp_path / "out", FEW)
+    assert [file.name for file in tmp_path.iterdir()] == ["jobs.jsonl"]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@given(st.dictionaries(st.sampled_from(["name", "seed", "prompt", "width", "folder", "x"]), st.text() | st.integers()))
+def test_any_job_is_refused_or_stays_in_the_folder(tmp_path, job):
+    path = write_jobs(tmp_path / "jobs.jsonl", job)
+    out = tmp_path / "out"
+    try:
+        (made,) = read_jobs(path, out, FEW)
+    except PackForcingError:
+        return
+    assert made.folder.parent == made.film.parent == out
+    assert made.arguments[-2:] == (f"--folder={made.folder}", f"--output={made.film}")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_a_ray_worker_killed_in_the_middle_is_replaced_and_its_render_resumed_by_another(files, tmp_path):  # noqa: F811
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        missing("Ray is not installed")
+    jobs = write_jobs(tmp_path / "jobs.jsonl", *({"name": name, "seed": seed} for seed, name in enumerate("abc")))
+    out = tmp_path / "out"
+    options = [str(jobs), "--folder", str(out), "--engine", "ray", "--workers", "2", *shared(files, 8)]
+    words = [sys.executable, "-m", "packforcing_core.cli.main", "batch", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    killed, said = 0, []
+    with subprocess.Popen(
+        words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+    ) as process:
+        for line in process.stdout:
+            said.append(line)
+            at_work = re.search(r"a: (\d+) blocks \(process (\d+)\)", line)
+            if at_work and not killed and 1 <= int(at_work[1]) < 9:
+                killed = int(at_work[2])
+                os.kill(killed, signal.SIGKILL)
+    print("".join(said))
+    assert process.returncode == 0
+    assert killed
+    assert any("the worker of a died in attempt 1" in line for line in said)
+    assert sorted(path.name for path in out.glob("*.mp4")) == ["a.mp4", "b.mp4", "c.mp4"]
+    starts = [
+        line
+        for line in map(json.loads, (out / "a" / "telemetry.jsonl").read_text(encoding="utf-8").splitlines())
+        if line["event"] == "started"
+    ]
+    print(starts)
+    assert len(starts) == 2
+    assert starts[1]["known"] >= 1
+    assert render(files, tmp_path / "single.mp4", "--seconds", "8", "--seed", "0") == 0
+    assert (out / "a.mp4").read_bytes() == (tmp_path / "single.mp4").read_bytes()

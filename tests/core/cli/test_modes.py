@@ -1,0 +1,82 @@
+"""`packforcing render` killed and run again, and its modes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from packforcing_core.cli.main import main
+from packforcing_core.video import read_frames
+from tests.core.cli.test_render import files, render  # noqa: F401, a fixture
+
+ROOT = Path(__file__).parents[3]
+
+
+def frames(film: Path) -> np.ndarray:
+    return np.stack(list(read_frames(film)))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_the_same_command_after_kill_9_goes_on_and_gives_the_same_file(files, tmp_path, capsys):  # noqa: F811
+    memory = ("--policy", "packforcing", "--sink-frames", "3", "--recent-frames", "3", "--top-k-blocks", "2")
+    arguments = ("--seconds", "4", "--snapshot-blocks", "2", *memory)
+    killed, unbroken = tmp_path / "killed.mp4", tmp_path / "other" / "film.mp4"
+    given = [word for name, file in FILES.items() for word in (f"--{name}", str(files / file))]
+    command = ["render", *given, *SIZE, "--output", str(killed), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "packforcing_core.cli.main", *command]
+    with subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and len(list(tmp_path.glob("packforcing-*/blocks/*.safetensors"))) < 3:
+            time.sleep(0.01)
+        process.kill()
+    assert not killed.exists()
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    print(said)
+    assert " of 6 blocks are there already" in said
+    assert render(files, unbroken, *arguments) == 0
+    assert killed.read_bytes() == unbroken.read_bytes()
+    assert [path.name for path in unbroken.parent.iterdir()] == ["film.mp4"]
+
+
+FILES = {"checkpoint": "self_forcing_dmd.pt", "vae": "vae.safetensors", "context": "context.safetensors"}
+SIZE = ("--width", "64", "--height", "32", "--device", "cpu", "--segment-blocks", "1")
+
+
+def test_a_folder_is_extended_and_retaken(files, tmp_path, capsys):  # noqa: F811
+    folder = ("--folder", str(tmp_path / "my render"), "--codec", "lossless")
+    short, long, retaken = (tmp_path / f"{name}.mp4" for name in ("short", "long", "retaken"))
+    assert render(files, short, *folder, "--seconds", "1.3") == 0
+    assert render(files, long, *folder, "--seconds", "3", "--mode", "extend") == 0
+    retake = ("--mode", "retake", "--from-seconds", "2", "--seed", "5")
+    assert render(files, retaken, *folder, "--seconds", "3", *retake) == 0
+    a, b, c = frames(short), frames(long), frames(retaken)
+    assert np.array_equal(a, b[: len(a)])
+    changed = np.abs(b.astype(int) - c.astype(int)).max(axis=(1, 2, 3))
+    first = int(np.argmax(changed > 0))
+    print(f"{len(a)}, {len(b)} frames; first changed frame {first}")
+    assert first == 21
+    capsys.readouterr()
+    assert render(files, tmp_path / "x.mp4", *folder, "--seconds", "3") == 1
+    assert "seed: the render has 5, now 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--mode", "extend"), "needs --folder"),
+        (("--snapshot-blocks", "-1"), "snapshot-blocks is -1"),
+        (("--mode", "retake", "--folder", "FOLDER", "--from-seconds", "1"), "no render"),
+        (("--from-seconds", "-5"), "seconds"),
+    ],
+)
+def test_a_mode_that_cannot_be_is_refused(files, tmp_path, capsys, arguments, message):  # noqa: F811
+    arguments = [str(tmp_path / "folder") if word == "FOLDER" else word for word in arguments]
+    assert render(files, tmp_path / "film.mp4", *arguments) == 1
+    assert message in capsys.readouterr().err

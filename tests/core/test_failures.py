@@ -1,0 +1,261 @@
+"""What can go wrong on the way, provoked: a clear message, and the render goes on to the identical film."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from torch import Tensor
+
+from packforcing_core.attention import sdpa
+from packforcing_core.errors import PackForcingError
+from packforcing_core.filmed import Note
+from packforcing_core.folder.files import FolderError
+from packforcing_core.folder.folder import RenderFolder
+from packforcing_core.model.causal import CausalWan
+from packforcing_core.render import FilmedBlock
+from packforcing_core.sampler.rollout import BlockDone, StepDone
+from packforcing_core.video import read_frames
+from tests.small import CONFIG, small_net
+from tests.survivor import Small, difference, frames
+from tests.vaes import random_vae
+
+ROOT = Path(__file__).parents[2]
+SMALL = Small("on_device", blocks=6)
+# Attention calls of a block: two layers, self and cross, in two steps, the commit and at times the twin.
+CALLS = 12
+
+
+class FaultyAttention:
+    """The attention seam with a fault in some of its calls."""
+
+    def __init__(self, faulty: Callable[[int], bool], fault: Callable[[Tensor], Tensor]):
+        self.calls, self._faulty, self._fault = 0, faulty, fault
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.calls += 1
+        out = sdpa(q, k, v)
+        return self._fault(out) if self._faulty(self.calls) else out
+
+
+def out_of_memory(_: Tensor) -> Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore words")
+
+
+def faulty_model(faulty: Callable[[int], bool], fault: Callable[[Tensor], Tensor] = out_of_memory) -> CausalWan:
+    return CausalWan(small_net(), CONFIG, attention=FaultyAttention(faulty, fault))
+
+
+def faulty_vae(faulty: Callable[[int], bool]):
+    """A VAE whose decoder runs out of memory in some of its calls."""
+    vae = random_vae()
+    healthy, calls = vae.decode_frame, iter(range(1, 10_000))
+
+    def decode_frame(latent, state):
+        return out_of_memory(latent) if faulty(next(calls)) else healthy(latent, state)
+
+    vae.decode_frame = decode_frame
+    return vae
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> np.ndarray:
+    root = tmp_path_factory.mktemp("unbroken")
+    SMALL.run(root)
+    return frames(root)
+
+
+def resumes(root: Path, unbroken: np.ndarray) -> list[int]:
+    """The blocks that a healthy run makes after the failure; its film must be the unbroken one."""
+    events = SMALL.run(root)
+    assert difference(frames(root), unbroken) == 0
+    return [event.block for event in events if isinstance(event, BlockDone) and not event.reused]
+
+
+def playable_frames(root: Path) -> int:
+    (film,) = root.glob("film/film/*.growing.mp4")
+    return sum(1 for _ in read_frames(film))
+
+
+@pytest.mark.parametrize("policy", ["on_device", "window"])
+@pytest.mark.parametrize("call", [2, 3 * CALLS, 4 * CALLS + 1])
+def test_memory_that_runs_out_once_in_sampling_is_freed_and_the_render_goes_on(tmp_path, policy, call):
+    small = SMALL.but(policy=policy)
+    small.run(tmp_path, "unbroken")
+    events = small.run(tmp_path, model=faulty_model(lambda n: n == call))
+    (note,) = [event.text for event in events if isinstance(event, Note)]
+    print(note)
+    assert "Out of memory (CUDA out of memory. Tried to allocate 2.00 GiB)" in note
+    assert "moved the bank to host memory" in note
+    assert difference(frames(tmp_path), frames(tmp_path, "unbroken")) == 0
+    made = [event.block for event in events if isinstance(event, BlockDone) and not event.reused]
+    assert made == list(range(6)), "no block is sampled twice"
+
+
+@pytest.mark.parametrize("call", [1, 8, 17])
+def test_memory_that_runs_out_once_in_decoding_is_answered_with_smaller_steps(tmp_path, unbroken, call):
+    for policy in ("on_device", "window"):
+        small = SMALL.but(policy=policy)
+        events = small.run(tmp_path, policy, vae=faulty_vae(lambda n: n == call))
+        assert [event for event in events if isinstance(event, Note)]
+    assert difference(frames(tmp_path, "on_device"), unbroken) == 0
+    SMALL.but(policy="window").run(tmp_path, "window again")
+    assert difference(frames(tmp_path, "window"), frames(tmp_path, "window again")) == 0
+
+
+def test_memory_that_stays_out_stops_the_render_where_it_can_be_resumed(tmp_path, unbroken):
+    with pytest.raises(FolderError, match=r"Out of memory, also with .* blocks are safe") as stopped:
+        SMALL.run(tmp_path, model=faulty_model(lambda n: n > 3 * CALLS))
+    print(stopped.value)
+    kept = len(list((tmp_path / "film" / "blocks").glob("*.safetensors")))
+    assert f"{kept} of 6 blocks are safe" in str(stopped.value)
+    assert kept >= 2
+    assert playable_frames(tmp_path) >= 21
+    assert resumes(tmp_path, unbroken) == list(range(kept, 6))
+
+
+def test_values_that_are_not_finite_stop_the_render_and_the_blocks_before_stand(tmp_path, unbroken):
+    nan = faulty_model(lambda n: 3 * CALLS <= n < 3 * CALLS + 4, lambda out: out * float("nan"))
+    with pytest.raises(PackForcingError, match=r"Block [1-4] came out with values that are not finite"):
+        SMALL.run(tmp_path, model=nan)
+    kept = len(list((tmp_path / "film" / "blocks").glob("*.safetensors")))
+    assert resumes(tmp_path, unbroken) == list(range(kept, 6))
+
+
+def test_a_memory_that_is_not_finite_is_never_saved_as_a_state_to_go_on_from(tmp_path):
+    """NaN in the commit of block 1 spoils the cache just before the state of block 2 would be saved."""
+    small = SMALL.but(policy="window")
+    small.run(tmp_path, "unbroken")
+    spoilt = faulty_model(lambda n: CALLS + 8 < n <= 2 * CALLS, lambda out: out * float("nan"))
+    with pytest.raises(PackForcingError, match="Block 2 came out with values that are not finite"):
+        small.run(tmp_path, model=spoilt)
+    assert not list((tmp_path / "film" / "snapshots").glob("*.safetensors"))
+    small.run(tmp_path)
+    assert difference(frames(tmp_path), frames(tmp_path, "unbroken")) == 0
+
+
+def test_a_killed_encoder_stops_the_render_and_no_block_is_lost(tmp_path, unbroken):
+    def kill_the_encoder() -> None:
+        for event in SMALL.events(tmp_path):
+            if isinstance(event, StepDone) and event.block == 3:
+                for child in psutil.Process().children():
+                    child.kill()
+                    child.wait()
+
+    with pytest.raises(PackForcingError, match="ffmpeg") as stopped:
+        kill_the_encoder()
+    print(stopped.value)
+    assert playable_frames(tmp_path) >= 21
+    kept = len(list((tmp_path / "film" / "blocks").glob("*.safetensors")))
+    assert resumes(tmp_path, unbroken) == list(range(kept, 6))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="an open file cannot be moved on Windows")
+@pytest.mark.parametrize("what", ["film", "film/blocks", "film/film"])
+def test_a_folder_that_vanishes_is_noticed_and_when_it_is_back_the_render_goes_on(tmp_path, unbroken, what):
+    def take_it_away() -> None:
+        for event in SMALL.events(tmp_path):
+            if isinstance(event, FilmedBlock) and event.block == 2:
+                (tmp_path / what).rename(tmp_path / "elsewhere")
+
+    with pytest.raises(PackForcingError) as stopped:
+        take_it_away()
+    print(stopped.value)
+    assert any(word in str(stopped.value) for word in ("cannot be written", "cannot be used", "was removed"))
+    shutil.rmtree(tmp_path / what, ignore_errors=True)
+    (tmp_path / "elsewhere").rename(tmp_path / what)
+    kept = len(list((tmp_path / "film" / "blocks").glob("*.safetensors")))
+    assert kept >= 3
+    assert resumes(tmp_path, unbroken) == list(range(kept, 6))
+
+
+LIMITED = """
+import json, resource, sys
+from pathlib import Path
+from packforcing_core.errors import PackForcingError
+from packforcing_core.sampler.rollout import BlockDone
+from tests.survivor import Small
+limit = int(sys.argv[4])
+if sys.argv[3] == "RLIMIT_AS":
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (4096 * pages + limit,) * 2)
+try:
+    for event in Small(**json.loads(sys.argv[2])).events(Path(sys.argv[1])):
+        if isinstance(event, BlockDone) and event.block == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+except PackForcingError as error:
+    print(error)
+"""
+
+
+def run_limited(root: Path, limit: str, value: int, **changed) -> str:
+    settings = json.dumps({"policy": SMALL.policy, "blocks": SMALL.blocks, **changed})
+    words = [sys.executable, "-c", LIMITED, str(root), settings, limit, str(value)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=120)
+    print(done.stdout, done.stderr[-500:])
+    return done.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX limits")
+@pytest.mark.parametrize("room", [2_000, 30_000])
+def test_files_that_may_not_grow_stop_the_render_and_no_block_is_lost(tmp_path, unbroken, room):
+    """2,000 bytes are too few for a block's latents, 30,000 for a state, and for the film in the end."""
+    said = run_limited(tmp_path, "RLIMIT_FSIZE", room)
+    assert "cannot be written" in said or "could not be written" in said
+    kept = len(list((tmp_path / "film" / "blocks").glob("*.safetensors")))
+    assert kept >= 3
+    assert resumes(tmp_path, unbroken) == list(range(kept, 6))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of a process's memory is Linux's")
+def test_a_host_whose_memory_runs_out_says_so_and_keeps_what_there_is(tmp_path):
+    """A cache of 740 MB where the process may take 300 MB more."""
+    small = SMALL.but(policy="full", blocks=3)
+    small.run(tmp_path)
+    before = frames(tmp_path)
+    said = run_limited(tmp_path, "RLIMIT_AS", 300_000_000, policy="full", blocks=20_000, mode="extend")
+    assert "Out of memory" in said
+    assert "3 of 20000 blocks are safe" in said
+    assert np.array_equal(frames(tmp_path), before)
+    assert playable_frames(tmp_path) == 21, "the short last segment is cut off, to be made whole"
+
+
+def mounted(folder: Path, size: str) -> bool:
+    folder.mkdir()
+    return subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], check=False).returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small disk takes root on Linux")
+def test_a_disk_that_is_full_stops_the_render_and_more_room_lets_it_go_on(tmp_path, unbroken):
+    disk = tmp_path / "disk"
+    if not mounted(disk, "600k"):
+        pytest.skip("mounting is not allowed here")
+    try:
+        with pytest.raises(PackForcingError, match="No space left") as stopped:
+            SMALL.run(disk)
+        print(stopped.value)
+        kept = len(list((disk / "film" / "blocks").glob("*.safetensors")))
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        assert kept >= 1
+        assert resumes(disk, unbroken) == list(range(kept, 6))
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_failure_leaves_no_thread_and_no_lock(tmp_path):
+    with pytest.raises(FolderError):
+        SMALL.run(tmp_path, model=faulty_model(lambda n: n > CALLS))
+    folder = SMALL.open(tmp_path)
+    assert isinstance(folder, RenderFolder)
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("packforcing")] == []

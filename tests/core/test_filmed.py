@@ -1,0 +1,186 @@
+"""Renders that are stopped, resumed, extended and retaken against renders that were not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from packforcing_core.errors import PackForcingError
+from packforcing_core.folder.files import FolderError
+from packforcing_core.render import FilmedBlock
+from packforcing_core.sampler.rollout import BlockDone, StepDone
+from packforcing_core.video import read_frames, scan_film
+from tests.survivor import FRAMES_PER_BLOCK, POLICIES, Small, difference, frames
+
+
+def blocks_of(events: list, reused: bool) -> list[int]:
+    return [event.block for event in events if isinstance(event, BlockDone) and event.reused == reused]
+
+
+def stop_after(small: Small, root, kind: type, block: int, name: str = "film") -> None:
+    """Leaves the render in the middle, as an exception from its consumer does."""
+    for event in small.events(root, name):
+        if isinstance(event, kind) and event.block == block:
+            return
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """The frames of each policy's unbroken render of 8 blocks."""
+    root = tmp_path_factory.mktemp("unbroken")
+    made = {}
+    for policy in POLICIES:
+        Small(policy).run(root, policy)
+        made[policy] = frames(root, policy)
+    return made
+
+
+STOPS = [(StepDone, 0), (BlockDone, 1), (StepDone, 4), (FilmedBlock, 5), (BlockDone, 7)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "kind", "block"),
+    [("packforcing", *stop) for stop in STOPS]
+    + [(policy, StepDone, 5) for policy in POLICIES if policy != "packforcing"],
+)
+def test_a_stopped_render_resumes_to_the_same_film(tmp_path, unbroken, policy, kind, block):
+    stop_after(Small(policy), tmp_path, kind, block)
+    events = Small(policy).run(tmp_path)
+    made = blocks_of(events, reused=False)
+    assert made == list(range(block + (kind is not StepDone), 8))[-len(made) :] if made else block >= 7
+    worst = difference(frames(tmp_path), unbroken[policy])
+    print(f"sampled again: {made}; largest difference {worst} of 255")
+    assert worst == 0
+
+
+@pytest.mark.parametrize("snapshot_blocks", [0, 1, 3])
+def test_how_often_states_are_saved_changes_nothing_but_the_time(tmp_path, unbroken, snapshot_blocks):
+    small = Small(snapshot_blocks=snapshot_blocks)
+    stop_after(small, tmp_path, BlockDone, 5)
+    saved = sorted(path.name[:6] for path in (tmp_path / "film" / "snapshots").glob("*.safetensors"))
+    assert saved == {0: [], 1: ["000005", "000006"], 3: ["000003", "000006"]}[snapshot_blocks]
+    small.run(tmp_path)
+    assert difference(frames(tmp_path), unbroken["packforcing"]) == 0
+
+
+def test_a_finished_render_is_filmed_again_without_sampling(tmp_path, unbroken):
+    Small().run(tmp_path)
+    (tmp_path / "film.mp4").unlink()
+    events = Small().run(tmp_path)
+    assert blocks_of(events, reused=False) == []
+    assert not any(isinstance(event, StepDone) for event in events)
+    assert difference(frames(tmp_path), unbroken["packforcing"]) == 0
+    Small(codec="lossless").run(tmp_path)
+    assert len(frames(tmp_path)) == len(unbroken["packforcing"])
+
+
+@pytest.mark.parametrize("policy", ["packforcing", "rolling"])
+def test_an_extended_render_is_the_long_render_and_begins_with_the_short_one(tmp_path, unbroken, policy):
+    Small(policy, blocks=5, codec="lossless").run(tmp_path)
+    short = frames(tmp_path)
+    events = Small(policy, mode="extend", codec="lossless").run(tmp_path)
+    assert blocks_of(events, reused=False) == [5, 6, 7]
+    Small(policy, codec="lossless").run(tmp_path, "long")
+    worst = difference(frames(tmp_path), frames(tmp_path, "long"))
+    print(f"largest difference: {worst} of 255")
+    assert worst == 0
+    assert np.array_equal(frames(tmp_path)[: len(short)], short)
+    Small(policy).run(tmp_path, "again")
+    assert difference(frames(tmp_path, "again"), unbroken[policy]) == 0
+
+
+@pytest.mark.parametrize("policy", ["packforcing", "rolling"])
+def test_a_retake_keeps_the_part_before_and_resumes_like_any_render(tmp_path, policy):
+    first = Small(policy, codec="lossless")
+    first.run(tmp_path)
+    before = frames(tmp_path)
+    retake = first.but(mode="retake", retake_block=5, prompt=2, seed=7)
+    events = retake.run(tmp_path)
+    assert blocks_of(events, reused=False) == [5, 6, 7]
+    after = frames(tmp_path)
+    kept = 4 * 5 * FRAMES_PER_BLOCK - 3
+    assert np.array_equal(after[:kept], before[:kept])
+    changed = np.abs(after[kept:].astype(int) - before[kept:].astype(int)).mean()
+    print(f"mean difference behind the retake {changed:.1f} of 255")
+    assert changed > 1
+
+    first.run(tmp_path, "killed")
+    stop_after(retake, tmp_path, BlockDone, 6, "killed")
+    events = retake.run(tmp_path, "killed")
+    assert blocks_of(events, reused=False) == [7]
+    assert np.array_equal(frames(tmp_path, "killed"), after)
+    films = sorted((tmp_path / "killed" / "film").glob("*.growing.mp4"))
+    assert len(films) == 2, "the first take keeps its film"
+    assert np.array_equal(np.stack(list(read_frames(films[0]))), before)
+
+
+def test_a_retake_with_the_same_seed_and_prompt_is_another_try(tmp_path):
+    Small().run(tmp_path)
+    before = frames(tmp_path)
+    Small(mode="retake", retake_block=4).run(tmp_path)
+    assert not np.array_equal(frames(tmp_path)[-12:], before[-12:])
+
+
+def test_other_settings_are_refused_with_the_difference(tmp_path):
+    Small(blocks=3).run(tmp_path)
+    for changed, words in (
+        (Small(blocks=3, seed=8), ["seed: the render has 7, now 8"]),
+        (Small(blocks=3, prompt=5), ["prompt: the render has"]),
+        (Small(blocks=3, weights=1), ["model: the render has"]),
+        (Small(blocks=4), ["blocks: the render has 3, now 4", "extend changes the length"]),
+        (Small("window", blocks=3), ["policy: the render has packforcing, now sink_window"]),
+        (Small(blocks=2, mode="extend"), ["only makes it longer"]),
+        (Small(blocks=4, seed=8, mode="extend"), ["seed: the render has 7, now 8"]),
+        (Small(blocks=9, mode="retake", retake_block=5), ["needs the blocks before it, and 3 are there"]),
+        (Small(blocks=3, mode="retake", retake_block=3), ["go further back"]),
+        (Small(width=64, blocks=3, mode="retake", retake_block=1), ["width: the render has 48, now 64"]),
+    ):
+        with pytest.raises(FolderError) as refused:
+            changed.open(tmp_path)
+        print(refused.value)
+        for word in words:
+            assert word in str(refused.value)
+
+
+def test_new_sets_the_old_render_aside(tmp_path):
+    Small(blocks=2).run(tmp_path)
+    Small(blocks=2, seed=8, mode="new").run(tmp_path)
+    Small(blocks=2, seed=9, mode="new").run(tmp_path)
+    folders = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+    assert folders == ["film", "film.1", "film.2"]
+
+
+@pytest.mark.parametrize("mode", ["extend", "retake"])
+def test_there_must_be_something_to_extend_or_retake(tmp_path, mode):
+    with pytest.raises(FolderError, match="There is no render 'film'"):
+        Small(mode=mode).open(tmp_path)
+
+
+def test_a_render_that_is_being_worked_on_is_left_alone(tmp_path):
+    events = Small().events(tmp_path)
+    next(events)
+    with pytest.raises(PackForcingError, match="being worked on"):
+        Small().open(tmp_path)
+    events.close()
+    Small().open(tmp_path)
+
+
+def test_damaged_snapshots_are_passed_over(tmp_path, unbroken):
+    stop_after(Small(), tmp_path, BlockDone, 6)
+    for number, path in enumerate(sorted((tmp_path / "film" / "snapshots").glob("*.safetensors"))):
+        path.write_bytes(path.read_bytes()[: 100 if number else 5000])
+    Small().run(tmp_path)
+    assert difference(frames(tmp_path), unbroken["packforcing"]) == 0
+
+
+def test_a_film_that_was_taken_away_or_damaged_is_made_again(tmp_path, unbroken):
+    for damage in ("removed", "overwritten", "cut"):
+        stop_after(Small(), tmp_path, FilmedBlock, 5, damage)
+        (film,) = (tmp_path / damage / "film").glob("*.growing.mp4")
+        assert len(scan_film(film).segments) >= 3
+        if damage == "removed":
+            film.unlink()
+        else:
+            film.write_bytes(b"no film" if damage == "overwritten" else film.read_bytes()[:3000])
+        Small().run(tmp_path, damage)
+        assert difference(frames(tmp_path, damage), unbroken["packforcing"]) == 0
