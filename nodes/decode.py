@@ -127,10 +127,8 @@ def _film(
 ) -> torch.Tensor:
     """Runs the render into the writer; returns the last frames as IMAGE [N, H, W, 3] in 0..1."""
     tail: deque[np.ndarray] = deque(maxlen=last_frames)
-    with (
-        closing(latents),
-        closing(film_events(latents, StreamingDecoder(network), writer, blocks_per_segment)) as events,
-    ):
+    events = film_events(latents, StreamingDecoder(network), writer, blocks_per_segment)
+    with closing(feedback), closing(latents), closing(events):
         for event in events:
             if isinstance(event, FilmedBlock):
                 tail.extend(event.frames)

@@ -1,19 +1,18 @@
-"""What the user sees while a node works: the progress bar, the newest frame, and a line of text."""
+"""What the user sees while a node works: the progress bar, the newest frames, and a line of text."""
 
 from __future__ import annotations
 
 import time
 
 import comfy.utils
-from PIL import Image
 from server import PromptServer
 
 from ..packforcing_core.geometry import GB, pixel_frames
 from ..packforcing_core.render import FilmedBlock
 from ..packforcing_core.sampler.rollout import BlockDone, Event, StepDone
+from .preview import MovingPreview
 from .stream import LatentStream
-
-PREVIEW_SIZE = 512
+from .watch import BlockWatch
 
 
 def say(node_id: str, text: str) -> None:
@@ -35,6 +34,12 @@ class RenderFeedback:
         self._bar = comfy.utils.ProgressBar(self._ends[-1], node_id=node_id)
         self._started = time.monotonic()
         self._sampled = 0
+        self._preview = MovingPreview(self._bar, node_id, self._geometry.fps)
+        self._watch = BlockWatch(stream)
+
+    def close(self) -> None:
+        """Stops what still plays on the node."""
+        self._preview.close()
 
     def show(self, event: Event | FilmedBlock) -> None:
         if isinstance(event, StepDone):
@@ -44,9 +49,10 @@ class RenderFeedback:
             self._sampled += not event.reused
             self._bar.update_absolute(self._ends[event.block + 1])
             say(self._node_id, self._line(event))
+            self._watch.done(event)
         else:
-            preview = ("JPEG", Image.fromarray(event.frames[-1]), PREVIEW_SIZE)
-            self._bar.update_absolute(self._bar.current, preview=preview)
+            self._preview.play(event.frames)
+            self._watch.filmed(event)
 
     def _line(self, event: BlockDone) -> str:
         done = event.block + 1

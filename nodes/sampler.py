@@ -115,12 +115,13 @@ class Sampler(io.ComfyNode):
         compresses = recipe.partitions.bank is not None
         if compresses:
             _require_compressor_parts(model, vae, family)
-        stream = LatentStream(model, host.text_context(positive, config), recipe, vae if compresses else None)
+        cache_node = _linked_node(cls.hidden, "cache")
+        context = host.text_context(positive, config)
+        stream = LatentStream(model, context, recipe, vae if compresses else None, cache_node)
         memory = stream.plan().describe_memory()
         warnings = (*_warnings(trained, family, preset), *_memory_warnings(model, recipe))
         lines = (geometry.describe_length(seconds), stream.plan().describe(), memory, *warnings)
         say(cls.hidden.unique_id, "\n".join(lines))
-        cache_node = _linked_node(cls.hidden, "cache")
         if cache_node is not None:
             say(cache_node, memory)
         return io.NodeOutput(stream, ui={"text": ("\n".join(lines),)})

@@ -23,14 +23,17 @@ class LatentStream:
 
     Finished blocks are remembered (half a megabyte each at 832x480), so a second consumer, or the same one with other
     encoder settings, does not sample again, and an interrupted render goes on where it stopped. `vae` is there where
-    the policy compresses the past.
+    the policy compresses the past; `cache_node` is the node that draws the window, if there is one. `telemetry` has the
+    lines that consumers note (see `watch`).
     """
 
     model: object
     context: Tensor
     recipe: Recipe
     vae: object | None = None
+    cache_node: str | None = None
     finished: list[BlockDone] = field(default_factory=list)
+    telemetry: list[dict] = field(default_factory=list)
     _turn: threading.Lock = field(default_factory=threading.Lock)
 
     def plan(self, decoder_bytes: int = 0) -> RenderPlan:

@@ -39,6 +39,7 @@ ROWS = (
     ("pipeline",),
     ("render",),
     ("plan", "demo"),
+    ("drawing",),
     ("training", "evaluation", "cli"),
 )
 ROW = {room: number for number, row in enumerate(ROWS) for room in row}

@@ -1,0 +1,74 @@
+"""What a render tells while it runs: an event per block for the KV Cache node's panel, and the lines of its telemetry.
+
+The event "packforcing.block" goes to the client that queued the prompt: `{"node": id of the KV Cache node, "block",
+"blocks", "seconds", "cache_bytes", "selected": {block: share of the layers}, "svg": the window, words in braces}`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from server import PromptServer
+
+from ..packforcing_core.drawing.window import Moment, draw_window, selected_shares
+from ..packforcing_core.render import FilmedBlock
+from ..packforcing_core.sampler.rollout import BlockDone
+from .stream import LatentStream
+
+EVENT = "packforcing.block"
+
+
+class BlockWatch:
+    """Sends and remembers what happens to a stream's blocks; `stream.telemetry` has a line for each."""
+
+    def __init__(self, stream: LatentStream):
+        self._stream, self._plan = stream, stream.plan()
+        self._since = time.monotonic()
+
+    def done(self, event: BlockDone) -> None:
+        seconds = round(time.monotonic() - self._since, 4)
+        self._since = time.monotonic()
+        selected = self._selected(event)
+        if not event.reused:
+            chosen = [list(choice) for choice in event.selection] if selected is not None else []
+            self._stream.telemetry.append(
+                {"event": "block", "block": event.block, "seconds": seconds, **memory(), "selected": chosen}
+            )
+        self._send(event.block, seconds, selected)
+
+    def filmed(self, event: FilmedBlock) -> None:
+        pixels = event.frames[:, ::4, ::4].astype(np.float32)  # A sixteenth of them says as much.
+        colour = [round(value, 3) for value in pixels.mean(axis=(0, 1, 2)).tolist()]
+        contrast = round(float(pixels.mean(axis=-1).std()), 3)
+        self._stream.telemetry.append({"event": "film", "block": event.block, "colour": colour, "contrast": contrast})
+
+    def _selected(self, event: BlockDone) -> dict[int, float] | None:
+        """None for policies that select no blocks (Deep Forcing selects tokens)."""
+        return selected_shares(event.selection) if self._stream.recipe.partitions.bank else None
+
+    def _send(self, block: int, seconds: float, selected: dict[int, float] | None) -> None:
+        server, recipe = PromptServer.instance, self._stream.recipe
+        if server.client_id is None:
+            return
+        data: dict[str, Any] = {
+            "node": self._stream.cache_node,
+            "block": block,
+            "blocks": recipe.geometry.blocks,
+            "seconds": seconds,
+            "cache_bytes": self._plan.cache_bytes,
+            "selected": selected or {},
+            "svg": draw_window(recipe.geometry, recipe.partitions, self._plan, Moment(block, selected)),
+        }
+        server.send_sync(EVENT, data, server.client_id)
+
+
+def memory() -> dict[str, float]:
+    """What this process holds, in MB."""
+    held = {"rss_mb": round(psutil.Process().memory_info().rss / 1e6, 1)}
+    if torch.cuda.is_available():
+        held["gpu_mb"] = round(torch.cuda.memory_allocated() / 1e6, 1)
+    return held
