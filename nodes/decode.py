@@ -11,6 +11,7 @@ import torch
 from comfy.cli_args import args
 from comfy_api.v0_0_2 import InputImpl, io, ui
 
+from ..packforcing_core.drawing.telemetry import as_image, telemetry_picture
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.render import FilmedBlock, film_events
 from ..packforcing_core.sampler.rollout import Event
@@ -49,7 +50,15 @@ class StreamingVAEDecode(io.ComfyNode):
             ],
             outputs=[
                 io.Video.Output(tooltip="The film, read from its file when it is needed."),
-                io.Image.Output(display_name="last_frames"),
+                io.Image.Output(
+                    display_name="last_frames",
+                    tooltip="The end of the video, 1 frame unless last_frames says more.",
+                ),
+                io.Image.Output(
+                    display_name="telemetry",
+                    tooltip="The render as a picture: seconds and memory of each block, drift of colour and contrast, "
+                    "and which past blocks were looked at when. For Preview Image or Save Image.",
+                ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
@@ -79,7 +88,8 @@ class StreamingVAEDecode(io.ComfyNode):
             except PackForcingError as error:
                 raise PackForcingError(f"{error} The film so far: {writer.growing_path}") from error
         saved = ui.SavedResult(path.name, subfolder, io.FolderType.output)
-        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), tail, ui=ui.PreviewVideo([saved]))
+        picture = torch.from_numpy(as_image(telemetry_picture(stream.telemetry, geometry.describe())))
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), tail, picture, ui=ui.PreviewVideo([saved]))
 
 
 def _encoder_inputs() -> list[io.Input]:

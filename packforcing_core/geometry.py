@@ -138,6 +138,13 @@ class VideoGeometry:
         """[1, 16, frames_per_block, h, w] of one latent block."""
         return (1, LATENT_CHANNELS, self.frames_per_block, self.latent_height, self.latent_width)
 
+    def describe(self) -> str:
+        """One line, for a title."""
+        return (
+            f"{self.width}x{self.height}, {self.seconds:.2f} s at {self.fps:g} FPS, "
+            f"{self.blocks} blocks of {self.frames_per_block} latent frames"
+        )
+
     def describe_length(self, wished_seconds: float) -> str:
         """One line that says what rounding to whole blocks made of the wished length."""
         return (

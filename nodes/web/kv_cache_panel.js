@@ -8,6 +8,7 @@ const PANEL = "packforcing_window";
 const LOOK_EVERY_MS = 500;
 const MOST_HOPS = 32;
 const ASPECT = 128 / 300;
+const MARGIN = 10; // Around a DOM widget, on every side.
 
 const panels = new Map(); // node -> { element, asked: the values that the picture is of }
 let words = {};
@@ -89,7 +90,7 @@ function addPanel(node) {
   const element = document.createElement("div");
   element.className = "packforcing-window";
   element.style.cssText = "overflow:hidden;font-size:11px;color:var(--input-text,#ddd);white-space:pre-wrap";
-  const height = () => Math.ceil(node.size[0] * ASPECT) + 4;
+  const height = () => Math.ceil((node.size[0] - 2 * MARGIN) * ASPECT) + 2 * MARGIN + 2;
   const options = { serialize: false, hideOnZoom: false, getMinHeight: height, getValue: () => "", setValue() {} };
   const widget = node.addDOMWidget(PANEL, PANEL, element, options);
   widget.serialize = false; // Nothing of it is saved: widget values of a workflow go by position.
