@@ -46,18 +46,19 @@ def selected_shares(selection: Iterable[Iterable[int]]) -> dict[int, float]:
 
 
 def parts_in_view(geometry: VideoGeometry, partitions: Partitions, block: int) -> dict[str, int]:
-    """Tokens that block `block` attends to: sink, mid, recent, current."""
+    """Tokens in view when `block` is the oldest that is denoised: sink, mid, recent, current (all that roll)."""
     committed = block * geometry.frames_per_block
+    together = min(partitions.current_blocks, geometry.blocks - block)
     left = committed - partitions.sink_frames - partitions.recent_frames
     banked = max(0, left // geometry.frames_per_block) if partitions.bank else 0
-    window = partitions.window(committed, banked)
+    window = partitions.window(committed, banked, together)
     sink = min(committed, partitions.sink_frames)
     n = geometry.tokens_per_frame
     return {
         "sink": n * sink,
         "mid": geometry.twin_tokens * len(window.mid_positions),
-        "recent": n * (window.past_frames - sink),
-        "current": n * geometry.frames_per_block,
+        "recent": n * (window.past_frames + len(window.copied) - sink),
+        "current": n * together * geometry.frames_per_block,
     }
 
 
@@ -65,14 +66,16 @@ def block_states(geometry: VideoGeometry, partitions: Partitions, block: int) ->
     """For each block of the video what it is to block `block`: sink, mid, recent, current, gone or ahead."""
     frames = geometry.frames_per_block
     committed = block * frames
-    past = {placement.frame for placement in partitions.window(committed).past}
+    together = min(partitions.current_blocks, geometry.blocks - block)
+    window = partitions.window(committed, blocks=together)
+    past = {placement.frame for placement in window.past + window.copied}
     recent_from = min((f for f in past if f >= partitions.sink_frames), default=committed)
     mid_from = _mid_from(partitions, recent_from, pruned=PRUNED in past)
     states = []
     for first in range(0, geometry.latent_frames, frames):
         last = first + frames - 1
         if first >= committed:
-            states.append("current" if first == committed else "ahead")
+            states.append("current" if first < committed + together * frames else "ahead")
         elif first < partitions.sink_frames:
             states.append("sink")
         elif last >= recent_from:
@@ -95,7 +98,7 @@ def _mid_from(partitions: Partitions, recent_from: int, pruned: bool) -> float:
 
 def draw_window(geometry: VideoGeometry, partitions: Partitions, plan: RenderPlan, moment: Moment | None = None) -> str:
     """SVG text, 300 x 128 units: of the plan, or with a `moment` of the render at that block."""
-    at = moment or Moment(geometry.blocks - 1)
+    at = moment or Moment(max(0, geometry.blocks - partitions.current_blocks))
     parts = parts_in_view(geometry, partitions, at.block) if moment else _planned_parts(plan)
     body = [
         *_headline(plan, parts),

@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from packforcing_core.cache.config import POLICY_PRESETS
+from packforcing_core.checkpoint.families import FAMILIES
 from packforcing_core.drawing.window import (
     HEIGHT,
     WIDTH,
@@ -22,10 +23,13 @@ from packforcing_core.render import Recipe
 from packforcing_core.sampler.rollout import Denoising
 from packforcing_core.sampler.schedule import Schedule
 
+STEPS = Denoising(Schedule.warped((1000.0, 500.0), 5.0))
+ROLLING = Denoising.of_family(next(family for family in FAMILIES.values() if family.rollout == "rolling"))
 
-def recipe(preset: str, blocks: int = 120, frames_per_block: int = 4) -> Recipe:
+
+def recipe(preset: str, blocks: int = 120, frames_per_block: int = 4, denoising: Denoising = STEPS) -> Recipe:
     geometry = VideoGeometry(832, 480, 16.0, frames_per_block, blocks)
-    return Recipe(geometry, POLICY_PRESETS[preset], Denoising(Schedule.warped((1000.0, 500.0), 5.0)), 0)
+    return Recipe(geometry, POLICY_PRESETS[preset], denoising, 0)
 
 
 def picture(made: Recipe, moment: Moment | None = None) -> ElementTree.Element:
@@ -64,6 +68,21 @@ def test_every_memory_is_drawn_at_every_block_and_stays_inside(preset: str, fram
     seen = set(block_states(made.geometry, made.partitions, made.geometry.blocks - 1))
     print(preset, sorted(seen))
     assert "current" in seen
+
+
+@pytest.mark.parametrize("preset", ["Self-Forcing", "PackForcing zero-shot", "CausVid"])
+def test_blocks_that_roll_together_are_all_current(preset: str):
+    made = recipe(preset, blocks=30, frames_per_block=3, denoising=ROLLING)
+    together = made.partitions.current_blocks
+    plan = plan_render(WAN_SIZES["1.3B"], made)
+    sums = [sum(parts_in_view(made.geometry, made.partitions, block).values()) for block in range(30)]
+    states = block_states(made.geometry, made.partitions, 20)
+    print(preset, plan.attended_tokens, max(sums), states)
+    assert max(sums) == plan.attended_tokens - (9 * 1560 if preset == "CausVid" else 0)  # its clip ends before
+    assert together > 1
+    assert states[20:] == ["current"] * made.partitions.current_blocks + ["ahead"] * (
+        10 - made.partitions.current_blocks
+    )
 
 
 def test_what_a_block_sees_is_where_it_lies_in_the_video():
