@@ -39,7 +39,7 @@ class StreamingVAEDecode(io.ComfyNode):
             "Run again with another codec or quality: the latents are re-used, nothing is sampled twice.",
             search_aliases=["save long video", "stream decode", "video to disk"],
             inputs=[
-                StreamSocket.Input("stream"),
+                StreamSocket.Input("stream", tooltip="From the PackForcing Sampler. It is sampled by this node."),
                 io.Vae.Input("vae", tooltip="The Wan2.1 VAE, or a smaller one of its kind (LightVAE)."),
                 io.String.Input(
                     "filename_prefix",
