@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image, ImageChops
 
 from tests.comfyui.browser import FrontEnd
 from tests.comfyui.graphs import Graph
+from tests.comfyui.node_texts import LOCALES, our_nodes, read_json
 from tests.comfyui.server import ComfyServer
 from tests.comfyui.small_graphs import Files, decode, our_loader, stream
 from tests.comfyui.test_memory import preset, small_bank
@@ -24,6 +26,19 @@ LISTEN = """() => {
     api.addEventListener('b_preview_with_metadata', () => window.seen.push('frame'));
     api.addEventListener('packforcing.block', (event) => window.seen.push(event.detail.block));
 }"""
+
+
+@pytest.fixture(autouse=True)
+def stock_settings(front_end: FrontEnd) -> Iterator[None]:
+    """Settings are the server's: the tests after this one get them as they were."""
+    yield
+    choose(front_end, "Comfy.VueNodes.Enabled", False)
+    choose(front_end, "Comfy.RightSidePanel.IsOpen", False)
+    choose(front_end, "Comfy.Locale", "en")
+
+
+def choose(front_end: FrontEnd, setting: str, value: object) -> None:
+    front_end.page.evaluate("([id, value]) => window.app.extensionManager.setting.set(id, value)", [setting, value])
 
 
 def small_render(files: Files, seconds: float, steps: str, seed: int, **size) -> tuple[Graph, str, str]:
@@ -48,7 +63,7 @@ def small_render(files: Files, seconds: float, steps: str, seed: int, **size) ->
 
 
 def show(front_end: FrontEnd, graph: Graph, vue: bool = False) -> None:
-    front_end.page.evaluate("on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", vue)
+    choose(front_end, "Comfy.VueNodes.Enabled", vue)
     front_end.page.evaluate("api => window.app.loadApiJson(api, 'small')", graph.prompt)
     front_end.page.wait_for_function("n => window.app.rootGraph.nodes.length === n", arg=len(graph.prompt))
     front_end.page.evaluate("window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
@@ -154,4 +169,82 @@ def test_while_it_renders_the_panel_follows_and_the_preview_moves(
     assert "most looked-at blocks: 2" in during
     assert frames_per_block > 2
     assert sum(1 for box in changed if box) >= 2
+    assert front_end.problems == []
+
+
+def open_help(front_end: FrontEnd, node: str) -> str:
+    """Adds a node, opens its help as the button over a selected node does, and returns the page's text."""
+    page = front_end.page
+    at = page.evaluate(
+        """type => {
+            const canvas = window.app.canvas, page = canvas.canvas.getBoundingClientRect();
+            window.app.rootGraph.clear();
+            Object.assign(canvas.ds, { scale: 1, offset: [0, 0] });
+            const node = window.LiteGraph.createNode(type);
+            node.pos = [200, 300];
+            window.app.rootGraph.add(node);
+            return { x: page.x + 300, y: page.y + 285 };
+        }""",
+        node,
+    )
+    page.wait_for_timeout(200)
+    page.mouse.click(at["x"], at["y"])
+    page.get_by_test_id("info-button").click()
+    page.locator(".node-help-content h1").first.wait_for(timeout=10_000)
+    return page.locator(".node-help-content").inner_text()
+
+
+def test_every_nodes_help_opens_in_english_and_in_chinese(comfy: ComfyServer, front_end: FrontEnd, tmp_path: Path):
+    chinese = read_json(LOCALES / "zh" / "nodeDefs.json")
+    nodes = our_nodes(comfy)
+    for node, info in nodes.items():
+        text = open_help(front_end, node)
+        print(node, len(text), text[:60].replace("\n", " "))
+        assert info["display_name"] in text
+        assert len(text) > 300
+    choose(front_end, "Comfy.Locale", "zh")
+    front_end.open()
+    for node, words in chinese.items():
+        text = open_help(front_end, node)
+        print(node, len(text), text[:60].replace("\n", " "))
+        assert words["display_name"] in text
+    front_end.screenshot(tmp_path / "help.png")
+    print(tmp_path)
+    ours = [problem for problem in front_end.problems if "/en.md" not in problem]  # looked for before NODE.md
+    assert ours == []
+
+
+def test_in_chinese_nodes_widgets_and_panel_are_chinese(
+    comfy: ComfyServer, front_end: FrontEnd, files: Files, tmp_path: Path
+):
+    graph, _, _ = small_render(files, 30.0, "1000, 500", 35, width=832, height=480)
+    choose(front_end, "Comfy.Locale", "zh")
+    front_end.open()
+    show(front_end, graph, vue=True)
+    drawn = panel_text(front_end)
+    shown = front_end.page.locator("body").inner_text()
+    front_end.screenshot(tmp_path / "zh.png")
+    print(tmp_path, drawn)
+    words = read_json(LOCALES / "zh" / "main.json")["packforcing"]
+    nodes = read_json(LOCALES / "zh" / "nodeDefs.json")
+    assert words["in_view"] in drawn
+    assert words["recent"] in drawn
+    assert nodes["PackForcingKVCache"]["display_name"] in shown
+    assert nodes["PackForcingKVCache"]["inputs"]["policy_top_k_blocks"]["name"] in shown
+    assert nodes["PackForcingSampler"]["inputs"]["seconds"]["name"] in shown
+    assert front_end.problems == []
+
+
+def test_a_saved_workflow_keeps_its_values_with_the_panel(comfy: ComfyServer, front_end: FrontEnd, files: Files):
+    """The panel is a widget without a value: what is saved goes by position."""
+    graph, cache, _ = small_render(files, 3.0, "1000, 500", 36)
+    show(front_end, graph)
+    panel_text(front_end)
+    saved = front_end.page.evaluate("() => window.app.rootGraph.serialize()")
+    front_end.load(saved)
+    drawn = front_end.page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    (values,) = [node["widgets_values"] for node in saved["nodes"] if node["type"] == "PackForcingKVCache"]
+    print(values)
+    assert len(values) == len(graph.prompt[cache]["inputs"])
+    assert drawn[cache]["inputs"] == graph.prompt[cache]["inputs"]
     assert front_end.problems == []
