@@ -212,6 +212,13 @@ def test_requirements_are_pyprojects_dependencies():
     assert [line for line in lines if line and not line.startswith("#")] == project()["project"]["dependencies"]
 
 
+def test_version_and_changelog_agree():
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## (\S+)", changes, re.MULTILINE).group(1)
+    in_code = re.search(r'__version__ = "(.+)"', (CORE / "__init__.py").read_text(encoding="utf-8")).group(1)
+    assert newest == in_code == project()["project"]["version"]
+
+
 def test_requirements_leave_the_hosts_torch_alone():
     names = {requirement_name(requirement) for requirement in project()["project"]["dependencies"]}
     assert names.isdisjoint({"torch", "torchvision", "torchaudio", "numpy"})
