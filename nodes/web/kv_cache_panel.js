@@ -54,6 +54,7 @@ function graphAround(node) {
 }
 
 async function look(node, panel) {
+  if (!named(node, "policy")) return; // A front end that does not know menus with parts.
   const graph = graphAround(node);
   if (graph === panel.asked) return;
   panel.asked = graph;
