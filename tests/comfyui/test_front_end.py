@@ -141,7 +141,7 @@ def inputs_of(graph: Graph, kind: str) -> dict:
     return {name: value for name, value in found.items() if not isinstance(value, list)}
 
 
-@pytest.mark.parametrize("nodes", NODES_LIKE)
+@pytest.mark.parametrize("nodes", ["classic", pytest.param("vue", marks=pytest.mark.long)])
 def test_while_it_renders_the_panel_follows_and_the_preview_moves(
     comfy: ComfyServer, front_end: FrontEnd, files: Files, nodes: str, tmp_path: Path
 ):

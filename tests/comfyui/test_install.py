@@ -68,7 +68,13 @@ def unpack_archive(target: Path) -> None:
     archive.unlink()
 
 
-@pytest.mark.parametrize(("place", "folder"), [(clone, "ComfyUI-PackForcing"), (unpack_archive, "comfyui-packforcing")])
+@pytest.mark.parametrize(
+    ("place", "folder"),
+    [
+        pytest.param(clone, "ComfyUI-PackForcing", marks=pytest.mark.long),
+        (unpack_archive, "comfyui-packforcing"),
+    ],
+)
 def test_an_installed_pack_loads_explains_itself_and_renders(tmp_path: Path, place, folder: str):
     custom_nodes = tmp_path / "custom_nodes"
     custom_nodes.mkdir()
