@@ -103,7 +103,7 @@ def draw_window(geometry: VideoGeometry, partitions: Partitions, plan: RenderPla
     body = [
         *_headline(plan, parts),
         *_bar(parts, plan.attended_tokens),
-        *_timeline(geometry, partitions, at),
+        *_timeline(geometry, partitions, at, planned=moment is None),
         *_memory_line(plan, at),
     ]
     return (
@@ -139,9 +139,10 @@ def _bar(parts: Mapping[str, int], full: int) -> Iterator[str]:
         x += width
 
 
-def _timeline(geometry: VideoGeometry, partitions: Partitions, at: Moment) -> Iterator[str]:
+def _timeline(geometry: VideoGeometry, partitions: Partitions, at: Moment, planned: bool) -> Iterator[str]:
     cell = WIDTH / geometry.blocks
-    yield _text(2, LINE_TOP - 7, f"{{video}}: {{block}} {at.block + 1} / {geometry.blocks}")
+    where = f"{geometry.blocks} {{blocks}}" if planned else f"{{block}} {at.block + 1} / {geometry.blocks}"
+    yield _text(2, LINE_TOP - 7, f"{{video}}: {where}")
     yield _text(WIDTH - 2, LINE_TOP - 7, f"{geometry.seconds:.1f} s", "end")
     states = list(enumerate(block_states(geometry, partitions, at.block)))
     for state, run in groupby(states, key=lambda item: item[1]):

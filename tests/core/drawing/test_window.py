@@ -119,4 +119,4 @@ def test_an_hour_of_video_is_still_a_small_drawing():
     svg = draw_window(made.geometry, made.partitions, plan_render(WAN_SIZES["1.3B"], made))
     print(f"{len(svg)} characters")
     assert len(svg) < 5_000
-    assert re.search(r"\{block\} 3600 / 3600", svg)
+    assert re.search(r"3600 \{blocks\}", svg)
