@@ -7,6 +7,7 @@ collect   PackForcing Collect Latents: stream -> LATENT
 decode    PackForcing Streaming VAE Decode: stream -> mp4 -> VIDEO
 stack     PackForcing Stack Videos: VIDEOs side by side, for comparisons
 
-`host` holds the seams to ComfyUI's model handling, `stream` the lazy stream, `feedback` what the user
-sees meanwhile, `output` file names.
+`host` holds the seams to ComfyUI's model handling, `stream` the lazy stream, `output` file names. What the user sees:
+`feedback` progress, `preview` the newest frames in motion, `watch` events and telemetry, `window` the plan that the KV
+Cache node draws, `web/` the front end's part of it and the help pages.
 """

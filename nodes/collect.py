@@ -26,8 +26,10 @@ class CollectLatents(io.ComfyNode):
             description="Samples the whole stream into one LATENT for stock nodes (VAE Decode, Save Latent). For long "
             "videos use the Streaming VAE Decode: a decoded two-minute IMAGE at 832x480 takes 9.2 GB.",
             search_aliases=["stream to latent"],
-            inputs=[StreamSocket.Input("stream")],
-            outputs=[io.Latent.Output()],
+            inputs=[StreamSocket.Input("stream", tooltip="From the PackForcing Sampler.")],
+            outputs=[
+                io.Latent.Output(tooltip="All latent frames of the video, un-normalised, as stock nodes expect them.")
+            ],
             hidden=[io.Hidden.unique_id],
         )
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 
 import numpy as np
 import torch
 from comfy.cli_args import args
 from comfy_api.v0_0_2 import InputImpl, io, ui
+from PIL import Image
 
+from ..packforcing_core.drawing.telemetry import as_image, telemetry_picture
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.filmed import FilmJob, filmed_render, growing_film
 from ..packforcing_core.render import FilmedBlock
@@ -35,7 +37,7 @@ class StreamingVAEDecode(io.ComfyNode):
             "Run again with another codec or quality: the latents are re-used, nothing is sampled twice.",
             search_aliases=["save long video", "stream decode", "video to disk"],
             inputs=[
-                StreamSocket.Input("stream"),
+                StreamSocket.Input("stream", tooltip="From the PackForcing Sampler. It is sampled by this node."),
                 io.Vae.Input("vae", tooltip="The Wan2.1 VAE, or a smaller one of its kind (LightVAE)."),
                 io.String.Input(
                     "filename_prefix",
@@ -46,7 +48,15 @@ class StreamingVAEDecode(io.ComfyNode):
             ],
             outputs=[
                 io.Video.Output(tooltip="The film, read from its file when it is needed."),
-                io.Image.Output(display_name="last_frames"),
+                io.Image.Output(
+                    display_name="last_frames",
+                    tooltip="The end of the video, 1 frame unless last_frames says more.",
+                ),
+                io.Image.Output(
+                    display_name="telemetry",
+                    tooltip="The render as a picture: seconds and memory of each block, drift of colour and contrast, "
+                    "and which past blocks were looked at when. For Preview Image or Save Image.",
+                ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
@@ -79,7 +89,8 @@ class StreamingVAEDecode(io.ComfyNode):
         )
         tail, told = _film(stream, vae, job, cls.hidden.unique_id)
         saved = ui.PreviewVideo([ui.SavedResult(path.name, subfolder, io.FolderType.output)]).as_dict()
-        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), tail, ui={**saved, "text": (told,)})
+        picture = torch.from_numpy(as_image(_telemetry(stream)))
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), tail, picture, ui={**saved, "text": (told,)})
 
 
 def _encoder_inputs() -> list[io.Input]:
@@ -126,7 +137,8 @@ def _film(stream: LatentStream, vae, job: FilmJob, node_id: str) -> tuple[torch.
     feedback = RenderFeedback(stream, node_id)
     tail: deque[np.ndarray] = deque(maxlen=job.tail_frames)
     try:
-        with closing(filmed_render(folder, stream.recipe, job, partial(stream.events, vae, job.vae))) as events:
+        filmed = filmed_render(folder, stream.recipe, job, partial(stream.events, vae, job.vae))
+        with closing(feedback), closing(filmed) as events:
             for event in events:
                 if isinstance(event, FilmedBlock):
                     tail.extend(event.frames)
@@ -136,6 +148,14 @@ def _film(stream: LatentStream, vae, job: FilmJob, node_id: str) -> tuple[torch.
     if not stream.named:
         folder.discard_states()
     return torch.from_numpy(np.stack(tail)).float() / 255, feedback.summary()
+
+
+def _telemetry(stream: LatentStream) -> Image.Image:
+    """The picture of what the render's folder has noted, which it keeps too."""
+    picture = telemetry_picture(stream.folder.telemetry.lines(), stream.recipe.geometry.describe())
+    with suppress(OSError):  # The film is made; a full disk may cost its picture.
+        picture.save(stream.folder.path / "telemetry.png")
+    return picture
 
 
 def _workflow(hidden) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from comfy_api.v0_0_2 import ComfyExtension, io
+from server import PromptServer
 
 from .collect import CollectLatents
 from .decode import StreamingVAEDecode
@@ -10,9 +11,15 @@ from .kv_cache import KVCacheConfig
 from .loader import ModelLoader
 from .sampler import Sampler
 from .stack import StackVideos
+from .window import add_route
 
 
 class PackForcingExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        # Tools that only list nodes have no server.
+        if hasattr(PromptServer, "instance"):
+            add_route(PromptServer.instance.routes)
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [ModelLoader, KVCacheConfig, Sampler, CollectLatents, StreamingVAEDecode, StackVideos]
 

@@ -1,20 +1,19 @@
-"""What the user sees while a node works: the progress bar, the newest frame, and a line of text."""
+"""What the user sees while a node works: the progress bar, the newest frames, and a line of text."""
 
 from __future__ import annotations
 
 import time
 
 import comfy.utils
-from PIL import Image
 from server import PromptServer
 
 from ..packforcing_core.filmed import Note, RenderEvent
 from ..packforcing_core.geometry import GB, pixel_frames
 from ..packforcing_core.recorded import Replayed
 from ..packforcing_core.sampler.rollout import BlockDone, StepDone
+from .preview import MovingPreview
 from .stream import LatentStream
-
-PREVIEW_SIZE = 512
+from .watch import BlockWatch
 
 
 def say(node_id: str, text: str) -> None:
@@ -39,6 +38,12 @@ class RenderFeedback:
         self._started = time.monotonic()
         self._sampled = 0
         self._notes: list[str] = []
+        self._preview = MovingPreview(self._bar, node_id, self._geometry.fps)
+        self._watch = BlockWatch(stream)
+
+    def close(self) -> None:
+        """Stops what still plays on the node."""
+        self._preview.close()
 
     def show(self, event: RenderEvent) -> None:
         if isinstance(event, StepDone):
@@ -48,6 +53,7 @@ class RenderFeedback:
             self._sampled += not event.reused
             self._bar.update_absolute(self._ends[event.block + 1])
             say(self._node_id, self._line(event.block, event.reused))
+            self._watch.done(event)
         elif isinstance(event, Replayed):
             self._bar.update_absolute(self._ends[event.block + 1])
             say(self._node_id, self._line(event.block, True))
@@ -55,8 +61,7 @@ class RenderFeedback:
             self._notes.append(event.text)
             say(self._node_id, event.text)
         else:
-            preview = ("JPEG", Image.fromarray(event.frames[-1]), PREVIEW_SIZE)
-            self._bar.update_absolute(self._bar.current, preview=preview)
+            self._preview.play(event.frames)
 
     def summary(self) -> str:
         """What was re-used and what was made, for the history."""

@@ -16,6 +16,8 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.ops
+import comfy.supported_models
+import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
@@ -177,6 +179,16 @@ def attention_of(model) -> Attention:
         return out.unflatten(-1, q.shape[2:])
 
     return attention
+
+
+def inference_dtype(parameters: int, weights: torch.dtype | None) -> torch.dtype:
+    """The dtype that ComfyUI would compute a Wan2.1 T2V of so many parameters in, before it is loaded; `weights` is
+    the dtype that was asked for.
+    """
+    supported = comfy.supported_models.WAN21_T2V.supported_inference_dtypes
+    weights = weights or comfy.model_management.unet_dtype(model_params=parameters, supported_dtypes=supported)
+    device = comfy.model_management.get_torch_device()
+    return comfy.model_management.unet_manual_cast(weights, device, supported) or weights
 
 
 @contextmanager

@@ -32,8 +32,8 @@ class KVCacheConfig(io.ComfyNode):
             display_name="PackForcing KV Cache",
             category=CATEGORY,
             description="What each block of the video may see of the past, which is what decides memory. Leave the "
-            "sampler's cache input open to use what the checkpoint was trained with. When the graph runs, this node "
-            "shows tokens and bytes before anything is sampled.",
+            "sampler's cache input open to use what the checkpoint was trained with. The drawing shows to scale what "
+            "is in view, before anything runs, and follows the render.",
             search_aliases=["kv cache", "sink", "window", "long video memory", "deep forcing", "longlive"],
             inputs=[
                 io.DynamicCombo.Input(
@@ -45,7 +45,7 @@ class KVCacheConfig(io.ComfyNode):
                     tooltip="\n".join(f"{name}: {preset.title}" for name, preset in POLICY_PRESETS.items()),
                 ),
             ],
-            outputs=[CacheSocket.Output(display_name="cache")],
+            outputs=[CacheSocket.Output(display_name="cache", tooltip="For the sampler's cache input.")],
         )
 
     @classmethod

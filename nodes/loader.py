@@ -86,7 +86,7 @@ class ModelLoader(io.ComfyNode):
                     "none: the memory works zero-shot, with any checkpoint.",
                 ),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="A stock MODEL: LoRA, fp8 and attention nodes fit behind it.")],
             hidden=[io.Hidden.unique_id],
         )
 

@@ -66,7 +66,12 @@ class Sampler(io.ComfyNode):
                 *_preset_and_overrides(),
                 *_folder_inputs(),
             ],
-            outputs=[StreamSocket.Output(display_name="stream")],
+            outputs=[
+                StreamSocket.Output(
+                    display_name="stream",
+                    tooltip="For Streaming VAE Decode or Collect Latents, which do the sampling.",
+                )
+            ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
@@ -133,19 +138,19 @@ class Sampler(io.ComfyNode):
         compresses = recipe.partitions.bank is not None
         if compresses:
             _require_compressor_parts(model, vae, family)
+        cache_node = _linked_node(cls.hidden, "cache")
         context = host.text_context(positive, config)
         # A VAE that a longer clip needs belongs to the render's settings, or the clip could not be extended.
         identity = host.model_identity(model, vae if recipe.compresses_sometime else None)
         wanted = wanted_manifest(recipe, identity, context, model.load_device)
         folder = open_folder(render, mode, wanted, context, recipe, geometry.block_at(retake_from_seconds))
         own_vae = vae if compresses else None
-        stream = LatentStream(model, context, recipe, folder, snapshot_blocks, bool(render), own_vae)
+        stream = LatentStream(model, context, recipe, folder, snapshot_blocks, bool(render), own_vae, cache_node)
         memory = stream.plan().describe_memory()
         known = f"render {folder.path.name}: {folder.known_blocks} of {geometry.blocks} blocks are there already"
         warnings = (*folder.notes, *_warnings(trained, family, preset), *_memory_warnings(model, recipe))
         lines = (geometry.describe_length(seconds), stream.plan().describe(), memory, known, *warnings)
         say(cls.hidden.unique_id, "\n".join(lines))
-        cache_node = _linked_node(cls.hidden, "cache")
         if cache_node is not None:
             say(cache_node, memory)
         return io.NodeOutput(stream, ui={"text": ("\n".join(lines),)})
@@ -206,17 +211,38 @@ def _memory_warnings(model, recipe: Recipe) -> Iterator[str]:
 def _length_and_size() -> list[io.Input]:
     return [
         io.Float.Input(
-            "seconds", default=30.0, min=0.1, max=MAX_SECONDS, step=0.1, tooltip="Length. Rounded to whole blocks."
+            "seconds",
+            default=30.0,
+            min=0.1,
+            max=MAX_SECONDS,
+            step=0.1,
+            tooltip="Length of the video, rounded to whole blocks (12 frames each for most checkpoints). Time grows "
+            "with it; with a bounded memory, bytes do not.",
         ),
-        io.Int.Input("width", default=832, min=SIZE_MULTIPLE, max=MAX_SIDE, step=SIZE_MULTIPLE, tooltip="Pixels."),
-        io.Int.Input("height", default=480, min=SIZE_MULTIPLE, max=MAX_SIDE, step=SIZE_MULTIPLE, tooltip="Pixels."),
+        io.Int.Input(
+            "width",
+            default=832,
+            min=SIZE_MULTIPLE,
+            max=MAX_SIDE,
+            step=SIZE_MULTIPLE,
+            tooltip="Pixels, in steps of 16. Most checkpoints were trained at 832x480; the cache grows with the area.",
+        ),
+        io.Int.Input(
+            "height",
+            default=480,
+            min=SIZE_MULTIPLE,
+            max=MAX_SIDE,
+            step=SIZE_MULTIPLE,
+            tooltip="Pixels, in steps of 16. Most checkpoints were trained at 832x480; the cache grows with the area.",
+        ),
         io.Float.Input(
             "fps",
             default=16.0,
             min=1.0,
             max=MAX_FPS,
             step=0.01,
-            tooltip="Frames per second. Wan was trained at 16.",
+            tooltip="Frames per second of the film. Wan was trained at 16: another number plays the same motion faster "
+            "or slower.",
         ),
         io.Int.Input(
             "seed",
@@ -290,7 +316,8 @@ def _preset_and_overrides() -> list[io.Input]:
         io.String.Input(
             "denoising_steps",
             default="",
-            tooltip="For example 1000, 750, 500, 250. Empty takes the preset's.",
+            tooltip="Timesteps from noise (1000) to clean, for example 1000, 750, 500, 250: each is one model call a "
+            "block. Empty takes the preset's, which the checkpoint was distilled for.",
             advanced=True,
         ),
         io.Float.Input(
@@ -299,7 +326,8 @@ def _preset_and_overrides() -> list[io.Input]:
             min=0.0,
             max=100.0,
             step=0.01,
-            tooltip="Time shift of the schedule; 0 takes the preset's (5 for most).",
+            tooltip="Time shift of the schedule: higher spends the steps on noisier levels. 0 takes the preset's "
+            "(5 for most).",
             advanced=True,
         ),
     ]

@@ -35,16 +35,28 @@ class StackVideos(io.ComfyNode):
             "For comparing memories, seeds or LoRAs on the same prompt.",
             search_aliases=["compare videos", "side by side", "hstack"],
             inputs=[
-                io.Video.Input("video_1"),
-                io.Video.Input("video_2"),
-                *(io.Video.Input(f"video_{number}", optional=True) for number in range(3, MOST + 1)),
+                io.Video.Input("video_1", tooltip="The leftmost. All must have the same height and frame rate."),
+                io.Video.Input("video_2", tooltip="The next to the right."),
+                *(
+                    io.Video.Input(f"video_{number}", optional=True, tooltip="The next to the right.")
+                    for number in range(3, MOST + 1)
+                ),
                 io.String.Input(
                     "captions", default="", multiline=True, tooltip="One line a video, left to right. Empty: none."
                 ),
-                io.String.Input("filename_prefix", default="video/PackForcing_compare"),
-                io.Combo.Input("codec", options=list(CODECS), default="h264"),
+                io.String.Input(
+                    "filename_prefix",
+                    default="video/PackForcing_compare",
+                    tooltip="Below ComfyUI's output folder. %date:yyyy-MM-dd% and the like work.",
+                ),
+                io.Combo.Input(
+                    "codec",
+                    options=list(CODECS),
+                    default="h264",
+                    tooltip="; ".join(f"{name}: {codec.about}" for name, codec in CODECS.items()),
+                ),
             ],
-            outputs=[io.Video.Output()],
+            outputs=[io.Video.Output(tooltip="The film, read from its file when it is needed.")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )

@@ -24,6 +24,7 @@ class LatentStream:
     Finished blocks are in the render's `folder`, so a second consumer, or the same one with other encoder settings,
     does not sample again, and an interrupted or crashed render goes on where it stopped. `vae` is there where the
     policy compresses the past. `named`: the user gave the render a name, and may come back to it.
+    `cache_node` is the node that draws the window, if there is one.
     """
 
     model: object
@@ -33,6 +34,7 @@ class LatentStream:
     snapshot_blocks: int
     named: bool
     vae: object | None = None
+    cache_node: str | None = None
 
     def plan(self, decoder_bytes: int = 0) -> RenderPlan:
         """What the render takes, in the MODEL's own dtype; a memory that compresses decodes too."""

@@ -145,6 +145,13 @@ class VideoGeometry:
         latent_frame = (frame + PIXEL_FRAMES_PER_LATENT - 1) // PIXEL_FRAMES_PER_LATENT
         return latent_frame // self.frames_per_block
 
+    def describe(self) -> str:
+        """One line, for a title."""
+        return (
+            f"{self.width}x{self.height}, {self.seconds:.2f} s at {self.fps:g} FPS, "
+            f"{self.blocks} blocks of {self.frames_per_block} latent frames"
+        )
+
     def describe_length(self, wished_seconds: float) -> str:
         """One line that says what rounding to whole blocks made of the wished length."""
         return (

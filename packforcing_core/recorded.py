@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import time
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -35,7 +36,6 @@ from .sampler.rolling import rolling_rollout
 from .sampler.rollout import BlockDone, Event, Twins, rollout
 
 DEFAULT_SNAPSHOT_BLOCKS = 16
-_LISTED = 64
 T = TypeVar("T")
 
 
@@ -203,7 +203,7 @@ def memory() -> dict[str, float]:
 
 def _selected(done: BlockDone) -> list:
     """What each layer selected: blocks, or how many tokens where tokens are chosen."""
-    return [list(choice) if len(choice) <= _LISTED else len(choice) for choice in done.selection]
+    return [len(choice) if isinstance(choice, array) else list(choice) for choice in done.selection]
 
 
 def _state(recipe: Recipe, cache: KVCache, twins: Twins | None) -> tuple[dict[str, Tensor], dict[str, Any]]:

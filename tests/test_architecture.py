@@ -42,6 +42,7 @@ ROWS = (
     ("recorded",),
     ("filmed",),
     ("plan", "demo"),
+    ("drawing",),
     ("training", "evaluation", "cli"),
 )
 ROW = {room: number for number, row in enumerate(ROWS) for room in row}
@@ -212,6 +213,13 @@ def requirement_name(requirement: str) -> str:
 def test_requirements_are_pyprojects_dependencies():
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if line and not line.startswith("#")] == project()["project"]["dependencies"]
+
+
+def test_version_and_changelog_agree():
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## (\S+)", changes, re.MULTILINE).group(1)
+    in_code = re.search(r'__version__ = "(.+)"', (CORE / "__init__.py").read_text(encoding="utf-8")).group(1)
+    assert newest == in_code == project()["project"]["version"]
 
 
 def test_requirements_leave_the_hosts_torch_alone():

@@ -1,0 +1,50 @@
+"""What a render tells while it runs: an event per block for the KV Cache node's panel.
+
+The event "packforcing.block" goes to the client that queued the prompt: `{"node": id of the KV Cache node, "block",
+"blocks", "seconds", "cache_bytes", "selected": {block: share of the layers}, "svg": the window, words in braces}`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from server import PromptServer
+
+from ..packforcing_core.drawing.window import Moment, draw_window, selected_shares
+from ..packforcing_core.sampler.rollout import BlockDone
+from .stream import LatentStream
+
+EVENT = "packforcing.block"
+
+
+class BlockWatch:
+    """Sends what happens to a stream's blocks, as it happens."""
+
+    def __init__(self, stream: LatentStream):
+        self._stream, self._plan = stream, stream.plan()
+        self._since = time.monotonic()
+
+    def done(self, event: BlockDone) -> None:
+        seconds = round(time.monotonic() - self._since, 4)
+        self._since = time.monotonic()
+        self._send(event.block, seconds, self._selected(event))
+
+    def _selected(self, event: BlockDone) -> dict[int, float] | None:
+        """None for policies that select no blocks (Deep Forcing selects tokens)."""
+        return selected_shares(event.selection) if self._stream.recipe.partitions.bank else None
+
+    def _send(self, block: int, seconds: float, selected: dict[int, float] | None) -> None:
+        server, recipe = PromptServer.instance, self._stream.recipe
+        if server.client_id is None:
+            return
+        data: dict[str, Any] = {
+            "node": self._stream.cache_node,
+            "block": block,
+            "blocks": recipe.geometry.blocks,
+            "seconds": seconds,
+            "cache_bytes": self._plan.cache_bytes,
+            "selected": selected or {},
+            "svg": draw_window(recipe.geometry, recipe.partitions, self._plan, Moment(block, selected)),
+        }
+        server.send_sync(EVENT, data, server.client_id)

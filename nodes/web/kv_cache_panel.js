@@ -1,0 +1,116 @@
+// Draws the window on the past on the KV Cache node: as planned from the widgets, and as it is while a render runs.
+// The server plans and draws; this file collects widget values, puts words in the user's language, and shows.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+
+const CACHE = "PackForcingKVCache";
+const PANEL = "packforcing_window";
+const LOOK_EVERY_MS = 500;
+const MOST_HOPS = 32;
+const ASPECT = 128 / 300;
+const MARGIN = 10; // Around a DOM widget, on every side.
+
+const panels = new Map(); // node -> { element, asked: the values that the picture is of }
+let words = {};
+
+async function loadWords() {
+  const language = app.ui?.settings?.getSettingValue?.("Comfy.Locale") ?? "en";
+  const all = await (await api.fetchApi("/i18n")).json();
+  words = { ...all.en?.packforcing, ...all[language]?.packforcing };
+}
+
+const inWords = (text) => text.replace(/\{(\w+)\}/g, (_, key) => words[key] ?? key.replaceAll("_", " "));
+
+function valuesOf(node) {
+  if (!node) return null;
+  const widgets = (node.widgets ?? []).filter((widget) => widget.name !== PANEL);
+  return Object.fromEntries(widgets.map((widget) => [widget.name, widget.value]));
+}
+
+const named = (node, ...names) => (node.widgets ?? []).some((widget) => names.includes(widget.name));
+
+// The first node down the links that says how long the video is; up them, the first that says which file.
+function follow(node, next, isIt) {
+  const seen = new Set();
+  const waiting = next(node);
+  while (waiting.length && seen.size < MOST_HOPS) {
+    const candidate = waiting.shift();
+    if (!candidate || seen.has(candidate)) continue;
+    if (isIt(candidate)) return candidate;
+    seen.add(candidate);
+    waiting.push(...next(candidate));
+  }
+  return null;
+}
+
+const below = (node) => (node.outputs ?? []).flatMap((_, slot) => node.getOutputNodes(slot) ?? []);
+const above = (node) =>
+  (node.inputs ?? []).flatMap((input, slot) => (["MODEL", "*"].includes(input.type) ? [node.getInputNode(slot)] : []));
+
+function graphAround(node) {
+  const sampler = follow(node, below, (other) => named(other, "seconds") && named(other, "denoising_steps"));
+  const loader = sampler && follow(sampler, above, (other) => named(other, "checkpoint", "unet_name"));
+  return JSON.stringify({ cache: valuesOf(node), sampler: valuesOf(sampler), model: valuesOf(loader) });
+}
+
+async function look(node, panel) {
+  if (!named(node, "policy")) return; // A front end that does not know menus with parts.
+  const graph = graphAround(node);
+  if (graph === panel.asked) return;
+  panel.asked = graph;
+  const answer = await api.fetchApi("/packforcing/window", { method: "POST", body: graph });
+  const window = answer.ok ? await answer.json() : { problem: await answer.text() };
+  if (graph !== panel.asked) return;
+  if (window.svg) panel.element.innerHTML = inWords(window.svg);
+  else panel.element.textContent = window.problem;
+}
+
+function lookAtAll() {
+  for (const [node, panel] of panels) {
+    if (node.graph) look(node, panel).catch((error) => (panel.element.textContent = String(error)));
+  }
+}
+
+// An id such as "5:3" is node 3 in the subgraph of node 5.
+function nodeOf(id) {
+  let graph = app.rootGraph ?? app.graph;
+  let node = null;
+  for (const part of String(id).split(":")) {
+    node = graph?.getNodeById(Number(part));
+    graph = node?.subgraph;
+  }
+  return node;
+}
+
+function showBlock({ detail }) {
+  const panel = panels.get(nodeOf(detail.node));
+  if (panel) panel.element.innerHTML = inWords(detail.svg);
+}
+
+function addPanel(node) {
+  const element = document.createElement("div");
+  element.className = "packforcing-window";
+  element.style.cssText = "overflow:hidden;font-size:11px;color:var(--input-text,#ddd);white-space:pre-wrap";
+  const height = () => Math.ceil((node.size[0] - 2 * MARGIN) * ASPECT) + 2 * MARGIN + 2;
+  const options = { serialize: false, hideOnZoom: false, getMinHeight: height, getValue: () => "", setValue() {} };
+  const widget = node.addDOMWidget(PANEL, PANEL, element, options);
+  widget.serialize = false; // Nothing of it is saved: widget values of a workflow go by position.
+  panels.set(node, { element, asked: null });
+  const removed = node.onRemoved;
+  node.onRemoved = function () {
+    panels.delete(node);
+    return removed?.apply(this, arguments);
+  };
+}
+
+app.registerExtension({
+  name: "packforcing.kv_cache_panel",
+  async setup() {
+    api.addEventListener("packforcing.block", showBlock);
+    await loadWords().catch(() => {}); // Without them the words are English.
+    setInterval(lookAtAll, LOOK_EVERY_MS);
+  },
+  nodeCreated(node) {
+    if (node.comfyClass === CACHE && node.addDOMWidget) addPanel(node);
+  },
+});

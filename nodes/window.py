@@ -1,0 +1,109 @@
+"""What the KV Cache node draws: the window on the past, planned from the widgets before anything runs.
+
+POST /packforcing/window takes the widget values of the node and of those it is linked to,
+`{"cache": {...}, "sampler": {...} or null, "model": {...} or null}`, and answers `{"svg": ..., "text": ...}`, or
+`{"problem": ...}` with the message that running would give. All arithmetic is the core's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from aiohttp import web
+
+from ..packforcing_core.cache.config import POLICY_PRESETS, Policy
+from ..packforcing_core.checkpoint.families import DEFAULT_FAMILY, FAMILIES, Family, with_overrides
+from ..packforcing_core.checkpoint.load import inspect
+from ..packforcing_core.drawing.window import draw_window
+from ..packforcing_core.errors import PackForcingError
+from ..packforcing_core.geometry import VideoGeometry
+from ..packforcing_core.model.config import WAN_SIZES, WanConfig
+from ..packforcing_core.plan import RenderPlan, parameter_count, plan_render
+from ..packforcing_core.render import Recipe
+from ..packforcing_core.sampler.rollout import Denoising
+from . import host
+from .loader import DTYPES, checkpoint_path
+from .sampler import Sampler, parse_steps
+
+Values = Mapping[str, Any]
+PATH = "/packforcing/window"
+
+
+def add_route(routes: web.RouteTableDef) -> None:
+    @routes.post(PATH)
+    async def window(request: web.Request) -> web.Response:
+        try:
+            graph = await request.json()
+            # Off the event loop: a checkpoint's header may lie on a slow disk.
+            answer = await asyncio.to_thread(planned_window, graph)
+        except PackForcingError as error:
+            answer = {"problem": str(error)}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise web.HTTPBadRequest(text=f"Expected widget values of cache, sampler and model: {error!r}") from error
+        return web.json_response(answer)
+
+
+def planned_window(graph: Mapping[str, Values | None]) -> dict[str, str]:
+    """The drawing and a line of text for the widgets of a graph; PackForcingError where they contradict each other."""
+    recipe, plan = planned(graph)
+    return {"svg": draw_window(recipe.geometry, recipe.partitions, plan), "text": plan.describe()}
+
+
+def planned(graph: Mapping[str, Values | None]) -> tuple[Recipe, RenderPlan]:
+    model = graph.get("model") or {}
+    config, recognised = _model(str(model.get("checkpoint") or model.get("unet_name") or ""))
+    recipe = _recipe(_policy(graph["cache"] or {}), recognised, model, {**_defaults(), **(graph.get("sampler") or {})})
+    dtype = host.inference_dtype(parameter_count(config), DTYPES.get(str(model.get("dtype"))))
+    return recipe, plan_render(config, recipe, dtype)
+
+
+def _policy(widgets: Values) -> Policy:
+    preset = POLICY_PRESETS[widgets["policy"]]
+    names = {knob.name for knob in preset.knobs()}
+    knobs = {key.removeprefix("policy."): value for key, value in widgets.items() if key.startswith("policy.")}
+    return replace(preset, **{name: value for name, value in knobs.items() if name in names})
+
+
+def _defaults() -> dict[str, Any]:
+    """A sampler's widgets as they are before anybody has touched them."""
+    inputs = (declared.as_dict() | {"id": declared.id} for declared in Sampler.define_schema().inputs)
+    return {declared["id"]: declared["default"] for declared in inputs if "default" in declared}
+
+
+def _model(name: str) -> tuple[WanConfig, Family | None]:
+    """Sizes and family of a file; those of the 1.3B where there is none to look at."""
+    try:
+        path = checkpoint_path(name)
+        status = os.stat(path)
+        return _inspected(path, status.st_size, status.st_mtime_ns)
+    except (PackForcingError, OSError):
+        return WAN_SIZES["1.3B"], None
+
+
+@lru_cache(maxsize=16)
+def _inspected(path: str, size: int, changed: int) -> tuple[WanConfig, Family | None]:
+    found = inspect(path)
+    return found.config or WAN_SIZES["1.3B"], found.family
+
+
+def _recipe(policy: Policy, recognised: Family | None, model: Values, widgets: Values) -> Recipe:
+    chosen = next((p for p in (widgets["preset"], model.get("preset")) if p in FAMILIES), None)
+    family = with_overrides(
+        FAMILIES[chosen] if chosen else recognised or DEFAULT_FAMILY,
+        frames_per_block=int(widgets["frames_per_block"]) or None,
+        denoising_steps=parse_steps(str(widgets["denoising_steps"])),
+        shift=float(widgets["shift"]) or None,
+    )
+    geometry = VideoGeometry.from_seconds(
+        float(widgets["seconds"]),
+        width=int(widgets["width"]),
+        height=int(widgets["height"]),
+        fps=float(widgets["fps"]),
+        frames_per_block=family.frames_per_block,
+    )
+    return Recipe(geometry, policy, Denoising.of_family(family), 0)

@@ -1,0 +1,1 @@
+"""Pictures of what a render does: its window on the past, and its telemetry."""

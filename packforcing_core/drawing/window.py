@@ -1,0 +1,182 @@
+"""The window on the past as an SVG drawing, to scale: what a block attends to, and where that lies in the video.
+
+Words stand in braces ({sink}), for whoever shows the drawing to put in their language; numbers are final.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+
+from ..cache.partitions import PRUNED, Partitions
+from ..geometry import GB, VideoGeometry
+from ..plan import RenderPlan
+
+WIDTH, HEIGHT = 300, 128
+COLOURS = {
+    "sink": "#4f8cc9",
+    "mid": "#d08a45",
+    "recent": "#5aa867",
+    "current": "#d6c84b",
+    "gone": "#8884",
+    "ahead": "none",
+}
+BAR_TOP, BAR_HEIGHT = 20, 30
+LINE_TOP, LINE_HEIGHT = 80, 20
+NARROWEST_LABEL = 28
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Block `block` is being made or done; `selected` are the mid blocks in view, each with the share (0..1) of the
+    layers that selected it, where that is known.
+    """
+
+    block: int
+    selected: Mapping[int, float] | None = None
+
+
+def selected_shares(selection: Iterable[Iterable[int]]) -> dict[int, float]:
+    """Block -> the share of the layers that selected it, from a block's selection of bank blocks."""
+    layers = [tuple(choice) for choice in selection]
+    counts = Counter(block for choice in layers for block in choice)
+    return {block: count / len(layers) for block, count in sorted(counts.items())}
+
+
+def parts_in_view(geometry: VideoGeometry, partitions: Partitions, block: int) -> dict[str, int]:
+    """Tokens in view when `block` is the oldest that is denoised: sink, mid, recent, current (all that roll)."""
+    committed = block * geometry.frames_per_block
+    together = min(partitions.current_blocks, geometry.blocks - block)
+    left = committed - partitions.sink_frames - partitions.recent_frames
+    banked = max(0, left // geometry.frames_per_block) if partitions.bank else 0
+    window = partitions.window(committed, banked, together)
+    sink = min(committed, partitions.sink_frames)
+    n = geometry.tokens_per_frame
+    return {
+        "sink": n * sink,
+        "mid": geometry.twin_tokens * len(window.mid_positions),
+        "recent": n * (window.past_frames + len(window.copied) - sink),
+        "current": n * together * geometry.frames_per_block,
+    }
+
+
+def block_states(geometry: VideoGeometry, partitions: Partitions, block: int) -> list[str]:
+    """For each block of the video what it is to block `block`: sink, mid, recent, current, gone or ahead."""
+    frames = geometry.frames_per_block
+    committed = block * frames
+    together = min(partitions.current_blocks, geometry.blocks - block)
+    window = partitions.window(committed, blocks=together)
+    past = {placement.frame for placement in window.past + window.copied}
+    recent_from = min((f for f in past if f >= partitions.sink_frames), default=committed)
+    mid_from = _mid_from(partitions, recent_from, pruned=PRUNED in past)
+    states = []
+    for first in range(0, geometry.latent_frames, frames):
+        last = first + frames - 1
+        if first >= committed:
+            states.append("current" if first < committed + together * frames else "ahead")
+        elif first < partitions.sink_frames:
+            states.append("sink")
+        elif last >= recent_from:
+            states.append("recent")
+        else:
+            states.append("mid" if first >= mid_from else "gone")
+    return states
+
+
+def _mid_from(partitions: Partitions, recent_from: int, pruned: bool) -> float:
+    """The first frame behind the sink of which something is remembered, counted in frames of the video."""
+    if pruned:
+        return partitions.sink_frames
+    if partitions.bank is None:
+        return float("inf")
+    if partitions.bank.eviction != "fifo":  # Which ones are left depends on what was selected.
+        return partitions.sink_frames
+    return recent_from - partitions.bank.bank_blocks * partitions.frames_per_block
+
+
+def draw_window(geometry: VideoGeometry, partitions: Partitions, plan: RenderPlan, moment: Moment | None = None) -> str:
+    """SVG text, 300 x 128 units: of the plan, or with a `moment` of the render at that block."""
+    at = moment or Moment(max(0, geometry.blocks - partitions.current_blocks))
+    parts = parts_in_view(geometry, partitions, at.block) if moment else _planned_parts(plan)
+    body = [
+        *_headline(plan, parts),
+        *_bar(parts, plan.attended_tokens),
+        *_timeline(geometry, partitions, at, planned=moment is None),
+        *_memory_line(plan, at),
+    ]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="100%" '
+        f'font-family="sans-serif" font-size="10" fill="currentColor">{"".join(body)}</svg>'
+    )
+
+
+def _planned_parts(plan: RenderPlan) -> dict[str, int]:
+    return {
+        "sink": plan.sink_tokens,
+        "mid": plan.mid_tokens,
+        "recent": plan.recent_tokens,
+        "current": plan.current_tokens,
+    }
+
+
+def _headline(plan: RenderPlan, parts: Mapping[str, int]) -> Iterator[str]:
+    yield _text(2, 12, f"{{in_view}}: {sum(parts.values()):,} {{tokens}}")
+    yield _text(WIDTH - 2, 12, f"{{past}}: {plan.cache_bytes / GB:.2f} GB", "end")
+
+
+def _bar(parts: Mapping[str, int], full: int) -> Iterator[str]:
+    x = 0.0
+    for name, tokens in parts.items():
+        if not tokens:
+            continue
+        width = WIDTH * tokens / max(full, 1)
+        yield _rect(x, BAR_TOP, width, BAR_HEIGHT, COLOURS[name], f"{{{name}}}: {tokens:,} {{tokens}}")
+        if width >= NARROWEST_LABEL:
+            yield _text(x + width / 2, BAR_TOP + 13, f"{{{name}}}", "middle", "#111")
+            yield _text(x + width / 2, BAR_TOP + 25, f"{tokens:,}", "middle", "#111")
+        x += width
+
+
+def _timeline(geometry: VideoGeometry, partitions: Partitions, at: Moment, planned: bool) -> Iterator[str]:
+    cell = WIDTH / geometry.blocks
+    where = f"{geometry.blocks} {{blocks}}" if planned else f"{{block}} {at.block + 1} / {geometry.blocks}"
+    yield _text(2, LINE_TOP - 7, f"{{video}}: {where}")
+    yield _text(WIDTH - 2, LINE_TOP - 7, f"{geometry.seconds:.1f} s", "end")
+    states = list(enumerate(block_states(geometry, partitions, at.block)))
+    for state, run in groupby(states, key=lambda item: item[1]):
+        blocks = [block for block, _ in run]
+        label = f"{{{state}}}: {blocks[0] + 1}-{blocks[-1] + 1}"
+        faded = 0.35 if state == "mid" and at.selected is not None else 1.0
+        yield _rect(blocks[0] * cell, LINE_TOP, len(blocks) * cell, LINE_HEIGHT, COLOURS[state], label, faded)
+    for block, share in (at.selected or {}).items():
+        height = LINE_HEIGHT * max(share, 0.1)
+        label = f"{{block}} {block + 1}: {share:.0%} {{of_layers}}"
+        yield _rect(block * cell, LINE_TOP + LINE_HEIGHT - height, max(cell, 0.5), height, COLOURS["mid"], label)
+
+
+def _memory_line(plan: RenderPlan, at: Moment) -> Iterator[str]:
+    y = LINE_TOP + LINE_HEIGHT + 15
+    yield _text(2, y, f"{{gpu}}: {plan.buffer_bytes / GB:.2f} GB")
+    if plan.bank_bytes:
+        yield _text(WIDTH - 2, y, f"{{bank}}: {plan.bank_bytes / GB:.2f} GB", "end")
+    if at.selected:
+        yield _text(2, y + 12, f"{{selected}}: {', '.join(str(block + 1) for block in _favourites(at.selected))}")
+
+
+def _favourites(selected: Mapping[int, float], most: int = 7) -> list[int]:
+    best = sorted(selected, key=lambda block: (-selected[block], block))[:most]
+    return sorted(best)
+
+
+def _text(x: float, y: float, text: str, anchor: str = "start", colour: str | None = None) -> str:
+    fill = f' fill="{colour}"' if colour else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{fill}>{text}</text>'
+
+
+def _rect(x: float, y: float, width: float, height: float, colour: str, label: str, opacity: float = 1.0) -> str:
+    return (
+        f'<rect x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}" fill="{colour}" '
+        f'fill-opacity="{opacity:g}" stroke="#8886" stroke-width="0.5"><title>{label}</title></rect>'
+    )

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from packforcing_core.cache.config import POLICY_PRESETS
+from packforcing_core.checkpoint.families import FAMILIES
+from packforcing_core.drawing.window import (
+    HEIGHT,
+    WIDTH,
+    Moment,
+    block_states,
+    draw_window,
+    parts_in_view,
+    selected_shares,
+)
+from packforcing_core.geometry import VideoGeometry
+from packforcing_core.model.config import WAN_SIZES
+from packforcing_core.plan import plan_render
+from packforcing_core.render import Recipe
+from packforcing_core.sampler.rollout import Denoising
+from packforcing_core.sampler.schedule import Schedule
+
+STEPS = Denoising(Schedule.warped((1000.0, 500.0), 5.0))
+ROLLING = Denoising.of_family(next(family for family in FAMILIES.values() if family.rollout == "rolling"))
+
+
+def recipe(preset: str, blocks: int = 120, frames_per_block: int = 4, denoising: Denoising = STEPS) -> Recipe:
+    geometry = VideoGeometry(832, 480, 16.0, frames_per_block, blocks)
+    return Recipe(geometry, POLICY_PRESETS[preset], denoising, 0)
+
+
+def picture(made: Recipe, moment: Moment | None = None) -> ElementTree.Element:
+    plan = plan_render(WAN_SIZES["1.3B"], made)
+    return ElementTree.fromstring(draw_window(made.geometry, made.partitions, plan, moment))
+
+
+def bars(svg: ElementTree.Element, top: float) -> list[ElementTree.Element]:
+    return [rect for rect in svg.findall(".//{*}rect") if float(rect.get("y")) == top]
+
+
+def texts(svg: ElementTree.Element) -> str:
+    return " | ".join(text.text for text in svg.findall(".//{*}text"))
+
+
+def test_the_papers_window_is_drawn_to_scale():
+    svg = picture(recipe("PackForcing (paper)"))
+    print(texts(svg))
+    assert "27,872" in texts(svg)
+    assert "{past}: 3.99 GB" in texts(svg)
+    widths = [float(rect.get("width")) for rect in bars(svg, 20)]
+    assert widths == pytest.approx([WIDTH * t / 27_872 for t in (12_480, 2_912, 6_240, 6_240)], abs=0.01)
+
+
+@pytest.mark.parametrize("preset", POLICY_PRESETS)
+@pytest.mark.parametrize("frames_per_block", [1, 3, 4])
+def test_every_memory_is_drawn_at_every_block_and_stays_inside(preset: str, frames_per_block: int):
+    made = recipe(preset, blocks=45, frames_per_block=frames_per_block)
+    most = plan_render(WAN_SIZES["1.3B"], made).attended_tokens
+    for block in range(made.geometry.blocks):
+        parts = parts_in_view(made.geometry, made.partitions, block)
+        assert sum(parts.values()) <= most
+        for rect in picture(made, Moment(block, {0: 0.5})).findall(".//{*}rect"):
+            assert float(rect.get("x")) + float(rect.get("width")) <= WIDTH + 0.1
+            assert float(rect.get("y")) + float(rect.get("height")) <= HEIGHT
+    seen = set(block_states(made.geometry, made.partitions, made.geometry.blocks - 1))
+    print(preset, sorted(seen))
+    assert "current" in seen
+
+
+@pytest.mark.parametrize("preset", ["Self-Forcing", "PackForcing zero-shot", "CausVid"])
+def test_blocks_that_roll_together_are_all_current(preset: str):
+    made = recipe(preset, blocks=30, frames_per_block=3, denoising=ROLLING)
+    together = made.partitions.current_blocks
+    plan = plan_render(WAN_SIZES["1.3B"], made)
+    sums = [sum(parts_in_view(made.geometry, made.partitions, block).values()) for block in range(30)]
+    states = block_states(made.geometry, made.partitions, 20)
+    print(preset, plan.attended_tokens, max(sums), states)
+    assert max(sums) == plan.attended_tokens - (9 * 1560 if preset == "CausVid" else 0)  # its clip ends before
+    assert together > 1
+    assert states[20:] == ["current"] * made.partitions.current_blocks + ["ahead"] * (
+        10 - made.partitions.current_blocks
+    )
+
+
+def test_what_a_block_sees_is_where_it_lies_in_the_video():
+    made = recipe("PackForcing (paper)", blocks=12)
+    states = block_states(made.geometry, made.partitions, 9)
+    assert states == ["sink"] * 2 + ["mid"] * 6 + ["recent", "current"] + ["ahead"] * 2
+
+
+def test_a_full_bank_forgets_the_oldest_and_a_window_everything_before_it():
+    made = recipe("PackForcing (paper)", blocks=200)
+    states = block_states(made.geometry, made.partitions, 199)
+    assert states.count("mid") == 128
+    assert states.index("mid") == 199 - 1 - 128
+    window = recipe("Self-Forcing", blocks=12, frames_per_block=3)
+    assert block_states(window.geometry, window.partitions, 11).count("gone") == 5
+
+
+def test_selected_blocks_are_drawn_by_their_share_of_the_layers():
+    shares = selected_shares([(2, 5), (5,), (5, 7), (5,)])
+    assert shares == {2: 0.25, 5: 1.0, 7: 0.25}
+    svg = picture(recipe("PackForcing (paper)", blocks=12), Moment(9, shares))
+    found = {r.find("{*}title").text: float(r.get("height")) for r in svg.findall(".//{*}rect")}
+    heights = {title: height for title, height in found.items() if "of_layers" in title}
+    assert heights == {
+        "{block} 3: 25% {of_layers}": 5,
+        "{block} 6: 100% {of_layers}": 20,
+        "{block} 8: 25% {of_layers}": 5,
+    }
+    assert "{selected}: 3, 6, 8" in texts(svg)
+
+
+def test_an_hour_of_video_is_still_a_small_drawing():
+    made = recipe("PackForcing (paper)", blocks=3600)
+    svg = draw_window(made.geometry, made.partitions, plan_render(WAN_SIZES["1.3B"], made))
+    print(f"{len(svg)} characters")
+    assert len(svg) < 5_000
+    assert re.search(r"3600 \{blocks\}", svg)
