@@ -9,7 +9,7 @@ from packforcing_core.errors import PackForcingError
 from packforcing_core.folder.files import FolderError
 from packforcing_core.render import FilmedBlock
 from packforcing_core.sampler.rollout import BlockDone, StepDone
-from packforcing_core.video import read_frames, scan_film
+from packforcing_core.video import SegmentedWriter, VideoFormat, read_frames, scan_film
 from tests.survivor import FRAMES_PER_BLOCK, POLICIES, Small, difference, frames
 
 
@@ -184,3 +184,14 @@ def test_a_film_that_was_taken_away_or_damaged_is_made_again(tmp_path, unbroken)
             film.write_bytes(b"no film" if damage == "overwritten" else film.read_bytes()[:3000])
         Small().run(tmp_path, damage)
         assert difference(frames(tmp_path, damage), unbroken["packforcing"]) == 0
+
+
+def test_a_segment_that_an_interruption_closed_early_is_made_again_whole(tmp_path, unbroken):
+    """The latents may be further than the film: then its short segment is no sign that the clip is short."""
+    Small().run(tmp_path)
+    (film,) = (tmp_path / "film" / "film").glob("*.growing.mp4")
+    with SegmentedWriter(tmp_path / "film.mp4", 48, 32, VideoFormat("h264", fps=16), 1, film) as writer:
+        writer.write(unbroken["packforcing"][21:26])
+    assert [segment.frames for segment in scan_film(film).segments] == [21, 5]
+    Small().run(tmp_path)
+    assert difference(frames(tmp_path), unbroken["packforcing"]) == 0
