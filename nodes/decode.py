@@ -120,7 +120,7 @@ def _encoder_inputs() -> list[io.Input]:
 def _film(stream: LatentStream, vae, job: FilmJob, node_id: str) -> tuple[torch.Tensor, str]:
     """Runs the render into its film; returns the last frames as IMAGE [N, H, W, 3] in 0..1, and what was told."""
     folder = stream.folder
-    folder.ensure(stream.context)
+    folder.ensure(stream.script)
     growing = growing_film(folder, job)
     say(node_id, f"the film grows in {growing}")
     feedback = RenderFeedback(stream, node_id)

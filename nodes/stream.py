@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import comfy.model_management
-from torch import Tensor
 
 from ..packforcing_core.folder.folder import RenderFolder
 from ..packforcing_core.plan import RenderPlan, plan_render
 from ..packforcing_core.recorded import Replayed, known_events, sampled_events
 from ..packforcing_core.render import Recipe, build_twins
 from ..packforcing_core.sampler.rollout import BlockDone, Event, Twins
+from ..packforcing_core.text.script import Script
 from ..packforcing_core.vae.wan_vae import WanVAE
 from . import host
 
@@ -27,7 +27,7 @@ class LatentStream:
     """
 
     model: object
-    context: Tensor
+    script: Script
     recipe: Recipe
     folder: RenderFolder
     snapshot_blocks: int

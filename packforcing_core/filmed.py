@@ -18,7 +18,6 @@ from .folder.blocks import StateStore
 from .folder.files import FolderError, copy_start, locked
 from .folder.fingerprint import fingerprint
 from .folder.folder import RenderFolder
-from .geometry import pixel_frames
 from .recorded import DEFAULT_SNAPSHOT_BLOCKS, Replayed
 from .render import FilmedBlock, Recipe, film_events
 from .sampler.rollout import DECODER, Event
@@ -163,7 +162,8 @@ def _attempt(folder: RenderFolder, recipe: Recipe, job: FilmJob, source: Source,
             decoder,
             writer,
             job.blocks_per_segment,
-            first_block=start.segment * job.blocks_per_segment,
+            first_block=_block_of(recipe, job, start.segment),
+            left_out=recipe.left_out_blocks,
             record=record,
             frugal=frugal,
         )
@@ -204,7 +204,7 @@ def film_start(folder: RenderFolder, recipe: Recipe, job: FilmJob) -> FilmStart:
     """Where the film goes on: behind its last good segment, with decoding from the nearest saved state of a decoder."""
     _continue_earlier_take(folder, recipe, job)
     segments = _good_segments(growing_film(folder, job), folder, recipe, job)
-    end = segments * job.blocks_per_segment
+    end = _block_of(recipe, job, segments)
     states = [(block, state) for block, state, _ in _first(_states(folder, job).readable(folder.manifest, end))]
     if job.shared_vae:
         for block, tensors, _ in _first(folder.snapshots.readable(folder.manifest, end)):
@@ -235,19 +235,20 @@ def _good_segments(film: Path, folder: RenderFolder, recipe: Recipe, job: FilmJo
         segments = scan_film(film).segments
     except FilmError:
         return 0
-    total, known = _frames_before(recipe, folder.manifest.blocks), folder.known_blocks
-    blocks, good = job.blocks_per_segment, 0
+    total, known, good = recipe.frames_before(folder.manifest.blocks), folder.known_blocks, 0
     for number, segment in enumerate(segments):
-        end = _frames_before(recipe, (number + 1) * blocks)
-        whole = segment.frames == end - _frames_before(recipe, number * blocks)
-        if not whole or (number + 1) * blocks > known or end > total - job.tail_frames:
+        first, following = (_block_of(recipe, job, n) for n in (number, number + 1))
+        end = recipe.frames_before(following)
+        whole = segment.frames == end - recipe.frames_before(first)
+        if not whole or following > known or end > total - job.tail_frames:
             break
         good += 1
     return good
 
 
-def _frames_before(recipe: Recipe, block: int) -> int:
-    return pixel_frames(block * recipe.geometry.frames_per_block)
+def _block_of(recipe: Recipe, job: FilmJob, segment: int) -> int:
+    """The first block of a segment of the film."""
+    return recipe.left_out_blocks + segment * job.blocks_per_segment
 
 
 def _continue_earlier_take(folder: RenderFolder, recipe: Recipe, job: FilmJob) -> None:
@@ -257,6 +258,8 @@ def _continue_earlier_take(folder: RenderFolder, recipe: Recipe, job: FilmJob) -
     if film.exists() or first_block == 0:
         return
     earlier = _film_of_take(folder, job, manifest.take_of(first_block - 1))
-    kept = min(_good_segments(earlier, folder, recipe, job), first_block // job.blocks_per_segment)
-    if kept:
+    kept = min(
+        _good_segments(earlier, folder, recipe, job), (first_block - recipe.left_out_blocks) // job.blocks_per_segment
+    )
+    if kept > 0:
         copy_start(earlier, film, scan_film(earlier).end(kept))

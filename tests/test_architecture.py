@@ -41,7 +41,7 @@ ROWS = (
     ("render",),
     ("recorded",),
     ("filmed",),
-    ("plan", "demo"),
+    ("plan", "source", "demo"),
     ("training", "evaluation", "cli"),
 )
 ROW = {room: number for number, row in enumerate(ROWS) for room in row}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 
 import comfy.utils
 import torch
@@ -35,6 +36,34 @@ class PackForcingTestConditioning(io.ComfyNode):
         generator = torch.Generator().manual_seed(seed)
         context[:, :tokens] = torch.randn(1, tokens, width, generator=generator) * 0.1
         return io.NodeOutput([[context, {}]])
+
+
+class WordVectors:
+    """Stands in for a CLIP: each word is a seeded random vector, zeros follow the last."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return text.lower().split()[:CONTEXT_TOKENS]
+
+    def encode_from_tokens_scheduled(self, words: list[str]) -> list:
+        context = torch.zeros(1, CONTEXT_TOKENS, CONTEXT_WIDTH)
+        for place, word in enumerate(words):
+            generator = torch.Generator().manual_seed(zlib.crc32(word.encode()))
+            context[0, place] = torch.randn(CONTEXT_WIDTH, generator=generator) * 0.1
+        return [[context, {}]]
+
+
+class PackForcingTestClip(io.ComfyNode):
+    """What CLIPLoader gives to nodes that encode text: the real encoder has one size, 11 GB."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PackForcingTestClip", category="PackForcing/tests", inputs=[], outputs=[io.Clip.Output()]
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(WordVectors())
 
 
 class PackForcingTestCount(io.ComfyNode):
@@ -94,7 +123,7 @@ class PackForcingTestExpand(io.ComfyNode):
 
 class TestExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [PackForcingTestConditioning, PackForcingTestCount, PackForcingTestExpand]
+        return [PackForcingTestConditioning, PackForcingTestClip, PackForcingTestCount, PackForcingTestExpand]
 
 
 async def comfy_entrypoint() -> TestExtension:
