@@ -62,7 +62,6 @@ class TimedPrompts(io.ComfyNode):
                     "prefix",
                     default="",
                     multiline=True,
-                    optional=True,
                     tooltip="Put in front of every prompt: the subject and the style that stay. A model of this kind "
                     "remembers pictures, not words: name the subject in every prompt.",
                 ),
@@ -82,7 +81,7 @@ class TimedPrompts(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, clip, timeline: str, blend_seconds: float, recache: bool, prefix: str = "") -> io.NodeOutput:
+    def execute(cls, clip, timeline: str, prefix: str, blend_seconds: float, recache: bool) -> io.NodeOutput:
         prompts = parse_timeline(timeline, prefix)
         encoded = {prompt.prompt: None for prompt in prompts}
         for text in encoded:
