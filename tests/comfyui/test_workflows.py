@@ -33,6 +33,8 @@ def test_a_template_opens_whole_and_is_the_same_as_its_api_form(comfy: ComfyServ
     front_end.open_template(comfy.pack_name, name)
     assert front_end.missing_nodes() == []
     drawn = front_end.page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    for node in drawn.values():
+        node["inputs"].pop("video-preview", None)  # What the front end itself hangs on Load Video.
     assert {k: node["inputs"] for k, node in drawn.items()} == {k: n["inputs"] for k, n in read_api(name).items()}
     assert front_end.problems == []
 
