@@ -36,7 +36,11 @@ class StreamingVAEDecode(io.ComfyNode):
             search_aliases=["save long video", "stream decode", "video to disk"],
             inputs=[
                 StreamSocket.Input("stream"),
-                io.Vae.Input("vae", tooltip="The Wan2.1 VAE, or a smaller one of its kind (LightVAE)."),
+                io.Vae.Input(
+                    "vae",
+                    tooltip="The Wan2.1 VAE, a narrower one (LightVAE), or a tiny one (taew2_1, lighttaew2_1): "
+                    "faster, with less detail.",
+                ),
                 io.String.Input(
                     "filename_prefix",
                     default="video/PackForcing",
@@ -69,7 +73,7 @@ class StreamingVAEDecode(io.ComfyNode):
             path,
             VideoFormat(codec, None if quality == DEFAULT_QUALITY else quality, geometry.fps),
             blocks_per_segment,
-            host.vae_network(vae),
+            host.decoding_network(vae),
             host.vae_identity(vae),
             shared_vae=vae is stream.vae,
             snapshot_blocks=stream.snapshot_blocks,

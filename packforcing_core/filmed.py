@@ -21,7 +21,9 @@ from .folder.folder import RenderFolder
 from .recorded import DEFAULT_SNAPSHOT_BLOCKS, Replayed
 from .render import FilmedBlock, Recipe, film_events
 from .sampler.rollout import DECODER, Event
+from .vae.decoders import streaming_decoder
 from .vae.streaming import StreamingDecoder
+from .vae.tiny import TinyDecoder, TinyVAE
 from .vae.wan_vae import WanVAE
 from .video.boxes import FilmError, scan_film
 from .video.format import VideoFormat
@@ -55,7 +57,7 @@ class FilmJob:
     path: Path
     video_format: VideoFormat
     blocks_per_segment: int
-    vae: WanVAE
+    vae: WanVAE | TinyVAE
     vae_name: str
     shared_vae: bool = False
     snapshot_blocks: int = DEFAULT_SNAPSHOT_BLOCKS
@@ -147,7 +149,7 @@ def _progress(folder: RenderFolder, job: FilmJob) -> tuple[int, int]:
 
 def _attempt(folder: RenderFolder, recipe: Recipe, job: FilmJob, source: Source, frugal: bool) -> Iterator[RenderEvent]:
     start = film_start(folder, recipe, job)
-    decoder = StreamingDecoder(job.vae)
+    decoder = streaming_decoder(job.vae)
     decoder.restore(start.state)
     try:
         writer = _writer(folder, recipe, job, start.segment)
@@ -188,7 +190,7 @@ class _Record:
     def filmed(self, block: int, frames: np.ndarray) -> None:
         self._folder.telemetry.film(block, self._folder.manifest.take_of(block), frames)
 
-    def segment_closed(self, next_block: int, decoder: StreamingDecoder) -> None:
+    def segment_closed(self, next_block: int, decoder: StreamingDecoder | TinyDecoder) -> None:
         every, manifest = self._job.snapshot_blocks, self._folder.manifest
         if not every or next_block >= manifest.blocks:
             return
@@ -210,7 +212,7 @@ def film_start(folder: RenderFolder, recipe: Recipe, job: FilmJob) -> FilmStart:
         for block, tensors, _ in _first(folder.snapshots.readable(folder.manifest, end)):
             named = {name.removeprefix(DECODER): t for name, t in tensors.items() if name.startswith(DECODER)}
             states.append((block, named))
-    decoder = StreamingDecoder(job.vae)
+    decoder = streaming_decoder(job.vae)
     for block, state in sorted(states, key=lambda item: item[0], reverse=True):
         try:
             decoder.restore(state)

@@ -37,6 +37,7 @@ from .sampler.scripted import scripted_rollout
 from .sampler.start import Start
 from .text.script import Script
 from .vae.streaming import StreamingDecoder, encode, to_frames
+from .vae.tiny import TinyDecoder
 from .vae.wan_vae import WanVAE
 from .video.writer import SegmentedWriter
 
@@ -150,7 +151,7 @@ class FilmRecord(Protocol):
 
     def filmed(self, block: int, frames: np.ndarray) -> None: ...
 
-    def segment_closed(self, next_block: int, decoder: StreamingDecoder) -> None: ...
+    def segment_closed(self, next_block: int, decoder: StreamingDecoder | TinyDecoder) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ def build_twins(model: CausalWan, vae: WanVAE, high_res: HighRes | None) -> Twin
 
 def film_events(
     events: Iterator[Event],
-    decoder: StreamingDecoder,
+    decoder: StreamingDecoder | TinyDecoder,
     writer: SegmentedWriter,
     blocks_per_segment: int,
     *,
@@ -268,7 +269,7 @@ def film_events(
             yield event
 
 
-def decode_block(decoder: StreamingDecoder, latents: Tensor, frugal: bool) -> Tensor:
+def decode_block(decoder: StreamingDecoder | TinyDecoder, latents: Tensor, frugal: bool) -> Tensor:
     """The block's video; frugal: one latent frame at a time, each taken to the host, which gives the same frames."""
     if not frugal:
         return decoder.push(latents)
