@@ -252,6 +252,11 @@ def make_room() -> None:
     comfy.model_management.soft_empty_cache()
 
 
+def make_room_for(vae, geometry: VideoGeometry) -> None:
+    """Moves other models off the VAE's device until it can work there; encoding takes about what decoding does."""
+    comfy.model_management.free_memory(decoder_bytes(vae, geometry), vae.device)
+
+
 def check_vae(vae) -> None:
     """Raises PackForcingError for a VAE of another family; nothing is moved or copied."""
     _require_network(vae)

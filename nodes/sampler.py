@@ -177,6 +177,8 @@ def begun(recipe: Recipe, start: StartFrom | None, seconds: float, vae) -> Recip
         raise PackForcingError(
             "A picture or film to begin from is encoded first: connect the Wan2.1 VAE to the vae input of the sampler."
         )
+    host.check_vae(vae)
+    host.make_room_for(vae, recipe.geometry)
     return recipe.begun(start.build(host.vae_network(vae), recipe.geometry), seconds)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import comfy.model_management
 import numpy as np
 from comfy_api.v0_0_2 import io
 
@@ -74,7 +75,7 @@ class StartFrom:
             return list(_pictures(self.image[-count:]))
         with ExitStack() as stack:
             file = video_file(self.video, stack)
-            return last_frames(read_frames(file), float(probe(file).fps), geometry.fps, count)
+            return last_frames(_watched(read_frames(file)), float(probe(file).fps), geometry.fps, count)
 
     def _all_frames(self, geometry: VideoGeometry) -> Iterator[np.ndarray]:
         if self.image is not None:
@@ -82,12 +83,19 @@ class StartFrom:
             return
         with ExitStack() as stack:
             file = video_file(self.video, stack)
-            yield from at_rate(read_frames(file), float(probe(file).fps), geometry.fps)
+            yield from at_rate(_watched(read_frames(file)), float(probe(file).fps), geometry.fps)
 
 
 def _pictures(image) -> Iterator[np.ndarray]:
     for picture in image:
         yield (picture[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()
+
+
+def _watched(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """A film can be long: the user may interrupt its reading."""
+    for frame in frames:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        yield frame
 
 
 class StartFromNode(io.ComfyNode):
