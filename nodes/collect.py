@@ -37,7 +37,7 @@ class CollectLatents(io.ComfyNode):
     def execute(cls, stream: LatentStream) -> io.NodeOutput:
         feedback = RenderFeedback(stream, cls.hidden.unique_id)
         blocks = []
-        stream.folder.ensure(stream.context)
+        stream.folder.ensure(stream.script)
         with locked(stream.folder.path), closing(stream.events()) as events:
             for event in events:
                 if isinstance(event, BlockDone):

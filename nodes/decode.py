@@ -38,7 +38,11 @@ class StreamingVAEDecode(io.ComfyNode):
             search_aliases=["save long video", "stream decode", "video to disk"],
             inputs=[
                 StreamSocket.Input("stream", tooltip="From the PackForcing Sampler. It is sampled by this node."),
-                io.Vae.Input("vae", tooltip="The Wan2.1 VAE, or a smaller one of its kind (LightVAE)."),
+                io.Vae.Input(
+                    "vae",
+                    tooltip="The Wan2.1 VAE, a narrower one (LightVAE), or a tiny one (taew2_1, lighttaew2_1): "
+                    "faster, with less detail.",
+                ),
                 io.String.Input(
                     "filename_prefix",
                     default="video/PackForcing",
@@ -79,7 +83,7 @@ class StreamingVAEDecode(io.ComfyNode):
             path,
             VideoFormat(codec, None if quality == DEFAULT_QUALITY else quality, geometry.fps),
             blocks_per_segment,
-            host.vae_network(vae),
+            host.decoding_network(vae),
             host.vae_identity(vae),
             shared_vae=vae is stream.vae,
             snapshot_blocks=stream.snapshot_blocks,
@@ -131,7 +135,7 @@ def _encoder_inputs() -> list[io.Input]:
 def _film(stream: LatentStream, vae, job: FilmJob, node_id: str) -> tuple[torch.Tensor, str]:
     """Runs the render into its film; returns the last frames as IMAGE [N, H, W, 3] in 0..1, and what was told."""
     folder = stream.folder
-    folder.ensure(stream.context)
+    folder.ensure(stream.script)
     growing = growing_film(folder, job)
     say(node_id, f"the film grows in {growing}")
     feedback = RenderFeedback(stream, node_id)

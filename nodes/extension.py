@@ -9,8 +9,10 @@ from .collect import CollectLatents
 from .decode import StreamingVAEDecode
 from .kv_cache import KVCacheConfig
 from .loader import ModelLoader
+from .prompts import PromptAt, TimedPrompts
 from .sampler import Sampler
 from .stack import StackVideos
+from .start import StartFromNode
 from .window import add_route
 
 
@@ -21,7 +23,17 @@ class PackForcingExtension(ComfyExtension):
             add_route(PromptServer.instance.routes)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ModelLoader, KVCacheConfig, Sampler, CollectLatents, StreamingVAEDecode, StackVideos]
+        return [
+            ModelLoader,
+            KVCacheConfig,
+            TimedPrompts,
+            PromptAt,
+            StartFromNode,
+            Sampler,
+            CollectLatents,
+            StreamingVAEDecode,
+            StackVideos,
+        ]
 
 
 async def comfy_entrypoint() -> PackForcingExtension:

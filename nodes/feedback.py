@@ -8,7 +8,7 @@ import comfy.utils
 from server import PromptServer
 
 from ..packforcing_core.filmed import Note, RenderEvent
-from ..packforcing_core.geometry import GB, pixel_frames
+from ..packforcing_core.geometry import GB
 from ..packforcing_core.recorded import Replayed
 from ..packforcing_core.sampler.rollout import BlockDone, StepDone
 from .preview import MovingPreview
@@ -25,6 +25,7 @@ class RenderFeedback:
     """Turns a render's events into ComfyUI's progress: every denoising call and every commit is one tick."""
 
     def __init__(self, stream: LatentStream, node_id: str):
+        self._recipe = stream.recipe
         self._geometry = stream.recipe.geometry
         self._render = stream.folder.path.name
         self._known = stream.folder.known_blocks
@@ -72,8 +73,7 @@ class RenderFeedback:
     def _line(self, block: int, reused: bool) -> str:
         done = block + 1
         g = self._geometry
-        seconds = pixel_frames(done * g.frames_per_block) / g.fps
         pace = (time.monotonic() - self._started) / max(1, self._sampled)
         how = "re-used" if reused else f"{pace:.2f} s/block, {pace * (g.blocks - done):.0f} s left"
-        made = f"{seconds:.1f} of {g.seconds:.1f} s of video"
+        made = f"{self._recipe.frames_before(done) / g.fps:.1f} of {self._recipe.film_frames / g.fps:.1f} s of video"
         return f"block {done}/{g.blocks} | {made} | {how} | cache {self._cache:.2f} GB"

@@ -17,6 +17,7 @@ import comfy.model_patcher
 import comfy.model_sampling
 import comfy.ops
 import comfy.supported_models
+import comfy.taesd.taehv
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
@@ -31,9 +32,9 @@ from ..packforcing_core.geometry import VideoGeometry
 from ..packforcing_core.model.causal import CausalWan
 from ..packforcing_core.model.config import WanConfig
 from ..packforcing_core.text.context import check_width, pad_context
-from ..packforcing_core.vae.config import VAEConfig
+from ..packforcing_core.vae.decoders import decoder_bytes as working_bytes
 from ..packforcing_core.vae.load import load_vae
-from ..packforcing_core.vae.memory import decode_bytes
+from ..packforcing_core.vae.tiny import TinyVAE, load_tiny
 from ..packforcing_core.vae.wan_vae import WanVAE
 
 ORIGIN = "packforcing_origin"
@@ -263,6 +264,11 @@ def make_room() -> None:
     comfy.model_management.soft_empty_cache()
 
 
+def make_room_for(vae, geometry: VideoGeometry) -> None:
+    """Moves other models off the VAE's device until it can work there; encoding takes about what decoding does."""
+    comfy.model_management.free_memory(decoder_bytes(vae, geometry), vae.device)
+
+
 def check_vae(vae) -> None:
     """Raises PackForcingError for a VAE of another family; nothing is moved or copied."""
     _require_network(vae)
@@ -278,15 +284,28 @@ def decoder_bytes(vae, geometry: VideoGeometry) -> int:
     """What decoding with a stock VAE needs at its peak, its private copy of the weights included."""
     state_dict = vae.first_stage_model.state_dict()
     weights = sum(weight.numel() for weight in state_dict.values()) * vae.vae_dtype.itemsize
-    config = VAEConfig.from_state_dict(state_dict)
-    return weights + decode_bytes(config, geometry.height, geometry.width, vae.vae_dtype)
+    network = decoding_network(vae, "meta")
+    return weights + working_bytes(network, geometry.height, geometry.width, vae.vae_dtype)
 
 
-def vae_network(vae) -> WanVAE:
-    """A Wan VAE with the weights of a stock VAE, on its device and in its dtype.
+def decoding_network(vae, device=None) -> WanVAE | TinyVAE:
+    """What decodes with the weights of a stock VAE: the Wan VAE, or a tiny one.
+
+    Stock ComfyUI takes a 16-channel tiny VAE in float16 for Hunyuan's: here it is Wan's own, taew2_1, which reads the
+    latents of model space; one in another dtype is lighttaew2_1, which reads them as the VAE makes them.
+    """
+    network = vae.first_stage_model
+    if isinstance(network, comfy.taesd.taehv.TAEHV):
+        raw = network.latent_format is None
+        return load_tiny(network.state_dict(), raw, device=device or vae.device, dtype=vae.vae_dtype)
+    return vae_network(vae, device)
+
+
+def vae_network(vae, device=None) -> WanVAE:
+    """A Wan VAE with the weights of a stock VAE, on its device (or another) and in its dtype.
 
     Weights are shared where they already lie there, else this is a private copy of its own (73 M parameters): it must
     not be moved while another thread decodes. Raises PackForcingError for a VAE of another family.
     """
     _require_network(vae)
-    return load_vae(vae.first_stage_model.state_dict(), device=vae.device, dtype=vae.vae_dtype)
+    return load_vae(vae.first_stage_model.state_dict(), device=device or vae.device, dtype=vae.vae_dtype)

@@ -1,10 +1,12 @@
-"""Names of files below ComfyUI's output folder."""
+"""Files: names below ComfyUI's output folder, and what lies behind a VIDEO."""
 
 from __future__ import annotations
 
 import os
 import re
+import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import folder_paths
@@ -39,3 +41,14 @@ def fill_date(text: str) -> str:
         return time.strftime(form.replace(":", "-"))
 
     return _DATE.sub(moment, text)
+
+
+def video_file(video, stack: ExitStack) -> Path:
+    """The file of a VIDEO; one that is in memory or trimmed is written to a temporary file, which `stack` removes."""
+    source = video.get_stream_source()
+    if isinstance(source, str) and video.get_active_trim_window() == (0.0, 0.0):
+        return Path(source)
+    folder = stack.enter_context(tempfile.TemporaryDirectory(dir=folder_paths.get_temp_directory()))
+    target = Path(folder) / "video.mp4"
+    video.save_to(str(target))
+    return target

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import folder_paths
 from comfy_api.v0_0_2 import io
-from torch import Tensor
 
 from ..packforcing_core.cache.config import Policy
 from ..packforcing_core.checkpoint.families import (
@@ -27,9 +26,14 @@ from ..packforcing_core.geometry import MAX_FPS, MAX_SECONDS, MAX_SIDE, SIZE_MUL
 from ..packforcing_core.recorded import DEFAULT_SNAPSHOT_BLOCKS, wanted_manifest
 from ..packforcing_core.render import Recipe, default_policy
 from ..packforcing_core.sampler.rollout import Denoising
+from ..packforcing_core.sampler.scripted import require_followable
+from ..packforcing_core.text.script import Script
+from ..packforcing_core.text.timeline import describe
 from . import host
+from .conditioning import timed_script
 from .feedback import say
-from .sockets import CATEGORY, CacheSocket, StreamSocket
+from .sockets import CATEGORY, CacheSocket, StartSocket, StreamSocket
+from .start import StartFrom
 from .stream import LatentStream
 
 OUTPUT_FOLDER = "packforcing"
@@ -50,7 +54,9 @@ class Sampler(io.ComfyNode):
                     "model", tooltip="A Wan2.1 T2V model made for block-by-block video, with or without LoRA."
                 ),
                 io.Conditioning.Input(
-                    "positive", tooltip="The prompt, from CLIP Text Encode with the umT5 text encoder."
+                    "positive",
+                    tooltip="The prompt, from CLIP Text Encode with the umT5 text encoder, or several over time from "
+                    "PackForcing Timed Prompts.",
                 ),
                 CacheSocket.Input(
                     "cache",
@@ -60,11 +66,16 @@ class Sampler(io.ComfyNode):
                 io.Vae.Input(
                     "vae",
                     optional=True,
-                    tooltip="The Wan2.1 VAE. The PackForcing memory needs it to compress the past.",
+                    tooltip="The Wan2.1 VAE. The PackForcing memory takes it to compress the past, a start too.",
                 ),
                 *_length_and_size(),
                 *_preset_and_overrides(),
                 *_folder_inputs(),
+                StartSocket.Input(
+                    "start",
+                    optional=True,
+                    tooltip="A picture or film to begin from (PackForcing Start From). Open: from the prompt alone.",
+                ),
             ],
             outputs=[
                 StreamSocket.Output(
@@ -121,6 +132,7 @@ class Sampler(io.ComfyNode):
         render: str = "",
         retake_from_seconds: float = 0.0,
         snapshot_blocks: int = DEFAULT_SNAPSHOT_BLOCKS,
+        start: StartFrom | None = None,
     ) -> io.NodeOutput:
         config = host.wan_config(model)
         host.require_supported_patches(model)
@@ -134,30 +146,49 @@ class Sampler(io.ComfyNode):
         geometry = VideoGeometry.from_seconds(
             seconds, width=width, height=height, fps=fps, frames_per_block=family.frames_per_block
         )
-        recipe = Recipe(geometry, cache or default_policy(family), Denoising.of_family(family), seed)
+        policy, denoising = cache or default_policy(family), Denoising.of_family(family)
+        recipe = begun(Recipe(geometry, policy, denoising, seed), start, seconds, vae)
+        geometry = recipe.geometry
         compresses = recipe.partitions.bank is not None
         if compresses:
             _require_compressor_parts(model, vae, family)
         cache_node = _linked_node(cls.hidden, "cache")
-        context = host.text_context(positive, config)
+        text = timed_script(positive, config, geometry, recipe.left_out_blocks)
+        require_followable(text.script, denoising)
         # A VAE that a longer clip needs belongs to the render's settings, or the clip could not be extended.
         identity = host.model_identity(model, vae if recipe.compresses_sometime else None)
-        wanted = wanted_manifest(recipe, identity, context, model.load_device)
-        folder = open_folder(render, mode, wanted, context, recipe, geometry.block_at(retake_from_seconds))
+        wanted = wanted_manifest(recipe, identity, text.script, model.load_device)
+        folder = open_folder(render, mode, wanted, text.script, recipe, recipe.block_at(retake_from_seconds))
         own_vae = vae if compresses else None
-        stream = LatentStream(model, context, recipe, folder, snapshot_blocks, bool(render), own_vae, cache_node)
+        stream = LatentStream(model, text.script, recipe, folder, snapshot_blocks, bool(render), own_vae, cache_node)
         memory = stream.plan().describe_memory()
         known = f"render {folder.path.name}: {folder.known_blocks} of {geometry.blocks} blocks are there already"
         warnings = (*folder.notes, *_warnings(trained, family, preset), *_memory_warnings(model, recipe))
-        lines = (geometry.describe_length(seconds), stream.plan().describe(), memory, known, *warnings)
+        prompts = describe(text.moments, geometry) if len(text.moments) > 1 else []
+        lines = (recipe.describe_length(seconds), *prompts, stream.plan().describe(), memory, known, *warnings)
         say(cls.hidden.unique_id, "\n".join(lines))
         if cache_node is not None:
             say(cache_node, memory)
         return io.NodeOutput(stream, ui={"text": ("\n".join(lines),)})
 
 
+def begun(recipe: Recipe, start: StartFrom | None, seconds: float, vae) -> Recipe:
+    """The recipe with what it begins from, encoded."""
+    if start is None:
+        return recipe
+    if not start.needs_vae:
+        return recipe.begun(start.build(None, recipe.geometry), seconds)
+    if vae is None:
+        raise PackForcingError(
+            "A picture or film to begin from is encoded first: connect the Wan2.1 VAE to the vae input of the sampler."
+        )
+    host.check_vae(vae)
+    host.make_room_for(vae, recipe.geometry)
+    return recipe.begun(start.build(host.vae_network(vae), recipe.geometry), seconds)
+
+
 def open_folder(
-    render: str, mode: Mode, wanted: Manifest, context: Tensor, recipe: Recipe, retake_block: int
+    render: str, mode: Mode, wanted: Manifest, script: Script, recipe: Recipe, retake_block: int
 ) -> RenderFolder:
     """The render's folder below ComfyUI's output folder; one without a name is found by all that it is made of."""
     if not render and mode in ("extend", "retake"):
@@ -167,7 +198,7 @@ def open_folder(
         )
     name = render or f"auto-{fingerprint([dict(wanted.settings), wanted.blocks, vars(wanted.takes[0])])[:12]}"
     root = Path(folder_paths.get_output_directory()) / OUTPUT_FOLDER
-    return open_render(root, name, mode, wanted, context, recipe.geometry.block_shape, retake_block)
+    return open_render(root, name, mode, wanted, script, recipe.geometry.block_shape, retake_block)
 
 
 def _require_compressor_parts(model, vae, family: Family) -> None:

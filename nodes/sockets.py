@@ -9,5 +9,8 @@ CATEGORY = "PackForcing"
 CacheSocket = io.Custom("PACKFORCING_CACHE")
 """Carries a `packforcing_core.cache.config.Policy`."""
 
+StartSocket = io.Custom("PACKFORCING_START")
+"""Carries a `start.StartFrom`."""
+
 StreamSocket = io.Custom("PACKFORCING_STREAM")
 """Carries a `stream.LatentStream`."""

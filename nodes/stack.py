@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from pathlib import Path
 
 import comfy.model_management
 import comfy.utils
-import folder_paths
 import numpy as np
 from comfy_api.v0_0_2 import InputImpl, io, ui
 from PIL import Image, ImageDraw, ImageFont
@@ -17,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.video import CODECS, probe
 from ..packforcing_core.video.stack import stack_films
-from .output import film_path
+from .output import film_path, video_file
 from .sockets import CATEGORY
 
 MOST = 6
@@ -65,7 +62,7 @@ class StackVideos(io.ComfyNode):
     def execute(cls, captions: str, filename_prefix: str, codec: str, **videos) -> io.NodeOutput:
         given = [videos[name] for name in sorted(videos) if videos[name] is not None]
         with ExitStack() as stack:
-            films = [_file_of(video, stack) for video in given]
+            films = [video_file(video, stack) for video in given]
             infos = [probe(film) for film in films]
             path, subfolder = film_path(filename_prefix, sum(info.width for info in infos), infos[0].height)
             bar = comfy.utils.ProgressBar(max(info.frames for info in infos), node_id=cls.hidden.unique_id)
@@ -75,17 +72,6 @@ class StackVideos(io.ComfyNode):
                 comfy.model_management.throw_exception_if_processing_interrupted()
         saved = ui.SavedResult(path.name, subfolder, io.FolderType.output)
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), ui=ui.PreviewVideo([saved]))
-
-
-def _file_of(video, stack: ExitStack) -> Path:
-    """The file of a VIDEO; one that is in memory or trimmed is written to a temporary file first."""
-    source = video.get_stream_source()
-    if isinstance(source, str) and video.get_active_trim_window() == (0.0, 0.0):
-        return Path(source)
-    folder = stack.enter_context(tempfile.TemporaryDirectory(dir=folder_paths.get_temp_directory()))
-    target = Path(folder) / "video.mp4"
-    video.save_to(str(target))
-    return target
 
 
 def caption_pictures(captions: str, widths: Sequence[int]) -> list[np.ndarray] | None:

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import comfy.model_management
-from torch import Tensor
 
 from ..packforcing_core.folder.folder import RenderFolder
 from ..packforcing_core.plan import RenderPlan, plan_render
 from ..packforcing_core.recorded import Replayed, known_events, sampled_events
 from ..packforcing_core.render import Recipe, build_twins
 from ..packforcing_core.sampler.rollout import BlockDone, Event, Twins
+from ..packforcing_core.text.script import Script
+from ..packforcing_core.vae.tiny import TinyVAE
 from ..packforcing_core.vae.wan_vae import WanVAE
 from . import host
 
@@ -28,7 +29,7 @@ class LatentStream:
     """
 
     model: object
-    context: Tensor
+    script: Script
     recipe: Recipe
     folder: RenderFolder
     snapshot_blocks: int
@@ -44,7 +45,12 @@ class LatentStream:
         )
 
     def events(
-        self, vae: object | None = None, network: WanVAE | None = None, *, first: int = 0, frugal: bool = False
+        self,
+        vae: object | None = None,
+        network: WanVAE | TinyVAE | None = None,
+        *,
+        first: int = 0,
+        frugal: bool = False,
     ) -> Iterator[Event | Replayed]:
         """Blocks from `first` on, sampling those that are not finished yet.
 
@@ -64,7 +70,7 @@ class LatentStream:
             comfy.model_management.throw_exception_if_processing_interrupted()
 
     def _sampled(
-        self, vae: object | None, network: WanVAE | None, first: int, frugal: bool
+        self, vae: object | None, network: WanVAE | TinyVAE | None, first: int, frugal: bool
     ) -> Iterator[Event | Replayed]:
         plan = self.plan(host.decoder_bytes(vae, self.recipe.geometry) if vae is not None else 0)
         room = plan.peak_bytes - plan.weights_bytes

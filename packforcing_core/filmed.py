@@ -18,11 +18,12 @@ from .folder.blocks import StateStore
 from .folder.files import FolderError, copy_start, locked
 from .folder.fingerprint import fingerprint
 from .folder.folder import RenderFolder
-from .geometry import pixel_frames
 from .recorded import DEFAULT_SNAPSHOT_BLOCKS, Replayed
 from .render import FilmedBlock, Recipe, film_events
 from .sampler.rollout import DECODER, Event
+from .vae.decoders import streaming_decoder
 from .vae.streaming import StreamingDecoder
+from .vae.tiny import TinyDecoder, TinyVAE
 from .vae.wan_vae import WanVAE
 from .video.boxes import FilmError, scan_film
 from .video.format import VideoFormat
@@ -56,7 +57,7 @@ class FilmJob:
     path: Path
     video_format: VideoFormat
     blocks_per_segment: int
-    vae: WanVAE
+    vae: WanVAE | TinyVAE
     vae_name: str
     shared_vae: bool = False
     snapshot_blocks: int = DEFAULT_SNAPSHOT_BLOCKS
@@ -148,7 +149,7 @@ def _progress(folder: RenderFolder, job: FilmJob) -> tuple[int, int]:
 
 def _attempt(folder: RenderFolder, recipe: Recipe, job: FilmJob, source: Source, frugal: bool) -> Iterator[RenderEvent]:
     start = film_start(folder, recipe, job)
-    decoder = StreamingDecoder(job.vae)
+    decoder = streaming_decoder(job.vae)
     decoder.restore(start.state)
     try:
         writer = _writer(folder, recipe, job, start.segment)
@@ -163,7 +164,8 @@ def _attempt(folder: RenderFolder, recipe: Recipe, job: FilmJob, source: Source,
             decoder,
             writer,
             job.blocks_per_segment,
-            first_block=start.segment * job.blocks_per_segment,
+            first_block=_block_of(recipe, job, start.segment),
+            left_out=recipe.left_out_blocks,
             record=record,
             frugal=frugal,
         )
@@ -188,7 +190,7 @@ class _Record:
     def filmed(self, block: int, frames: np.ndarray) -> None:
         self._folder.telemetry.film(block, self._folder.manifest.take_of(block), frames)
 
-    def segment_closed(self, next_block: int, decoder: StreamingDecoder) -> None:
+    def segment_closed(self, next_block: int, decoder: StreamingDecoder | TinyDecoder) -> None:
         every, manifest = self._job.snapshot_blocks, self._folder.manifest
         if not every or next_block >= manifest.blocks:
             return
@@ -204,13 +206,13 @@ def film_start(folder: RenderFolder, recipe: Recipe, job: FilmJob) -> FilmStart:
     """Where the film goes on: behind its last good segment, with decoding from the nearest saved state of a decoder."""
     _continue_earlier_take(folder, recipe, job)
     segments = _good_segments(growing_film(folder, job), folder, recipe, job)
-    end = segments * job.blocks_per_segment
+    end = _block_of(recipe, job, segments)
     states = [(block, state) for block, state, _ in _first(_states(folder, job).readable(folder.manifest, end))]
     if job.shared_vae:
         for block, tensors, _ in _first(folder.snapshots.readable(folder.manifest, end)):
             named = {name.removeprefix(DECODER): t for name, t in tensors.items() if name.startswith(DECODER)}
             states.append((block, named))
-    decoder = StreamingDecoder(job.vae)
+    decoder = streaming_decoder(job.vae)
     for block, state in sorted(states, key=lambda item: item[0], reverse=True):
         try:
             decoder.restore(state)
@@ -235,19 +237,20 @@ def _good_segments(film: Path, folder: RenderFolder, recipe: Recipe, job: FilmJo
         segments = scan_film(film).segments
     except FilmError:
         return 0
-    total, known = _frames_before(recipe, folder.manifest.blocks), folder.known_blocks
-    blocks, good = job.blocks_per_segment, 0
+    total, known, good = recipe.frames_before(folder.manifest.blocks), folder.known_blocks, 0
     for number, segment in enumerate(segments):
-        end = _frames_before(recipe, (number + 1) * blocks)
-        whole = segment.frames == end - _frames_before(recipe, number * blocks)
-        if not whole or (number + 1) * blocks > known or end > total - job.tail_frames:
+        first, following = (_block_of(recipe, job, n) for n in (number, number + 1))
+        end = recipe.frames_before(following)
+        whole = segment.frames == end - recipe.frames_before(first)
+        if not whole or following > known or end > total - job.tail_frames:
             break
         good += 1
     return good
 
 
-def _frames_before(recipe: Recipe, block: int) -> int:
-    return pixel_frames(block * recipe.geometry.frames_per_block)
+def _block_of(recipe: Recipe, job: FilmJob, segment: int) -> int:
+    """The first block of a segment of the film."""
+    return recipe.left_out_blocks + segment * job.blocks_per_segment
 
 
 def _continue_earlier_take(folder: RenderFolder, recipe: Recipe, job: FilmJob) -> None:
@@ -257,6 +260,8 @@ def _continue_earlier_take(folder: RenderFolder, recipe: Recipe, job: FilmJob) -
     if film.exists() or first_block == 0:
         return
     earlier = _film_of_take(folder, job, manifest.take_of(first_block - 1))
-    kept = min(_good_segments(earlier, folder, recipe, job), first_block // job.blocks_per_segment)
-    if kept:
+    kept = min(
+        _good_segments(earlier, folder, recipe, job), (first_block - recipe.left_out_blocks) // job.blocks_per_segment
+    )
+    if kept > 0:
         copy_start(earlier, film, scan_film(earlier).end(kept))

@@ -1,6 +1,6 @@
 """A render that survives: the stages of `render`, with everything that they make kept in the render's folder.
 
-    folder = open_render(root, name, mode, wanted_manifest(recipe, identity, context, device), context, block_shape)
+    folder = open_render(root, name, mode, wanted_manifest(recipe, identity, text, device), text, block_shape)
     source = partial(sampled_events, model, recipe, folder, make_twins)
     for event in filmed_render(folder, recipe, job, source):
         ...  # StepDone, BlockDone, FilmedBlock, Note
@@ -27,13 +27,14 @@ from . import __version__
 from .cache.cache import KVCache
 from .cache.partitions import Partitions
 from .errors import PackForcingError
+from .folder.fingerprint import fingerprint
 from .folder.folder import RenderFolder, prompt_take
 from .folder.manifest import Manifest, Setting
-from .model.causal import CausalWan, TextKV
+from .model.causal import CausalWan
 from .render import Recipe, build_cache
-from .sampler.noise import NoiseSource, seeded_noise
-from .sampler.rolling import rolling_rollout
-from .sampler.rollout import BlockDone, Event, Twins, rollout
+from .sampler.rollout import BlockDone, Event, Twins
+from .sampler.scripted import scripted_rollout
+from .text.script import Script
 
 DEFAULT_SNAPSHOT_BLOCKS = 16
 T = TypeVar("T")
@@ -46,8 +47,10 @@ class Replayed:
     block: int
 
 
-def wanted_manifest(recipe: Recipe, identity: Mapping[str, Setting], context: Tensor, device: torch.device) -> Manifest:
-    """The manifest of `recipe` under the text embeddings `context`.
+def wanted_manifest(
+    recipe: Recipe, identity: Mapping[str, Setting], text: Tensor | Script, device: torch.device
+) -> Manifest:
+    """The manifest of `recipe` under the text embeddings `text`.
 
     `identity` are the fingerprints of model, VAE and compressor and the dtype: what the recipe does not know.
     """
@@ -62,6 +65,7 @@ def wanted_manifest(recipe: Recipe, identity: Mapping[str, Setting], context: Te
         "first block's timesteps": list(first.timesteps) if first else None,
         "context_noise": denoising.context_noise,
         "rolling": denoising.rolling,
+        **_start_settings(recipe),
         **identity,
     }
     storage = "policy bank_storage"
@@ -73,11 +77,23 @@ def wanted_manifest(recipe: Recipe, identity: Mapping[str, Setting], context: Te
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": str(torch.get_num_threads()) if device.type == "cpu" else "any",
     }
-    return Manifest(settings, g.blocks, (prompt_take(recipe.seed, context),), versions)
+    return Manifest(settings, g.blocks, (prompt_take(recipe.seed, text),), versions)
 
 
 def _precision(storage: str) -> str:
     return "8 bits" if storage.endswith("int8") else "full"
+
+
+def _start_settings(recipe: Recipe) -> dict[str, Setting]:
+    start = recipe.start
+    latents = start.given if start.given is not None else start.repainted
+    if latents is None:
+        return {}
+    return {
+        "start": fingerprint(latents, None),
+        "start is left out": start.left_out,
+        "start is repainted": start.strength if start.repainted is not None else None,
+    }
 
 
 def known_events(folder: RenderFolder, first: int, end: int) -> Iterator[BlockDone]:
@@ -102,7 +118,10 @@ def sampled_events(
     bank in host memory. Raises PackForcingError when the folder cannot be read or written, and for what the rollout
     refuses; what is in the folder stands.
     """
-    manifest, known = folder.manifest, folder.known_blocks
+    manifest = folder.manifest
+    for done in recipe.given[folder.known_blocks :]:
+        folder.blocks.save(done, manifest.take_of(done.block))
+    known = folder.known_blocks
     if known >= manifest.blocks:
         yield from known_events(folder, first, manifest.blocks)
         return
@@ -111,39 +130,31 @@ def sampled_events(
     folder.telemetry.append("started", known=known, restored=start, frugal=frugal)
     yield from known_events(folder, first, start)
 
-    blocks = _Lazy(known, lru_cache(maxsize=1)(lambda block: folder.blocks.load(block, manifest.take_of(block))))
+    load = lru_cache(maxsize=1)(lambda block: folder.blocks.load(block, manifest.take_of(block)))
+    blocks = _Lazy(known, load)
     keep = _Keeper(folder, recipe, cache, twins, snapshot_blocks)
     for take, end in manifest.pieces():
         if cache.next_block >= end:
             continue
-        text = model.encode_text(folder.context(take))
-        noise = seeded_noise(manifest.takes[take].seed, recipe.geometry.block_shape, take)
-        for event in _rolled(model, text, cache, noise, recipe, blocks, twins, end):
+        events = scripted_rollout(
+            model,
+            folder.script(take),
+            cache,
+            recipe.noise(manifest.takes[take].seed, take),
+            recipe.denoising,
+            manifest.blocks,
+            lambda block: load(block).latents,
+            blocks,
+            twins,
+            end,
+        )
+        for event in events:
             if isinstance(event, BlockDone):
                 keep(event, take)
                 if event.block < first:
                     yield Replayed(event.block)
                     continue
             yield event
-
-
-def _rolled(
-    model: CausalWan,
-    text: list[TextKV],
-    cache: KVCache,
-    noise: NoiseSource,
-    recipe: Recipe,
-    known: Sequence[BlockDone],
-    twins: Twins | None,
-    stop: int,
-) -> Iterator[Event]:
-    """The rollout of the recipe's kind."""
-    denoising, blocks = recipe.denoising, recipe.geometry.blocks
-    if denoising.rolling:
-        return rolling_rollout(model, text, cache, noise, denoising, blocks, known, twins, stop)
-    latents = _Lazy(len(known), lambda block: known[block].latents)
-    selections = _Lazy(len(known), lambda block: known[block].selection)
-    return rollout(model, text, cache, noise, denoising, blocks, latents, selections, twins, stop)
 
 
 class _Lazy(Sequence[T]):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -25,17 +25,23 @@ from .cache.partitions import Partitions
 from .checkpoint.families import Family
 from .compressor.compressor import Compressor
 from .compressor.high_res import HighRes
-from .geometry import VideoGeometry
+from .errors import PackForcingError
+from .geometry import PIXEL_FRAMES_PER_LATENT, VideoGeometry, pixel_frames
 from .model.causal import CausalWan
 from .model.config import WanConfig
 from .pipeline import overlapped
 from .rope import GridRope
-from .sampler.noise import seeded_noise
-from .sampler.rolling import rolling_rollout
-from .sampler.rollout import BlockDone, Denoising, Event, Twins, rollout
+from .sampler.noise import NoiseSource, seeded_noise
+from .sampler.rollout import BlockDone, Denoising, Event, Twins
+from .sampler.scripted import scripted_rollout
+from .sampler.start import Start
+from .text.script import Script
 from .vae.streaming import StreamingDecoder, encode, to_frames
+from .vae.tiny import TinyDecoder
 from .vae.wan_vae import WanVAE
 from .video.writer import SegmentedWriter
+
+NOISE_ALONE = Start()
 
 
 @dataclass(frozen=True)
@@ -46,9 +52,81 @@ class Recipe:
     policy: Policy
     denoising: Denoising
     seed: int
+    start: Start = NOISE_ALONE
 
     def __post_init__(self):
         _ = self.partitions  # A policy that contradicts itself is refused here, before any work.
+        if self.denoising.rolling and self.start is not NOISE_ALONE:
+            raise PackForcingError(
+                "A rolling rollout begins from noise alone; a picture or film needs a preset that samples "
+                "block by block."
+            )
+        if len(self.given) >= self.geometry.blocks:
+            raise PackForcingError(
+                f"{len(self.given)} blocks are given and the render has {self.geometry.blocks}: there is nothing to "
+                "make. Ask for more seconds, or give less."
+            )
+
+    @property
+    def given(self) -> list[BlockDone]:
+        """The blocks that the render begins from; they are committed, not sampled."""
+        return self.start.known(self.geometry.frames_per_block)
+
+    @property
+    def left_out_blocks(self) -> int:
+        """How many of the first blocks are no part of the film."""
+        return self.start.left_out_blocks(self.geometry.frames_per_block)
+
+    @property
+    def film_frames(self) -> int:
+        """Pixel frames of the film."""
+        return self.frames_before(self.geometry.blocks)
+
+    def frames_before(self, block: int) -> int:
+        """Pixel frames of the film before `block`."""
+        return max(0, pixel_frames(block * self.geometry.frames_per_block) - pixel_frames(self._left_out_frames))
+
+    @property
+    def _left_out_frames(self) -> int:
+        return self.left_out_blocks * self.geometry.frames_per_block
+
+    def block_at(self, seconds: float) -> int:
+        """The block that shows the moment `seconds` of the film."""
+        return self.geometry.block_at(seconds + pixel_frames(self._left_out_frames) / self.geometry.fps)
+
+    def begun(self, start: Start, seconds: float) -> Recipe:
+        """The recipe of a film of `seconds` with this start; what is left out of the film is made besides."""
+        g = self.geometry
+        extra = start.left_out_blocks(g.frames_per_block)
+        if extra:
+            new = round(seconds * g.fps / (PIXEL_FRAMES_PER_LATENT * g.frames_per_block))
+            g = replace(g, blocks=extra + max(1, new))
+        return replace(self, geometry=g, denoising=start.denoising(self.denoising, g.frames_per_block), start=start)
+
+    def describe_length(self, wished_seconds: float) -> str:
+        """What rounding to whole blocks made of the wished length, and what the render begins from."""
+        g, given = self.geometry, len(self.given)
+        if self.left_out_blocks:
+            return (
+                f"{wished_seconds:g} s at {g.fps:g} FPS became {self.film_frames / g.fps:.2f} s: {self.film_frames} "
+                f"frames in {g.blocks - given} blocks of {g.frames_per_block} latent frames, behind {given} given "
+                "blocks that are left out of the film"
+            )
+        told = g.describe_length(wished_seconds)
+        if given:
+            return f"{told}; the first {given} of them ({pixel_frames(given * g.frames_per_block)} frames) are given"
+        if self.denoising.repainted_blocks:
+            schedule = self.denoising.of_block(0)
+            return (
+                f"{told}; the first {self.denoising.repainted_blocks} of them are repainted from noise level "
+                f"{100 * schedule.sigmas[0]:.0f}% in {len(schedule)} steps"
+            )
+        return told
+
+    def noise(self, seed: int | None = None, take: int = 0) -> NoiseSource:
+        """Where the blocks begin; of another `seed` than the recipe's own for a retake."""
+        own = seeded_noise(self.seed if seed is None else seed, self.geometry.block_shape, take)
+        return self.start.noise(own, self.denoising, self.geometry.frames_per_block)
 
     @property
     def partitions(self) -> Partitions:
@@ -73,7 +151,7 @@ class FilmRecord(Protocol):
 
     def filmed(self, block: int, frames: np.ndarray) -> None: ...
 
-    def segment_closed(self, next_block: int, decoder: StreamingDecoder) -> None: ...
+    def segment_closed(self, next_block: int, decoder: StreamingDecoder | TinyDecoder) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -113,19 +191,35 @@ def build_cache(model: CausalWan, recipe: Recipe, partitions: Partitions | None 
 
 
 def latent_events(
-    model: CausalWan, context: Tensor, recipe: Recipe, known: Sequence[BlockDone] = (), twins: Twins | None = None
+    model: CausalWan,
+    text: Tensor | Script,
+    recipe: Recipe,
+    known: Sequence[BlockDone] = (),
+    twins: Twins | None = None,
 ) -> Iterator[Event]:
-    """Runs the rollout of `recipe` for the text embeddings `context` [1, 512, text_dim].
+    """Runs the rollout of `recipe` for the text embeddings `text` [1, 512, text_dim], or for several over time.
 
     Blocks in `known` are not denoised again. `twins` is required by policies with a bank.
     """
-    text, cache = model.encode_text(context), build_cache(model, recipe)
-    noise, blocks = seeded_noise(recipe.seed, recipe.geometry.block_shape), recipe.geometry.blocks
-    if recipe.denoising.rolling:
-        yield from rolling_rollout(model, text, cache, noise, recipe.denoising, blocks, known, twins)
-    else:
-        latents, selections = [done.latents for done in known], [done.selection for done in known]
-        yield from rollout(model, text, cache, noise, recipe.denoising, blocks, latents, selections, twins)
+    known = [*known, *recipe.given[len(known) :]]
+    cache, made = build_cache(model, recipe), {done.block: done.latents for done in known}
+    events = scripted_rollout(
+        model,
+        Script.of(text),
+        cache,
+        recipe.noise(),
+        recipe.denoising,
+        recipe.geometry.blocks,
+        made.__getitem__,
+        known,
+        twins,
+    )
+    for event in events:
+        if isinstance(event, BlockDone):
+            made[event.block] = event.latents
+            for block in {b for b in made if b < event.block}.difference(cache.blocks_in_view()):
+                del made[block]  # It can no more have to be committed again.
+        yield event
 
 
 def build_twins(model: CausalWan, vae: WanVAE, high_res: HighRes | None) -> Twins:
@@ -136,11 +230,12 @@ def build_twins(model: CausalWan, vae: WanVAE, high_res: HighRes | None) -> Twin
 
 def film_events(
     events: Iterator[Event],
-    decoder: StreamingDecoder,
+    decoder: StreamingDecoder | TinyDecoder,
     writer: SegmentedWriter,
     blocks_per_segment: int,
     *,
     first_block: int = 0,
+    left_out: int = 0,
     record: FilmRecord | None = None,
     frugal: bool = False,
 ) -> Iterator[Event | FilmedBlock]:
@@ -157,10 +252,10 @@ def film_events(
         with beside:
             video = decode_block(decoder, done.latents, frugal) if done.video is None else done.video
             filmed = FilmedBlock(done.block, to_frames(video))
-        if done.block < first_block:
+        if done.block < max(first_block, left_out):
             return filmed
         writer.write(filmed.frames)
-        ended = (done.block + 1) % blocks_per_segment == 0
+        ended = (done.block + 1 - left_out) % blocks_per_segment == 0
         if ended:
             writer.end_segment()
         if record:
@@ -170,11 +265,11 @@ def film_events(
         return filmed
 
     for event in overlapped(events, BlockDone, film, ahead=0 if frugal else 1):
-        if not (isinstance(event, FilmedBlock) and event.block < first_block):
+        if not (isinstance(event, FilmedBlock) and event.block < max(first_block, left_out)):
             yield event
 
 
-def decode_block(decoder: StreamingDecoder, latents: Tensor, frugal: bool) -> Tensor:
+def decode_block(decoder: StreamingDecoder | TinyDecoder, latents: Tensor, frugal: bool) -> Tensor:
     """The block's video; frugal: one latent frame at a time, each taken to the host, which gives the same frames."""
     if not frugal:
         return decoder.push(latents)

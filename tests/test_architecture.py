@@ -41,7 +41,7 @@ ROWS = (
     ("render",),
     ("recorded",),
     ("filmed",),
-    ("plan", "demo"),
+    ("plan", "source", "demo"),
     ("drawing",),
     ("training", "evaluation", "cli"),
 )

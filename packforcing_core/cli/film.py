@@ -16,7 +16,7 @@ from rich.text import Text
 from ..errors import PackForcingError
 from ..filmed import FilmJob, Note, RenderEvent, Source, filmed_render, growing_film
 from ..folder.folder import RenderFolder
-from ..geometry import GB, pixel_frames
+from ..geometry import GB
 from ..recorded import Replayed
 from ..render import FilmedBlock, Recipe, film_events
 from ..sampler.rollout import Event, StepDone
@@ -104,8 +104,8 @@ def render_recorded(
 
 
 def _say_done(film: Path, recipe: Recipe, took: float, console: Console) -> None:
-    g = recipe.geometry
-    console.print(f"{film.resolve()}: {g.pixel_frames} frames, {g.seconds:.2f} s of video in {took:.1f} s")
+    frames = recipe.film_frames
+    console.print(f"{film.resolve()}: {frames} frames, {frames / recipe.geometry.fps:.2f} s of video in {took:.1f} s")
 
 
 def _show(events: Iterator[RenderEvent], recipe: Recipe, cache_bytes: int, console: Console) -> None:
@@ -126,7 +126,7 @@ def _show(events: Iterator[RenderEvent], recipe: Recipe, cache_bytes: int, conso
             block=0,
             blocks=geometry.blocks,
             seconds=0.0,
-            total_seconds=geometry.seconds,
+            total_seconds=recipe.film_frames / geometry.fps,
             blocks_filmed=0,
         )
         for event in events:
@@ -136,7 +136,7 @@ def _show(events: Iterator[RenderEvent], recipe: Recipe, cache_bytes: int, conso
                 )
             elif isinstance(event, FilmedBlock):
                 done = event.block + 1
-                filmed = pixel_frames(done * geometry.frames_per_block) / geometry.fps
+                filmed = recipe.frames_before(done) / geometry.fps
                 progress.update(task, seconds=filmed, blocks_filmed=done)
             elif isinstance(event, Replayed):
                 progress.update(task, block=event.block + 1, completed=event.block + 1)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from torch import Tensor
-
 from ..cache.config import POLICIES, Policy, build_policy
 from ..checkpoint.families import FAMILIES, Family, by_name, with_overrides
 from ..errors import PackForcingError
@@ -16,6 +14,7 @@ from ..folder.manifest import Manifest
 from ..geometry import VideoGeometry
 from ..recorded import DEFAULT_SNAPSHOT_BLOCKS
 from ..render import Recipe, default_policy
+from ..text.script import Script
 from ..video.format import CODECS, VideoFormat
 from .film import Target
 
@@ -137,7 +136,7 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_folder(options: argparse.Namespace, wanted: Manifest, context: Tensor, recipe: Recipe) -> RenderFolder:
+def open_folder(options: argparse.Namespace, wanted: Manifest, script: Script, recipe: Recipe) -> RenderFolder:
     """The folder of the options, or the one beside the film that these settings have."""
     if options.snapshot_blocks < 0:
         raise PackForcingError(f"snapshot-blocks is {options.snapshot_blocks}; expected 0 or more.")
@@ -146,8 +145,8 @@ def open_folder(options: argparse.Namespace, wanted: Manifest, context: Tensor, 
     output = Path(options.output)
     unnamed = f"packforcing-{fingerprint([dict(wanted.settings), wanted.blocks, vars(wanted.takes[0])])[:12]}"
     path = Path(options.folder).absolute() if options.folder else output.absolute().parent / unnamed
-    block = recipe.geometry.block_at(options.from_seconds)
-    return open_render(path.parent, path.name, options.mode, wanted, context, recipe.geometry.block_shape, block)
+    block = recipe.block_at(options.from_seconds)
+    return open_render(path.parent, path.name, options.mode, wanted, script, recipe.geometry.block_shape, block)
 
 
 def chosen_target(options: argparse.Namespace) -> Target:

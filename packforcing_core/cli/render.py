@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from ..cache.config import FULL_SPAN, PackForcing
 from ..checkpoint.families import DEFAULT_FAMILY, Family, choice_warnings
@@ -24,12 +23,11 @@ from ..plan import plan_render
 from ..recorded import sampled_events, wanted_manifest
 from ..render import Recipe, build_twins
 from ..sampler.rollout import Denoising, Twins
-from ..text.context import load_context
-from ..text.umt5 import encode_prompt
 from ..vae.load import load_vae
 from ..vae.memory import decode_bytes
 from ..vae.wan_vae import WanVAE
 from . import options as shared
+from .content import add_start, add_text, begun, chosen_script
 from .film import Target, build_console, free_name, render_recorded
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -42,12 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     files.add_argument("--vae", required=True, help="the Wan2.1 VAE (.safetensors, .pth), or a smaller one of its kind")
     files.add_argument("--compressor", help="trained compressor weights for --policy packforcing; without: zero-shot")
-    text = parser.add_mutually_exclusive_group(required=True)
-    text.add_argument("--prompt", help="what to show; needs --text-encoder")
-    text.add_argument(
-        "--context", help="instead of a prompt: a .safetensors with its embeddings, `context` [1, L, 4096]"
-    )
-    files.add_argument("--text-encoder", help="folder of umT5-XXL in transformers' format, with its tokenizer")
+    add_text(parser)
+    add_start(parser)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="auto: bf16 on a GPU, fp32 on a CPU")
     shared.add_size(parser, width=832, height=480, seconds=30.0)
@@ -64,15 +58,17 @@ def run(options: argparse.Namespace) -> int:
     checkpoint = read_checkpoint(options.checkpoint)
     recipe = _recipe(options, checkpoint, console)
     vae = load_vae(options.vae, device=device, dtype=dtype)
+    recipe = begun(options, recipe, vae)
+    console.print(recipe.describe_length(options.seconds))
     g = recipe.geometry
     decoder_bytes = decode_bytes(vae.config, g.height, g.width, dtype)
     plan = plan_render(checkpoint.config, recipe, dtype, decoder_bytes)
     console.print(plan.describe())
     high_res = _high_res(options, checkpoint, recipe, device, dtype)
-    context = _context(options, checkpoint, device, dtype)
+    script = chosen_script(options, recipe, checkpoint.config.text_dim, device, dtype, console)
     model = build_model(checkpoint, device, dtype)
     identity = model_identity(model, vae, high_res, recipe)
-    folder = shared.open_folder(options, wanted_manifest(recipe, identity, context, device), context, recipe)
+    folder = shared.open_folder(options, wanted_manifest(recipe, identity, script, device), script, recipe)
 
     def make_twins() -> Twins | None:
         return build_twins(model, vae, high_res) if recipe.partitions.bank else None
@@ -152,16 +148,5 @@ def _recipe(options: argparse.Namespace, checkpoint: Checkpoint, console: Consol
     if options.compressor and options.policy == PackForcing.name and options.mid_span is None:
         options.mid_span = FULL_SPAN  # A trained compressor was trained with the true length of its blocks.
     geometry = shared.chosen_geometry(options, family.frames_per_block)
-    console.print(geometry.describe_length(options.seconds))
     return Recipe(geometry, shared.chosen_policy(options, family), Denoising.of_family(family), options.seed)
 
-
-def _context(options: argparse.Namespace, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Tensor:
-    if options.context:
-        return load_context(options.context, checkpoint.config.text_dim)
-    if not options.text_encoder:
-        raise PackForcingError(
-            "--prompt needs --text-encoder, the folder of umT5-XXL in transformers' format; "
-            "or give the embeddings of a prompt with --context."
-        )
-    return encode_prompt(options.prompt, options.text_encoder, device, dtype, checkpoint.config.text_dim)

@@ -1,6 +1,6 @@
 """Opening a render's folder in one of four modes.
 
-folder = open_render(root, "lighthouse", "resume", wanted, context, block_shape)
+folder = open_render(root, "lighthouse", "resume", wanted, text, block_shape)
 
 lighthouse/
   manifest.json      settings, takes, versions
@@ -22,6 +22,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from ..text.script import Script
 from .blocks import BlockStore, StateStore
 from .files import FolderError, checked_name, locked, read_tensors, remove_unfinished, write_tensors
 from .fingerprint import fingerprint
@@ -53,8 +54,8 @@ class RenderFolder:
     def film_folder(self) -> Path:
         return self.path / "film"
 
-    def ensure(self, context: Tensor) -> None:
-        """Makes the folder anew where it has vanished since it was opened; `context` is of the last take.
+    def ensure(self, text: Tensor | Script) -> None:
+        """Makes the folder anew where it has vanished since it was opened; `text` is of the last take.
 
         FolderError when another process has changed what it is to hold.
         """
@@ -66,7 +67,7 @@ class RenderFolder:
             return
         for folder in (self.blocks.folder, self.snapshots.folder):
             folder.mkdir(parents=True, exist_ok=True)
-        _write_prompt(self.path, self.manifest.takes[-1].prompt, context)
+        _write_prompt(self.path, self.manifest.takes[-1].prompt, Script.of(text))
         self.manifest.write(self.path)
 
     def discard_states(self) -> None:
@@ -79,13 +80,13 @@ class RenderFolder:
         """Takes the whole render away."""
         shutil.rmtree(self.path)
 
-    def context(self, take: int) -> Tensor:
+    def script(self, take: int) -> Script:
         """The text embeddings of a take."""
         wanted = self.manifest.takes[take].prompt
-        context = read_tensors(_prompt_path(self.path, wanted))[0].get("context")
-        if context is None or fingerprint(context, None) != wanted:
+        tensors = read_tensors(_prompt_path(self.path, wanted))[0]
+        if fingerprint(tensors, None) != wanted:
             raise FolderError(f"The prompt {wanted} in {self.path} is damaged. Start the render anew.")
-        return context
+        return Script.from_tensors(tensors)
 
 
 def open_render(
@@ -93,7 +94,7 @@ def open_render(
     name: str,
     mode: Mode,
     wanted: Manifest,
-    context: Tensor,
+    text: Tensor | Script,
     block_shape: tuple[int, ...],
     retake_block: int = 0,
 ) -> RenderFolder:
@@ -126,7 +127,7 @@ def open_render(
         else:
             manifest = continued(found, wanted, mode, retake_block, blocks.known(found))
         if manifest != found:
-            _write_prompt(path, wanted.takes[-1].prompt, context)
+            _write_prompt(path, wanted.takes[-1].prompt, Script.of(text))
             manifest.write(path)
     notes = () if found is None else _version_notes(found, wanted)
     return RenderFolder(path, manifest, blocks, StateStore(path / "snapshots"), Telemetry(path), notes)
@@ -189,11 +190,11 @@ def _prompt_path(path: Path, prompt: str) -> Path:
     return path / "prompts" / f"{prompt}.safetensors"
 
 
-def _write_prompt(path: Path, prompt: str, context: Tensor) -> None:
+def _write_prompt(path: Path, prompt: str, script: Script) -> None:
     file = _prompt_path(path, prompt)
     file.parent.mkdir(exist_ok=True)
     if not file.exists():
-        write_tensors(file, {"context": context})
+        write_tensors(file, script.tensors())
 
 
 def _version_notes(found: Manifest, wanted: Manifest) -> tuple[str, ...]:
@@ -207,6 +208,6 @@ def _version_notes(found: Manifest, wanted: Manifest) -> tuple[str, ...]:
     return (f"Note: the render was begun with other versions ({', '.join(changed)}): it goes on, but not bit for bit.",)
 
 
-def prompt_take(seed: int, context: Tensor) -> Take:
+def prompt_take(seed: int, text: Tensor | Script) -> Take:
     """The first take of a render with this seed and these text embeddings."""
-    return Take(0, seed, fingerprint(context, None))
+    return Take(0, seed, fingerprint(Script.of(text).tensors(), None))

@@ -56,12 +56,16 @@ Event = StepDone | BlockDone
 class Denoising:
     """How a block becomes clean. `first_block` replaces `schedule` for block 0 where a family asks for it. `rolling`
     denoises as many blocks together as there are steps, each at its own.
+
+    The first `repainted_blocks` run the last `strength` (0..1) of their steps only.
     """
 
     schedule: Schedule
     first_block: Schedule | None = None
     context_noise: float = 0.0
     rolling: bool = False
+    repainted_blocks: int = 0
+    strength: float = 1.0
 
     def __post_init__(self):
         if self.rolling and self.first_block is not None:
@@ -79,7 +83,8 @@ class Denoising:
         return cls(build(family.denoising_steps, family.shift), first, family.context_noise, rolling)
 
     def of_block(self, block: int) -> Schedule:
-        return self.first_block if block == 0 and self.first_block is not None else self.schedule
+        whole = self.first_block if block == 0 and self.first_block is not None else self.schedule
+        return whole.last_steps(self.strength) if block < self.repainted_blocks else whole
 
     @property
     def window_blocks(self) -> int:
@@ -172,7 +177,8 @@ def rollout(
     require_parts(cache.partitions, known, selections, twins)
     for block in range(cache.next_block, blocks if stop is None else stop):
         reused = block < len(known)
-        view = cache.begin_block(selections[block] if reused and block < len(selections) else None)
+        # A block that was given, not sampled, has no selection yet: it chooses when it is committed.
+        view = cache.begin_block(selections[block] or None if reused and block < len(selections) else None)
         if reused:
             latents = known[block]
         else:

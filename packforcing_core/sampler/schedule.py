@@ -64,5 +64,10 @@ class Schedule:
         nearest = tuple(min(table, key=lambda sigma: abs(TRAINING_STEPS * sigma - step)) for step in steps)
         return cls(tuple(float(step) for step in steps), _falling(steps, nearest))
 
+    def last_steps(self, share: float) -> Schedule:
+        """The last `share` (0..1) of the steps, rounded, at least one: a checkpoint knows its own noise levels only."""
+        steps = max(1, round(share * len(self)))
+        return Schedule(self.timesteps[-steps:], self.sigmas[-steps:])
+
     def __len__(self) -> int:
         return len(self.timesteps)

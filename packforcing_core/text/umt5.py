@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -37,12 +38,29 @@ def encode_prompt(
     encoder is freed on return. Raises PackForcingError where the folder, its tokenizer, or `transformers` itself is
     missing, or where the encoder's width is not `text_dim`.
     """
+    return encode_prompts([prompt], folder, device, dtype, text_dim)[0]
+
+
+def encode_prompts(
+    prompts: Sequence[str],
+    folder: str | PathLike[str],
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.bfloat16,
+    text_dim: int = TEXT_DIM,
+) -> list[Tensor]:
+    """`encode_prompt` for several, with the encoder loaded once; equal prompts share their context."""
     encoder_folder, tokenizer_folder = _find_folders(Path(folder))
     _check_config(encoder_folder, text_dim)
     tokenizer = _load_tokenizer(tokenizer_folder)
     encoder = _load_encoder(encoder_folder, dtype).to(device)
+    contexts = {prompt: _encoded(prompt, tokenizer, encoder) for prompt in dict.fromkeys(prompts)}
+    return [contexts[prompt] for prompt in prompts]
+
+
+def _encoded(prompt: str, tokenizer, encoder) -> Tensor:
     # Only the prompt's own tokens are run: padding that is masked out changes nothing in front of it.
-    batch = tokenizer(clean_prompt(prompt), max_length=TEXT_LEN, truncation=True, return_tensors="pt").to(device)
+    batch = tokenizer(clean_prompt(prompt), max_length=TEXT_LEN, truncation=True, return_tensors="pt")
+    batch = batch.to(encoder.device)
     with torch.inference_mode():
         hidden = encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
     # Padded outside inference mode, what is returned is an ordinary tensor, usable in training too.

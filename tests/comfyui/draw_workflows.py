@@ -8,6 +8,7 @@ inputs. The notes that stand beside a graph are in workflows/api/notes/NAME.md.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 from collections import defaultdict
@@ -17,10 +18,12 @@ from typing import Any
 from PIL import Image
 from safetensors.torch import save_file
 
+from packforcing_core.video import SegmentedWriter, VideoFormat
 from tests.checkpoints import SMALL_STOCK, wan_state_dict, write_family
 from tests.comfyui.browser import FrontEnd, open_front_end
 from tests.comfyui.install import PACK
 from tests.comfyui.server import ComfyServer
+from tests.films import picture
 from tests.vaes import stock_vae
 
 WORKFLOWS = PACK / "workflows"
@@ -45,11 +48,25 @@ def place_files(server: ComfyServer, workflow: dict[str, Any]) -> None:
         inputs = node["inputs"]
         if node["class_type"] == "PackForcingModelLoader":
             made = write_family(server.models("diffusion_models"), "self-forcing", wan_state_dict(SMALL_STOCK))[0]
-            made.rename(server.models("diffusion_models") / inputs["checkpoint"])
+            named = server.models("diffusion_models") / inputs["checkpoint"]
+            named.parent.mkdir(parents=True, exist_ok=True)
+            if named != made:
+                shutil.copy(made, named)
         elif node["class_type"] == "CLIPLoader":
             (server.models("text_encoders") / inputs["clip_name"]).touch()
         elif node["class_type"] == "VAELoader":
-            save_file(stock_vae().state_dict(), server.models("vae") / inputs["vae_name"])
+            narrow = 4 if "light" in inputs["vae_name"] else 8
+            save_file(stock_vae(narrow).state_dict(), server.models("vae") / inputs["vae_name"])
+        elif node["class_type"] == "LoadImage":
+            Image.fromarray(picture(0, 1, 96, 64)[0]).save(server.base / "input" / inputs["image"])
+        elif node["class_type"] == "LoadVideo":
+            _write_film(server.base / "input" / inputs["file"])
+
+
+def _write_film(path: Path) -> None:
+    with SegmentedWriter(path, 96, 64, VideoFormat(fps=24.0)) as writer:
+        writer.write(picture(0, 96, 96, 64))
+        writer.finish()
 
 
 def to_graph(front_end: FrontEnd, name: str) -> dict[str, Any]:
@@ -124,8 +141,8 @@ def main(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder, ComfyServer(Path(folder)) as server:
         for name in names:
             place_files(server, read_api(name))
-        with open_front_end(server, 2400, 1350) as front_end:  # zoomed out further, nodes lose their text
-            for name in names:
+        for name in names:  # each in a browser of its own: a tab stays for every graph that was opened
+            with open_front_end(server, 2400, 1350) as front_end:  # zoomed out further, nodes lose their text
                 draw(front_end, name, WORKFLOWS)
                 print(f"{name}: problems {front_end.problems or 'none'}")
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import time
+import zlib
 
+import comfy.ops
+import comfy.sd
 import comfy.utils
+import folder_paths
 import torch
 from comfy_api.v0_0_2 import ComfyExtension, io, ui
 from comfy_execution.graph_utils import GraphBuilder
@@ -35,6 +39,78 @@ class PackForcingTestConditioning(io.ComfyNode):
         generator = torch.Generator().manual_seed(seed)
         context[:, :tokens] = torch.randn(1, tokens, width, generator=generator) * 0.1
         return io.NodeOutput([[context, {}]])
+
+
+class WordVectors:
+    """Stands in for a CLIP: each word is a seeded random vector, zeros follow the last."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return text.lower().split()[:CONTEXT_TOKENS]
+
+    def encode_from_tokens_scheduled(self, words: list[str]) -> list:
+        context = torch.zeros(1, CONTEXT_TOKENS, CONTEXT_WIDTH)
+        for place, word in enumerate(words):
+            generator = torch.Generator().manual_seed(zlib.crc32(word.encode()))
+            context[0, place] = torch.randn(CONTEXT_WIDTH, generator=generator) * 0.1
+        return [[context, {}]]
+
+
+class PackForcingTestClip(io.ComfyNode):
+    """What CLIPLoader gives to nodes that encode text: the real encoder has one size, 11 GB."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PackForcingTestClip", category="PackForcing/tests", inputs=[], outputs=[io.Clip.Output()]
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(WordVectors())
+
+
+class Dequantising(comfy.ops.manual_cast):
+    """Operations as GGUF loaders bring them: a Linear holds codes, and makes its weights when it is called."""
+
+    class Linear(comfy.ops.manual_cast.Linear):
+        scale: torch.Tensor | None = None
+
+        def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest) -> None:
+            self.scale = state_dict.pop(f"{prefix}row_scale", None)
+            if self.scale is None:
+                super()._load_from_state_dict(state_dict, prefix, *rest)
+                return
+            self.weight = torch.nn.Parameter(state_dict[f"{prefix}weight"], requires_grad=False)
+            self.bias = torch.nn.Parameter(state_dict[f"{prefix}bias"], requires_grad=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.scale is None:
+                return super().forward(x)
+            return torch.nn.functional.linear(x, self.weight.to(x.dtype) * self.scale.to(x), self.bias.to(x))
+
+
+class PackForcingTestQuantisedLoader(io.ComfyNode):
+    """Loads a file with 8-bit codes in the layers' Linears, under operations of its own."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PackForcingTestQuantisedLoader",
+            category="PackForcing/tests",
+            inputs=[io.String.Input("file")],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        path = folder_paths.get_full_path_or_raise("diffusion_models", file)
+        tensors, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
+        options = {"custom_operations": Dequantising, "dtype": torch.float32}
+        model = comfy.sd.load_diffusion_model_state_dict(tensors, options, metadata=metadata)
+        held = {p.dtype for p in model.model.diffusion_model.blocks[0].ffn.parameters()}
+        if torch.int8 not in held:
+            raise ValueError(f"The codes were not kept: {held}")
+        return io.NodeOutput(model)
 
 
 class PackForcingTestCount(io.ComfyNode):
@@ -94,7 +170,13 @@ class PackForcingTestExpand(io.ComfyNode):
 
 class TestExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [PackForcingTestConditioning, PackForcingTestCount, PackForcingTestExpand]
+        return [
+            PackForcingTestConditioning,
+            PackForcingTestClip,
+            PackForcingTestQuantisedLoader,
+            PackForcingTestCount,
+            PackForcingTestExpand,
+        ]
 
 
 async def comfy_entrypoint() -> TestExtension:

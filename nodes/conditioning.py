@@ -1,0 +1,50 @@
+"""A CONDITIONING as the text of every block. Its entries carry the second of the film from which they count."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..packforcing_core.errors import PackForcingError
+from ..packforcing_core.geometry import PIXEL_FRAMES_PER_LATENT, VideoGeometry
+from ..packforcing_core.model.config import WanConfig
+from ..packforcing_core.text.script import Cue, Script
+from ..packforcing_core.text.timeline import Snapped, snap
+from . import host
+
+# In the dictionary of a CONDITIONING's entry.
+FROM_SECOND, BLEND_SECONDS, RECACHE = "packforcing_from_second", "packforcing_blend_seconds", "packforcing_recache"
+
+
+class TimedScript(NamedTuple):
+    """The text of every block, and where the prompts' times came to lie."""
+
+    script: Script
+    moments: tuple[Snapped, ...]
+
+
+def from_second(conditioning, seconds: float, blend_seconds: float, recache: bool) -> list:
+    """The one prompt of a CONDITIONING with the time of the film from which it counts. PackForcingError for several."""
+    if len(conditioning) != 1:
+        raise PackForcingError(f"Got a CONDITIONING of {len(conditioning)} prompts for one moment; expected one.")
+    embeddings, extra = conditioning[0]
+    return [[embeddings, {**extra, FROM_SECOND: seconds, BLEND_SECONDS: blend_seconds, RECACHE: recache}]]
+
+
+def timed_script(conditioning, config: WanConfig, geometry: VideoGeometry, left_out_blocks: int) -> TimedScript:
+    """One prompt for the whole film, or several at the blocks nearest to their times.
+
+    Raises PackForcingError for prompts that were combined in another way, and for times that cannot be followed.
+    """
+    if len(conditioning) > 1 and any(FROM_SECOND not in extra for _, extra in conditioning):
+        raise PackForcingError(
+            f"Got a CONDITIONING of {len(conditioning)} combined prompts; expected one, or several with a time each. "
+            "Encode the prompt in one node, or use PackForcing Timed Prompts or Prompt At."
+        )
+    contexts = [host.text_context([entry], config) for entry in conditioning]
+    moments = snap([extra.get(FROM_SECOND, 0.0) for _, extra in conditioning], geometry, left_out_blocks)
+    block_seconds = PIXEL_FRAMES_PER_LATENT * geometry.frames_per_block / geometry.fps
+    cues = [
+        Cue(moment.block, context, round(extra.get(BLEND_SECONDS, 0.0) / block_seconds), extra.get(RECACHE, False))
+        for moment, context, (_, extra) in zip(moments, contexts, conditioning, strict=True)
+    ]
+    return TimedScript(Script(tuple(cues)), moments)

@@ -1,0 +1,123 @@
+"""PackForcing Timed Prompts and PackForcing Prompt At: prompts that change over time, as a stock CONDITIONING.
+
+A CONDITIONING is a list; of several entries each carries the second from which it counts.
+"""
+
+from __future__ import annotations
+
+from comfy_api.v0_0_2 import io
+
+from ..packforcing_core.errors import PackForcingError
+from ..packforcing_core.text.timeline import LATEST_SECONDS, parse_timeline
+from .conditioning import from_second
+from .feedback import say
+from .sockets import CATEGORY
+
+EXAMPLE = """A paper boat on a pond, watercolour, soft light.
+[0s] It drifts slowly between lilies.
+[12.5s] Rain begins to fall, rings spread on the water.
+[1m05s] The sun comes out, the boat lies on the bank."""
+
+
+def _blend_input() -> io.Input:
+    return io.Float.Input(
+        "blend_seconds",
+        default=0.0,
+        min=0.0,
+        max=60.0,
+        step=0.1,
+        tooltip="How long the text goes over into the new one, rounded to blocks (0.75 s for blocks of 3). 0: at once.",
+    )
+
+
+def _recache_input() -> io.Input:
+    return io.Boolean.Input(
+        "recache",
+        default=False,
+        tooltip="Commit the blocks in view again under the new prompt, as LongLive does: the picture follows the new "
+        "prompt sooner, and each change costs a model call a block in view. Off: the change is softer.",
+    )
+
+
+class TimedPrompts(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PackForcingTimedPrompts",
+            display_name="PackForcing Timed Prompts",
+            category=CATEGORY,
+            description="Prompts that change over time, from one text: [0s] first prompt [12.5s] second prompt. The "
+            "sampler moves each time to the nearest block and shows where it came to lie.",
+            search_aliases=["prompt schedule", "prompt travel", "timeline", "multi prompt", "storyboard"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The umT5-XXL text encoder."),
+                io.String.Input(
+                    "timeline",
+                    default=EXAMPLE,
+                    multiline=True,
+                    tooltip="Times as [0s], [12.5s], [1m05s] or [1:05]; the first is [0s]. What stands before it "
+                    "begins every prompt. A text without times is one prompt.",
+                ),
+                io.String.Input(
+                    "prefix",
+                    default="",
+                    multiline=True,
+                    tooltip="Put in front of every prompt: the subject and the style that stay. A model of this kind "
+                    "remembers pictures, not words: name the subject in every prompt.",
+                ),
+                _blend_input(),
+                _recache_input(),
+            ],
+            outputs=[io.Conditioning.Output()],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, timeline: str | None = None, prefix: str | None = None) -> bool | str:
+        try:
+            parse_timeline(timeline or "", prefix or "")
+        except PackForcingError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, clip, timeline: str, prefix: str, blend_seconds: float, recache: bool) -> io.NodeOutput:
+        prompts = parse_timeline(timeline, prefix)
+        encoded = {prompt.prompt: None for prompt in prompts}
+        for text in encoded:
+            encoded[text] = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+        conditioning = []
+        for prompt in prompts:
+            conditioning += from_second(encoded[prompt.prompt], prompt.seconds, blend_seconds, recache)
+        text = "\n".join(f"{prompt.seconds:g} s: {prompt.prompt}" for prompt in prompts)
+        say(cls.hidden.unique_id, text)
+        return io.NodeOutput(conditioning, ui={"text": (text,)})
+
+
+class PromptAt(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PackForcingPromptAt",
+            display_name="PackForcing Prompt At",
+            category=CATEGORY,
+            description="Puts a prompt at a time of the film, behind the prompts before it: any node that encodes text "
+            "can be used, one for each prompt.",
+            search_aliases=["prompt schedule", "prompt travel", "combine prompts over time"],
+            inputs=[
+                io.Conditioning.Input("conditioning", tooltip="The prompt, from CLIP Text Encode."),
+                io.Conditioning.Input(
+                    "before", optional=True, tooltip="The prompts before this one. Open: this is the first, at 0 s."
+                ),
+                io.Float.Input(
+                    "seconds", default=0.0, min=0.0, max=LATEST_SECONDS, step=0.1, tooltip="Of the film. The first: 0."
+                ),
+                _blend_input(),
+                _recache_input(),
+            ],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(cls, conditioning, seconds: float, blend_seconds: float, recache: bool, before=None) -> io.NodeOutput:
+        return io.NodeOutput([*(before or []), *from_second(conditioning, seconds, blend_seconds, recache)])

@@ -1,0 +1,105 @@
+"""Options for what a render shows: its prompts over time, and what it begins from."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ..errors import PackForcingError
+from ..geometry import PIXEL_FRAMES_PER_LATENT, pixel_frames
+from ..render import Recipe
+from ..sampler.scripted import require_followable
+from ..sampler.start import Start
+from ..source import at_rate, blocks_in, given_by_frames, last_frames, repainted_by_frames
+from ..text.context import load_context
+from ..text.script import Cue, Script
+from ..text.timeline import describe, parse_timeline, snap
+from ..text.umt5 import encode_prompts
+from ..vae.wan_vae import WanVAE
+from ..video.reader import probe, read_frames
+
+
+def add_text(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("text")
+    text = group.add_mutually_exclusive_group(required=True)
+    text.add_argument(
+        "--prompt", help="what to show; '[0s] ... [12.5s] ...' changes over time. Needs --text-encoder"
+    )
+    text.add_argument(
+        "--context", help="instead of a prompt: a .safetensors with its embeddings, `context` [1, L, 4096]"
+    )
+    group.add_argument("--text-encoder", help="folder of umT5-XXL in transformers' format, with its tokenizer")
+    group.add_argument("--blend-seconds", type=float, default=0.0, help="how long the text goes over into the next one")
+    group.add_argument(
+        "--recache", action="store_true", help="commit what is in view again when the prompt changes (LongLive)"
+    )
+
+
+def add_start(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("start", "instead of from the prompt alone")
+    start = group.add_mutually_exclusive_group()
+    start.add_argument("--start-image", metavar="FILE", help="begin with this picture, which the film shows first")
+    start.add_argument("--continue-video", metavar="FILE", help="go on from the end of this film; only what is new")
+    start.add_argument("--repaint-video", metavar="FILE", help="make this film anew, see --strength")
+    group.add_argument(
+        "--given-seconds", type=float, default=3.0, help="how much of --continue-video's end the model is given"
+    )
+    group.add_argument(
+        "--strength", type=float, default=0.75, help="share of the denoising steps that --repaint-video runs, 0 to 1"
+    )
+
+
+def chosen_script(
+    options: argparse.Namespace,
+    recipe: Recipe,
+    text_dim: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    console: Console,
+) -> Script:
+    """The text of every block; where there are several prompts, says when they come."""
+    if options.context:
+        return Script.of(load_context(options.context, text_dim))
+    if not options.text_encoder:
+        raise PackForcingError(
+            "--prompt needs --text-encoder, the folder of umT5-XXL in transformers' format; "
+            "or give the embeddings of a prompt with --context."
+        )
+    timeline = parse_timeline(options.prompt)
+    g = recipe.geometry
+    if not 0 <= options.blend_seconds < float("inf"):
+        raise PackForcingError(f"blend-seconds is {options.blend_seconds}; expected 0 or more.")
+    moments = snap([prompt.seconds for prompt in timeline], g, recipe.left_out_blocks)
+    if len(moments) > 1:
+        console.print("\n".join(describe(moments, g, [prompt.prompt for prompt in timeline])))
+    contexts = encode_prompts([prompt.prompt for prompt in timeline], options.text_encoder, device, dtype, text_dim)
+    blend = round(options.blend_seconds * g.fps / (PIXEL_FRAMES_PER_LATENT * g.frames_per_block))
+    pairs = zip(moments, contexts, strict=True)
+    script = Script(tuple(Cue(moment.block, context, blend, options.recache) for moment, context in pairs))
+    require_followable(script, recipe.denoising)
+    return script
+
+
+def begun(options: argparse.Namespace, recipe: Recipe, vae: WanVAE) -> Recipe:
+    """The recipe with what the options say it begins from, encoded."""
+    start = _start(options, recipe, vae)
+    return recipe if start is None else recipe.begun(start, options.seconds)
+
+
+def _start(options: argparse.Namespace, recipe: Recipe, vae: WanVAE) -> Start | None:
+    g = recipe.geometry
+    if options.start_image:
+        return Start(given_by_frames(vae, [next(read_frames(Path(options.start_image)))], g))
+    if options.continue_video:
+        film = Path(options.continue_video)
+        count = pixel_frames(blocks_in(options.given_seconds, g) * g.frames_per_block)
+        frames = last_frames(read_frames(film), float(probe(film).fps), g.fps, count)
+        return Start(given_by_frames(vae, frames, g), left_out=True)
+    if options.repaint_video:
+        film = Path(options.repaint_video)
+        frames = at_rate(read_frames(film), float(probe(film).fps), g.fps)
+        return Start(repainted=repainted_by_frames(vae, frames, g), strength=options.strength)
+    return None

@@ -1,0 +1,68 @@
+"""What a render begins from besides noise: blocks that are given, or a video that is made anew over its own noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ..errors import PackForcingError
+from .noise import NoiseSource
+from .rollout import BlockDone, Denoising
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """`given` [1, 16, k B_f, h, w]: clean blocks that are committed, not sampled (a picture, the end of a film); with
+    `left_out` they are no part of the film.
+
+    `repainted` [1, 16, m B_f, h, w]: the first m blocks begin at a later denoising step, from these latents with the
+    noise of that step on them; `strength` in 0..1 is the share of the steps that is run. Latents in model space.
+    """
+
+    given: Tensor | None = None
+    left_out: bool = False
+    repainted: Tensor | None = None
+    strength: float = 1.0
+
+    def __post_init__(self):
+        if self.given is not None and self.repainted is not None:
+            raise PackForcingError("A render begins from given blocks or repaints a video; got both. Choose one.")
+        if not 0 < self.strength <= 1:
+            raise PackForcingError(f"The strength is {self.strength:g}; expected more than 0 and at most 1.")
+
+    def blocks_of(self, latents: Tensor | None, frames_per_block: int) -> tuple[Tensor, ...]:
+        if latents is None:
+            return ()
+        if latents.shape[2] % frames_per_block:
+            raise PackForcingError(
+                f"A start of {latents.shape[2]} latent frames does not divide into blocks of {frames_per_block}."
+            )
+        return latents.split(frames_per_block, dim=2)
+
+    def known(self, frames_per_block: int) -> list[BlockDone]:
+        """The given blocks as the rollout knows them; what they select of the past is chosen at their commit."""
+        blocks = self.blocks_of(self.given, frames_per_block)
+        return [BlockDone(number, latents, reused=True) for number, latents in enumerate(blocks)]
+
+    def left_out_blocks(self, frames_per_block: int) -> int:
+        """How many blocks at the beginning are no part of the film."""
+        return len(self.known(frames_per_block)) if self.left_out else 0
+
+    def denoising(self, denoising: Denoising, frames_per_block: int) -> Denoising:
+        """`denoising` with the repainted blocks begun later."""
+        blocks = len(self.blocks_of(self.repainted, frames_per_block))
+        return replace(denoising, repainted_blocks=blocks, strength=self.strength)
+
+    def noise(self, noise: NoiseSource, denoising: Denoising, frames_per_block: int) -> NoiseSource:
+        """`noise` with the repainted blocks' latents under the first of theirs: (1 - sigma) x0 + sigma eps."""
+        sources = self.blocks_of(self.repainted, frames_per_block)
+
+        def mixed(block: int, step: int) -> Tensor:
+            eps = noise(block, step)
+            if step > 0 or block >= len(sources):
+                return eps
+            sigma = denoising.of_block(block).sigmas[0]
+            return (1 - sigma) * sources[block] + sigma * eps
+
+        return mixed if sources else noise

@@ -1,0 +1,108 @@
+"""Which text a block is made under. A plain prompt is a script with one cue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ..errors import PackForcingError
+
+
+@dataclass(frozen=True, eq=False)
+class Cue:
+    """From block `first_block` on the text is `context` [1, L, text_dim].
+
+    The first `blend_blocks` blocks are made under mixtures of the text before and this one, in even steps. `recache`
+    commits what is in view again under the new text, as soon as it stands alone (LongLive).
+    """
+
+    first_block: int
+    context: Tensor
+    blend_blocks: int = 0
+    recache: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """Blocks `first`..`end`-1 have the same text; before the first of them the past is committed again if `recache`."""
+
+    first: int
+    end: int
+    context: Tensor
+    recache: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Script:
+    """Cues in order of time, the first at block 0. What it says of a block does not depend on the clip's length."""
+
+    cues: tuple[Cue, ...]
+
+    def __post_init__(self):
+        starts = [cue.first_block for cue in self.cues]
+        if starts[:1] != [0] or any(b <= a for a, b in pairwise(starts)):
+            raise PackForcingError(f"A script's prompts begin at blocks {starts}; expected 0 and then rising numbers.")
+        if any(cue.blend_blocks < 0 for cue in self.cues):
+            raise PackForcingError("A blend has a negative number of blocks; expected 0 or more.")
+
+    @classmethod
+    def of(cls, text: Tensor | Script) -> Script:
+        """The embeddings of one prompt [1, L, text_dim] as a script for the whole film; a script as it is."""
+        return text if isinstance(text, Script) else cls((Cue(0, text),))
+
+    def stretches(self, first: int, end: int) -> Iterator[Stretch]:
+        """What to do from block `first` to before block `end`, in order."""
+        for stretch in self._stretches(end):
+            if stretch.end > first:
+                # Begun in its middle, what was to be committed again has been.
+                begun = stretch.first < first
+                yield Stretch(max(first, stretch.first), stretch.end, stretch.context, stretch.recache and not begun)
+
+    def _stretches(self, end: int) -> Iterator[Stretch]:
+        ends = [*(cue.first_block for cue in self.cues[1:]), None]
+        for number, (cue, following) in enumerate(zip(self.cues, ends, strict=True)):
+            if cue.first_block >= end:
+                return
+            blend = cue.blend_blocks if number else 0
+            if following is not None:  # Every prompt stands alone for a block at least.
+                blend = min(blend, following - cue.first_block - 1)
+            for step in range(min(blend, end - cue.first_block)):
+                block, share = cue.first_block + step, (step + 1) / (blend + 1)
+                yield Stretch(block, block + 1, torch.lerp(*self._alike(number), share), False)
+            alone, last = cue.first_block + blend, end if following is None else min(end, following)
+            if alone < last:
+                yield Stretch(alone, last, cue.context, cue.recache and number > 0)
+
+    def _alike(self, number: int) -> tuple[Tensor, Tensor]:
+        """The texts of cue `number`-1 and of cue `number`, as long as each other."""
+        pair = [self.cues[number - 1].context, self.cues[number].context]
+        tokens = max(context.shape[1] for context in pair)
+        before, after = (torch.nn.functional.pad(c.float(), (0, 0, 0, tokens - c.shape[1])) for c in pair)
+        return before, after.to(before.device)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The script for a file: `context.N`, and `cues` [N, 3] with first block, blend blocks and re-cache."""
+        numbers = [[cue.first_block, cue.blend_blocks, int(cue.recache)] for cue in self.cues]
+        contexts = {f"context.{number}": cue.context for number, cue in enumerate(self.cues)}
+        return {**contexts, "cues": torch.tensor(numbers, dtype=torch.int64)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Script:
+        """The inverse of `tensors`. PackForcingError for tensors of another make."""
+        numbers = tensors.get("cues")
+        if numbers is None or numbers.dtype != torch.int64 or numbers.ndim != 2 or numbers.shape[1] != 3:
+            raise PackForcingError("The file holds no prompts of a render: it has no tensor cues [N, 3].")
+        contexts = _contexts(tensors, len(numbers))
+        rows = zip(numbers.tolist(), contexts, strict=True)
+        return cls(tuple(Cue(first, context, blend, bool(recache)) for (first, blend, recache), context in rows))
+
+
+def _contexts(tensors: Mapping[str, Tensor], count: int) -> Sequence[Tensor]:
+    names = [f"context.{number}" for number in range(count)]
+    if any(name not in tensors or tensors[name].ndim != 3 for name in names):
+        raise PackForcingError(f"The file lacks some of its {count} prompts. Start the render anew.")
+    return [tensors[name] for name in names]

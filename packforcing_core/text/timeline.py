@@ -1,0 +1,164 @@
+"""Prompts that change over time, as text:
+
+    A paper boat, watercolour.          before the first mark: the beginning of every prompt
+    [0s] It drifts on a pond.
+    [12.5s] Rain begins to fall.
+    [1m05s] It lies on the bank, the sun is out.
+
+A text without marks is one prompt for the whole film.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from ..errors import PackForcingError
+from ..geometry import PIXEL_FRAMES_PER_LATENT, VideoGeometry, pixel_frames
+
+MOST_PROMPTS = 1000
+# umT5 reads 512 tokens, some 2,500 characters of English; what lies behind is cut off.
+LONGEST_PROMPT = 20_000
+LONGEST_TEXT = 2_000_000
+LATEST_SECONDS = 1e6
+EXPECTED_TIME = "expected a time such as [0s], [12.5s], [1m05s] or [1:05]"
+
+# Brackets are common in prompts: only those that begin like a number have to be a time.
+_MARK = re.compile(r"\[[ \t]*([-+.\d][^\[\]\n]{0,40})\]")
+_WORD_IN_PLACE_OF_MARK = re.compile(r"^[ \t]*\[([^\[\]\n]{0,40})\]", re.MULTILINE)
+_TIME = re.compile(
+    r"(?:(?P<minutes>\d{1,6})\s*m(?:in)?\s*)?(?:(?P<seconds>\d{1,7}(?:\.\d{1,6})?|\.\d{1,6})\s*s(?:ec)?)?"
+    r"|(?P<clock_minutes>\d{1,6}):(?P<clock_seconds>[0-5]?\d(?:\.\d{1,6})?)"
+)
+
+
+@dataclass(frozen=True)
+class TimedPrompt:
+    """`prompt` is what is shown from `seconds` of the film on."""
+
+    seconds: float
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Snapped:
+    """A wished time, and the block that begins nearest to it: `seconds` is when the block's first frame is shown."""
+
+    wished: float
+    block: int
+    seconds: float
+
+
+def parse_timeline(text: str, prefix: str = "") -> tuple[TimedPrompt, ...]:
+    """The prompts of a timeline in order of time, the first at 0 s, each behind `prefix` and the text's own beginning.
+
+    Raises PackForcingError for times that cannot be read or do not rise, a first one other than 0, an empty prompt, and
+    what is too long.
+    """
+    if len(text) + len(prefix) > LONGEST_TEXT:
+        raise PackForcingError(f"Got a timeline of {len(text) + len(prefix):,} characters; expected a few thousand.")
+    marks = list(_MARK.finditer(text))
+    head = text[: marks[0].start()] if marks else ""
+    if not marks:
+        return (_prompt(0.0, [prefix, text]),)
+    if len(marks) > MOST_PROMPTS:
+        raise PackForcingError(f"Got {len(marks):,} timed prompts; expected at most {MOST_PROMPTS:,}.")
+    _refuse_words(text)
+    ends = [*(mark.start() for mark in marks[1:]), len(text)]
+    prompts = tuple(
+        _prompt(parse_time(mark[1]), [prefix, head, text[mark.end() : end]], own=text[mark.end() : end])
+        for mark, end in zip(marks, ends, strict=True)
+    )
+    require_rising([prompt.seconds for prompt in prompts])
+    return prompts
+
+
+def parse_time(text: str) -> float:
+    """Seconds of "12.5s", "1m05s", "2m" or "1:05"; PackForcingError for anything else."""
+    text = text.strip()
+    found = _TIME.fullmatch(text)
+    if not text or not found:
+        raise PackForcingError(f"Got the time [{text}]; {EXPECTED_TIME}.")
+    minutes = found["minutes"] or found["clock_minutes"] or 0
+    return 60 * int(minutes) + float(found["seconds"] or found["clock_seconds"] or 0)
+
+
+def require_rising(times: Sequence[float]) -> None:
+    """PackForcingError unless `times` begin at 0 s and rise."""
+    for seconds in times:
+        if not (math.isfinite(seconds) and 0 <= seconds <= LATEST_SECONDS):
+            raise PackForcingError(f"A prompt begins at {seconds:g} s; expected a time from 0 to {LATEST_SECONDS:g} s.")
+    if times[0] != 0:
+        raise PackForcingError(
+            f"The first prompt begins at {times[0]:g} s; expected one at [0s] to begin the film with."
+        )
+    for before, after in pairwise(times):
+        if after <= before:
+            raise PackForcingError(
+                f"A prompt at {after:g} s follows one at {before:g} s; expected times that rise. Order the prompts by "
+                "time, one for each moment."
+            )
+
+
+def snap(times: Sequence[float], geometry: VideoGeometry, left_out_blocks: int = 0) -> tuple[Snapped, ...]:
+    """Each time (rising, the first 0) on the block whose first frame is nearest; the first on the very first block.
+
+    Counted from the film's first frame, which is that of block `left_out_blocks`. A time does not depend on the length
+    of the film, and may lie behind its end. PackForcingError for two times on one block.
+    """
+    require_rising(times)
+    block_seconds = PIXEL_FRAMES_PER_LATENT * geometry.frames_per_block / geometry.fps
+    snapped = [Snapped(0.0, 0, 0.0)]
+    for wished in times[1:]:
+        near = int(wished / block_seconds) + left_out_blocks
+        starts = {block: block_starts(block, geometry, left_out_blocks) for block in (near, near + 1)}
+        block = min(starts, key=lambda block: abs(starts[block] - wished))
+        if block <= max(snapped[-1].block, left_out_blocks):
+            raise PackForcingError(
+                f"The prompts at {snapped[-1].wished:g} s and {wished:g} s fall on the same block, and a block has one "
+                f"prompt. Set them at least {block_seconds:.2f} s apart, the length of a block."
+            )
+        snapped.append(Snapped(wished, block, starts[block]))
+    return tuple(snapped)
+
+
+def block_starts(block: int, geometry: VideoGeometry, left_out_blocks: int = 0) -> float:
+    """Seconds of the film at which `block` (not before `left_out_blocks`) begins to be seen."""
+    before = pixel_frames(block * geometry.frames_per_block) - pixel_frames(left_out_blocks * geometry.frames_per_block)
+    return before / geometry.fps
+
+
+def describe(snapped: Sequence[Snapped], geometry: VideoGeometry, prompts: Sequence[str] = ()) -> list[str]:
+    """A line for each prompt: when it was wished and when it comes."""
+    lines = []
+    for number, moment in enumerate(snapped):
+        late = ", behind the end" if moment.block >= geometry.blocks else f", block {moment.block}"
+        said = f": {_short(prompts[number])}" if number < len(prompts) else ""
+        lines.append(f"prompt {number + 1} at {moment.wished:g} s comes at {moment.seconds:.2f} s{late}{said}")
+    return lines
+
+
+def _short(prompt: str) -> str:
+    return prompt if len(prompt) <= 60 else f"{prompt[:57]}..."
+
+
+def _prompt(seconds: float, parts: Sequence[str], own: str | None = None) -> TimedPrompt:
+    prompt = " ".join(part.strip() for part in parts if part.strip())
+    if own is not None and not own.strip():
+        raise PackForcingError(f"The prompt at {seconds:g} s is empty. Write what is to be seen behind its time.")
+    if len(prompt) > LONGEST_PROMPT:
+        raise PackForcingError(
+            f"The prompt at {seconds:g} s has {len(prompt):,} characters; expected at most {LONGEST_PROMPT:,} (the "
+            "text encoder reads some 2,500)."
+        )
+    return TimedPrompt(seconds, prompt)
+
+
+def _refuse_words(text: str) -> None:
+    """Where other lines begin with a time, one that begins with a word in brackets is a mistake."""
+    for found in _WORD_IN_PLACE_OF_MARK.finditer(text):
+        if not _MARK.match(found[0].strip()):
+            raise PackForcingError(f"A line begins with [{found[1].strip()}]; {EXPECTED_TIME}.")

@@ -1,0 +1,22 @@
+"""The streaming decoder of whatever can decode Wan2.1's latents."""
+
+from __future__ import annotations
+
+import torch
+
+from .memory import decode_bytes
+from .streaming import StreamingDecoder
+from .tiny import TinyDecoder, TinyVAE, tiny_decode_bytes
+from .wan_vae import WanVAE
+
+
+def streaming_decoder(vae: WanVAE | TinyVAE) -> StreamingDecoder | TinyDecoder:
+    """Decodes the blocks of one video in order."""
+    return TinyDecoder(vae) if isinstance(vae, TinyVAE) else StreamingDecoder(vae)
+
+
+def decoder_bytes(vae: WanVAE | TinyVAE, height: int, width: int, dtype: torch.dtype) -> int:
+    """Bytes at the worst moment of a push for one video of height x width pixels, besides the weights."""
+    if isinstance(vae, TinyVAE):
+        return tiny_decode_bytes(vae, height, width, dtype)
+    return decode_bytes(vae.config, height, width, dtype)

@@ -1,0 +1,136 @@
+"""Films that begin from a picture, another film or a LATENT, in a real ComfyUI."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from packforcing_core.video import SegmentedWriter, VideoFormat, read_frames
+from tests.comfyui.graphs import Graph, Link
+from tests.comfyui.server import ComfyServer
+from tests.comfyui.small_graphs import Files, decode, our_loader, stream
+from tests.comfyui.test_bad_input import failed
+from tests.comfyui.test_render import film_of
+from tests.films import picture
+
+FAST = {"denoising_steps": "1000, 500", "seconds": 2.0}
+
+
+@pytest.fixture(scope="module")
+def inputs(comfy: ComfyServer) -> None:
+    """boat.png and boat.mp4 in ComfyUI's input folder; both of another size than the render, the film of 24 FPS."""
+    folder = comfy.base / "input"
+    Image.fromarray(picture(0, 1, 96, 64)[0]).save(folder / "boat.png")
+    with SegmentedWriter(folder / "boat.mp4", 96, 64, VideoFormat(fps=24.0)) as writer:
+        writer.write(picture(0, 96, 96, 64))
+        writer.finish()
+
+
+def start_from(graph: Graph, **settings) -> Link:
+    values = {"how": "continue", "seconds": 1.5, "strength": 0.5, "given_part": "auto", **settings}
+    return graph.add("PackForcingStartFrom", **values)[0]
+
+
+def film(comfy: ComfyServer, files: Files, start, **settings) -> tuple[np.ndarray, str]:
+    graph = Graph()
+    vae = graph.add("VAELoader", vae_name=files.vae)[0]
+    sampled = stream(graph, our_loader(graph, files), vae=vae, **{**FAST, **settings})
+    if start is not None:
+        graph.prompt[sampled[0]]["inputs"]["start"] = start(graph)
+    node = decode(graph, sampled, files, codec="lossless", filename_prefix="video/start")
+    entry = comfy.client.run(graph.prompt)
+    frames = np.stack(list(read_frames(film_of(comfy, entry, node.id)))).astype(int)
+    return frames, entry["outputs"][sampled[0]]["text"][0]
+
+
+def load_image(graph: Graph) -> Link:
+    return graph.add("LoadImage", image="boat.png")[0]
+
+
+def load_video(graph: Graph) -> Link:
+    return graph.add("LoadVideo", file="boat.mp4")[0]
+
+
+@pytest.mark.parametrize(("frames_per_block", "still"), [(0, 9), (1, 1)])
+def test_a_film_goes_on_from_a_picture(comfy: ComfyServer, files: Files, inputs, frames_per_block: int, still: int):
+    begun, told = film(
+        comfy, files, lambda g: start_from(g, image=load_image(g)), frames_per_block=frames_per_block
+    )
+    plain, _ = film(comfy, files, None, frames_per_block=frames_per_block)
+    print(told.splitlines()[0])
+    assert f"the first 1 of them ({still} frames) are given" in told
+    assert len(begun) == len(plain) == 33
+    moved = np.abs(np.diff(begun, axis=0)).mean(axis=(1, 2, 3))
+    print("movement from frame to frame:", " ".join(f"{value:.1f}" for value in moved[:16]))
+    assert np.abs(begun - plain).mean(axis=(1, 2, 3)).min() > 1
+
+
+def test_a_film_goes_on_from_the_end_of_another_and_shows_what_is_new_only(comfy: ComfyServer, files: Files, inputs):
+    new, told = film(comfy, files, lambda g: start_from(g, video=load_video(g)))
+    whole, _ = film(
+        comfy, files, lambda g: start_from(g, video=load_video(g), given_part="in the film"), seconds=3.3125
+    )
+    print(told.splitlines()[0])
+    assert "behind 2 given blocks that are left out of the film" in told
+    assert (len(new), len(whole)) == (36, 57)
+    assert np.array_equal(new, whole[21:])
+
+
+def test_a_latent_goes_on_as_the_longer_render_would(comfy: ComfyServer, files: Files):
+    """The first 4 blocks of 8 as a LATENT: what follows is the same film, since the seed of a block is its place."""
+
+    def from_latent(graph: Graph) -> Link:
+        first = stream(graph, our_loader(graph, files), **{**FAST, "seconds": 2.8125})
+        samples = graph.add("PackForcingCollectLatents", stream=first)[0]
+        return start_from(graph, latent=samples, seconds=3.0, given_part="in the film")
+
+    begun, told = film(comfy, files, from_latent, seconds=5.8125)
+    whole, _ = film(comfy, files, None, seconds=5.8125)
+    print(told.splitlines()[0])
+    difference = np.abs(begun - whole)
+    print(f"largest difference {difference.max()} of 255 over {len(begun)} frames")
+    assert difference.max() <= 1  # The LATENT has been unnormalised and normalised again.
+
+
+def test_repainting_makes_a_film_over_another(comfy: ComfyServer, files: Files, inputs):
+    steps = {"denoising_steps": "1000, 750, 500, 250", "seconds": 3.3}
+    def repainted(strength: float) -> tuple[np.ndarray, str]:
+        settings = {"how": "repaint", "strength": strength}
+        return film(comfy, files, lambda g: start_from(g, video=load_video(g), **settings), **steps)
+
+    (light, told), (full, _) = repainted(0.25), repainted(1.0)
+    plain, _ = film(comfy, files, None, **steps)
+    print(told.splitlines()[0])
+    assert "repainted from noise level 62% in 1 steps" in told
+    assert np.array_equal(full, plain)
+    assert np.abs(light - plain).mean() > 1
+
+
+@pytest.mark.parametrize(
+    ("links", "words"),
+    [
+        ({}, ("nothing connected",)),
+        ({"image": load_image, "video": load_video}, ("image and video connected",)),
+    ],
+)
+def test_not_one_beginning_is_refused(comfy: ComfyServer, files: Files, inputs, links: dict, words):
+    graph = Graph()
+    start = start_from(graph, **{name: link(graph) for name, link in links.items()})
+    decode(graph, stream(graph, our_loader(graph, files), start=start, **FAST), files)
+    failed(comfy, graph, "PackForcingStartFrom", *words)
+
+
+def test_a_picture_without_the_vae_is_refused(comfy: ComfyServer, files: Files, inputs):
+    graph = Graph()
+    start = start_from(graph, image=load_image(graph))
+    decode(graph, stream(graph, our_loader(graph, files), start=start, **FAST), files)
+    failed(comfy, graph, "PackForcingSampler", "vae input")
+
+
+def test_more_that_is_given_than_the_film_is_long_is_refused(comfy: ComfyServer, files: Files, inputs):
+    graph = Graph()
+    vae = graph.add("VAELoader", vae_name=files.vae)[0]
+    start = start_from(graph, video=load_video(graph), seconds=3.0, given_part="in the film")
+    decode(graph, stream(graph, our_loader(graph, files), start=start, vae=vae, **FAST), files)
+    failed(comfy, graph, "PackForcingSampler", "nothing to make")

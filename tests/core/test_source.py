@@ -1,0 +1,122 @@
+"""Pictures, films and latents become the blocks that a render begins from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from packforcing_core.errors import PackForcingError
+from packforcing_core.geometry import VideoGeometry
+from packforcing_core.source import (
+    at_rate,
+    blocks_in,
+    encoded,
+    fitted,
+    given_by_frames,
+    given_by_latents,
+    last_frames,
+    repainted_by_frames,
+)
+from packforcing_core.vae.config import unnormalise
+from packforcing_core.vae.streaming import encode
+from tests.films import picture
+from tests.vaes import random_vae
+
+GEOMETRY = VideoGeometry(64, 48, 16.0, 3, 10)
+
+
+def numbered(count: int) -> list[np.ndarray]:
+    return [np.full((2, 2, 3), number, np.uint8) for number in range(count)]
+
+
+def numbers(frames) -> list[int]:
+    return [int(frame[0, 0, 0]) for frame in frames]
+
+
+def test_the_last_frames_end_where_the_film_ends_whatever_its_rate():
+    assert numbers(last_frames(numbered(50), 16.0, 16.0, 5)) == [45, 46, 47, 48, 49]
+    assert numbers(last_frames(numbered(50), 32.0, 16.0, 4)) == [43, 45, 47, 49]
+    assert numbers(last_frames(numbered(50), 8.0, 16.0, 5)) == [47, 47, 48, 48, 49]
+    assert numbers(last_frames(numbered(3), 16.0, 16.0, 9)) == [0, 1, 2]
+
+
+def test_a_film_of_another_rate_keeps_its_length():
+    assert numbers(at_rate(numbered(4), 16.0, 16.0)) == [0, 1, 2, 3]
+    assert numbers(at_rate(numbered(6), 24.0, 16.0)) == [0, 1, 3, 4]
+    assert numbers(at_rate(numbered(3), 8.0, 16.0)) == [0, 0, 1, 1, 2, 2]
+
+
+def test_frames_are_scaled_to_cover_and_the_middle_is_used():
+    wide = np.zeros((1, 48, 128, 3), np.uint8)
+    wide[:, :, 32:96] = 255
+    assert fitted(wide, 64, 48).min() == 1
+    assert fitted(wide, 128, 48).shape == (1, 3, 1, 48, 128)
+    large = fitted(picture(0, 1, 640, 480), 64, 48)
+    means = picture(0, 1, 640, 480)[0].reshape(48, 10, 64, 10, 3).mean(axis=(1, 3))
+    difference = (large[0, :, 0].permute(1, 2, 0) - (torch.from_numpy(means) / 127.5 - 1)).abs().mean()
+    print(f"mean difference to the means of 10 x 10 pixels {difference:.3f}")
+    assert large.shape == (1, 3, 1, 48, 64)
+    assert difference < 0.1
+
+
+def test_latents_are_those_of_the_whole_film_though_it_is_encoded_piece_by_piece():
+    vae, frames = random_vae(), picture(0, 41)
+    latents = encoded(vae, iter(frames), GEOMETRY)
+    difference = (latents - encode(vae, fitted(frames, 64, 48))).abs().max().item()
+    print(f"max difference {difference:.1e}")
+    assert latents.shape == (1, 16, 11, 6, 8)
+    assert difference < 1e-5
+
+
+def test_a_picture_is_a_block_that_stands_still_and_one_frame_where_blocks_are_frames():
+    vae, still = random_vae(), picture(3, 1)[0]
+    repeated = fitted(np.stack([still] * 9), 64, 48)
+    assert torch.equal(given_by_frames(vae, [still], GEOMETRY), encode(vae, repeated))
+    framewise = VideoGeometry(64, 48, 16.0, 1, 10)
+    assert torch.equal(given_by_frames(vae, [still], framewise), encode(vae, repeated[:, :, :1]))
+
+
+@pytest.mark.parametrize(("frames", "blocks", "used"), [(9, 1, 9), (20, 1, 9), (21, 2, 21), (30, 2, 21), (33, 3, 33)])
+def test_the_end_of_a_film_is_encoded_as_if_the_film_began_there(frames, blocks, used):
+    vae, film = random_vae(), picture(0, frames)
+    given = given_by_frames(vae, list(film), GEOMETRY)
+    assert given.shape[2] == 3 * blocks
+    assert (given - encode(vae, fitted(film[-used:], 64, 48))).abs().max() < 1e-5
+
+
+def test_latents_go_on_from_their_last_whole_blocks():
+    samples = torch.randn(1, 16, 8, 6, 8)
+    assert torch.allclose(unnormalise(given_by_latents(samples, GEOMETRY, 1)), samples[:, :, -3:], atol=1e-5)
+    assert given_by_latents(samples, GEOMETRY, 9).shape[2] == 6
+
+
+def test_a_film_is_repainted_as_far_as_the_render_goes():
+    vae = random_vae()
+    short, long = (VideoGeometry(64, 48, 16.0, 3, blocks) for blocks in (2, 9))
+    film = picture(0, 40)
+    assert repainted_by_frames(vae, film, short).shape[2] == 6
+    assert repainted_by_frames(vae, film, long).shape[2] == 9
+
+
+def test_seconds_become_whole_blocks():
+    assert [blocks_in(seconds, GEOMETRY) for seconds in (0.01, 0.75, 3.0, 3.3)] == [1, 1, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda: given_by_latents(torch.zeros(1, 16, 2, 6, 8), GEOMETRY, 1), "2 latent frames.*a block has 3"),
+        (lambda: given_by_latents(torch.zeros(1, 16, 9, 6, 9), GEOMETRY, 1), r"\[1, 16, 9, 6, 9\].*64x48 pixels"),
+        (lambda: given_by_latents(torch.zeros(1, 4, 8, 8), GEOMETRY, 1), "LATENT of shape"),
+        (lambda: repainted_by_frames(random_vae(), picture(0, 8), GEOMETRY), "needs 9 frames at 16 FPS"),
+        (lambda: encoded(random_vae(), [], GEOMETRY), "holds no frames"),
+        (lambda: last_frames([], 16.0, 16.0, 3), "holds no frames"),
+        (lambda: encoded(random_vae(), [picture(0)[0], picture(0, 1, 32, 32)[0]], GEOMETRY), "in one film"),
+        (lambda: fitted(np.zeros((1, 8, 8, 4), np.uint8), 16, 16), "pictures of shape"),
+        (lambda: blocks_in(float("nan"), GEOMETRY), "nan seconds"),
+    ],
+)
+def test_what_cannot_be_begun_from_is_refused(broken, message):
+    with pytest.raises(PackForcingError, match=message):
+        broken()

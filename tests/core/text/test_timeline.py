@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from packforcing_core.errors import PackForcingError
+from packforcing_core.geometry import VideoGeometry
+from packforcing_core.text.timeline import describe, parse_time, parse_timeline, snap
+
+GEOMETRY = VideoGeometry(832, 480, 16.0, 3, 40)
+
+
+def told(text: str, prefix: str = "") -> list[tuple[float, str]]:
+    return [(prompt.seconds, prompt.prompt) for prompt in parse_timeline(text, prefix)]
+
+
+def test_a_text_without_marks_is_one_prompt():
+    assert told("a boat, [masterpiece], (red:1.2)") == [(0.0, "a boat, [masterpiece], (red:1.2)")]
+    assert told("drifts", prefix="a boat") == [(0.0, "a boat drifts")]
+    assert told("") == [(0.0, "")]
+
+
+def test_prompts_begin_with_the_prefix_and_with_what_stands_before_the_first_mark():
+    text = "Watercolour.\n[0s] It drifts.\n[12.5s] Rain [heavy].\n[1m05s] Sun."
+    assert told(text, "A paper boat.") == [
+        (0.0, "A paper boat. Watercolour. It drifts."),
+        (12.5, "A paper boat. Watercolour. Rain [heavy]."),
+        (65.0, "A paper boat. Watercolour. Sun."),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0s", 0), ("12.5s", 12.5), (".5 s", 0.5), ("1m05s", 65), ("1m", 60), ("2 min 3.25 sec", 123.25), ("1:05", 65)],
+)
+def test_times(text, seconds):
+    assert parse_time(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[5s] a", "first prompt begins at 5 s"),
+        ("[0s] a [5s] b [3s] c", "3 s follows one at 5 s"),
+        ("[0s] a [5s] b [5s] c", "5 s follows one at 5 s"),
+        ("[0s] a [-5s] b", r"Got the time \[-5s\]"),
+        ("[0s] a [1,5s] b", r"Got the time \[1,5s\]"),
+        ("[0s] a [5] b", r"Got the time \[5\]"),
+        ("[0s] a [5x] b", r"Got the time \[5x\]"),
+        ("[0s] a [1:75] b", r"Got the time \[1:75\]"),
+        ("[0s] a\n[xs] b", r"A line begins with \[xs\]"),
+        ("[0s] a\n[nan s] b", r"A line begins with \[nan s\]"),
+        ("[0s] a [5s] ", "prompt at 5 s is empty"),
+        ("[0s] [5s] b", "prompt at 0 s is empty"),
+        ("[0s] a [9999999s] b", "begins at 1e.07 s; expected a time from 0 to"),
+        ("x" * 1_000_000, "1,000,000 characters; expected at most 20,000"),
+        ("[0s] a [1s] " + "x" * 1_000_000, "prompt at 1 s has 1,000,000"),
+        ("[" * 3_000_000, "3,000,000 characters"),
+        ("".join(f"[{second}s] a " for second in range(1001)), "1,001 timed prompts"),
+    ],
+    ids=lambda value: value[:24],
+)
+def test_a_timeline_that_cannot_be_meant_is_refused_in_words(text, message):
+    started = time.perf_counter()
+    with pytest.raises(PackForcingError, match=message) as refused:
+        parse_timeline(text)
+    took = time.perf_counter() - started
+    print(f"{took:.3f} s: {str(refused.value)[:200]}")
+    assert took < 2
+    assert len(str(refused.value)) < 400
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet="[]0123456789.:sm -+e\nax", max_size=60))
+def test_any_text_is_read_or_refused(text):
+    try:
+        prompts = parse_timeline(text)
+    except PackForcingError:
+        return
+    assert prompts[0].seconds == 0
+    assert len(prompts) == 1 or all(prompt.prompt for prompt in prompts)
+
+
+def test_times_go_to_the_block_whose_first_frame_is_nearest():
+    """Blocks of 3 latent frames at 16 FPS begin at frames 0, 9, 21, 33 ...: 0, 0.5625, 1.3125, 2.0625 s."""
+    snapped = snap([0.0, 0.6, 1.4, 12.5, 29.0], GEOMETRY)
+    print("\n".join(describe(snapped, GEOMETRY, ["a", "b", "c", "d" * 100, "e"])))
+    assert [(moment.block, moment.seconds) for moment in snapped] == [
+        (0, 0.0), (1, 0.5625), (2, 1.3125), (17, 12.5625), (39, 29.0625),
+    ]  # fmt: skip
+    for moment in snapped:
+        starts = [0.0, *((12 * block - 3) / 16 for block in range(1, 60))]
+        assert moment.seconds == min(starts, key=lambda start: abs(start - moment.wished))
+
+
+def test_behind_blocks_that_are_left_out_the_film_begins_at_zero():
+    snapped = snap([0.0, 0.8, 12.0], GEOMETRY, left_out_blocks=4)
+    assert [(moment.block, moment.seconds) for moment in snapped] == [(0, 0.0), (5, 0.75), (20, 12.0)]
+
+
+def test_snapping_does_not_depend_on_the_length():
+    longer = VideoGeometry(832, 480, 16.0, 3, 400)
+    assert snap([0.0, 7.0, 100.0], GEOMETRY) == snap([0.0, 7.0, 100.0], longer)
+    assert "behind the end" in describe(snap([0.0, 100.0], GEOMETRY), GEOMETRY)[1]
+
+
+@pytest.mark.parametrize("times", [[0.0, 0.2], [0.0, 5.0, 5.3]])
+def test_two_prompts_on_one_block_are_refused(times):
+    with pytest.raises(PackForcingError, match=r"same block.*0.75 s apart"):
+        snap(times, GEOMETRY)
