@@ -68,7 +68,7 @@ class TimedPrompts(io.ComfyNode):
                 _blend_input(),
                 _recache_input(),
             ],
-            outputs=[io.Conditioning.Output()],
+            outputs=[io.Conditioning.Output(tooltip="The prompts with their times, for the sampler's positive.")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -115,7 +115,7 @@ class PromptAt(io.ComfyNode):
                 _blend_input(),
                 _recache_input(),
             ],
-            outputs=[io.Conditioning.Output()],
+            outputs=[io.Conditioning.Output(tooltip="All prompts so far, for the sampler or the next Prompt At.")],
         )
 
     @classmethod

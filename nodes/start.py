@@ -157,7 +157,7 @@ class StartFromNode(io.ComfyNode):
                     "film no. Left out, `seconds` of the sampler counts what is new.",
                 ),
             ],
-            outputs=[StartSocket.Output(display_name="start")],
+            outputs=[StartSocket.Output(display_name="start", tooltip="For the sampler's start.")],
         )
 
     @classmethod
