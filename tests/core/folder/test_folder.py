@@ -142,7 +142,7 @@ def test_a_prompt_that_was_changed_on_disk_is_refused(tmp_path):
     raw[-1] ^= 1
     prompt.write_bytes(raw)
     with pytest.raises(FolderError, match="is damaged"):
-        folder.context(0)
+        folder.script(0)
 
 
 def test_another_version_is_a_note_and_no_refusal(tmp_path):
@@ -167,7 +167,7 @@ def test_a_folder_that_vanished_is_made_again_and_one_that_another_changed_is_no
     folder.path.mkdir()
     folder.ensure(context)
     assert Manifest.read(folder.path) == wanted
-    assert torch.equal(folder.context(0), context)
+    assert torch.equal(folder.script(0).cues[0].context, context)
     Manifest({"a": 1}, 4, wanted.takes, {}).write(folder.path)
     with pytest.raises(FolderError, match="Another program has changed"):
         folder.ensure(context)
