@@ -142,7 +142,7 @@ def main(names: list[str]) -> None:
         for name in names:
             place_files(server, read_api(name))
         for name in names:  # each in a browser of its own: a tab stays for every graph that was opened
-            with open_front_end(server, 2400, 1350) as front_end:  # zoomed out further, nodes lose their text
+            with open_front_end(server, 3200, 1800) as front_end:  # zoomed out further, nodes lose their text
                 draw(front_end, name, WORKFLOWS)
                 print(f"{name}: problems {front_end.problems or 'none'}")
 
