@@ -20,7 +20,7 @@ MEGABYTE = "x" * 1_000_000
 
 @pytest.fixture(autouse=True)
 def forgotten(comfy: ComfyServer) -> Iterator[None]:
-    """Takes these prompts out of the shared server's history: a NaN in it is no JSON to the front end of later tests."""
+    """Takes these prompts out of the shared server's history: NaN is no JSON to the front end of later tests."""
     yield
     comfy.client.post("/history", {"clear": True})
 
