@@ -176,24 +176,29 @@ def test_while_it_renders_the_panel_follows_and_the_preview_moves(
     assert front_end.problems == []
 
 
+SHOW_NODE = """type => {
+    const canvas = window.app.canvas, page = canvas.canvas.getBoundingClientRect();
+    window.app.rootGraph.clear();
+    Object.assign(canvas.ds, { scale: 1, offset: [0, 0] });
+    const node = window.LiteGraph.createNode(type);
+    node.pos = [200, 300];
+    window.app.rootGraph.add(node);
+    return { x: page.x + 300, y: page.y + 285 };
+}"""
+
+
 def open_help(front_end: FrontEnd, node: str) -> str:
     """Adds a node, opens its help as the button over a selected node does, and returns the page's text."""
     page = front_end.page
-    at = page.evaluate(
-        """type => {
-            const canvas = window.app.canvas, page = canvas.canvas.getBoundingClientRect();
-            window.app.rootGraph.clear();
-            Object.assign(canvas.ds, { scale: 1, offset: [0, 0] });
-            const node = window.LiteGraph.createNode(type);
-            node.pos = [200, 300];
-            window.app.rootGraph.add(node);
-            return { x: page.x + 300, y: page.y + 285 };
-        }""",
-        node,
-    )
-    page.wait_for_timeout(200)
-    page.mouse.click(at["x"], at["y"])
-    page.get_by_test_id("info-button").click()
+    button = page.get_by_test_id("info-button")
+    for _ in range(20):  # A page that is still settling moves the node away from the click.
+        at = page.evaluate(SHOW_NODE, node)
+        page.wait_for_timeout(200)
+        page.mouse.click(at["x"], at["y"])
+        page.wait_for_timeout(200)
+        if button.is_visible():
+            break
+    button.click()
     page.locator(".node-help-content h1").first.wait_for(timeout=10_000)
     return page.locator(".node-help-content").inner_text()
 
