@@ -6,6 +6,7 @@ import random
 import shutil
 import time
 from collections.abc import Iterator
+from glob import glob  # Unlike Path.glob it passes over folders that vanish meanwhile.
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ def kill_soon(comfy: ComfyServer, graph: Graph, chance: random.Random, number: i
     end = time.monotonic() + 60
     if number % 3 == 2:
         moment = "in a snapshot"
-        while time.monotonic() < end and not list(comfy.output.glob(f"packforcing/*/snapshots/{UNFINISHED}/*")):
+        while time.monotonic() < end and not glob(f"{comfy.output}/packforcing/*/snapshots/{UNFINISHED}/*"):
             if prompt_id in comfy.client.get(f"/history/{prompt_id}"):
                 moment = "at the end"
                 break

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from glob import glob  # Unlike Path.glob it passes over folders that vanish meanwhile.
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def while_writing(part: str, number: int) -> Moment:
     def wait(process: subprocess.Popen, folder: Path) -> None:
         seen: set[str] = set()
         while process.poll() is None and len(seen) < number:
-            seen |= {path.name for path in (folder / part).glob(f"**/{UNFINISHED}/*")}
+            seen |= {Path(path).name for path in glob(f"{folder / part}/**/{UNFINISHED}/*", recursive=True)}
 
     return wait
 
