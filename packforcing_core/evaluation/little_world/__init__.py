@@ -1,0 +1,1 @@
+"""Synthetic clips of coloured shapes, their prompts, and a checker that reads every fact back from the pixels."""
