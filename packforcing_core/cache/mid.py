@@ -56,6 +56,10 @@ class TwinRope:
         """Keys (or queries) of a twin [B, N_c, heads, head_dim] rotated by height and width."""
         return rotate(keys, self._spatial)
 
+    def rotation(self, position: float) -> Rotation:
+        """The whole rotation, in space and time, of a twin whose block starts at `position`."""
+        return self._rope.frames([position + offset for offset in self._offsets])
+
     def at(self, position: float, keys: Tensor) -> Tensor:
         """Spatially rotated keys (or queries) of a twin, also rotated in time for a block that starts at `position`."""
         if position not in self._times:  # Few: the places of the mid slots.

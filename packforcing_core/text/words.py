@@ -1,0 +1,56 @@
+"""A text encoder for a small vocabulary: every word a fixed vector, told apart by its place and by the word before it.
+
+Cross-attention has no positions. Without them "a red circle and a blue square" could not be told from its swap, so a
+word's vector also says where it stands and what it follows, as the states of a large encoder do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PackForcingError
+
+WORD = re.compile(r"[a-z]+")
+UNKNOWN = 0
+"""The row of words that are not in the vocabulary; the row behind it stands before the first word."""
+START = 1
+
+
+class WordEncoder(nn.Module):
+    """Prompts to [B, text_len, dim]; zeros behind the last word. The tables are fixed, and part of the weights."""
+
+    def __init__(self, vocabulary: Sequence[str], dim: int = 128, text_len: int = 24, seed: int = 0):
+        super().__init__()
+        self.vocabulary = tuple(vocabulary)
+        self.dim, self.text_len = dim, text_len
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("words", torch.randn(len(self.vocabulary) + 2, dim // 2, generator=generator))
+        self.register_buffer("places", 0.5 * torch.randn(text_len, dim, generator=generator))
+        self._rows = {word: row for row, word in enumerate(self.vocabulary, start=2)}
+
+    def rows(self, prompt: str) -> list[int]:
+        """A row of `words` for each word of the prompt; PackForcingError for a prompt that is too long."""
+        words = WORD.findall(prompt.lower())
+        if len(words) > self.text_len:
+            raise PackForcingError(
+                f"The prompt has {len(words)} words; the miniature's text encoder takes {self.text_len} at most."
+            )
+        return [self._rows.get(word, UNKNOWN) for word in words]
+
+    def unknown(self, prompt: str) -> list[str]:
+        """The words of a prompt that are not in the vocabulary."""
+        return [word for word in WORD.findall(prompt.lower()) if word not in self._rows]
+
+    def forward(self, prompts: Sequence[str]) -> Tensor:
+        return torch.stack([self._encode(self.rows(prompt)) for prompt in prompts])
+
+    def _encode(self, rows: list[int]) -> Tensor:
+        context = self.places.new_zeros(self.text_len, self.dim)
+        if rows:
+            pairs = torch.cat((self.words[rows], self.words[[START, *rows[:-1]]]), dim=1)
+            context[: len(rows)] = pairs + self.places[: len(rows)]
+        return context

@@ -1,0 +1,171 @@
+"""Flow matching: the bidirectional teacher, and the causal model with teacher forcing.
+
+x = (1 - sigma) x0 + sigma noise; the network learns the flow noise - x0. Noise levels follow the shift that sampling
+uses; a share of them are exactly the few that a few-step sampler calls the network at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..cache.config import Full, Policy, SinkWindow, Window
+from ..model.causal import CausalWan
+from ..rope import GridRope
+from .data import LatentBatch
+from .loop import Optimisation, Update
+from .parts import Part, PartsHistory, PartsPlan, Reading
+
+Batches = Callable[[int], LatentBatch]
+"""The batch of a step: what each rank trains on."""
+
+
+@dataclass(frozen=True)
+class NoiseLevels:
+    """How noise levels are drawn: along the `shift`ed schedule, or, for a `few` of them, from `steps`."""
+
+    shift: float = 5.0
+    steps: tuple[float, ...] = ()
+    few: float = 0.0
+
+    def draw(self, count: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Sigmas in 0..1 of shape `count`."""
+        u = torch.rand(count, generator=generator)
+        sigma = self.shift * u / (1 + (self.shift - 1) * u)
+        if not self.steps:
+            return sigma
+        chosen = torch.tensor(self.steps)[torch.randint(len(self.steps), count, generator=generator)]
+        return torch.where(torch.rand(count, generator=generator) < self.few, chosen, sigma)
+
+
+def step_generator(seed: int, *key: int) -> torch.Generator:
+    """A generator for one step, on the CPU."""
+    return torch.Generator().manual_seed(hash((seed, *key)) & 0x7FFF_FFFF_FFFF)
+
+
+def noised(x0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    """x0 [B, 16, F, h, w] at noise levels `sigma` [B, F]."""
+    sigma = sigma[:, None, :, None, None]
+    return (1 - sigma) * x0 + sigma * noise
+
+
+def flow_loss(flow: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
+    """Mean squared error of the flow, in float32."""
+    return (flow.float() - (noise - x0)).square().mean()
+
+
+@dataclass
+class TeacherStage:
+    """A bidirectional model: every latent frame of a clip sees every other, all at one noise level.
+
+    A share of the prompts is dropped, so that guidance has something to lean on.
+    """
+
+    model: CausalWan
+    batches: Batches
+    rope: GridRope
+    optimisation_of_model: Optimisation
+    seed: int = 0
+    levels: NoiseLevels = field(default_factory=NoiseLevels)
+    dropped_prompts: float = 0.1
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        return {"teacher": self.model.net}
+
+    @property
+    def optimisation(self) -> dict[str, Optimisation]:
+        return {"teacher": self.optimisation_of_model}
+
+    def step(self, number: int) -> Update:
+        batch = self.batches(number)
+        generator = step_generator(self.seed, number, batch.first)
+        x0 = batch.latents
+        sigma = self.levels.draw((len(x0), 1), generator).expand(-1, x0.shape[2])
+        noise = torch.randn(x0.shape, generator=generator)
+        kept = (torch.rand(len(x0), generator=generator) >= self.dropped_prompts).float()[:, None, None]
+        with torch.autocast(x0.device.type, torch.bfloat16):
+            flow = bidirectional_flow(self.model, noised(x0, sigma, noise), sigma, batch.context * kept, self.rope)
+        return Update("teacher", flow_loss(flow, x0, noise))
+
+
+def bidirectional_flow(model: CausalWan, x: Tensor, sigma: Tensor, context: Tensor, rope: GridRope) -> Tensor:
+    """The flow of whole clips x [B, 16, F, h, w] at noise levels [B, F], every frame seeing every other."""
+    tokens = x.shape[2] * rope.grid[0] * rope.grid[1]
+    whole = Part(Reading(slice(0, tokens), rope.frames(range(x.shape[2]))))
+    return model.flow(x, 1000 * sigma, model.encode_text(context), PartsHistory([whole], model.attention))
+
+
+MEMORIES: Sequence[Policy] = (
+    Full(),
+    Full(),
+    SinkWindow(window_frames=16, sink_frames=8),
+    SinkWindow(window_frames=12, sink_frames=4),
+    Window(window_frames=12),
+)
+"""What teacher forcing lets blocks see, in turn: with gaps closed and without sinks, so that each is familiar."""
+
+
+@dataclass
+class CausalStage:
+    """Teacher forcing: the noisy blocks of a clip see its clean blocks as one of `memories` would show them.
+
+    The clean blocks carry a little noise, drawn up to `history_noise` a clip, which the model is not told: what it
+    makes itself will not be perfect either.
+    """
+
+    model: CausalWan
+    batches: Batches
+    rope: GridRope
+    optimisation_of_model: Optimisation
+    frames_per_block: int = 4
+    seed: int = 0
+    levels: NoiseLevels = field(default_factory=NoiseLevels)
+    memories: Sequence[Policy] = MEMORIES
+    history_noise: float = 0.1
+
+    def __post_init__(self) -> None:
+        self._plans: dict[tuple[Policy, int], PartsHistory] = {}
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        return {"causal": self.model.net}
+
+    @property
+    def optimisation(self) -> dict[str, Optimisation]:
+        return {"causal": self.optimisation_of_model}
+
+    def step(self, number: int) -> Update:
+        batch = self.batches(number)
+        generator = step_generator(self.seed, number, batch.first)
+        x0 = batch.latents
+        blocks = x0.shape[2] // self.frames_per_block
+        sigma = self.levels.draw((len(x0), blocks), generator).repeat_interleave(self.frames_per_block, dim=1)
+        noise = torch.randn(x0.shape, generator=generator)
+        history_sigma = self.history_noise * torch.rand((len(x0), 1), generator=generator).expand(-1, x0.shape[2])
+        history = noised(x0, history_sigma, torch.randn(x0.shape, generator=generator))
+        seen = self.history(self.memories[number % len(self.memories)], blocks)
+        with torch.autocast(x0.device.type, torch.bfloat16):
+            flow = teacher_forced_flow(self.model, history, noised(x0, sigma, noise), sigma, batch.context, seen)
+        return Update("causal", flow_loss(flow, x0, noise))
+
+    def history(self, policy: Policy, blocks: int) -> PartsHistory:
+        """What a clip of `blocks` blocks sees under `policy`, planned once."""
+        if (policy, blocks) not in self._plans:
+            plan = PartsPlan(policy.partitions(self.frames_per_block), blocks, self.rope)
+            self._plans[policy, blocks] = PartsHistory(plan.parts(), self.model.attention)
+        return self._plans[policy, blocks]
+
+
+def teacher_forced_flow(
+    model: CausalWan, history: Tensor, x: Tensor, sigma: Tensor, context: Tensor, seen: PartsHistory
+) -> Tensor:
+    """The flow of every block of x [B, 16, F, h, w] at noise levels [B, F], each seeing blocks of the clean `history`
+    of the same shape.
+    """
+    timesteps = torch.cat((torch.zeros_like(sigma), 1000 * sigma), dim=1)
+    flow = model.flow(torch.cat((history, x), dim=2), timesteps, model.encode_text(context), seen)
+    return flow[:, :, x.shape[2] :]
