@@ -17,7 +17,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -44,6 +44,15 @@ class History(Protocol):
 
         `q`, `k` (normalised, not rotated) and `v` are [B, L, heads, head_dim] of those tokens; returns the same shape.
         """
+        ...
+
+
+@runtime_checkable
+class Writer(History, Protocol):
+    """The history of a commit, which can also take what a layer keeps without giving its attention."""
+
+    def keep(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """Stores what `attend` would store: all that a commit needs of its last layer, whose output nobody reads."""
         ...
 
 
@@ -284,12 +293,17 @@ class BlockView:
         choices = (self.choices.get(layer, ()) for layer in range(self.cache.shape.layers))
         return tuple(array("i", c.tolist()) if isinstance(c, Tensor) else c for c in choices)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        kv = self.cache.layers[layer]
+    def choose(self, layer: int, q: Tensor) -> None:
+        """Makes `layer`'s choice from its queries, once a block, and shows it where its keys are read."""
         if self._chooser:
+            kv = self.cache.layers[layer]
             if layer not in self.choices:
                 self.choices[layer] = self._chooser.choose(layer, kv, self.window, q, self.block)
             self._chooser.show(layer, kv, self.window, self.choices[layer])
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.choose(layer, q)
+        kv = self.cache.layers[layer]
         current = kv.current(self.window)
         attended = kv.attended(self.window)
         kv.k[:, current] = rotate(k, self.rotation)
@@ -317,17 +331,24 @@ class BlockWriter:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = self._view.attend(layer, q, k, v)
+        self._store(layer, q, k, v)
+        return out
+
+    def keep(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+        self._view.choose(layer, q)
+        self._store(layer, q, k, v)
+
+    def _store(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         kv = self._cache.layers[layer]
         if self._view.window.pruned_frames is not None:
             self._cache.pruning.drop(layer, kv, self._view.window, self._view.choices[layer])
         timeless = rotate(k, self._spatial)
         for kept in self.kept:
             rows = kv.tokens(kept.frame - self._first)
-            self._keep(kv, kept, timeless[:, rows], v[:, rows])
-        self._keep_queries(kv, q)
-        return out
+            self._store_frame(kv, kept, timeless[:, rows], v[:, rows])
+        self._store_queries(kv, q)
 
-    def _keep(self, kv: LayerKV, kept: Placement, timeless: Tensor, v: Tensor) -> None:
+    def _store_frame(self, kv: LayerKV, kept: Placement, timeless: Tensor, v: Tensor) -> None:
         slot = kv.tokens(kept.slot)
         kv.k[:, slot] = rotate(timeless, self._times[kept.slot])
         kv.v[:, slot] = v
@@ -337,7 +358,7 @@ class BlockWriter:
             if self._cache.partitions.candidate_frames:
                 kv.candidate_v[:, slot] = v
 
-    def _keep_queries(self, kv: LayerKV, q: Tensor) -> None:
+    def _store_queries(self, kv: LayerKV, q: Tensor) -> None:
         """One sum of queries per frame, in a ring of its own."""
         newest = min(self._cache.partitions.query_frames, self._cache.partitions.frames_per_block)
         if not newest:
@@ -365,7 +386,8 @@ class TwinWriter:
         kv, rope, choice = self._cache.layers[layer], self._mid.twin_rope, self._choices[layer]
         first, span = self._cache.partitions.sink_frames, self._mid.plan.span
         self._mid.show_at(layer, kv, [first + i * span for i in range(len(choice))], choice)
-        if layer + 1 < len(self._choices):  # Copies of the next layer's blocks run beside this layer's work.
+        # Copies of the next layer's blocks run beside this layer's work; the last layer looks at none.
+        if layer + 2 < len(self._choices):
             self._mid.fetch(layer + 1, self._cache.layers[layer + 1], self._choices[layer + 1])
         position = first + len(choice) * span
         seen, own = kv.seen_by_twin(len(choice))
@@ -375,3 +397,6 @@ class TwinWriter:
         out = self._cache.attention(rope.at(position, rope.spatial(q)), kv.k[:, seen], kv.v[:, seen])
         self._mid.write(layer, self.slot, timeless, v)
         return out
+
+    def keep(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+        self._mid.write(layer, self.slot, self._mid.twin_rope.spatial(k), v)

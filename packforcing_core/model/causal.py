@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..attention import Attention, sdpa
-from ..cache.cache import History
+from ..cache.cache import History, Writer
 from ..geometry import PATCH
 from .config import WanConfig
 from .ops import TorchOps
@@ -55,11 +55,47 @@ def add_gated(tokens: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     return torch.addcmul(tokens.unflatten(1, (frames, -1)), update.unflatten(1, (frames, -1)), gate).flatten(1, 2)
 
 
+class Seams(NamedTuple):
+    """What the layers take from outside: number of heads, `cast` and `attention` as `CausalWan` has them."""
+
+    heads: int
+    cast: Callable[[Tensor, Tensor], Tensor]
+    attention: Attention
+
+
+def queries_keys_values(
+    layer: nn.Module, tokens: Tensor, shifts: Tensor, seams: Seams
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A layer up to its self-attention: q, k (normalised, not rotated) and v [B, L, heads, head_dim], and the layer's
+    own shifts [B, F, 6, D].
+    """
+    shifts = seams.cast(layer.modulation, tokens) + shifts
+    shift, scale = (shifts[:, :, i].unsqueeze(2) for i in (0, 1))
+    attn = layer.self_attn
+    x = modulate(layer.norm1(tokens), scale, shift)
+    projected = attn.norm_q(attn.q(x)), attn.norm_k(attn.k(x)), attn.v(x)
+    q, k, v = (p.unflatten(-1, (seams.heads, -1)) for p in projected)
+    return q, k, v, shifts
+
+
+def after_attention(
+    layer: nn.Module, tokens: Tensor, attended: Tensor, shifts: Tensor, text: TextKV, seams: Seams
+) -> Tensor:
+    """The rest of a layer: tokens [B, L, D] and what its self-attention `attended` [B, L, heads, head_dim]."""
+    gate1, shift2, scale2, gate2 = (shifts[:, :, i].unsqueeze(2) for i in (2, 3, 4, 5))
+    tokens = add_gated(tokens, layer.self_attn.o(attended.flatten(2)), gate1)
+    cross = layer.cross_attn
+    q = cross.norm_q(cross.q(layer.norm3(tokens))).unflatten(-1, (seams.heads, -1))
+    tokens = tokens + cross.o(seams.attention(q, text.k, text.v).flatten(2))
+    return add_gated(tokens, layer.ffn(modulate(layer.norm2(tokens), scale2, shift2)), gate2)
+
+
 class CausalWan:
     """Runs blocks of latent frames through `net`.
 
     `dtype` is that of the activations; `cast` brings bare parameters to an activation's device and dtype; `attention`
-    is the seam all attentions go through.
+    is the seam all attentions go through. `compiled` runs the layers through torch.compile: for networks of plain
+    modules, where it gives one graph a half-layer and shape, however many layers and blocks there are.
     """
 
     def __init__(
@@ -71,13 +107,18 @@ class CausalWan:
         device: torch.device | str = "cpu",
         cast: Callable[[Tensor, Tensor], Tensor] = TorchOps.cast,
         attention: Attention = sdpa,
+        compiled: bool = False,
     ):
         self.net = net
         self.config = config
         self.dtype = dtype
         self.device = torch.device(device)
         self.attention = attention
+        self.compiled = compiled
         self._cast = cast
+        # What lies between the halves, the history, stays eager: its slices grow until the window is full.
+        halves = queries_keys_values, after_attention
+        self._before, self._after = (torch.compile(f, dynamic=False) for f in halves) if compiled else halves
 
     def encode_text(self, context: Tensor) -> list[TextKV]:
         """Text embeddings [B, text_len, text_dim] -> the cross-attention keys and values of every layer, once a
@@ -100,8 +141,11 @@ class CausalWan:
         return self._head(self._layers(self.embed(latents), modulation, text, history), modulation, latents.shape)
 
     def commit(self, latents: Tensor, timesteps: Tensor, text: list[TextKV], history: History) -> None:
-        """A pass for the sake of its keys and values only; `history` is a commit's writer."""
-        self._layers(self.embed(latents), self._modulation(timesteps), text, history)
+        """A pass for the sake of its keys and values only; `history` is a commit's writer.
+
+        It ends with the last layer's keys and values, unless `history` is no `Writer` and can but attend.
+        """
+        self._commit(self.embed(latents), self._modulation(timesteps), text, history)
 
     def embed(self, latents: Tensor) -> Tensor:
         """The patch embedding: latents [B, 16, F, h, w] -> tokens [B, F x n, D], in order of time, row, column."""
@@ -111,7 +155,7 @@ class CausalWan:
 
     def commit_tokens(self, tokens: Tensor, timesteps: Tensor, text: list[TextKV], history: History) -> None:
         """`commit` for hidden tokens [B, L, D] that are embedded already; timesteps [B, F] with F a divisor of L."""
-        self._layers(tokens.to(self.device, self.dtype), self._modulation(timesteps), text, history)
+        self._commit(tokens.to(self.device, self.dtype), self._modulation(timesteps), text, history)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.config.num_heads, self.config.head_dim))
@@ -122,27 +166,40 @@ class CausalWan:
         shifts = self.net.time_projection(embedding).unflatten(-1, (6, self.config.dim))
         return Modulation(embedding.unsqueeze(2), shifts)
 
+    @property
+    def _seams(self) -> Seams:
+        return Seams(self.config.num_heads, self._cast, self.attention)
+
     def _layers(self, tokens: Tensor, modulation: Modulation, text: list[TextKV], history: History) -> Tensor:
+        seams = self._seams
         for index, (layer, text_kv) in enumerate(zip(self.net.blocks, text, strict=True)):
-            tokens = self._layer(index, layer, tokens, modulation, text_kv, history)
+            tokens = self._layer(index, layer, tokens, modulation, text_kv, history, seams)
         return tokens
 
     def _layer(
-        self, index: int, layer: nn.Module, tokens: Tensor, modulation: Modulation, text: TextKV, history: History
+        self,
+        index: int,
+        layer: nn.Module,
+        tokens: Tensor,
+        modulation: Modulation,
+        text: TextKV,
+        history: History,
+        seams: Seams,
     ) -> Tensor:
-        shifts = self._cast(layer.modulation, tokens) + modulation.shifts
-        shift1, scale1, gate1, shift2, scale2, gate2 = shifts.unsqueeze(3).unbind(2)
+        q, k, v, shifts = self._before(layer, tokens, modulation.shifts, seams)
+        return self._after(layer, tokens, history.attend(index, q, k, v), shifts, text, seams)
 
-        attn = layer.self_attn
-        x = modulate(layer.norm1(tokens), scale1, shift1)
-        q, k, v = self._heads(attn.norm_q(attn.q(x))), self._heads(attn.norm_k(attn.k(x))), self._heads(attn.v(x))
-        tokens = add_gated(tokens, attn.o(history.attend(index, q, k, v).flatten(2)), gate1)
-
-        cross = layer.cross_attn
-        q = self._heads(cross.norm_q(cross.q(layer.norm3(tokens))))
-        tokens = tokens + cross.o(self.attention(q, text.k, text.v).flatten(2))
-
-        return add_gated(tokens, layer.ffn(modulate(layer.norm2(tokens), scale2, shift2)), gate2)
+    def _commit(self, tokens: Tensor, modulation: Modulation, text: list[TextKV], history: History) -> None:
+        if not isinstance(history, Writer):
+            self._layers(tokens, modulation, text, history)
+            return
+        seams, last = self._seams, len(text) - 1
+        for index, (layer, text_kv) in enumerate(zip(self.net.blocks, text, strict=True)):
+            if index < last:
+                tokens = self._layer(index, layer, tokens, modulation, text_kv, history, seams)
+            else:
+                q, k, v, _ = self._before(layer, tokens, modulation.shifts, seams)
+                history.keep(index, q, k, v)
 
     def _head(self, tokens: Tensor, modulation: Modulation, shape: torch.Size) -> Tensor:
         head = self.net.head

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import PackForcingError
+
+# PyTorch (aten, Convolution.cpp) computes a float32 convolution on a CPU by oneDNN where the product of its input's
+# first four sizes exceeds this, and else unfolds the input, in 3-D into 27 times as much memory.
+UNFOLDED_SIZE = 20480
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
@@ -43,11 +49,19 @@ class CausalState:
         Zeros stand before the first frame of a video.
         """
         depth = lookback(conv)
-        padded = torch.cat((self.tails.pop(conv) if conv in self.tails else _zeros(x, depth), x), dim=2)
-        del x  # lets go of what the caller handed over, a frame less at the worst moment
+        tail = self.tails.pop(conv) if conv in self.tails else _zeros(x, depth)
+        if splits_time(conv, x, depth + x.shape[2]):
+            # A view would keep the whole input alive.
+            known = x if x.shape[2] >= depth else torch.cat((tail[:, :, x.shape[2] - depth :], x), dim=2)
+            self.tails[conv] = known[:, :, -depth:].clone() if known is x else known
+            # One layout whatever a tail comes from: kernels of other layouts add up in another order.
+            layout = torch.channels_last
+            frames = [frame.contiguous(memory_format=layout) for frame in (*tail.unbind(2), *x.unbind(2))]
+            return convolve_by_frames(conv, frames)
+        padded = torch.cat((tail, x), dim=2)
+        del tail, x  # lets go of what the caller handed over, a frame less at the worst moment
         # No copy, except behind the few kernels that lose the layout.
         padded = padded.contiguous(memory_format=memory_format(padded.device))
-        # A view would keep the whole input alive.
         self.tails[conv] = padded[:, :, -depth:].clone()
         return conv(padded)
 
@@ -75,6 +89,29 @@ class CausalState:
         for name, conv in convs.items():
             state.tails[conv] = tensors[name].to(device=like.device, dtype=like.dtype)
         return state
+
+
+def splits_time(conv: nn.Module, x: Tensor, frames: int) -> bool:
+    """Whether `conv` over `frames` frames like those of x is computed as 2-D convolutions: where PyTorch would unfold.
+
+    Only for plain modules, whose weights may be read; what a host has put in their place is called.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32 or type(conv) is not nn.Conv3d:
+        return False
+    hooked = conv._forward_hooks or conv._forward_pre_hooks
+    return not hooked and math.prod((*x.shape[:2], frames, x.shape[3])) <= UNFOLDED_SIZE
+
+
+def convolve_by_frames(conv: nn.Conv3d, frames: Sequence[Tensor]) -> Tensor:
+    """`conv` without padding in time over `frames` [B, C, H, W]: a sum of 2-D convolutions, one a row of its kernel."""
+    rows, (stride, *steps), padding = conv.weight.unbind(2), conv.stride, conv.padding[1:]
+    made = []
+    for first in range(0, len(frames) - len(rows) + 1, stride):
+        total = F.conv2d(frames[first], rows[0], conv.bias, steps, padding)
+        for row, frame in zip(rows[1:], frames[first + 1 :], strict=False):
+            total = total.add_(F.conv2d(frame, row, None, steps, padding))
+        made.append(total.unsqueeze(2))
+    return made[0] if len(made) == 1 else torch.cat(made, dim=2)
 
 
 def causal_convs(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
