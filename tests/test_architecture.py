@@ -43,6 +43,7 @@ ROWS = (
     ("filmed",),
     ("plan", "source", "demo"),
     ("drawing",),
+    ("bench",),
     ("training", "evaluation", "cli"),
 )
 ROW = {room: number for number, row in enumerate(ROWS) for room in row}

@@ -44,7 +44,6 @@ class History(Protocol):
 
         `q`, `k` (normalised, not rotated) and `v` are [B, L, heads, head_dim] of those tokens; returns the same shape.
         """
-        ...
 
 
 @runtime_checkable
@@ -53,7 +52,6 @@ class Writer(History, Protocol):
 
     def keep(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         """Stores what `attend` would store: all that a commit needs of its last layer, whose output nobody reads."""
-        ...
 
 
 class KVCache:

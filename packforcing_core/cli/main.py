@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import PackForcingError
-from . import batch, convert_lora, demo, inspect, plan, render
+from . import batch, bench, convert_lora, demo, inspect, plan, render
 
 COMMANDS = {
     "render": render,
@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": demo,
     "inspect": inspect,
     "plan": plan,
+    "bench": bench,
     "convert-lora": convert_lora,
 }
 

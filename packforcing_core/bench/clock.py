@@ -1,0 +1,83 @@
+"""Time: device events on a GPU, a monotonic clock elsewhere; runs in turns, so that a busy machine slows all alike."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from statistics import median
+
+import torch
+
+Run = Callable[[], object]
+
+
+class Laps:
+    """Durations of the parts of a run, added up by name.
+
+    laps = Laps(device)
+    ...; laps.mark("steps"); ...; laps.mark("commit")
+    laps.seconds()    # {"steps": 0.3, "commit": 0.1}
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._marks: list[tuple[str, float | torch.cuda.Event]] = [("", self._now())]
+
+    def _now(self) -> float | torch.cuda.Event:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def mark(self, name: str) -> None:
+        """Ends a part, which began at the mark before."""
+        self._marks.append((name, self._now()))
+
+    def seconds(self) -> dict[str, float]:
+        """Waits for the device."""
+        synchronize(self._device)
+        parts: dict[str, float] = defaultdict(float)
+        for (_, began), (name, ended) in zip(self._marks, self._marks[1:], strict=False):
+            parts[name] += ended - began if isinstance(ended, float) else began.elapsed_time(ended) / 1000
+        return dict(parts)
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for what is queued on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(run: Run, device: torch.device) -> float:
+    """How long one run takes, all it queued included."""
+    synchronize(device)
+    began = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - began
+
+
+def in_turns(runs: Mapping[str, Run], rounds: int, device: torch.device, warm_up: int = 1) -> dict[str, list[float]]:
+    """Seconds of each run in each round. Every round begins with another run, so that none has the same neighbour."""
+    names = list(runs)
+    for _ in range(warm_up):
+        for run in runs.values():
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            seconds[name].append(seconds_of(runs[name], device))
+    return seconds
+
+
+def ratio(over: list[float], under: list[float]) -> float:
+    """The median of the rounds' ratios: a slow moment that both were in cancels out."""
+    return median(a / b for a, b in zip(over, under, strict=True))
+
+
+def p95(values: list[float]) -> float:
+    """The value that 95% of `values` do not exceed."""
+    return sorted(values)[max(0, -(-95 * len(values) // 100) - 1)]

@@ -1,0 +1,221 @@
+"""The whole measurement, as one dictionary that JSON can hold."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+from ..attention import Capability, attention_named
+from ..cache.config import TRAINED_FRAMES, Window
+from ..geometry import PIXEL_FRAMES_PER_LATENT
+from ..model.causal import CausalWan
+from ..render import film_events
+from ..sampler.rollout import BlockDone, rollout
+from .bare import BarePasses
+from .clock import Laps, in_turns, p95, ratio, seconds_of
+from .micro import attention_rates, conv_rates, matmul_rate
+from .subject import FRAMES_PER_BLOCK, Scale, Stream, build_model, build_vae
+from .work import Work, commit_work, decode_work, pass_work
+
+# The block, counted from 1, that is the first with a full window, and one near the end of two minutes.
+EARLY, LATE = 21, 115
+PARTS = ("steps", "commit", "twin", "decode", "to host")
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure on what. `rounds` is how many blocks each stream makes in turns, `repeats` that of a kernel."""
+
+    scale: Scale
+    device: torch.device
+    dtype: torch.dtype
+    rounds: int
+    repeats: int
+    attention: str = "sdpa"
+    compiled: bool = False
+
+    @property
+    def decoded_rounds(self) -> int:
+        """Blocks that are also decoded; fewer, for nothing fine is read off them."""
+        return max(1, self.rounds // 2)
+
+
+def measure(plan: Plan, tell: Tell) -> dict[str, Any]:
+    """Runs everything; `tell` hears what comes next. On a CPU only the ratios mean anything."""
+    capability = Capability.of(plan.device, plan.dtype, plan.scale.config.head_dim)
+    attention = attention_named(plan.attention, capability)
+    model = build_model(plan.scale, plan.device, plan.dtype, attention, plan.compiled)
+    tell("blocks in turns")
+    result = {"settings": _settings(plan), **_blocks(plan, model)}
+    tell("decoding")
+    result |= _decoding(plan, model)
+    tell("kernels")
+    return result | _kernels(plan, model, result)
+
+
+def _settings(plan: Plan) -> dict[str, Any]:
+    cuda = plan.device.type == "cuda"
+    return {
+        "scale": plan.scale.name,
+        "pixels": f"{plan.scale.width}x{plan.scale.height}",
+        "frames_per_block": FRAMES_PER_BLOCK,
+        "device": torch.cuda.get_device_name(plan.device) if cuda else platform.processor() or platform.machine(),
+        "device_type": plan.device.type,
+        "dtype": str(plan.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "attention": plan.attention,
+        "compiled": plan.compiled,
+        "rounds": plan.rounds,
+    }
+
+
+def _blocks(plan: Plan, model: CausalWan) -> dict[str, Any]:
+    """Blocks early and late in a render, a rolling window's and the bare passes, all in turns."""
+    early, late = Stream(model, plan.scale), Stream(model, plan.scale)
+    window = Stream(model, plan.scale, Window(TRAINED_FRAMES))
+    early.skip(EARLY - 2)  # The warm-up is one block more.
+    late.skip(LATE - 2)
+    window.skip(EARLY - 2)
+    bytes_early = early.cache.nbytes + early.cache.host_nbytes
+    bare = BarePasses(early)
+    runs = {"late": late.block, "early": early.block, "bare": bare.block, "window": window.block}
+    for run in runs.values():
+        run()
+    graphs = compiled_graphs()
+    seconds = in_turns(runs, plan.rounds, plan.device, warm_up=0)
+    return {
+        "flatness": ratio(seconds["late"], seconds["early"]),
+        "loop_overhead": ratio(seconds["early"], seconds["bare"]) - 1,
+        "window_over_ours": ratio(seconds["window"], seconds["early"]),
+        "block_seconds": {name: {"median": median(s), "p95": p95(s)} for name, s in seconds.items()},
+        "samples": seconds,
+        "compiled_graphs": {"before": graphs, "after": compiled_graphs()},
+        "bytes": {
+            "cache": early.cache.shape.cache_bytes(early.cache.partitions),
+            "buffers": early.cache.nbytes,
+            "constant": bytes_early == late.cache.nbytes + late.cache.host_nbytes,
+        },
+    }
+
+
+def _decoding(plan: Plan, model: CausalWan) -> dict[str, Any]:
+    """The split of a block with its decode, the first frame, decoding beside the transformer, peaks."""
+    vae = build_vae(plan.scale, plan.device, plan.dtype)
+    _reset_peak(plan.device)
+    first = Stream(model, plan.scale, vae=vae)
+    latency = seconds_of(first.block, plan.device)
+    stream = Stream(model, plan.scale, vae=vae)
+    stream.skip(EARLY - 2)
+    stream.block()
+    parts: dict[str, list[float]] = {name: [] for name in PARTS}
+    for _ in range(plan.decoded_rounds):
+        laps = Laps(plan.device)
+        stream.block(laps)
+        for name, seconds in laps.seconds().items():
+            parts[name].append(seconds)
+    split = {name: median(seconds) for name, seconds in parts.items()}
+    in_turn = [sum(round_) for round_ in zip(*parts.values(), strict=True)]
+    frames = PIXEL_FRAMES_PER_LATENT * FRAMES_PER_BLOCK
+    dit = split["steps"] + split["commit"] + split["twin"]
+    beside = _beside(plan, model, vae)
+    return {
+        "first_frame_seconds": latency,
+        "split": split,
+        "fps": {
+            "transformer only": frames / dit,
+            "decoded in turn": frames / median(in_turn),
+            "end to end": frames / beside,
+        },
+        "peak_bytes": _peak(plan.device),
+    }
+
+
+class _Discard:
+    """A film that nobody keeps."""
+
+    def write(self, frames) -> None: ...
+
+    def end_segment(self) -> None: ...
+
+
+def _beside(plan: Plan, model: CausalWan, vae) -> float:
+    """Seconds a block to frames on the host, decoding while the next block is made."""
+    stream = Stream(model, plan.scale, vae=vae)
+    stream.skip(EARLY - 1)
+    blocks = EARLY - 1 + plan.decoded_rounds + 1
+    with torch.no_grad():
+        events = rollout(
+            model,
+            stream.text,
+            stream.cache,
+            stream.noise,
+            stream.denoising,
+            blocks + 1,
+            twins=stream.twins,
+            stop=blocks,
+        )
+        film = film_events(events, stream.decoder, _Discard(), blocks_per_segment=blocks)
+        while not isinstance(next(film), BlockDone):
+            continue  # The first decode of a render does other work than the rest.
+        seconds = seconds_of(lambda: list(film), plan.device)
+    return seconds / plan.decoded_rounds
+
+
+def _kernels(plan: Plan, model: CausalWan, result: dict[str, Any]) -> dict[str, Any]:
+    """Rates of the kernels, and what part of them the whole reaches."""
+    scale, device, dtype = plan.scale, plan.device, plan.dtype
+    stream = Stream(model, scale)
+    seen = stream.cache.shape.attended_tokens(stream.cache.partitions)
+    matmul = matmul_rate(scale, device, dtype, plan.repeats)
+    attention = attention_rates(scale, seen, device, dtype, plan.repeats)
+    conv = conv_rates(scale, device, dtype, plan.repeats)
+    rates = {"linear": matmul, "attention": max(attention.values()), "conv": max(conv.values())}
+    tokens = scale.geometry.tokens_per_frame * FRAMES_PER_BLOCK
+    steps = Work().plus(pass_work(scale.config, tokens, seen), len(stream.denoising.schedule))
+    work = {
+        "steps": steps,
+        "commit": commit_work(scale.config, tokens, seen),
+        "decode": decode_work(scale.vae, scale.height, scale.width, FRAMES_PER_BLOCK),
+    }
+    share = {name: part.floor_seconds(rates) / result["split"][name] for name, part in work.items()}
+    return {
+        "kernels": {"matmul": matmul, "attention": attention, "conv": conv},
+        "operations": {name: sum(part) for name, part in work.items()},
+        "roofline_share": share,
+    }
+
+
+def compiled_graphs() -> int:
+    """How many graphs torch.compile has made in this process."""
+    if "torch._dynamo.utils" not in sys.modules:  # Importing it takes seconds.
+        return 0
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"]
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak(device: torch.device) -> int | None:
+    """The most bytes in use: allocated on a GPU since the reset, resident in this process elsewhere; None where the
+    system does not say.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
