@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from ..errors import PackForcingError
 from . import ranks
 
 STATE_FILE = "state.pt"
+LAYERS = "blocks."  # what the names of parameters inside a transformer's layers hold
+Matrices = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,10 @@ class Update:
 class Optimisation:
     """How one network is updated: AdamW after a linear warm-up, falling along a cosine to `final_rate` of the rate.
 
-    `average` is the decay of the exponential moving average of the weights, None for none, and `average_from` the step
-    it begins at.
+    With `matrices` "muon" the matrices of the transformer's layers follow Muon instead (https://kellerjordan.github.io/
+    posts/muon/), scaled so that its updates are as large as AdamW's (arXiv 2502.16982) and one learning rate serves
+    both. `average` is the decay of the exponential moving average of the weights, None for none, and `average_from`
+    the step it begins at.
     """
 
     learning_rate: float
@@ -46,6 +50,7 @@ class Optimisation:
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
     clip: float = 1.0
+    matrices: Matrices = "adamw"
     average: float | None = None
     average_from: int = 0
 
@@ -55,6 +60,40 @@ class Optimisation:
             return self.learning_rate * (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, steps - self.warmup)
         return self.learning_rate * (self.final_rate + (1 - self.final_rate) * (1 + math.cos(math.pi * done)) / 2)
+
+
+def build_optimisers(network: nn.Module, optimisation: Optimisation) -> list[torch.optim.Optimizer]:
+    """AdamW for the trainable parameters of `network`, or Muon for the matrices of its layers and AdamW for the rest.
+
+    PackForcingError where this PyTorch has no Muon, or the network no such matrices.
+    """
+    matrices, rest = [], []
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            muon = optimisation.matrices == "muon" and parameter.ndim == 2 and LAYERS in name
+            (matrices if muon else rest).append(parameter)
+    adamw = torch.optim.AdamW(
+        rest, lr=optimisation.learning_rate, betas=optimisation.betas, weight_decay=optimisation.weight_decay
+    )
+    if optimisation.matrices == "adamw":
+        return [adamw]
+    if not hasattr(torch.optim, "Muon"):
+        raise PackForcingError(
+            f"matrices is 'muon', but PyTorch {torch.__version__} has no torch.optim.Muon, which came with 2.9. "
+            "Install a newer PyTorch, or choose 'adamw'."
+        )
+    if not matrices:
+        raise PackForcingError(
+            f"matrices is 'muon', but a {type(network).__name__} has no matrices in layers called '{LAYERS}N'. "
+            "Choose 'adamw'."
+        )
+    muon = torch.optim.Muon(
+        matrices,
+        lr=optimisation.learning_rate,
+        weight_decay=optimisation.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [adamw, muon]
 
 
 class Stage(Protocol):
@@ -69,28 +108,25 @@ class Stage(Protocol):
 
 
 class Learner:
-    """One network with its optimiser and the average of its weights."""
+    """One network with its optimisers and the average of its weights."""
 
     def __init__(self, network: nn.Module, optimisation: Optimisation):
         self.network, self.optimisation = network, optimisation
         self.parameters = [p for p in network.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(
-            self.parameters,
-            lr=optimisation.learning_rate,
-            betas=optimisation.betas,
-            weight_decay=optimisation.weight_decay,
-        )
+        self.optimisers = build_optimisers(network, optimisation)
         self.average = None if optimisation.average is None else [p.detach().clone() for p in self.parameters]
 
     def update(self, loss: Tensor, step: int, steps: int) -> float:
         """One optimiser step; returns the norm of the gradient before clipping."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.optimisation.rate(step, steps)
-        self.optimiser.zero_grad(set_to_none=True)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self.optimisation.rate(step, steps)
+            optimiser.zero_grad(set_to_none=True)
         loss.backward()
         ranks.average(p.grad for p in self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.optimisation.clip)
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
         if self.average is not None:
             decay = self.optimisation.average if step >= self.optimisation.average_from else 0.0
             torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
@@ -107,13 +143,16 @@ class Learner:
     def state(self) -> dict:
         return {
             "network": self.network.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "average": self.average,
         }
 
     def load(self, state: Mapping) -> None:
         self.network.load_state_dict(state["network"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        if len(state["optimisers"]) != len(self.optimisers):
+            raise PackForcingError("The folder's training used other optimisers (`matrices`); go on with the same.")
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
         if self.average is not None and state["average"] is not None:
             torch._foreach_copy_(self.average, state["average"])
 

@@ -123,7 +123,8 @@ class PartsPlan:
         banked = self._banked(block) if self.partitions.bank else 0
         window = self.partitions.window(block * self.partitions.frames_per_block, banked)
         past = sorted((p.frame, p.position) for p in window.past)
-        runs = [list(run) for _, run in groupby(past, key=lambda p: (p[1] - p[0], p[0] // self.partitions.frames_per_block))]
+        frames_per_block = self.partitions.frames_per_block
+        runs = [list(run) for _, run in groupby(past, key=lambda p: (p[1] - p[0], p[0] // frames_per_block))]
         sees = [self._frames(run) for run in runs]
         # Training clips are short: every banked twin is seen, so there is nothing to select.
         newest = range(banked - len(window.mid_positions), banked)

@@ -44,12 +44,11 @@ def initialise(vae: WanVAE, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for module in vae.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
-            fan_in = module.weight[0].numel() if module.kernel_size[0] == 1 or module.weight.ndim == 4 else (
-                module.weight[0, :, -1].numel()
-            )
+            looks_back = module.weight.ndim == 5 and module.kernel_size[0] == 3
+            fan_in = (module.weight[0, :, -1] if looks_back else module.weight[0]).numel()
             module.weight.normal_(0.0, GAIN / (3 * fan_in) ** 0.5, generator=generator)
             module.bias.zero_()
-            if module.weight.ndim == 5 and module.kernel_size[0] == 3:
+            if looks_back:
                 module.weight[:, :, :-1].zero_()  # only the newest frame counts at first
     for module in vae.modules():
         if isinstance(module, ResidualBlock):
