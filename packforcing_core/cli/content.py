@@ -25,9 +25,7 @@ from ..video.reader import probe, read_frames
 def add_text(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("text")
     text = group.add_mutually_exclusive_group(required=True)
-    text.add_argument(
-        "--prompt", help="what to show; '[0s] ... [12.5s] ...' changes over time. Needs --text-encoder"
-    )
+    text.add_argument("--prompt", help="what to show; '[0s] ... [12.5s] ...' changes over time. Needs --text-encoder")
     text.add_argument(
         "--context", help="instead of a prompt: a .safetensors with its embeddings, `context` [1, L, 4096]"
     )

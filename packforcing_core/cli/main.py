@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import PackForcingError
-from . import batch, bench, convert_lora, demo, inspect, plan, render
+from . import batch, bench, convert_lora, demo, evaluate, inspect, plan, render
 
 COMMANDS = {
     "render": render,
@@ -16,7 +16,7 @@ COMMANDS = {
     "demo": demo,
     "inspect": inspect,
     "plan": plan,
-    "bench": bench,
+from . import batch, bench, convert_lora, demo, evaluate, inspect, plan, render
     "convert-lora": convert_lora,
 }
 

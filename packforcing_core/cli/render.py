@@ -149,4 +149,3 @@ def _recipe(options: argparse.Namespace, checkpoint: Checkpoint, console: Consol
         options.mid_span = FULL_SPAN  # A trained compressor was trained with the true length of its blocks.
     geometry = shared.chosen_geometry(options, family.frames_per_block)
     return Recipe(geometry, shared.chosen_policy(options, family), Denoising.of_family(family), options.seed)
-

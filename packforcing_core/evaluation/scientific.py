@@ -25,6 +25,10 @@ def ndimage() -> ModuleType:
     return library("scipy.ndimage", "scipy", "The checker of the little world")
 
 
+def opencv() -> ModuleType:
+    return library("cv2", "opencv-python-headless", "Measuring a video (colours, optical flow)")
+
+
 def assign(costs: np.ndarray) -> list[tuple[int, int]]:
     """The pairs (row, column) of least total cost [N, M]; min(N, M) of them."""
     rows, columns = library("scipy.optimize", "scipy", "The checker of the little world").linear_sum_assignment(costs)
