@@ -16,7 +16,8 @@ COMMANDS = {
     "demo": demo,
     "inspect": inspect,
     "plan": plan,
-from . import batch, bench, convert_lora, demo, evaluate, inspect, plan, render
+    "evaluate": evaluate,
+    "bench": bench,
     "convert-lora": convert_lora,
 }
 
