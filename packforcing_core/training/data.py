@@ -28,12 +28,14 @@ SHARD_CLIPS = 64
 class LatentBatch:
     """`latents` [B, 16, F, h, w] float32 in model space and text embeddings `context` [B, text_len, text_dim].
 
-    `first` is the index of the first one in the whole batch of all ranks.
+    `first` is the index of the first one in the whole batch of all ranks. `low_res` [B, 16, blocks x g_t, 2 g_h, 2 g_w]
+    are the small latents of the compressor's low-resolution branch, block by block, where the data has them.
     """
 
     latents: Tensor
     context: Tensor
     first: int = 0
+    low_res: Tensor | None = None
 
 
 @torch.no_grad()

@@ -27,11 +27,17 @@ Matrices = Literal["adamw", "muon"]
 
 @dataclass(frozen=True)
 class Update:
-    """What one step asks for: which of the stage's networks to update, by what loss, and figures for the log."""
+    """What one step asks for: which of the stage's networks to update (one, or several together), by what loss, and
+    figures for the log.
+    """
 
-    network: str
+    network: str | tuple[str, ...]
     loss: Tensor
     figures: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        return (self.network,) if isinstance(self.network, str) else self.network
 
 
 @dataclass(frozen=True)
@@ -116,13 +122,16 @@ class Learner:
         self.optimisers = build_optimisers(network, optimisation)
         self.average = None if optimisation.average is None else [p.detach().clone() for p in self.parameters]
 
-    def update(self, loss: Tensor, step: int, steps: int) -> float:
-        """One optimiser step; returns the norm of the gradient before clipping."""
+    def clear(self) -> None:
+        """Forgets the gradients of the step before."""
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+
+    def update(self, step: int, steps: int) -> float:
+        """One optimiser step along the gradients that are there; returns their norm before clipping."""
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = self.optimisation.rate(step, steps)
-            optimiser.zero_grad(set_to_none=True)
-        loss.backward()
         ranks.average(p.grad for p in self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.optimisation.clip)
         for optimiser in self.optimisers:
@@ -192,14 +201,17 @@ class Training:
 
     def _step(self) -> dict[str, float]:
         update = self.stage.step(self.done)
-        learner = self.learners[update.network]
+        learners = {name: self.learners[name] for name in update.networks}
         if not torch.isfinite(update.loss):
             raise PackForcingError(
                 f"The loss of step {self.done} is {update.loss.item()}. The folder holds the state before it; resume "
                 "with a lower learning rate."
             )
-        norm = learner.update(update.loss, self.done, self.steps)
-        return {f"loss/{update.network}": update.loss.item(), f"gradient/{update.network}": norm, **update.figures}
+        for learner in learners.values():
+            learner.clear()
+        update.loss.backward()
+        norms = {f"gradient/{name}": learner.update(self.done, self.steps) for name, learner in learners.items()}
+        return {f"loss/{'+'.join(learners)}": update.loss.item(), **norms, **update.figures}
 
     def save(self) -> None:
         """Writes the state so that no crash can tear it."""
