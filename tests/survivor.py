@@ -1,15 +1,13 @@
-"""A small render with a folder, to be killed and brought back: in this process or, run as a program, in another.
-
-python -m tests.survivor ROOT '{"policy": "packforcing", "blocks": 8}'
-"""
+"""A small render with a folder, to be killed and brought back: in this process or in another."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterator
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +22,7 @@ from packforcing_core.recorded import sampled_events, wanted_manifest
 from packforcing_core.render import Recipe, build_twins
 from packforcing_core.video import VideoFormat, read_frames
 from tests.small import DENOISING, small_context, small_model
-from tests.vaes import random_vae
+from tests.vaes import TINY, random_vae
 
 POLICIES = {
     "packforcing": PackForcing(sink_frames=3, recent_frames=3, top_k_blocks=2, bank_blocks=3),
@@ -74,7 +72,7 @@ class Small:
     def events(self, root: Path, name: str = "film", model=None, vae=None) -> Iterator:
         """Opens the folder and runs the render to its end, with the parts of the settings or others."""
         folder, recipe = self.open(root, name), self.recipe()
-        model, vae = model or small_model(seed=self.weights), vae or random_vae()
+        model, vae = model or small_model(seed=self.weights), vae or random_vae(TINY)
 
         def make_twins():
             return build_twins(model, vae, None) if recipe.partitions.bank else None
@@ -100,7 +98,51 @@ def difference(a: np.ndarray, b: np.ndarray) -> int:
     return int(np.abs(a.astype(int) - b.astype(int)).max())
 
 
-if __name__ == "__main__":
+# Real processes, forked from one that has imported everything: they start in milliseconds instead of seconds.
+_FORKS = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
+_FORKS.set_forkserver_preload([__name__])
+
+
+class OtherProcess:
+    """Runs `work(send, *arguments)` in a process of its own, and kills it when left; `send` sends to `receive`."""
+
+    def __init__(self, work: Callable, *arguments: object):
+        self._receiving, sending = _FORKS.Pipe(duplex=False)
+        self._process = _FORKS.Process(target=_work, args=(work, sending, *arguments), daemon=True)
+        self._process.start()
+        sending.close()  # The other process has its own: when it dies, that is the end.
+
+    def __enter__(self) -> OtherProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.join()
+
+    def receive(self) -> str | None:
+        """The next thing sent; None at the end, whether the process returned or died."""
+        try:
+            return self._receiving.recv()
+        except (EOFError, OSError):
+            return None
+
+    def alive(self) -> bool:
+        return self._process.is_alive()
+
+    def ended(self) -> int:
+        """Waits for the end and returns the exit code."""
+        while self.receive() is not None:
+            pass
+        self._process.join(60)
+        return self._process.exitcode
+
+
+def _work(work: Callable, sending: Connection, *arguments: object) -> None:
     torch.set_num_threads(1)
-    for event in Small(**json.loads(sys.argv[2])).events(Path(sys.argv[1])):
-        print(type(event).__name__, getattr(event, "block", ""), flush=True)
+    work(sending.send, *arguments)
+
+
+def send_events(send: Callable[[str], None], small: Small, root: Path) -> None:
+    """Work for another process: the render, which sends the name of each event's kind."""
+    for event in small.events(root):
+        send(type(event).__name__)

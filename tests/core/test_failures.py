@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -27,10 +26,9 @@ from packforcing_core.render import FilmedBlock
 from packforcing_core.sampler.rollout import BlockDone, StepDone
 from packforcing_core.video import read_frames
 from tests.small import CONFIG, small_net
-from tests.survivor import Small, difference, frames
-from tests.vaes import random_vae
+from tests.survivor import OtherProcess, Small, difference, frames
+from tests.vaes import TINY, random_vae
 
-ROOT = Path(__file__).parents[2]
 SMALL = Small("on_device", blocks=6)
 # Attention calls of a block: two layers, self and cross, in two steps, the commit and at times the twin.
 CALLS = 12
@@ -58,7 +56,7 @@ def faulty_model(faulty: Callable[[int], bool], fault: Callable[[Tensor], Tensor
 
 def faulty_vae(faulty: Callable[[int], bool]):
     """A VAE whose decoder runs out of memory in some of its calls."""
-    vae = random_vae()
+    vae = random_vae(TINY)
     healthy, calls = vae.decode_frame, iter(range(1, 10_000))
 
     def decode_frame(latent, state):
@@ -69,10 +67,19 @@ def faulty_vae(faulty: Callable[[int], bool]):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory) -> np.ndarray:
+def unbroken_films(tmp_path_factory) -> dict[str, np.ndarray]:
+    """The film of a healthy run by its policy."""
     root = tmp_path_factory.mktemp("unbroken")
-    SMALL.run(root)
-    return frames(root)
+    films = {}
+    for policy in ("on_device", "window"):
+        SMALL.but(policy=policy).run(root, policy)
+        films[policy] = frames(root, policy)
+    return films
+
+
+@pytest.fixture(scope="module")
+def unbroken(unbroken_films) -> np.ndarray:
+    return unbroken_films[SMALL.policy]
 
 
 def resumes(root: Path, unbroken: np.ndarray) -> list[int]:
@@ -89,28 +96,24 @@ def playable_frames(root: Path) -> int:
 
 @pytest.mark.parametrize("policy", ["on_device", "window"])
 @pytest.mark.parametrize("call", [2, 3 * CALLS, 4 * CALLS + 1])
-def test_memory_that_runs_out_once_in_sampling_is_freed_and_the_render_goes_on(tmp_path, policy, call):
-    small = SMALL.but(policy=policy)
-    small.run(tmp_path, "unbroken")
-    events = small.run(tmp_path, model=faulty_model(lambda n: n == call))
+def test_memory_that_runs_out_once_in_sampling_is_freed_and_the_render_goes_on(tmp_path, unbroken_films, policy, call):
+    events = SMALL.but(policy=policy).run(tmp_path, model=faulty_model(lambda n: n == call))
     (note,) = [event.text for event in events if isinstance(event, Note)]
     print(note)
     assert "Out of memory (CUDA out of memory. Tried to allocate 2.00 GiB)" in note
     assert "moved the bank to host memory" in note
-    assert difference(frames(tmp_path), frames(tmp_path, "unbroken")) == 0
+    assert difference(frames(tmp_path), unbroken_films[policy]) == 0
     made = [event.block for event in events if isinstance(event, BlockDone) and not event.reused]
     assert made == list(range(6)), "no block is sampled twice"
 
 
 @pytest.mark.parametrize("call", [1, 8, 17])
-def test_memory_that_runs_out_once_in_decoding_is_answered_with_smaller_steps(tmp_path, unbroken, call):
-    for policy in ("on_device", "window"):
+def test_memory_that_runs_out_once_in_decoding_is_answered_with_smaller_steps(tmp_path, unbroken_films, call):
+    for policy, unbroken in unbroken_films.items():
         small = SMALL.but(policy=policy)
         events = small.run(tmp_path, policy, vae=faulty_vae(lambda n: n == call))
         assert [event for event in events if isinstance(event, Note)]
-    assert difference(frames(tmp_path, "on_device"), unbroken) == 0
-    SMALL.but(policy="window").run(tmp_path, "window again")
-    assert difference(frames(tmp_path, "window"), frames(tmp_path, "window again")) == 0
+        assert difference(frames(tmp_path, policy), unbroken) == 0
 
 
 def test_memory_that_stays_out_stops_the_render_where_it_can_be_resumed(tmp_path, unbroken):
@@ -132,16 +135,15 @@ def test_values_that_are_not_finite_stop_the_render_and_the_blocks_before_stand(
     assert resumes(tmp_path, unbroken) == list(range(kept, 6))
 
 
-def test_a_memory_that_is_not_finite_is_never_saved_as_a_state_to_go_on_from(tmp_path):
+def test_a_memory_that_is_not_finite_is_never_saved_as_a_state_to_go_on_from(tmp_path, unbroken_films):
     """NaN in the commit of block 1 spoils the cache just before the state of block 2 would be saved."""
     small = SMALL.but(policy="window")
-    small.run(tmp_path, "unbroken")
     spoilt = faulty_model(lambda n: CALLS + 8 < n <= 2 * CALLS, lambda out: out * float("nan"))
     with pytest.raises(PackForcingError, match="Block 2 came out with values that are not finite"):
         small.run(tmp_path, model=spoilt)
     assert not list((tmp_path / "film" / "snapshots").glob("*.safetensors"))
     small.run(tmp_path)
-    assert difference(frames(tmp_path), frames(tmp_path, "unbroken")) == 0
+    assert difference(frames(tmp_path), unbroken_films["window"]) == 0
 
 
 def test_a_killed_encoder_stops_the_render_and_no_block_is_lost(tmp_path, unbroken):
@@ -179,39 +181,34 @@ def test_a_folder_that_vanishes_is_noticed_and_when_it_is_back_the_render_goes_o
     assert resumes(tmp_path, unbroken) == list(range(kept, 6))
 
 
-LIMITED = """
-import json, resource, sys
-from pathlib import Path
-from packforcing_core.errors import PackForcingError
-from packforcing_core.sampler.rollout import BlockDone
-from tests.survivor import Small
-limit = int(sys.argv[4])
-if sys.argv[3] == "RLIMIT_AS":
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (4096 * pages + limit,) * 2)
-try:
-    for event in Small(**json.loads(sys.argv[2])).events(Path(sys.argv[1])):
-        if isinstance(event, BlockDone) and event.block == 2:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-except PackForcingError as error:
-    print(error)
-"""
+def render_limited(send: Callable[[str], None], small: Small, root: Path, limit: str, room: int) -> None:
+    """Work for another process: the render, of which the files or the memory may not grow by more than `room` bytes."""
+    import resource
+
+    if limit == "RLIMIT_AS":
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (4096 * pages + room,) * 2)
+    try:
+        for event in small.events(root):
+            if limit == "RLIMIT_FSIZE" and isinstance(event, BlockDone) and event.block == 2:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+    except PackForcingError as error:
+        send(str(error))
 
 
-def run_limited(root: Path, limit: str, value: int, **changed) -> str:
-    settings = json.dumps({"policy": SMALL.policy, "blocks": SMALL.blocks, **changed})
-    words = [sys.executable, "-c", LIMITED, str(root), settings, limit, str(value)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=120)
-    print(done.stdout, done.stderr[-500:])
-    return done.stdout
+def run_limited(small: Small, root: Path, limit: str, room: int) -> str:
+    """What the render said when it stopped at the limit."""
+    with OtherProcess(render_limited, small, root, limit, room) as process:
+        said = process.receive()
+    print(said)
+    return said
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX limits")
 @pytest.mark.parametrize("room", [2_000, 30_000])
 def test_files_that_may_not_grow_stop_the_render_and_no_block_is_lost(tmp_path, unbroken, room):
     """2,000 bytes are too few for a block's latents, 30,000 for a state, and for the film in the end."""
-    said = run_limited(tmp_path, "RLIMIT_FSIZE", room)
+    said = run_limited(SMALL, tmp_path, "RLIMIT_FSIZE", room)
     assert "cannot be written" in said or "could not be written" in said
     kept = len(list((tmp_path / "film" / "blocks").glob("*.safetensors")))
     assert kept >= 3
@@ -224,7 +221,7 @@ def test_a_host_whose_memory_runs_out_says_so_and_keeps_what_there_is(tmp_path):
     small = SMALL.but(policy="full", blocks=3)
     small.run(tmp_path)
     before = frames(tmp_path)
-    said = run_limited(tmp_path, "RLIMIT_AS", 300_000_000, policy="full", blocks=20_000, mode="extend")
+    said = run_limited(small.but(blocks=20_000, mode="extend"), tmp_path, "RLIMIT_AS", 300_000_000)
     assert "Out of memory" in said
     assert "3 of 20000 blocks are safe" in said
     assert np.array_equal(frames(tmp_path), before)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from glob import glob  # Unlike Path.glob it passes over folders that vanish meanwhile.
@@ -17,25 +14,22 @@ import pytest
 from packforcing_core.folder.files import UNFINISHED
 from packforcing_core.sampler.rollout import BlockDone
 from packforcing_core.video import read_frames, scan_film
-from tests.survivor import Small, difference, frames
+from tests.survivor import OtherProcess, Small, difference, frames, send_events
 
-ROOT = Path(__file__).parents[2]
 BLOCKS = 10
-Moment = Callable[[subprocess.Popen, Path], None]
+Moment = Callable[[OtherProcess, Path], None]
 
 
-def start(root: Path, **settings) -> subprocess.Popen:
-    words = [sys.executable, "-m", "tests.survivor", str(root), json.dumps({"blocks": BLOCKS, **settings})]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8", env=environment)
+def start(root: Path) -> OtherProcess:
+    return OtherProcess(send_events, Small(blocks=BLOCKS), root)
 
 
 def after_events(count: int, pause: float) -> Moment:
     """After so many events of the render, and a little later: somewhere in sampling, decoding or writing."""
 
-    def wait(process: subprocess.Popen, folder: Path) -> None:
+    def wait(process: OtherProcess, folder: Path) -> None:
         for _ in range(count):
-            process.stdout.readline()
+            process.receive()
         time.sleep(pause)
 
     return wait
@@ -44,9 +38,9 @@ def after_events(count: int, pause: float) -> Moment:
 def while_writing(part: str, number: int) -> Moment:
     """While the `number`-th file of `part` is half written."""
 
-    def wait(process: subprocess.Popen, folder: Path) -> None:
+    def wait(process: OtherProcess, folder: Path) -> None:
         seen: set[str] = set()
-        while process.poll() is None and len(seen) < number:
+        while process.alive() and len(seen) < number:
             seen |= {Path(path).name for path in glob(f"{folder / part}/**/{UNFINISHED}/*", recursive=True)}
 
     return wait
@@ -78,10 +72,8 @@ def unbroken(tmp_path_factory):
 
 def kill_and_resume(root: Path, unbroken, moment: Moment) -> str:
     """One killed render brought back; what was found on the way."""
-    with start(root) as process:
+    with start(root) as process:  # Leaving it kills.
         moment(process, root / "film")
-        process.kill()
-        process.stdout.read()
     growing = list(root.glob("film/film/*.growing.mp4"))
     safe = sum(1 for _ in read_frames(growing[0])) if growing and scan_film(growing[0]).segments else 0
     on_disk = len(list(root.glob("film/blocks/*.safetensors")))
@@ -117,9 +109,6 @@ def test_a_render_that_is_killed_again_and_again_still_comes_to_its_end(tmp_path
     for _ in range(3):
         with start(tmp_path) as process:
             after_events(chance.randint(3, 9), chance.uniform(0, 0.05))(process, tmp_path)
-            process.kill()
-            process.stdout.read()
     with start(tmp_path) as process:
-        process.stdout.read()
-        assert process.wait() == 0
+        assert process.ended() == 0
     assert difference(frames(tmp_path), unbroken) == 0

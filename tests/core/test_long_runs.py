@@ -20,10 +20,9 @@ from packforcing_core.recorded import sampled_events, wanted_manifest
 from packforcing_core.render import FilmedBlock, Recipe, build_twins
 from packforcing_core.sampler.rollout import Denoising
 from packforcing_core.sampler.schedule import Schedule
-from packforcing_core.vae.config import VAEConfig
 from packforcing_core.video import VideoFormat, probe
 from tests.small import small_context, small_model
-from tests.vaes import random_vae
+from tests.vaes import TINY, random_vae
 
 BLOCKS, EVERY = 10_000, 500
 
@@ -33,7 +32,7 @@ def test_ten_thousand_blocks_are_flat_in_memory_handles_threads_and_time(tmp_pat
     one_step = Denoising(Schedule.warped((1000.0,), 5.0))
     policy = PackForcing(sink_frames=1, recent_frames=1, top_k_blocks=4, bank_blocks=32)
     recipe = Recipe(VideoGeometry(16, 16, 16.0, 1, BLOCKS), policy, one_step, seed=0)
-    model, vae = small_model(), random_vae(VAEConfig(encoder_dim=4, decoder_dim=4, num_res_blocks=1))
+    model, vae = small_model(), random_vae(TINY)
     context, shape = small_context(), recipe.geometry.block_shape
     identity = {"model": fingerprint(model.net.state_dict())}
     wanted = wanted_manifest(recipe, identity, context, torch.device("cpu"))

@@ -21,7 +21,7 @@ from packforcing_core.text.script import Cue, Script
 from packforcing_core.video import VideoFormat, read_frames
 from tests.small import DENOISING, small_context, small_model
 from tests.survivor import POLICIES
-from tests.vaes import random_vae
+from tests.vaes import TINY, random_vae
 
 SCRIPT = Script(
     (
@@ -42,7 +42,7 @@ STARTS = {
 def events(root: Path, start: str, policy: str, name: str, script: Script = SCRIPT, blocks: int = 8):
     plain = Recipe(VideoGeometry(48, 32, 16.0, 3, blocks), POLICIES[policy], DENOISING, 7)
     recipe = plain.begun(STARTS[start], plain.geometry.seconds)
-    model, vae = small_model(), random_vae()
+    model, vae = small_model(), random_vae(TINY)
     wanted = wanted_manifest(recipe, {"model": "small"}, script, torch.device("cpu"))
     folder = open_render(root, name, "resume", wanted, script, recipe.geometry.block_shape)
     job = FilmJob(root / f"{name}.mp4", VideoFormat("lossless", fps=16), 2, vae, "small", policy == "packforcing", 2)

@@ -28,7 +28,7 @@ from packforcing_core.sampler.schedule import Schedule
 from packforcing_core.vae.streaming import StreamingDecoder, decode, to_frames
 from packforcing_core.video import SegmentedWriter, VideoFormat, read_frames
 from tests.small import CONFIG, DENOISING, small_context, small_model
-from tests.vaes import random_vae
+from tests.vaes import TINY, random_vae
 
 
 def recipe(blocks: int, policy=None, size: int = 3, seed: int = 7) -> Recipe:
@@ -100,7 +100,7 @@ def test_a_memory_that_cannot_roll_is_refused_before_work(policy, message):
 
 
 def test_a_film_is_the_decoded_latents_frame_by_frame(tmp_path):
-    model, vae, wanted = small_model(), random_vae(), recipe(4)
+    model, vae, wanted = small_model(), random_vae(TINY), recipe(4)
     g = wanted.geometry
     with SegmentedWriter(tmp_path / "film.mp4", g.width, g.height, VideoFormat("lossless", fps=g.fps)) as writer:
         latents = latent_events(model, small_context(), wanted)
@@ -124,7 +124,7 @@ def test_stopping_leaves_the_finished_blocks_in_a_playable_film(tmp_path):
 
     def stop_in_block_3() -> None:
         latents = latent_events(small_model(), small_context(), wanted)
-        for event in film_events(latents, StreamingDecoder(random_vae()), writer, blocks_per_segment=2):
+        for event in film_events(latents, StreamingDecoder(random_vae(TINY)), writer, blocks_per_segment=2):
             if isinstance(event, StepDone) and event.block == 3:
                 raise KeyboardInterrupt
 

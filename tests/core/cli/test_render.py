@@ -26,7 +26,7 @@ from tests.checkpoints import (
     write_stock_wan,
     write_umt5,
 )
-from tests.vaes import random_vae
+from tests.vaes import TINY, random_vae
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def files(tmp_path_factory) -> Path:
     write_family(folder, "rolling-forcing")
     write_family(folder, "causal-forcing-long")
     write_stock_wan(folder / "plain.safetensors", SMALL, causal=False)
-    save_file(random_vae().state_dict(), folder / "vae.safetensors")
+    save_file(random_vae(TINY).state_dict(), folder / "vae.safetensors")
     write_context(folder / "context.safetensors", text_dim=64)
     write_umt5(folder / "umt5")
     write_peft_lora(folder / "lora.pt")
