@@ -102,9 +102,10 @@ def test_a_ray_worker_killed_in_the_middle_is_replaced_and_its_render_resumed_by
         import ray  # noqa: F401
     except ImportError:
         missing("Ray is not installed")
-    jobs = write_jobs(tmp_path / "jobs.jsonl", *({"name": name, "seed": seed} for seed, name in enumerate("abc")))
+    long = 20  # seconds, so that it is seen at work; the others only have to be done as well
+    jobs = write_jobs(tmp_path / "jobs.jsonl", {"name": "a", "seed": 0, "seconds": long}, {"name": "b"}, {"name": "c"})
     out = tmp_path / "out"
-    options = [str(jobs), "--folder", str(out), "--engine", "ray", "--workers", "2", *shared(files, 8)]
+    options = [str(jobs), "--folder", str(out), "--engine", "ray", "--workers", "2", *shared(files, 0.1)]
     words = [sys.executable, "-m", "packforcing_core.cli.main", "batch", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
     killed, said = 0, []
@@ -114,7 +115,7 @@ def test_a_ray_worker_killed_in_the_middle_is_replaced_and_its_render_resumed_by
         for line in process.stdout:
             said.append(line)
             at_work = re.search(r"a: (\d+) blocks \(process (\d+)\)", line)
-            if at_work and not killed and 1 <= int(at_work[1]) < 9:
+            if at_work and not killed and 1 <= int(at_work[1]) < 24:
                 killed = int(at_work[2])
                 os.kill(killed, signal.SIGKILL)
     print("".join(said))
@@ -130,5 +131,5 @@ def test_a_ray_worker_killed_in_the_middle_is_replaced_and_its_render_resumed_by
     print(starts)
     assert len(starts) == 2
     assert starts[1]["known"] >= 1
-    assert render(files, tmp_path / "single.mp4", "--seconds", "8", "--seed", "0") == 0
+    assert render(files, tmp_path / "single.mp4", "--seconds", str(long), "--seed", "0") == 0
     assert (out / "a.mp4").read_bytes() == (tmp_path / "single.mp4").read_bytes()
