@@ -30,8 +30,8 @@ from tests.survivor import OtherProcess, Small, difference, frames
 from tests.vaes import TINY, random_vae
 
 SMALL = Small("on_device", blocks=6)
-# Attention calls of a block: two layers, self and cross, in two steps, the commit and at times the twin.
-CALLS = 12
+# Attention calls of a block: two layers, self and cross, in two steps; the commit ends at the last layer's keys.
+CALLS = 10
 
 
 class FaultyAttention:

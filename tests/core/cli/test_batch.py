@@ -102,7 +102,7 @@ def test_a_ray_worker_killed_in_the_middle_is_replaced_and_its_render_resumed_by
         import ray  # noqa: F401
     except ImportError:
         missing("Ray is not installed")
-    long = 16  # seconds, so that it is seen at work; the others only have to be done as well
+    long = 20  # seconds, so that it is seen at work; the others only have to be done as well
     jobs = write_jobs(tmp_path / "jobs.jsonl", {"name": "a", "seed": 0, "seconds": long}, {"name": "b"}, {"name": "c"})
     out = tmp_path / "out"
     options = [str(jobs), "--folder", str(out), "--engine", "ray", "--workers", "2", *shared(files, 0.1)]
@@ -116,7 +116,7 @@ def test_a_ray_worker_killed_in_the_middle_is_replaced_and_its_render_resumed_by
         for line in process.stdout:
             said.append(line)
             at_work = re.search(r"a: (\d+) blocks \(process (\d+)\)", line)
-            if at_work and not killed and 1 <= int(at_work[1]) < 20:
+            if at_work and not killed and 1 <= int(at_work[1]) < 24:
                 killed = int(at_work[2])
                 os.kill(killed, signal.SIGKILL)
     print("".join(said))
