@@ -59,27 +59,29 @@ class Compressor:
         frames are missing or of another shape.
         """
         _require_latents(latents)
-        grid = self._grid(latents, video, first_block).to(self.model.dtype)
-        return rearrange(grid, "b d t h w -> b (t h w) d")
+        small = None if self.encode is None else self._small(latents.shape, video, first_block)
+        return fuse(self.model, self.high_res, latents, small)
 
-    def _grid(self, latents: Tensor, video: Tensor | None, first_block: bool) -> Tensor:
-        if self.encode is None:
-            return self._high_res(latents)
-        low_res = self._low_res(latents.shape, video, first_block)
-        return low_res if self.high_res is None else low_res + self._high_res(latents)
-
-    def _low_res(self, shape: torch.Size, video: Tensor | None, first_block: bool) -> Tensor:
+    def _small(self, shape: torch.Size, video: Tensor | None, first_block: bool) -> Tensor:
         if video is None:
             raise PackForcingError(
                 f"The compressor ('{self.branches}') got no decoded frames of the block; its low-resolution branch "
                 "needs them. Connect the VAE, or choose branches 'high_res' with trained compressor weights."
             )
-        small = low_res_latents(self.encode, video, shape, first_block)
-        return self.model.net.patch_embedding(small.to(self.model.device, torch.float32)).float()
+        return low_res_latents(self.encode, video, shape, first_block)
 
-    def _high_res(self, latents: Tensor) -> Tensor:
-        dtype = next(self.high_res.parameters()).dtype
-        return self.high_res(latents.to(self.model.device, dtype)).float()
+
+def fuse(model: CausalWan, high_res: HighRes | None, latents: Tensor, small: Tensor | None) -> Tensor:
+    """The sum of the branches that are there as tokens [B, N_c, D] in the model's dtype: `high_res` of the block's
+    latents [B, 16, T, h, w], and the model's patch embedding of its `small` latents [B, 16, g_t, 2 g_h, 2 g_w].
+    """
+    grids = []
+    if small is not None:
+        grids.append(model.net.patch_embedding(small.to(model.device, torch.float32)).float())
+    if high_res is not None:
+        dtype = next(high_res.parameters()).dtype
+        grids.append(high_res(latents.to(model.device, dtype)).float())
+    return rearrange(sum(grids).to(model.dtype), "b d t h w -> b (t h w) d")
 
 
 def _require_high_res(branch: HighRes | None, branches: Branches, dim: int) -> HighRes:

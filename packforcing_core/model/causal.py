@@ -140,6 +140,18 @@ class CausalWan:
         modulation = self._modulation(timesteps)
         return self._head(self._layers(self.embed(latents), modulation, text, history), modulation, latents.shape)
 
+    def flow_behind(
+        self, tokens: Tensor, latents: Tensor, timesteps: Tensor, text: list[TextKV], history: History
+    ) -> Tensor:
+        """`flow` of latents [B, 16, F, h, w] that stand behind hidden tokens [B, G x n, D] in one pass; timesteps
+        [B, G + F], of which the first G are those of the tokens, n at a time.
+        """
+        modulation = self._modulation(timesteps)
+        everything = torch.cat((tokens.to(self.device, self.dtype), self.embed(latents)), dim=1)
+        hidden = self._layers(everything, modulation, text, history)[:, tokens.shape[1] :]
+        own = Modulation(*(part[:, -latents.shape[2] :] for part in modulation))
+        return self._head(hidden, own, latents.shape)
+
     def commit(self, latents: Tensor, timesteps: Tensor, text: list[TextKV], history: History) -> None:
         """A pass for the sake of its keys and values only; `history` is a commit's writer.
 

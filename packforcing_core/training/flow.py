@@ -128,7 +128,7 @@ class CausalStage:
     history_noise: float = 0.1
 
     def __post_init__(self) -> None:
-        self._plans: dict[tuple[Policy, int], PartsHistory] = {}
+        self._plans: dict[tuple[Policy, int], tuple[PartsPlan, PartsHistory]] = {}
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -147,16 +147,21 @@ class CausalStage:
         noise = torch.randn(x0.shape, generator=generator)
         history_sigma = self.history_noise * torch.rand((len(x0), 1), generator=generator).expand(-1, x0.shape[2])
         history = noised(x0, history_sigma, torch.randn(x0.shape, generator=generator))
-        seen = self.history(self.memories[number % len(self.memories)], blocks)
+        policy = self.memories[number % len(self.memories)]
         with torch.autocast(x0.device.type, torch.bfloat16):
-            flow = teacher_forced_flow(self.model, history, noised(x0, sigma, noise), sigma, batch.context, seen)
-        return Update("causal", flow_loss(flow, x0, noise))
+            flow = self.flow(history, noised(x0, sigma, noise), sigma, batch, policy)
+        return Update(tuple(self.networks), flow_loss(flow, x0, noise))
 
-    def history(self, policy: Policy, blocks: int) -> PartsHistory:
+    def flow(self, history: Tensor, x: Tensor, sigma: Tensor, batch: LatentBatch, policy: Policy) -> Tensor:
+        """The flow of every block of x, each seeing of the clean `history` what `policy` would show it."""
+        _, seen = self.plan(policy, x.shape[2] // self.frames_per_block)
+        return teacher_forced_flow(self.model, history, x, sigma, batch.context, seen)
+
+    def plan(self, policy: Policy, blocks: int) -> tuple[PartsPlan, PartsHistory]:
         """What a clip of `blocks` blocks sees under `policy`, planned once."""
         if (policy, blocks) not in self._plans:
             plan = PartsPlan(policy.partitions(self.frames_per_block), blocks, self.rope)
-            self._plans[policy, blocks] = PartsHistory(plan.parts(), self.model.attention)
+            self._plans[policy, blocks] = plan, PartsHistory(plan.parts(), self.model.attention)
         return self._plans[policy, blocks]
 
 

@@ -83,7 +83,8 @@ class PartsHistory:
 class PartsPlan:
     """The parts of a clip of `blocks` blocks under a cache's plan.
 
-    Tokens of a pass lie as [clean blocks | twins of the blocks that reach the mid | noisy blocks].
+    Tokens of a pass lie as [clean blocks | twins of the blocks that reach the mid | padding | noisy blocks]. With the
+    padding, which nobody sees, the twins fill `twin_frames` whole frames, since timesteps are given by the frame.
     """
 
     def __init__(self, partitions: Partitions, blocks: int, rope: GridRope):
@@ -105,14 +106,28 @@ class PartsPlan:
         """Clean blocks, twins and, where there are some, noisy blocks."""
         twins = [self._twin(index) for index in range(len(self.twins))]
         clean = [self._block(block, block * self.block_tokens) for block in range(self.blocks)]
-        first = self._twins_end
+        first = self.blocks * self.block_tokens + self.twin_frames * self.tokens_per_frame
         blocks = range(self.blocks) if noisy else ()
-        return [*clean, *twins, *(self._block(block, first + block * self.block_tokens) for block in blocks)]
+        noisy_blocks = [self._block(block, first + block * self.block_tokens) for block in blocks]
+        return [*clean, *twins, *self._padding(first), *noisy_blocks]
 
     @property
-    def _twins_end(self) -> int:
-        each = self.twin_rope.tokens if self.twin_rope else 0
-        return self.blocks * self.block_tokens + each * len(self.twins)
+    def twin_frames(self) -> int:
+        """Frames' worth of tokens that the twins and the padding behind them take."""
+        return -(-self._twin_tokens // self.tokens_per_frame)
+
+    @property
+    def padding_tokens(self) -> int:
+        return -self._twin_tokens % self.tokens_per_frame
+
+    @property
+    def _twin_tokens(self) -> int:
+        return self.twin_rope.tokens * len(self.twins) if self.twin_rope else 0
+
+    def _padding(self, end: int) -> list[Part]:
+        tokens = self.padding_tokens
+        rotation = Rotation(*(table[:tokens] for table in self.rope.frames([0.0])))
+        return [Part(Reading(slice(end - tokens, end), rotation))] if tokens else []
 
     def _banked(self, block: int) -> int:
         """How many twins are in the bank when `block` begins."""
@@ -137,10 +152,18 @@ class PartsPlan:
         return Reading(slice(first * n, (first + len(run)) * n), self._rotation(tuple(at for _, at in run)))
 
     def _twin(self, index: int) -> Part:
-        sink, span = self.partitions.sink_frames, self.partitions.bank.span
-        sees = [self._frames([(frame, frame)]) for frame in range(sink)]
-        sees += [self._twin_reading(i, sink + i * span) for i in range(index)]
-        return Part(self._twin_reading(index, sink + index * span), tuple(sees))
+        """A twin sees the sink, the twins that its block has seen and that are still in the bank, and itself."""
+        sink, block, bank = self.partitions.sink_frames, self.partitions.frames_per_block, self.partitions.bank
+        seen = self._seen_twins(self.twins[index])
+        seen = range(max(seen.start, index - bank.bank_blocks), seen.stop)
+        sees = [self._frames([(first + i, first + i) for i in range(block)]) for first in range(0, sink, block)]
+        sees += [self._twin_reading(i, sink + at * bank.span) for at, i in enumerate(seen)]
+        return Part(self._twin_reading(index, sink + len(seen) * bank.span), tuple(sees))
+
+    def _seen_twins(self, block: int) -> range:
+        """Which twins `block` sees: the newest, where there are more than it may see."""
+        banked = self._banked(block)
+        return range(max(0, banked - self.partitions.bank.top_k_blocks), banked)
 
     def _twin_reading(self, index: int, position: float) -> Reading:
         start = self.blocks * self.block_tokens + index * self.twin_rope.tokens
