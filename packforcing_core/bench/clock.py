@@ -1,4 +1,7 @@
-"""Time: device events on a GPU, a monotonic clock elsewhere; runs in turns, so that a busy machine slows all alike."""
+"""Time: device events on a GPU, the thread's own time on a CPU with one thread, else a clock on the wall.
+
+Runs take turns, so that a busy machine slows all alike.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class Laps:
 
     def _now(self) -> float | torch.cuda.Event:
         if self._device.type != "cuda":
-            return time.perf_counter()
+            return working_time()
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))
         return event
@@ -44,24 +47,29 @@ class Laps:
         return dict(parts)
 
 
+def working_time() -> float:
+    """Seconds on a CPU: of this thread's work where it is the only one, so that what else runs hardly counts."""
+    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
 def synchronize(device: torch.device) -> None:
     """Waits for what is queued on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def seconds_of(run: Run, device: torch.device) -> float:
+def seconds_of(run: Run, device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
     """How long one run takes, all it queued included."""
     synchronize(device)
-    began = time.perf_counter()
+    began = clock()
     run()
     synchronize(device)
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def in_turns(runs: Mapping[str, Run], rounds: int, device: torch.device, warm_up: int = 1) -> dict[str, list[float]]:
     """Seconds of each run in each round. Every round begins with another run, so that none has the same neighbour."""
-    names = list(runs)
+    names, clock = list(runs), time.perf_counter if device.type == "cuda" else working_time
     for _ in range(warm_up):
         for run in runs.values():
             run()
@@ -69,7 +77,7 @@ def in_turns(runs: Mapping[str, Run], rounds: int, device: torch.device, warm_up
     for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            seconds[name].append(seconds_of(runs[name], device))
+            seconds[name].append(seconds_of(runs[name], device, clock))
     return seconds
 
 

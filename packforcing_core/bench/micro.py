@@ -12,7 +12,7 @@ from torch import Tensor
 from ..attention import BACKENDS, Capability, measured_order, supported
 from ..model.ops import TorchOps
 from ..vae.state import convolve_by_frames
-from .clock import in_turns, seconds_of
+from .clock import in_turns
 from .subject import FRAMES_PER_BLOCK, Scale
 
 LAYOUTS = {"NCDHW": torch.contiguous_format, "channels last": torch.channels_last_3d}
@@ -71,5 +71,4 @@ def _conv_run(conv: torch.nn.Module, x: Tensor) -> Callable[[], Tensor]:
 
 def _median_seconds(run: Callable[[], Tensor], device: torch.device, repeats: int) -> float:
     with torch.no_grad():
-        run()
-        return median(seconds_of(run, device) for _ in range(repeats))
+        return median(in_turns({"": run}, repeats, device)[""])

@@ -31,24 +31,25 @@ from ..vae.wan_vae import WanVAE
 from .clock import Laps
 
 FRAMES_PER_BLOCK = 4
-# A plan for two minutes.
-BLOCKS = 120
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The sizes of a measurement: a transformer, a VAE and a picture of `width` x `height` pixels."""
+    """The sizes of a measurement: a transformer, a VAE and a picture of `width` x `height` pixels; a memory planned for
+    `blocks`, two minutes.
+    """
 
     name: str
     config: WanConfig
     vae: VAEConfig
     width: int
     height: int
+    blocks: int = 120
 
     @property
     def geometry(self) -> VideoGeometry:
-        return VideoGeometry(self.width, self.height, fps=16.0, frames_per_block=FRAMES_PER_BLOCK, blocks=BLOCKS)
+        return VideoGeometry(self.width, self.height, fps=16.0, frames_per_block=FRAMES_PER_BLOCK, blocks=self.blocks)
 
 
 SCALES = {

@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--attention", choices=("auto", *BACKENDS), default="sdpa", help="the transformer's backend")
     parser.add_argument("--compile", action="store_true", help="run the layers through torch.compile")
+    parser.add_argument("--threads", type=int, default=1, help="of a CPU; with 1 what else runs hardly counts")
     parser.add_argument("--rounds", type=int, help="blocks a stream; default: 30, or 6 with --quick")
 
 
@@ -48,8 +49,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> Plan:
+    if options.threads < 1:
+        raise PackForcingError(f"--threads is {options.threads}; expected 1 or more.")
     device = _device(options.device)
     cuda = device.type == "cuda"
+    if not cuda:
+        torch.set_num_threads(options.threads)
     dtype = DTYPES["bf16" if cuda else "fp32"] if options.dtype == "auto" else DTYPES[options.dtype]
     scale = SCALES[("1.3B" if cuda else "small") if options.scale == "auto" else options.scale]
     rounds, repeats = QUICK if options.quick else WHOLE

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from rich.console import Console
 
+from ..attention import BACKENDS, Attention, Capability, attention_named, sdpa
 from ..cache.config import FULL_SPAN, PackForcing
 from ..checkpoint.families import DEFAULT_FAMILY, Family, choice_warnings
 from ..checkpoint.load import Checkpoint, read_checkpoint
@@ -44,6 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_start(parser)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="auto: bf16 on a GPU, fp32 on a CPU")
+    parser.add_argument(
+        "--attention",
+        choices=("auto", *BACKENDS),
+        default="sdpa",
+        help="the transformer's kernel; see packforcing bench",
+    )
+    parser.add_argument("--compile", action="store_true", help="run the layers through torch.compile (a C++ compiler)")
     shared.add_size(parser, width=832, height=480, seconds=30.0)
     shared.add_policy(parser)
     shared.add_sampling(parser)
@@ -66,8 +74,9 @@ def run(options: argparse.Namespace) -> int:
     console.print(plan.describe())
     high_res = _high_res(options, checkpoint, recipe, device, dtype)
     script = chosen_script(options, recipe, checkpoint.config.text_dim, device, dtype, console)
-    model = build_model(checkpoint, device, dtype)
-    identity = model_identity(model, vae, high_res, recipe)
+    attention = attention_named(options.attention, Capability.of(device, dtype, checkpoint.config.head_dim))
+    model = build_model(checkpoint, device, dtype, attention, options.compile)
+    identity = model_identity(model, vae, high_res, recipe) | _kernels(options)
     folder = shared.open_folder(options, wanted_manifest(recipe, identity, script, device), script, recipe)
 
     def make_twins() -> Twins | None:
@@ -88,6 +97,12 @@ def model_identity(model: CausalWan, vae: WanVAE, high_res: HighRes | None, reci
         "VAE": fingerprint(vae.state_dict()) if recipe.compresses_sometime else None,
         "compressor": fingerprint(high_res.state_dict()) if high_res is not None else None,
     }
+
+
+def _kernels(options: argparse.Namespace) -> dict[str, str]:
+    """What besides the weights decides the bits: a render goes on with the kernels that it began with."""
+    chosen = {"attention": options.attention} if options.attention != "sdpa" else {}
+    return {**chosen, "layers": "compiled"} if options.compile else chosen
 
 
 def _job(options: argparse.Namespace, target: Target, vae: WanVAE, recipe: Recipe) -> FilmJob:
@@ -117,7 +132,13 @@ def _high_res(
     return load_compressor(options.compressor, checkpoint.config, frames, device=device, dtype=dtype).high_res
 
 
-def build_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> CausalWan:
+def build_model(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention: Attention = sdpa,
+    compiled: bool = False,
+) -> CausalWan:
     """The transformer with the checkpoint's weights on `device` in `dtype`, but its patch embedding in float32."""
     net = build_on_meta(lambda: Wan(checkpoint.config, TorchOps))
     # Cast one by one: through `dtype` and back, the patch embedding would be rounded.
@@ -126,7 +147,8 @@ def build_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
         for name, tensor in checkpoint.state_dict.items()
     }
     net.load_state_dict(cast, assign=True)
-    return CausalWan(net.eval().requires_grad_(False), checkpoint.config, dtype=dtype, device=device)
+    net = net.eval().requires_grad_(False)
+    return CausalWan(net, checkpoint.config, dtype=dtype, device=device, attention=attention, compiled=compiled)
 
 
 def _compute(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:

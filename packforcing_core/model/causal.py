@@ -163,7 +163,9 @@ class CausalWan:
         """The patch embedding: latents [B, 16, F, h, w] -> tokens [B, F x n, D], in order of time, row, column."""
         # It stays in float32 in every host: latents lose precision in bfloat16 before they are mixed.
         patches = self.net.patch_embedding(latents.to(self.device, torch.float32)).to(self.dtype)
-        return rearrange(patches, "b d f h w -> b (f h w) d")
+        tokens = rearrange(patches, "b d f h w -> b (f h w) d")
+        # A graph is made for strides: the first layer's are to be those of the others.
+        return tokens.contiguous() if self.compiled else tokens
 
     def commit_tokens(self, tokens: Tensor, timesteps: Tensor, text: list[TextKV], history: History) -> None:
         """`commit` for hidden tokens [B, L, D] that are embedded already; timesteps [B, F] with F a divisor of L."""

@@ -1,20 +1,23 @@
-"""Runs ComfyUI's own autoregressive sampler and ours in turn: `python grow.py WEIGHTS BLOCKS POLICY...`, in its folder.
+"""ComfyUI's own autoregressive sampler and ours in turns: `python grow.py WEIGHTS BLOCKS RUN...`, in ComfyUI's folder.
 
-Prints one JSON line with seconds and cache bytes per block. ComfyUI's sampler calls back after every denoising step;
-when the last step of a block is done, each of ours renders one block inside the callback, off ComfyUI's clock.
+BLOCKS are those to time, counted from 1, as JSON; the others are passed over: their keys and values are zeros (theirs)
+or random (ours), which takes as long to attend to. A RUN is a policy of ours, "POLICY compiled", or "bare passes".
+Prints one JSON line with CPU seconds of the one thread (what else runs on the machine hardly counts) and cache bytes by
+block. ComfyUI's sampler calls back after every denoising step; when the last step of a timed block is done, each RUN
+makes one block inside the callback, off ComfyUI's clock.
 """
 
 import json
 import sys
 import time
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from safetensors.torch import load_file
 
-weights_file, blocks, policies = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+weights_file, timed, names = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3:]
 sys.argv = ["main.py", "--cpu"]
 sys.path.insert(0, str(Path.cwd()))
 
@@ -26,22 +29,20 @@ import comfy.ops  # noqa: E402
 from comfy.k_diffusion.sampling import sample_ar_video  # noqa: E402
 from comfy.ldm.wan.ar_model import CausalWanModel  # noqa: E402
 
+from packforcing_core.bench.bare import BarePasses  # noqa: E402
+from packforcing_core.bench.protocol import compiled_graphs  # noqa: E402
+from packforcing_core.bench.subject import FRAMES_PER_BLOCK, SCALES, Stream  # noqa: E402
 from packforcing_core.cache.config import build_policy  # noqa: E402
-from packforcing_core.compressor.compressor import Compressor  # noqa: E402
-from packforcing_core.compressor.high_res import build_high_res  # noqa: E402
-from packforcing_core.geometry import VideoGeometry  # noqa: E402
 from packforcing_core.model.causal import CausalWan  # noqa: E402
 from packforcing_core.model.config import WanConfig  # noqa: E402
-from packforcing_core.render import Recipe, build_cache  # noqa: E402
-from packforcing_core.sampler.noise import seeded_noise  # noqa: E402
-from packforcing_core.sampler.rollout import BlockDone, Denoising, Twins, rollout  # noqa: E402
-from packforcing_core.sampler.schedule import Schedule  # noqa: E402
+from packforcing_core.model.ops import TorchOps  # noqa: E402
+from packforcing_core.model.wan import Wan  # noqa: E402
 
 WEIGHTS = load_file(weights_file)
 CONFIG = WanConfig.from_state_dict(WEIGHTS)
-FRAMES = 3
-SCHEDULE = Schedule.warped((1000.0, 750.0, 500.0, 250.0), 5.0)
-GEOMETRY = VideoGeometry(width=128, height=64, fps=16.0, frames_per_block=FRAMES, blocks=blocks)
+SCALE = replace(SCALES["small"], config=CONFIG, blocks=max(timed))
+TOKENS = SCALE.geometry.tokens_per_frame * FRAMES_PER_BLOCK
+THEIRS = "ComfyUI SamplerARVideo"
 torch.set_num_threads(1)
 
 
@@ -59,6 +60,12 @@ def their_net() -> CausalWanModel:
     return net.eval().requires_grad_(False)
 
 
+def our_net() -> Wan:
+    net = Wan(CONFIG, TorchOps)
+    net.load_state_dict(WEIGHTS)
+    return net.eval().requires_grad_(False)
+
+
 class TheirDenoiser:
     """What ComfyUI's sampler calls: (noisy latents, sigma) -> clean latents."""
 
@@ -70,66 +77,87 @@ class TheirDenoiser:
 
     def __call__(self, x, sigma, model_options, seed):
         options = model_options["transformer_options"]
+        state = options["ar_state"]
+        if state["start_frame"] // FRAMES_PER_BLOCK + 1 not in timed:
+            for cache in state["kv_caches"]:
+                cache["end"] += TOKENS
+            return x
         return x - sigma.view(-1, 1, 1, 1, 1) * self.net(x, 1000 * sigma, self.context, transformer_options=options)
 
 
-def our_blocks(name: str, model: CausalWan, context: torch.Tensor) -> Iterator[int]:
-    """Renders a block per `next`; yields the bytes of the cache."""
-    recipe = Recipe(GEOMETRY, build_policy(name), Denoising(SCHEDULE), seed=0)
-    cache = build_cache(model, recipe)
-    twins = None
-    if recipe.partitions.bank:
-        high_res = build_high_res(CONFIG.dim).eval().requires_grad_(False)
-        twins = Twins(Compressor(model, "high_res", high_res=high_res))
-    noise = seeded_noise(0, GEOMETRY.block_shape)
-    text = model.encode_text(context)
-    for event in rollout(model, text, cache, noise, recipe.denoising, blocks, twins=twins):
-        if isinstance(event, BlockDone):
-            yield cache.nbytes + cache.host_nbytes
+class OurRun:
+    """One of the runs beside theirs; `block(number)` makes that block and returns the bytes of the cache."""
+
+    def __init__(self, name: str, net: CausalWanModel):
+        policy, _, compiled = name.partition(" ")
+        self.bare = name == "bare passes"
+        model = CausalWan(our_net() if compiled and not self.bare else net, CONFIG, compiled=compiled == "compiled")
+        self.stream = Stream(model, SCALE, None if self.bare else build_policy(policy))
+        self._block = BarePasses(self.stream).block if self.bare else self.stream.block
+
+    def block(self, number: int) -> int:
+        if not self.bare:
+            self.stream.skip(number - 1 - self.stream.cache.next_block)
+        began = time.process_time()
+        self._block()
+        self.seconds = time.process_time() - began
+        return self.stream.cache.nbytes + self.stream.cache.host_nbytes
 
 
 def main() -> None:
     net = their_net()
-    context = torch.randn(1, 512, CONFIG.text_dim, generator=torch.Generator().manual_seed(0))
-    model = CausalWan(net, CONFIG)
-    ours = {name: our_blocks(name, model, context) for name in policies}
-    runs = {name: {"seconds": [], "cache_bytes": []} for name in ("ComfyUI SamplerARVideo", *policies)}
-    theirs = runs["ComfyUI SamplerARVideo"]
-    clock = SimpleNamespace(started=time.perf_counter(), steps=0)
+    ours = {name: OurRun(name, net) for name in names}
+    runs = {name: {"blocks": [], "seconds": [], "cache_bytes": []} for name in (THEIRS, *names)}
+    graphs = []
+    clock = SimpleNamespace(started=time.process_time(), steps=0)
+    steps = len(next(iter(ours.values())).stream.denoising.schedule)
     # Sized for the whole video when it starts.
-    row = 2 * CONFIG.dim * 4 * CONFIG.num_layers
-    their_bytes = row * GEOMETRY.tokens_per_frame * GEOMETRY.latent_frames
+    their_bytes = (
+        2 * CONFIG.dim * 4 * CONFIG.num_layers * SCALE.geometry.tokens_per_frame * SCALE.geometry.latent_frames
+    )
+
+    def note(name: str, block: int, seconds: float, size: int) -> None:
+        for key, value in (("blocks", block), ("seconds", seconds), ("cache_bytes", size)):
+            runs[name][key].append(value)
 
     def after_step(_) -> None:
         clock.steps += 1
-        if clock.steps % len(SCHEDULE):
+        block, rest = divmod(clock.steps, steps)
+        if rest:
             return
-        theirs["seconds"].append(time.perf_counter() - clock.started)
-        theirs["cache_bytes"].append(their_bytes)
-        for name, run in ours.items():
-            started = time.perf_counter()
-            runs[name]["cache_bytes"].append(next(run))
-            runs[name]["seconds"].append(time.perf_counter() - started)
-        clock.started = time.perf_counter()
+        if block in timed:
+            note(THEIRS, block, time.process_time() - clock.started, their_bytes)
+            for name, run in ours.items():
+                size = run.block(block)
+                note(name, block, run.seconds, size)
+            graphs.append(compiled_graphs())
+        clock.started = time.process_time()
 
-    _, channels, _, height, width = GEOMETRY.block_shape
-    noise = torch.randn(1, channels, GEOMETRY.latent_frames, height, width)
-    sigmas = torch.tensor([*SCHEDULE.sigmas, 0.0])
+    geometry = SCALE.geometry
+    _, channels, _, height, width = geometry.block_shape
+    noise = torch.randn(1, channels, geometry.latent_frames, height, width)
+    sigmas = torch.tensor([*next(iter(ours.values())).stream.denoising.schedule.sigmas, 0.0])
     extra = {"model_options": {"transformer_options": {}}, "seed": 0}
+    context = torch.randn(1, 512, CONFIG.text_dim, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         sample_ar_video(
-            TheirDenoiser(net, context), noise, sigmas, extra, after_step, disable=True, num_frame_per_block=FRAMES
+            TheirDenoiser(net, context),
+            noise,
+            sigmas,
+            extra,
+            after_step,
+            disable=True,
+            num_frame_per_block=FRAMES_PER_BLOCK,
         )
     settings = {
         "width": CONFIG.dim,
         "layers": CONFIG.num_layers,
-        "tokens per frame": GEOMETRY.tokens_per_frame,
-        "frames per block": FRAMES,
-        "steps": len(SCHEDULE),
-        "blocks": blocks,
+        "tokens per frame": geometry.tokens_per_frame,
+        "frames per block": FRAMES_PER_BLOCK,
+        "steps": steps,
         "torch": torch.__version__,
     }
-    print(json.dumps({"settings": settings, "samplers": runs}))
+    print(json.dumps({"settings": settings, "samplers": runs, "compiled_graphs": graphs}))
 
 
 main()

@@ -78,6 +78,25 @@ def test_the_same_command_again_takes_a_free_name_and_gives_the_same_film(files,
     assert first.read_bytes() != other.read_bytes()
 
 
+def test_the_attention_kernel_can_be_chosen_and_one_that_cannot_run_is_refused(files, tmp_path, capsys):
+    first, second = tmp_path / "film.mp4", tmp_path / "auto.mp4"
+    assert render(files, first) == 0
+    assert render(files, second, "--attention", "auto") == 0
+    assert first.read_bytes() == second.read_bytes()  # A CPU has but one.
+    assert render(files, tmp_path / "none.mp4", "--attention", "cudnn") == 1
+    assert "expected one of sdpa or auto" in capsys.readouterr().err
+
+
+@pytest.mark.long  # A C++ compiler works for a minute.
+def test_compiled_layers_render_the_film_of_plain_ones(files, tmp_path):
+    films = [tmp_path / "plain.mp4", tmp_path / "compiled.mp4"]
+    assert render(files, films[0], "--codec", "lossless") == 0
+    assert render(files, films[1], "--codec", "lossless", "--compile") == 0
+    plain, compiled = (np.stack(list(read_frames(film))).astype(int) for film in films)
+    print(f"max difference of 255 levels: {np.abs(plain - compiled).max()}")
+    assert np.abs(plain - compiled).max() <= 2
+
+
 def test_a_prompt_goes_through_the_text_encoder(files, tmp_path):
     words = ("--prompt", "a red circle", "--text-encoder", str(files / "umt5"), "--steps", "1000,500")
     assert render(files, tmp_path / "film.mp4", *words, context="") == 0

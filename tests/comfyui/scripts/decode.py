@@ -1,0 +1,76 @@
+"""ComfyUI's own Wan VAE and ours on the same frames: `python decode.py inputs.safetensors REPEATS`, in its folder.
+
+The inputs are the weights and `latents` (the VAE's own). Prints one JSON line: CPU seconds of either by repeat, taken
+in turns, and the largest difference. `python decode.py inputs.safetensors ours` (or `theirs`) decodes once and prints
+the bytes by which that raised the process's memory at its peak.
+"""
+
+import json
+import re
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+inputs, what = sys.argv[1:]
+sys.argv = ["main.py", "--cpu"]
+sys.path.insert(0, str(Path.cwd()))
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()  # the modules below read the options when they are imported
+
+from comfy.ldm.wan.vae import WanVAE  # noqa: E402
+
+from packforcing_core.vae.config import normalise  # noqa: E402
+from packforcing_core.vae.load import load_vae  # noqa: E402
+from packforcing_core.vae.streaming import decode  # noqa: E402
+
+tensors = load_file(inputs)
+latents = tensors.pop("latents")
+torch.set_num_threads(1)
+
+
+def their_decode():
+    width = tensors["decoder.head.0.gamma"].shape[0]
+    vae = WanVAE(dim=width, z_dim=16, num_res_blocks=2, temperal_downsample=[False, True, True])
+    vae.load_state_dict(tensors)
+    return lambda: vae.decode(latents).clamp(-1, 1)
+
+
+def our_decode():
+    vae, own = load_vae(tensors), normalise(latents)
+    return lambda: decode(vae, own)
+
+
+def resident(line: str) -> int:
+    """Bytes of this process by a line of its status: VmRSS now, VmHWM at its peak."""
+    return int(re.search(rf"{line}:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1)) * 1024
+
+
+def peak(run) -> int:
+    Path("/proc/self/clear_refs").write_text("5")  # The peak begins anew.
+    before = resident("VmRSS")
+    run()
+    return resident("VmHWM") - before
+
+
+def times(repeats: int) -> dict:
+    runs = {"ours": our_decode(), "theirs": their_decode()}
+    seconds = {name: [] for name in runs}
+    for _ in range(repeats):
+        made = {}
+        for name, run in runs.items():
+            began = time.process_time()
+            made[name] = run()
+            seconds[name].append(time.process_time() - began)
+    return {"seconds": seconds, "difference": (made["ours"] - made["theirs"]).abs().max().item()}
+
+
+with torch.no_grad():
+    if what in ("ours", "theirs"):
+        print(json.dumps(peak({"ours": our_decode, "theirs": their_decode}[what]())))
+    else:
+        print(json.dumps(times(int(what))))
