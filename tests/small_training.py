@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from packforcing_core.geometry import compressed_grid
 from packforcing_core.training.data import LatentBatch
-from packforcing_core.training.loop import Learner, Optimisation, Stage
+from packforcing_core.training.learner import Learner, Optimisation
+from packforcing_core.training.loop import Stage
 from tests.small import CONFIG, GRID, small_model
 
 FRAMES_PER_BLOCK = 2
@@ -37,7 +38,7 @@ class SmallClips:
         times, rows, columns = compressed_grid(FRAMES_PER_BLOCK, height, width)
         low_res = picture.expand(-1, -1, times * self.blocks, 2 * rows, 2 * columns).contiguous()
         context = torch.randn(self.batch, 8, CONFIG.text_dim, generator=generator)
-        return LatentBatch(latents, context, low_res=low_res)
+        return LatentBatch(latents, context, range(self.batch), low_res)
 
 
 HELD_OUT = (1000, 1001)
@@ -58,6 +59,7 @@ def learn(stage: Stage, steps: int) -> list[float]:
             learners[name].clear()
         update.loss.backward()
         for name in update.networks:
+            learners[name].gather_gradients()
             learners[name].update(number, steps)
         losses.append(update.loss.item())
     return losses

@@ -77,7 +77,7 @@ def fuse(model: CausalWan, high_res: HighRes | None, latents: Tensor, small: Ten
     """
     grids = []
     if small is not None:
-        grids.append(model.net.patch_embedding(small.to(model.device, torch.float32)).float())
+        grids.append(model.patches(small).float())
     if high_res is not None:
         dtype = next(high_res.parameters()).dtype
         grids.append(high_res(latents.to(model.device, dtype)).float())

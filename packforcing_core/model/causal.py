@@ -124,14 +124,8 @@ class CausalWan:
         """Text embeddings [B, text_len, text_dim] -> the cross-attention keys and values of every layer, once a
         prompt.
         """
-        hidden = self.net.text_embedding(context.to(self.device, self.dtype))
-        return [
-            TextKV(
-                self._heads(layer.cross_attn.norm_k(layer.cross_attn.k(hidden))),
-                self._heads(layer.cross_attn.v(hidden)),
-            )
-            for layer in self.net.blocks
-        ]
+        hidden = self._text_hidden(context)
+        return [self._text_kv(layer, hidden) for layer in self.net.blocks]
 
     def flow(self, latents: Tensor, timesteps: Tensor, text: list[TextKV], history: History) -> Tensor:
         """The flow (noise - x0) of a block: latents [B, 16, F, h, w] and timesteps [B, F] in 0..1000 -> [B, 16, F,
@@ -161,15 +155,25 @@ class CausalWan:
 
     def embed(self, latents: Tensor) -> Tensor:
         """The patch embedding: latents [B, 16, F, h, w] -> tokens [B, F x n, D], in order of time, row, column."""
-        # It stays in float32 in every host: latents lose precision in bfloat16 before they are mixed.
-        patches = self.net.patch_embedding(latents.to(self.device, torch.float32)).to(self.dtype)
-        tokens = rearrange(patches, "b d f h w -> b (f h w) d")
+        tokens = rearrange(self.patches(latents).to(self.dtype), "b d f h w -> b (f h w) d")
         # A graph is made for strides: the first layer's are to be those of the others.
         return tokens.contiguous() if self.compiled else tokens
+
+    def patches(self, latents: Tensor) -> Tensor:
+        """The patch embedding as a grid: latents [B, 16, F, h, w] -> [B, D, F, h/2, w/2]."""
+        # It stays in float32 in every host: latents lose precision in bfloat16 before they are mixed.
+        return self.net.patch_embedding(latents.to(self.device, torch.float32))
 
     def commit_tokens(self, tokens: Tensor, timesteps: Tensor, text: list[TextKV], history: History) -> None:
         """`commit` for hidden tokens [B, L, D] that are embedded already; timesteps [B, F] with F a divisor of L."""
         self._commit(tokens.to(self.device, self.dtype), self._modulation(timesteps), text, history)
+
+    def _text_hidden(self, context: Tensor) -> Tensor:
+        return self.net.text_embedding(context.to(self.device, self.dtype))
+
+    def _text_kv(self, layer: nn.Module, hidden: Tensor) -> TextKV:
+        cross = layer.cross_attn
+        return TextKV(self._heads(cross.norm_k(cross.k(hidden))), self._heads(cross.v(hidden)))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.config.num_heads, self.config.head_dim))

@@ -18,7 +18,7 @@ from ..errors import PackForcingError
 from ..vae.config import normalise
 from ..vae.wan_vae import WanVAE
 from .clips import draw_clips
-from .ranks import share
+from .ranks import share, turns
 from .vae import encode_clip
 
 SHARD_CLIPS = 64
@@ -28,13 +28,13 @@ SHARD_CLIPS = 64
 class LatentBatch:
     """`latents` [B, 16, F, h, w] float32 in model space and text embeddings `context` [B, text_len, text_dim].
 
-    `first` is the index of the first one in the whole batch of all ranks. `low_res` [B, 16, blocks x g_t, 2 g_h, 2 g_w]
-    are the small latents of the compressor's low-resolution branch, block by block, where the data has them.
+    `indices` are the samples' numbers in the batch of all ranks. `low_res` [B, 16, blocks x g_t, 2 g_h, 2 g_w] are the
+    small latents of the compressor's low-resolution branch, block by block, where the data has them.
     """
 
     latents: Tensor
     context: Tensor
-    first: int = 0
+    indices: Sequence[int]
     low_res: Tensor | None = None
 
 
@@ -44,7 +44,7 @@ def encode_little_world(vae: WanVAE, folder: Path, clips: int, latent_frames: in
     kept. Ranks share the shards.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for shard in share(-(-clips // SHARD_CLIPS)):
+    for shard in turns(-(-clips // SHARD_CLIPS)):
         path = folder / f"{shard:05d}.safetensors"
         if path.exists():
             continue
@@ -75,4 +75,4 @@ class LatentFolder:
         chosen = np.random.default_rng((self.seed, step)).integers(len(self.prompts), size=self.batch)
         own = [int(chosen[i]) for i in share(self.batch)]
         context = self.encode([self.prompts[i] for i in own])
-        return LatentBatch(self.latents[own].float(), context, share(self.batch).start)
+        return LatentBatch(self.latents[own].float(), context, share(self.batch))

@@ -16,8 +16,10 @@ from ..cache.config import Full, Policy, SinkWindow, Window
 from ..model.causal import CausalWan
 from ..rope import GridRope
 from .data import LatentBatch
-from .loop import Optimisation, Update
+from .learner import Optimisation
+from .loop import Update
 from .parts import Part, PartsHistory, PartsPlan, Reading
+from .randomness import SampleNoise
 
 Batches = Callable[[int], LatentBatch]
 """The batch of a step: what each rank trains on."""
@@ -31,19 +33,19 @@ class NoiseLevels:
     steps: tuple[float, ...] = ()
     few: float = 0.0
 
-    def draw(self, count: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Sigmas in 0..1 of shape `count`."""
-        u = torch.rand(count, generator=generator)
+    def draw(self, count: int, random: SampleNoise) -> Tensor:
+        """Sigmas [B, count] in 0..1."""
+        u = random.uniform((count,))
         sigma = self.shift * u / (1 + (self.shift - 1) * u)
         if not self.steps:
             return sigma
-        chosen = torch.tensor(self.steps)[torch.randint(len(self.steps), count, generator=generator)]
-        return torch.where(torch.rand(count, generator=generator) < self.few, chosen, sigma)
+        chosen = torch.tensor(self.steps)[random.integers(len(self.steps), (count,))]
+        return torch.where(random.uniform((count,)) < self.few, chosen, sigma)
 
 
-def step_generator(seed: int, *key: int) -> torch.Generator:
-    """A generator for one step, on the CPU."""
-    return torch.Generator().manual_seed(hash((seed, *key)) & 0x7FFF_FFFF_FFFF)
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """Products in `precision`, weights and sums in float32."""
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
 def noised(x0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
@@ -71,6 +73,7 @@ class TeacherStage:
     seed: int = 0
     levels: NoiseLevels = field(default_factory=NoiseLevels)
     dropped_prompts: float = 0.1
+    precision: torch.dtype = torch.bfloat16
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -82,12 +85,12 @@ class TeacherStage:
 
     def step(self, number: int) -> Update:
         batch = self.batches(number)
-        generator = step_generator(self.seed, number, batch.first)
-        x0 = batch.latents
-        sigma = self.levels.draw((len(x0), 1), generator).expand(-1, x0.shape[2])
-        noise = torch.randn(x0.shape, generator=generator)
-        kept = (torch.rand(len(x0), generator=generator) >= self.dropped_prompts).float()[:, None, None]
-        with torch.autocast(x0.device.type, torch.bfloat16):
+        random, device = SampleNoise(self.seed, number, batch.indices), self.model.device
+        x0 = batch.latents.to(device)
+        sigma = self.levels.draw(1, random).expand(-1, x0.shape[2]).to(device)
+        noise = random.normal(x0.shape[1:]).to(device)
+        kept = (random.uniform() >= self.dropped_prompts).float()[:, None, None]
+        with autocast(x0.device, self.precision):
             flow = bidirectional_flow(self.model, noised(x0, sigma, noise), sigma, batch.context * kept, self.rope)
         return Update("teacher", flow_loss(flow, x0, noise))
 
@@ -126,6 +129,7 @@ class CausalStage:
     levels: NoiseLevels = field(default_factory=NoiseLevels)
     memories: Sequence[Policy] = MEMORIES
     history_noise: float = 0.1
+    precision: torch.dtype = torch.bfloat16
 
     def __post_init__(self) -> None:
         self._plans: dict[tuple[Policy, int], tuple[PartsPlan, PartsHistory]] = {}
@@ -140,15 +144,15 @@ class CausalStage:
 
     def step(self, number: int) -> Update:
         batch = self.batches(number)
-        generator = step_generator(self.seed, number, batch.first)
-        x0 = batch.latents
+        random, device = SampleNoise(self.seed, number, batch.indices), self.model.device
+        x0 = batch.latents.to(device)
         blocks = x0.shape[2] // self.frames_per_block
-        sigma = self.levels.draw((len(x0), blocks), generator).repeat_interleave(self.frames_per_block, dim=1)
-        noise = torch.randn(x0.shape, generator=generator)
-        history_sigma = self.history_noise * torch.rand((len(x0), 1), generator=generator).expand(-1, x0.shape[2])
-        history = noised(x0, history_sigma, torch.randn(x0.shape, generator=generator))
+        sigma = self.levels.draw(blocks, random).repeat_interleave(self.frames_per_block, dim=1).to(device)
+        noise = random.normal(x0.shape[1:]).to(device)
+        history_sigma = (self.history_noise * random.uniform((1,))).expand(-1, x0.shape[2]).to(device)
+        history = noised(x0, history_sigma, random.normal(x0.shape[1:]).to(device))
         policy = self.memories[number % len(self.memories)]
-        with torch.autocast(x0.device.type, torch.bfloat16):
+        with autocast(x0.device, self.precision):
             flow = self.flow(history, noised(x0, sigma, noise), sigma, batch, policy)
         return Update(tuple(self.networks), flow_loss(flow, x0, noise))
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..attention import Attention, sdpa
 from ..cache.mid import TwinRope
 from ..cache.partitions import Partitions
+from ..errors import PackForcingError
 from ..rope import GridRope, Rotation, rotate
 
 
@@ -37,7 +38,11 @@ class Part:
     sees: tuple[Reading, ...] = ()
 
 
-class PartsHistory:
+class Repeatable:
+    """A base of histories that keep nothing: calling `attend` again gives the same, so a layer may be recomputed."""
+
+
+class PartsHistory(Repeatable):
     """A `History` for a pass whose tokens are those of `parts`, in order and without a hole."""
 
     def __init__(self, parts: Sequence[Part], attention: Attention = sdpa):
@@ -93,6 +98,11 @@ class PartsPlan:
         self.block_tokens = partitions.frames_per_block * self.tokens_per_frame
         self.twin_rope = TwinRope(rope, partitions.bank, partitions.frames_per_block) if partitions.bank else None
         self._rotations: dict[tuple, Rotation] = {}
+        if partitions.pruning:
+            raise PackForcingError(
+                "A policy that drops tokens chooses them by their keys, but teacher forcing plans ahead what is seen. "
+                "Train with windows, sinks or compressed blocks."
+            )
 
     @property
     def twins(self) -> tuple[int, ...]:
@@ -131,17 +141,18 @@ class PartsPlan:
 
     def _banked(self, block: int) -> int:
         """How many twins are in the bank when `block` begins."""
+        if not self.partitions.bank:
+            return 0
         left = block * self.partitions.frames_per_block - self.partitions.past_frames
         return max(0, left // self.partitions.frames_per_block)
 
     def _block(self, block: int, start: int) -> Part:
-        banked = self._banked(block) if self.partitions.bank else 0
+        banked = self._banked(block)
         window = self.partitions.window(block * self.partitions.frames_per_block, banked)
         past = sorted((p.frame, p.position) for p in window.past)
         frames_per_block = self.partitions.frames_per_block
         runs = [list(run) for _, run in groupby(past, key=lambda p: (p[1] - p[0], p[0] // frames_per_block))]
         sees = [self._frames(run) for run in runs]
-        # Training clips are short: every banked twin is seen, so there is nothing to select.
         newest = range(banked - len(window.mid_positions), banked)
         sees += [self._twin_reading(i, at) for i, at in zip(newest, window.mid_positions, strict=True)]
         own = Reading(slice(start, start + self.block_tokens), self._rotation(window.current_positions))

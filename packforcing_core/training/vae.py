@@ -6,6 +6,8 @@ passes here take a whole clip in two calls (its first frame, and the others), wh
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,13 +19,18 @@ from ..vae.layers import Downsample, ResidualBlock, Upsample
 from ..vae.state import CausalState, memory_format
 from ..vae.wan_vae import WanVAE
 from .clips import draw_clips
-from .loop import Optimisation, Update
-from .ranks import rank, share
+from .learner import Optimisation
+from .loop import Update
+from .randomness import SampleNoise
+from .ranks import share
 
 GAIN = 1.5  # of convolution weights over torch's own initialisation: with less, small VAEs stay at a grey mean
 FIRST_LOG_VARIANCE = -6.0
 FOREGROUND_WEIGHT = 2.0
 KL_WEIGHT = 1e-6
+
+NormSilu = Callable[[Tensor, Tensor], Tensor]
+"""`norm_silu`, or the same in one kernel."""
 
 
 @dataclass(frozen=True)
@@ -65,67 +72,89 @@ def _pass_through(conv: nn.Conv3d) -> None:
         conv.weight[index, index % conv.in_channels, -1] = 1.0
 
 
-def encode_clip(vae: WanVAE, video: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and log variance [B, 16, 1 + (T - 1)//4, h, w] of the VAE's own latents of clips [B, 3, T, H, W]."""
-    state = CausalState()
-    video = video.contiguous(memory_format=memory_format(video.device))
-    pieces = [_encode(vae, piece, state) for piece in (video[:, :, :1], video[:, :, 1:]) if piece.shape[2]]
-    return torch.cat(pieces, dim=2).chunk(2, dim=1)
-
-
-def _encode(vae: WanVAE, video: Tensor, state: CausalState) -> Tensor:
-    x = state.convolve(vae.encoder.conv1, video)
-    for layer in (*vae.encoder.downsamples, *vae.encoder.middle):
-        x = _run(layer, x, state)
-    return vae.conv1(_head(vae.encoder.head, x, state))
-
-
-def decode_clip(vae: WanVAE, latents: Tensor) -> Tensor:
-    """Clips [B, 3, 4T - 3, 8h, 8w] from the VAE's own latents [B, 16, T, h, w], not clamped."""
-    state = CausalState()
-    pieces = [_decode(vae, piece, state) for piece in (latents[:, :, :1], latents[:, :, 1:]) if piece.shape[2]]
-    return torch.cat(pieces, dim=2)
-
-
-def _decode(vae: WanVAE, latents: Tensor, state: CausalState) -> Tensor:
-    x = state.convolve(vae.decoder.conv1, vae.conv2(latents))
-    for layer in (*vae.decoder.middle, *vae.decoder.upsamples):
-        x = _run(layer, x, state)
-    return _head(vae.decoder.head, x, state)
-
-
-def _run(layer: nn.Module, x: Tensor, state: CausalState) -> Tensor:
-    if not isinstance(layer, ResidualBlock):
-        return layer(x, state)
-    norm_in, _, conv_in, norm_out, _, _, conv_out = layer.residual
-    hidden = state.convolve(conv_in, norm_silu(x, norm_in.gamma))
-    return state.convolve(conv_out, norm_silu(hidden, norm_out.gamma)) + layer.shortcut(x)
-
-
-def _head(head: nn.Sequential, x: Tensor, state: CausalState) -> Tensor:
-    norm, _, conv = head
-    return state.convolve(conv, norm_silu(x, norm.gamma))
-
-
 def norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
-    """SiLU of the RMS norm over the channels of x [B, C, T, H, W], in one kernel: on a CPU nine times as fast as one
-    operation after another, forward and backward (16 channels, bfloat16).
-    """
+    """SiLU of the RMS norm over the channels of x [B, C, T, H, W], scaled by `gamma` (C numbers)."""
     last = x.movedim(1, -1)
     return _norm_silu_rows(last.reshape(-1, x.shape[1]), gamma.flatten()).view(last.shape).movedim(-1, 1)
 
 
-@torch.compile(dynamic=True)
+def fused_norm_silu() -> NormSilu:
+    """`norm_silu` in one kernel: on a CPU nine times as fast, forward and backward (16 channels, bfloat16), after a
+    minute of compiling. The plain one where nothing can be compiled.
+    """
+    rows = torch.compile(_norm_silu_rows, dynamic=True)
+    try:
+        rows(torch.ones(2, 4), torch.ones(4))
+    except Exception as error:  # whatever a missing compiler, header or Triton raises
+        warnings.warn(f"The VAE trains without a fused norm, slower: torch.compile failed ({error}).", stacklevel=2)
+        return norm_silu
+
+    def fused(x: Tensor, gamma: Tensor) -> Tensor:
+        last = x.movedim(1, -1)
+        return rows(last.reshape(-1, x.shape[1]), gamma.flatten()).view(last.shape).movedim(-1, 1)
+
+    return fused
+
+
 def _norm_silu_rows(rows: Tensor, gamma: Tensor) -> Tensor:
     wide = rows.float()
     return F.silu(wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-12) * gamma).to(rows.dtype)
 
 
+def encode_clip(vae: WanVAE, video: Tensor, norm: NormSilu = norm_silu) -> tuple[Tensor, Tensor]:
+    """Mean and log variance [B, 16, 1 + (T - 1)//4, h, w] of the VAE's own latents of clips [B, 3, T, H, W]."""
+    state = CausalState()
+    video = video.contiguous(memory_format=memory_format(video.device))
+    pieces = [_encode(vae, piece, state, norm) for piece in (video[:, :, :1], video[:, :, 1:]) if piece.shape[2]]
+    return torch.cat(pieces, dim=2).chunk(2, dim=1)
+
+
+def _encode(vae: WanVAE, video: Tensor, state: CausalState, norm: NormSilu) -> Tensor:
+    x = state.convolve(vae.encoder.conv1, video)
+    for layer in (*vae.encoder.downsamples, *vae.encoder.middle):
+        x = _run(layer, x, state, norm)
+    return vae.conv1(_head(vae.encoder.head, x, state, norm))
+
+
+def decode_clip(vae: WanVAE, latents: Tensor, norm: NormSilu = norm_silu) -> Tensor:
+    """Clips [B, 3, 4T - 3, 8h, 8w] from the VAE's own latents [B, 16, T, h, w], not clamped."""
+    state = CausalState()
+    pieces = [_decode(vae, piece, state, norm) for piece in (latents[:, :, :1], latents[:, :, 1:]) if piece.shape[2]]
+    return torch.cat(pieces, dim=2)
+
+
+def _decode(vae: WanVAE, latents: Tensor, state: CausalState, norm: NormSilu) -> Tensor:
+    x = state.convolve(vae.decoder.conv1, vae.conv2(latents))
+    for layer in (*vae.decoder.middle, *vae.decoder.upsamples):
+        x = _run(layer, x, state, norm)
+    return _head(vae.decoder.head, x, state, norm)
+
+
+def _run(layer: nn.Module, x: Tensor, state: CausalState, norm: NormSilu) -> Tensor:
+    if not isinstance(layer, ResidualBlock):
+        return layer(x, state)
+    norm_in, _, conv_in, norm_out, _, _, conv_out = layer.residual
+    hidden = state.convolve(conv_in, norm(x, norm_in.gamma))
+    return state.convolve(conv_out, norm(hidden, norm_out.gamma)) + layer.shortcut(x)
+
+
+def _head(head: nn.Sequential, x: Tensor, state: CausalState, norm: NormSilu) -> Tensor:
+    scale, _, conv = head
+    return state.convolve(conv, norm(x, scale.gamma))
+
+
 class VAEStage:
     """Reconstruction (L1 and squared error, the foreground counting more) and a little KL."""
 
-    def __init__(self, vae: WanVAE, phases: tuple[Phase, ...], optimisation: Optimisation, seed: int):
-        self.vae, self.phases, self.seed = vae, phases, seed
+    def __init__(
+        self,
+        vae: WanVAE,
+        phases: tuple[Phase, ...],
+        optimisation: Optimisation,
+        seed: int,
+        norm: NormSilu = norm_silu,
+    ):
+        self.vae, self.phases, self.seed, self.norm = vae, phases, seed, norm
         self.networks, self.optimisation = {"vae": vae}, {"vae": optimisation}
 
     @property
@@ -141,14 +170,14 @@ class VAEStage:
 
     def step(self, number: int) -> Update:
         phase = self.phase(number)
-        video = draw_clips(self.seed, number, share(phase.batch), phase.frames).video
+        indices = share(phase.batch)
         device = next(self.vae.parameters()).device
-        video = video.to(device)
-        noise = torch.Generator().manual_seed(hash((self.seed, number, rank())) & 0x7FFFFFFF)
+        video = draw_clips(self.seed, number, indices, phase.frames).video.to(device)
+        random = SampleNoise(self.seed, number, indices)
         with torch.autocast(device.type, torch.bfloat16):
-            mean, log_variance = (x.float() for x in encode_clip(self.vae, video))
-            epsilon = torch.randn(mean.shape, generator=noise).to(device)
-            result = decode_clip(self.vae, mean + (0.5 * log_variance).exp() * epsilon).float()
+            mean, log_variance = (x.float() for x in encode_clip(self.vae, video, self.norm))
+            epsilon = random.normal(mean.shape[1:]).to(device)
+            result = decode_clip(self.vae, mean + (0.5 * log_variance).exp() * epsilon, self.norm).float()
         error = result - video
         weight = 1 + FOREGROUND_WEIGHT * foreground(video)
         reconstruction = (weight * (error.abs() + error.square())).mean()

@@ -146,14 +146,14 @@ def test_small_latents_are_made_of_the_decoded_clip_where_the_data_has_none():
     vae = WanVAE(VAEConfig(encoder_dim=4, decoder_dim=4, num_res_blocks=1)).requires_grad_(False)
     latents = random_latents(6, 4, 4)
     video = decode(vae, latents)
-    made = small_latents(LatentBatch(latents, None), (0, 2), 2, vae)
+    made = small_latents(LatentBatch(latents, None, range(1)), (0, 2), 2, vae)
     for block, frames in ((0, video[:, :, :5]), (2, video[:, :, 13:21])):
         expected = low_res_latents(partial(encode, vae), frames, (1, 16, 2, 4, 4), block == 0)
         assert difference(made[block], expected) < 1e-5
     given = torch.stack([torch.full((16, 2, 2), float(i)) for i in range(3)], dim=1)[None]
-    assert small_latents(LatentBatch(latents, None, low_res=given), (2,), 2, None)[2].unique().tolist() == [2.0]
+    assert small_latents(LatentBatch(latents, None, range(1), given), (2,), 2, None)[2].unique().tolist() == [2.0]
     with pytest.raises(PackForcingError, match="VAE"):
-        small_latents(LatentBatch(latents, None), (0,), 2, None)
+        small_latents(LatentBatch(latents, None, range(1)), (0,), 2, None)
 
 
 def test_the_default_memories_fit_every_block_length():

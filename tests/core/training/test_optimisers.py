@@ -13,7 +13,8 @@ from torch import nn
 from packforcing_core.errors import PackForcingError
 from packforcing_core.model.ops import TorchOps
 from packforcing_core.model.wan import Wan
-from packforcing_core.training.loop import Learner, Optimisation, Training, Update, build_optimisers
+from packforcing_core.training.learner import Learner, Optimisation, build_optimisers
+from packforcing_core.training.loop import Training, Update
 from tests.small import CONFIG
 
 MUON = Optimisation(1e-3, warmup=0, matrices="muon")

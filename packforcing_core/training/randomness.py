@@ -1,0 +1,41 @@
+"""Randomness of a step: drawn on the CPU from a seed and names of what it is for, never from global state."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def step_generator(seed: int, *key: int | str) -> torch.Generator:
+    """A generator of its own for each key, such as the number of a step; the same in every process and on every
+    machine.
+    """
+    name = "/".join(str(part) for part in (seed, *key))
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+class SampleNoise:
+    """What the samples of one step draw. Sample i's numbers come from (seed, step, i) alone, so that it does not matter
+    which rank has it and who else is in the batch.
+
+    `indices` are the samples' numbers in the batch of all ranks. Each call draws on, for every sample: [B, *shape].
+    """
+
+    def __init__(self, seed: int, step: int, indices: Sequence[int]):
+        self._generators = [step_generator(seed, step, index) for index in indices]
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """Gaussian, float32."""
+        return torch.stack([torch.randn(*shape, generator=g) for g in self._generators])
+
+    def uniform(self, shape: Sequence[int] = ()) -> Tensor:
+        """In 0..1, float32."""
+        return torch.stack([torch.rand(shape, generator=g) for g in self._generators])
+
+    def integers(self, high: int, shape: Sequence[int] = ()) -> Tensor:
+        """In 0..`high` - 1."""
+        return torch.stack([torch.randint(high, shape, generator=g) for g in self._generators])
