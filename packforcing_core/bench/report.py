@@ -27,17 +27,12 @@ def _ratios(result: dict[str, Any]) -> str:
     split = result["split"]
     whole = sum(split.values())
     graphs = result["compiled_graphs"]
-    fps = result["fps"]
     rows = [
         ("flatness: a block late over one early", f"{result['flatness']:.3f}"),
         ("loop overhead over bare passes", f"{100 * result['loop_overhead']:.1f}%"),
         ("a 21-frame window's block over ours", f"{result['window_over_ours']:.2f}"),
         *((f"share of a block: {name}", f"{100 * seconds / whole:.1f}%") for name, seconds in split.items()),
         *((f"share of the kernels' rate: {n}", f"{100 * s:.0f}%") for n, s in result["roofline_share"].items()),
-        (
-            "end to end over decoded in turn, FPS",
-            f"{fps['end to end'] / fps['decoded in turn']:.2f}",
-        ),
         ("bytes the same early and late", "yes" if result["bytes"]["constant"] else "no"),
         ("compiled graphs, before and after the blocks", f"{graphs['before']}, {graphs['after']}"),
     ]
