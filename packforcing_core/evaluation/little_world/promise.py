@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from ...errors import PackForcingError
+from .prompt import COLUMNS, ROWS
 from .scene import BACKGROUNDS, COLOURS, SHAPES
 
 
@@ -29,7 +30,8 @@ class Promise:
     things: tuple[Promised, ...] = ()
 
 
-_THING = rf"a (?:(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})|shape)"
+_PLACE = rf" at the (?:{'|'.join(ROWS)}) (?:{'|'.join(COLUMNS)})"
+_THING = rf"a (?:(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})|shape)(?:{_PLACE})?"
 _KINDS = {
     "pan": "the view pans over bars",
     "return": rf"(?P<things>{_THING}) leaves and returns",
@@ -47,8 +49,8 @@ def parse_prompt(prompt: str) -> Promise:
             things = tuple(_promised(name) for name in names.split(" and ")) if names else ()
             return Promise(kind, found["background"], things)
     raise PackForcingError(
-        f"The prompt {prompt!r} is none of the little world's; expected one such as 'a red circle and a blue square "
-        "bounce on a dark background', 'a shape leaves and returns on a teal background' or 'the view pans over bars "
+        f"The prompt {prompt!r} is none of the little world's; expected one such as 'a red circle at the top left bounces on a "
+        "dark background', 'a red circle and a blue square bounce on a dark background', 'a shape leaves and returns on a teal background' or 'the view pans over bars "
         f"on a grey background' (colours {', '.join(COLOURS)}; shapes {', '.join(SHAPES)}; backgrounds "
         f"{', '.join(BACKGROUNDS)})."
     )
@@ -64,5 +66,5 @@ def belongs(prompt: str) -> bool:
 
 
 def _promised(name: str) -> Promised:
-    _, *words = name.split()
+    _, *words = re.sub(_PLACE, "", name).split()
     return Promised(None, None) if words == ["shape"] else Promised(words[1], words[0])

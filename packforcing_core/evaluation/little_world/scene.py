@@ -11,7 +11,7 @@ can then know. `pan`: the view moves over a row of coloured bars, to and fro.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,6 +36,9 @@ BACKGROUNDS: Mapping[str, tuple[int, int, int]] = {
 SHAPES = ("circle", "square", "triangle")
 KINDS: Mapping[str, float] = {"bounce": 0.7, "return": 0.2, "pan": 0.1}
 """What a scene may be, and how often it is."""
+
+PLACED = 0.7
+"""How often a prompt says where things begin. What it leaves open, a model's first block has to choose."""
 
 RADIUS = (10.0, 12.0)  # pixels, of the circle of the same area
 SPEED = (0.7, 1.4)  # pixels a frame
@@ -83,16 +86,22 @@ class Bars:
 
 @dataclass(frozen=True)
 class Scene:
-    """`things` are those in front first."""
+    """`things` are those in front first. `placed`: the prompt says where they begin."""
 
     kind: str
     background: str
     things: tuple[Thing, ...] = ()
     bars: Bars | None = None
+    placed: bool = False
 
 
 def sample_scene(rng: np.random.Generator, kind: str | None = None) -> Scene:
     """A scene drawn from `rng`; `kind` is one of KINDS, None chooses."""
+    scene = _sample(rng, kind)
+    return replace(scene, placed=bool(scene.things) and bool(rng.random() < PLACED))
+
+
+def _sample(rng: np.random.Generator, kind: str | None) -> Scene:
     kind = kind or str(rng.choice(list(KINDS), p=list(KINDS.values())))
     background = str(rng.choice(list(BACKGROUNDS)))
     if kind == "pan":
