@@ -19,6 +19,7 @@ from .data import LatentBatch
 from .learner import Optimisation
 from .loop import Update
 from .parts import Part, PartsHistory, PartsPlan, Reading
+from .precision import autocast
 from .randomness import SampleNoise
 
 Batches = Callable[[int], LatentBatch]
@@ -41,11 +42,6 @@ class NoiseLevels:
             return sigma
         chosen = torch.tensor(self.steps)[random.integers(len(self.steps), (count,))]
         return torch.where(random.uniform((count,)) < self.few, chosen, sigma)
-
-
-def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
-    """Products in `precision`, weights and sums in float32."""
-    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
 def noised(x0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:

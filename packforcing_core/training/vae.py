@@ -21,6 +21,7 @@ from ..vae.wan_vae import WanVAE
 from .clips import draw_clips
 from .learner import Optimisation
 from .loop import Update
+from .precision import autocast
 from .randomness import SampleNoise
 from .ranks import share
 
@@ -153,8 +154,9 @@ class VAEStage:
         optimisation: Optimisation,
         seed: int,
         norm: NormSilu = norm_silu,
+        precision: torch.dtype = torch.bfloat16,
     ):
-        self.vae, self.phases, self.seed, self.norm = vae, phases, seed, norm
+        self.vae, self.phases, self.seed, self.norm, self.precision = vae, phases, seed, norm, precision
         self.networks, self.optimisation = {"vae": vae}, {"vae": optimisation}
 
     @property
@@ -174,7 +176,7 @@ class VAEStage:
         device = next(self.vae.parameters()).device
         video = draw_clips(self.seed, number, indices, phase.frames).video.to(device)
         random = SampleNoise(self.seed, number, indices)
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device, self.precision):
             mean, log_variance = (x.float() for x in encode_clip(self.vae, video, self.norm))
             epsilon = random.normal(mean.shape[1:]).to(device)
             result = decode_clip(self.vae, mean + (0.5 * log_variance).exp() * epsilon, self.norm).float()

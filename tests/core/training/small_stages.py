@@ -70,7 +70,8 @@ def causal(optimisation: Optimisation = OPTIMISATION, recompute: bool = False) -
 def vae(optimisation: Optimisation = OPTIMISATION) -> VAEStage:
     network = WanVAE(VAEConfig(8, 8, num_res_blocks=1))
     initialise(network, seed=0)
-    return VAEStage(network, (Phase(4, 1, 4), Phase(100, 5, 2)), optimisation, seed=0)
+    phases = Phase(4, 1, 4), Phase(100, 5, 2)
+    return VAEStage(network, phases, optimisation, seed=0, precision=torch.float32)
 
 
 MUON = replace(OPTIMISATION, matrices="muon")

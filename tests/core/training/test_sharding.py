@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from tests.core.training.small_stages import CASES, run
 
+TOLERANCE = 1e-5
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -44,7 +45,7 @@ def test_two_processes_give_the_losses_and_the_weights_of_one(case, two_ranks, t
     difference = max(abs(a - b) for a, b in zip(losses, theirs, strict=True))
     moved = max((weights[name] - other[name]).abs().max().item() for name in weights)
     print(f"{case}: losses {losses}, at most {difference:.1e} apart; averaged weights {moved:.1e} apart")
-    assert difference < (2e-3 if "vae" in case or "Muon" in case else 1e-5)
+    assert difference < TOLERANCE
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -54,7 +55,7 @@ def test_what_two_processes_saved_goes_on_in_one(case, two_ranks, tmp_path):
     resumed, _ = run(CASES[case](), 2, two_ranks / case)
     difference = max(abs(a - b) for a, b in zip(alone, resumed, strict=True))
     print(f"{case}: next losses {resumed}, {difference:.1e} from those of one process")
-    assert difference < (2e-3 if "vae" in case or "Muon" in case else 1e-5)
+    assert difference < TOLERANCE
 
 
 def test_the_ranks_saved_a_part_each(two_ranks):
