@@ -22,7 +22,7 @@ from ..compressor.weights import CompressorInfo, save_compressor
 from ..errors import PackForcingError
 from ..evaluation.little_world.prompt import WORDS
 from ..model.config import WanConfig
-from ..model.ops import TorchOps
+from ..model.ops import TorchOps, build_on_meta
 from ..model.wan import Wan
 from ..rope import GridRope
 from ..sampler.schedule import Schedule
@@ -100,16 +100,24 @@ def build_wan(setup: Setup, *before: str) -> TrainedWan:
     """
     config = setup.size.model
     found = [setup.weights] if setup.weights else [p for p in map(setup.exported, before) if p.exists()]
-    net = random_wan(config, setup.seed)
     if found:
-        checkpoint = read_checkpoint(found[0])
-        if replace(checkpoint.config, text_len=config.text_len) != config:
-            raise PackForcingError(f"{found[0].name} is of another size than {setup.size.name}; choose its --size.")
-        net.load_state_dict({name: tensor.float() for name, tensor in checkpoint.state_dict.items()})
+        net = wan_from_file(found[0], config)
     elif setup.size.vae is None:
         raise PackForcingError(f"Training at size {setup.size.name} begins with a model: give its file as --weights.")
+    else:
+        net = random_wan(config, setup.seed)
     options = {"recompute": setup.recompute, "dtype": torch.bfloat16, "device": setup.device}
     return TrainedWan(net.to(setup.device), config, **options)
+
+
+def wan_from_file(path: Path, config: WanConfig) -> Wan:
+    """A checkpoint's weights in float32; PackForcingError where it is of another size than `config`."""
+    checkpoint = read_checkpoint(path)
+    if replace(checkpoint.config, text_len=config.text_len) != config:
+        raise PackForcingError(f"{path.name} has sizes {checkpoint.config}; expected {config}. Choose its --size.")
+    net = build_on_meta(lambda: Wan(config, TorchOps))
+    net.load_state_dict({name: t.float() for name, t in checkpoint.state_dict.items()}, assign=True)
+    return net
 
 
 @torch.no_grad()
