@@ -16,7 +16,7 @@ view.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import NamedTuple
@@ -30,7 +30,10 @@ from ..cache.mid import Choice, TwinRope
 from ..cache.partitions import BlockWindow, Partitions, Placement
 from ..cache.select import SELECTORS, Question, choose
 from ..errors import PackForcingError
+from ..model.causal import CausalWan, TextKV
 from ..rope import GridRope, Rotation, rotate
+from ..sampler.rollout import commit_block
+from .parts import Repeatable
 
 
 class Rows(NamedTuple):
@@ -151,7 +154,7 @@ class FunctionalCache:
         return runs
 
 
-class FunctionalView:
+class FunctionalView(Repeatable):
     """What one block sees: any number of passes may read it, then and later.
 
     What a layer selects when its first queries come holds for all passes.
@@ -212,10 +215,7 @@ def read(past: Mapping[int, tuple[Rows, ...]], runs: Sequence[Run], layer: int) 
 
 
 class Keeper:
-    """What a commit's pass leaves behind, layer by layer.
-
-    A layer keeps what came first: recomputing a checkpointed layer calls it again.
-    """
+    """What a commit's pass leaves behind, layer by layer."""
 
     def __init__(self, layers: int):
         self._kept: list[Rows | None] = [None] * layers
@@ -244,10 +244,9 @@ class FunctionalWriter(Keeper):
     @torch.no_grad()
     def keep(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         self._view.choose(layer, q)
-        if self._kept[layer] is None:
-            cache = self._view.cache
-            sums = rotate(q, cache.spatial).float().unflatten(1, (-1, cache.tokens_per_frame)).sum(dim=2)
-            self._kept[layer] = Rows(rotate(k, cache.spatial), v.detach(), sums)
+        cache = self._view.cache
+        sums = rotate(q, cache.spatial).float().unflatten(1, (-1, cache.tokens_per_frame)).sum(dim=2)
+        self._kept[layer] = Rows(rotate(k, cache.spatial), v.detach(), sums)
 
 
 class FunctionalTwinWriter(Keeper):
@@ -270,17 +269,53 @@ class FunctionalTwinWriter(Keeper):
             keys.append(rope.at(first + index * span, rows.k))
             values.append(rows.v)
         own = first + len(choice) * span
-        timeless = self._keep(layer, k, v)
+        self.keep(layer, q, k, v)
         query = rope.at(own, rope.spatial(q))
-        keys.append(rope.at(own, timeless))
+        keys.append(rope.at(own, self._kept[layer].k))
         values.append(v)
         return self._cache.attention(query, torch.cat(keys, dim=1), torch.cat(values, dim=1))
 
     def keep(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        self._keep(layer, k, v)
+        self._kept[layer] = Rows(self._cache.twin_rope.spatial(k), v)
 
-    def _keep(self, layer: int, k: Tensor, v: Tensor) -> Tensor:
-        timeless = self._cache.twin_rope.spatial(k)
-        if self._kept[layer] is None:
-            self._kept[layer] = Rows(timeless, v)
-        return timeless
+
+class SideBySide(Repeatable):
+    """Several views as the history of one pass over their blocks, one behind the other: blocks do not see each other
+    except through their views.
+    """
+
+    def __init__(self, views: Sequence[FunctionalView]):
+        self._views = views
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        parts = (x.chunk(len(self._views), dim=1) for x in (q, k, v))
+        return torch.cat([view.attend(layer, *part) for view, *part in zip(self._views, *parts, strict=True)], dim=1)
+
+
+def teacher_forced_views(
+    model: CausalWan,
+    text: list[TextKV],
+    cache: FunctionalCache,
+    clean: Tensor,
+    tokens: Callable[[int], Tensor] | None = None,
+) -> list[FunctionalView]:
+    """The view of every block of a clean clip [B, 16, F, h, w], all of it committed to a fresh `cache`: blocks without
+    a graph, the twin of block i, whose hidden tokens are `tokens(i)` [B, N_c, D], with one where gradients are enabled.
+
+    Layers choose by the queries of the clean blocks.
+    """
+    *before, _ = clean.split(cache.partitions.frames_per_block, dim=2)
+    views = []
+    for block in before:
+        views.append(cache.begin_block())
+        with torch.no_grad():
+            commit_block(model, text, cache, views[-1], block, 0.0)
+        if cache.due_twin is not None:
+            commit_twin(model, text, cache, tokens(cache.due_twin))
+    return [*views, cache.begin_block()]
+
+
+def commit_twin(model: CausalWan, text: list[TextKV], cache: FunctionalCache, tokens: Tensor) -> None:
+    """Brings the twin that is due, of hidden `tokens` [B, N_c, D], into the bank."""
+    with cache.commit_twin() as writer:
+        model.commit_tokens(tokens, torch.zeros(tokens.shape[0], 1), text, writer)

@@ -85,6 +85,18 @@ class PartsHistory(Repeatable):
         return torch.cat(outputs, dim=1)
 
 
+def made_twins(partitions: Partitions, block: int) -> int:
+    """How many twins there have been when `block` begins."""
+    left = block * partitions.frames_per_block - partitions.past_frames
+    return max(0, left // partitions.frames_per_block) if partitions.bank else 0
+
+
+def seen_twins(partitions: Partitions, blocks: int) -> range:
+    """The blocks whose twins some block of a clip of `blocks` blocks sees."""
+    first = partitions.sink_frames // partitions.frames_per_block
+    return range(first, first + made_twins(partitions, blocks - 1))
+
+
 class PartsPlan:
     """The parts of a clip of `blocks` blocks under a cache's plan.
 
@@ -105,12 +117,9 @@ class PartsPlan:
             )
 
     @property
-    def twins(self) -> tuple[int, ...]:
+    def twins(self) -> range:
         """The blocks whose twins some block of the clip sees."""
-        if not self.partitions.bank:
-            return ()
-        first = self.partitions.sink_frames // self.partitions.frames_per_block
-        return tuple(range(first, first + self._banked(self.blocks - 1)))
+        return seen_twins(self.partitions, self.blocks)
 
     def parts(self, noisy: bool = True) -> list[Part]:
         """Clean blocks, twins and, where there are some, noisy blocks."""
@@ -139,15 +148,8 @@ class PartsPlan:
         rotation = Rotation(*(table[:tokens] for table in self.rope.frames([0.0])))
         return [Part(Reading(slice(end - tokens, end), rotation))] if tokens else []
 
-    def _banked(self, block: int) -> int:
-        """How many twins are in the bank when `block` begins."""
-        if not self.partitions.bank:
-            return 0
-        left = block * self.partitions.frames_per_block - self.partitions.past_frames
-        return max(0, left // self.partitions.frames_per_block)
-
     def _block(self, block: int, start: int) -> Part:
-        banked = self._banked(block)
+        banked = made_twins(self.partitions, block)
         window = self.partitions.window(block * self.partitions.frames_per_block, banked)
         past = sorted((p.frame, p.position) for p in window.past)
         frames_per_block = self.partitions.frames_per_block
@@ -173,7 +175,7 @@ class PartsPlan:
 
     def _seen_twins(self, block: int) -> range:
         """Which twins `block` sees: the newest, where there are more than it may see."""
-        banked = self._banked(block)
+        banked = made_twins(self.partitions, block)
         return range(max(0, banked - self.partitions.bank.top_k_blocks), banked)
 
     def _twin_reading(self, index: int, position: float) -> Reading:

@@ -16,7 +16,7 @@ from packforcing_core.compressor.low_res import low_res_latents
 from packforcing_core.errors import PackForcingError
 from packforcing_core.rope import GridRope
 from packforcing_core.sampler.rollout import commit_block
-from packforcing_core.training.compressor import TwinsStage, block_of, small_latents
+from packforcing_core.training.compressor import CompressorStage, TwinsStage, block_of, relative_error, small_latents
 from packforcing_core.training.data import LatentBatch
 from packforcing_core.training.functional_cache import FunctionalCache
 from packforcing_core.vae.config import VAEConfig
@@ -165,3 +165,56 @@ def test_the_default_memories_fit_every_block_length():
         print(f"blocks of {frames}: twins {seen}")
         assert seen[0] == 0
         assert all(count > 0 for count in itertools.islice(seen, 1, None))
+
+
+def compressor_stage(high_res=None, **settings) -> CompressorStage:
+    return CompressorStage(
+        trainable_model(),
+        high_res or build_high_res(CONFIG.dim),
+        SmallClips(),
+        ROPE,
+        FAST,
+        FRAMES_PER_BLOCK,
+        memories=(SHORT,),
+        **settings,
+    )
+
+
+def test_alone_the_compressor_comes_nearer_to_the_full_history():
+    stage = compressor_stage(layer_weight=0.1)
+    stage.batches = lambda number: SmallClips()(0)
+    first = held_out_loss(stage)
+    learn(stage, 12)
+    last = held_out_loss(stage)
+    print(f"compressor alone, on two clips: loss {first:.3e} before, {last:.3e} after 12 steps")
+    assert last < 0.8 * first
+    assert set(stage.networks) == {"compressor"}
+    assert all(p.grad is None and not p.requires_grad for p in stage.model.net.parameters())
+
+
+def test_alone_it_begins_at_the_low_resolution_branch():
+    untrained, zero_shot = compressor_stage(), compressor_stage()
+    zero_shot.high_res = None
+    assert untrained.step(0).loss.item() == zero_shot.step(0).loss.item()
+    assert compressor_stage(trained_high_res()).step(0).loss.item() != zero_shot.step(0).loss.item()
+
+
+def test_alone_with_the_full_history_as_its_memory_nothing_is_left_to_learn():
+    """A memory that keeps all and shows twins besides would be wrong: the same memory twice gives no error."""
+    stage = compressor_stage(target=SHORT)
+    batch = stage.batches(0)
+    with torch.no_grad():
+        text = stage.model.encode_text(batch.context)
+        views = [stage.views(SHORT, text, batch) for _ in range(2)]
+        x, sigma = batch.latents[:, :, -FRAMES_PER_BLOCK:], torch.full((2, FRAMES_PER_BLOCK), 0.5)
+        (one, layers), (other, other_layers) = (stage._flow(x, sigma, text, [view[-1]]) for view in views)
+    assert torch.equal(one, other)
+    assert len(layers) == CONFIG.num_layers
+    assert relative_error(layers, other_layers) == 0
+
+
+def test_alone_a_clip_without_twins_is_refused():
+    stage = compressor_stage()
+    stage.batches = SmallClips(blocks=2)
+    with pytest.raises(PackForcingError, match="longer clips"):
+        stage.step(0)

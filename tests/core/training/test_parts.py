@@ -43,7 +43,8 @@ def clips(frames: int) -> tuple[Tensor, Tensor, Tensor]:
 def by_cache(model: CausalWan, policy: Policy, frames: int) -> tuple[Tensor, dict[int, Tensor]]:
     """The flow of every block, each read through the cache that the commits before it filled; and the twins' tokens."""
     clean, noisy, sigma = (x.split(frames, dim=2 if x.ndim == 5 else 1) for x in clips(frames))
-    text, cache, compressor = model.encode_text(small_context()), small_cache(policy, frames), SmallCompressor(frames)
+    text, compressor = model.encode_text(small_context()), SmallCompressor(frames)
+    cache = small_cache(policy, frames, BLOCKS * frames)
     flows, waiting, twins = [], {}, {}
     for block in range(BLOCKS):
         view = cache.begin_block()
