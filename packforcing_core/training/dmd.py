@@ -93,7 +93,7 @@ class DMDStage:
         batch = self.batches(number)
         random = SampleNoise(self.seed, number, batch.indices)
         critics = self.is_critics(number)
-        # Weights that were cast without a gradient would be used again, from the cache, where one is needed.
+        # Older PyTorch uses weights that were cast without a gradient again, from its cache, where one is needed.
         with torch.autocast(
             self.real.device.type, self.precision, enabled=self.precision != torch.float32, cache_enabled=False
         ):

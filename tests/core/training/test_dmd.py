@@ -52,7 +52,7 @@ def test_each_loss_reaches_its_own_networks_and_no_other(precision: torch.dtype)
         print(f"step {number} in {precision}: {norms}")
         assert {name for name, norm in norms.items() if norm > 0} == set(update.networks)
         assert all(p.grad is None for p in stage.real.net.parameters())
-    # With weights that were cast without a gradient, whole layers would be missing.
+    # Passes without a gradient come first; nothing that they leave behind may cut a weight off.
     missing = [name for name, p in stage.generator.model.net.named_parameters() if p.grad is None]
     assert missing == []
 
