@@ -49,10 +49,10 @@ def parse_prompt(prompt: str) -> Promise:
             things = tuple(_promised(name) for name in names.split(" and ")) if names else ()
             return Promise(kind, found["background"], things)
     raise PackForcingError(
-        f"The prompt {prompt!r} is none of the little world's; expected one such as 'a red circle at the top left bounces on a "
-        "dark background', 'a red circle and a blue square bounce on a dark background', 'a shape leaves and returns on a teal background' or 'the view pans over bars "
-        f"on a grey background' (colours {', '.join(COLOURS)}; shapes {', '.join(SHAPES)}; backgrounds "
-        f"{', '.join(BACKGROUNDS)})."
+        f"The prompt {prompt!r} is none of the little world's; expected one such as 'a red circle at the top left "
+        "bounces on a dark background', 'a red circle and a blue square bounce on a dark background', 'a shape leaves "
+        "and returns on a teal background' or 'the view pans over bars on a grey background' (colours "
+        f"{', '.join(COLOURS)}; shapes {', '.join(SHAPES)}; backgrounds {', '.join(BACKGROUNDS)})."
     )
 
 
