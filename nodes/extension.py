@@ -7,6 +7,7 @@ from server import PromptServer
 
 from .collect import CollectLatents
 from .decode import StreamingVAEDecode
+from .demo import DemoModels
 from .kv_cache import KVCacheConfig
 from .loader import ModelLoader
 from .prompts import PromptAt, TimedPrompts
@@ -25,6 +26,7 @@ class PackForcingExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             ModelLoader,
+            DemoModels,
             KVCacheConfig,
             TimedPrompts,
             PromptAt,

@@ -16,6 +16,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.ops
+import comfy.sd
 import comfy.supported_models
 import comfy.taesd.taehv
 import torch
@@ -267,6 +268,13 @@ def make_room() -> None:
 def make_room_for(vae, geometry: VideoGeometry) -> None:
     """Moves other models off the VAE's device until it can work there; encoding takes about what decoding does."""
     comfy.model_management.free_memory(decoder_bytes(vae, geometry), vae.device)
+
+
+def stock_vae(state_dict: dict[str, Tensor]):
+    """A stock VAE with these weights, under the official names."""
+    vae = comfy.sd.VAE(sd=state_dict)
+    vae.throw_exception_if_invalid()
+    return vae
 
 
 def check_vae(vae) -> None:

@@ -126,7 +126,8 @@ class ModelLoader(io.ComfyNode):
 
 def build_model(read: Checkpoint, dtype: torch.dtype | None):
     """A stock MODEL with the checkpoint's weights, of the class that ComfyUI's own autoregressive nodes expect too."""
-    marked = {**read.metadata, "config": json.dumps({"transformer": {"causal_ar": True}})}
+    texts = {"text_dim": read.config.text_dim, "text_len": read.config.text_len}
+    marked = {**read.metadata, "config": json.dumps({"transformer": {"causal_ar": True, **texts}})}
     options = {} if dtype is None else {"dtype": dtype}
     model = comfy.sd.load_diffusion_model_state_dict(dict(read.state_dict), options, metadata=marked)
     if model is None:

@@ -22,11 +22,13 @@ from ..packforcing_core.checkpoint.load import inspect
 from ..packforcing_core.drawing.window import draw_window
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.geometry import VideoGeometry
+from ..packforcing_core.miniature import load as miniature
 from ..packforcing_core.model.config import WAN_SIZES, WanConfig
 from ..packforcing_core.plan import RenderPlan, parameter_count, plan_render
 from ..packforcing_core.render import Recipe
 from ..packforcing_core.sampler.rollout import Denoising
 from . import host
+from .demo import NAME as MINIATURE
 from .loader import DTYPES, checkpoint_path
 from .sampler import Sampler, parse_steps
 
@@ -78,7 +80,7 @@ def _defaults() -> dict[str, Any]:
 def _model(name: str) -> tuple[WanConfig, Family | None]:
     """Sizes and family of a file; those of the 1.3B where there is none to look at."""
     try:
-        path = checkpoint_path(name)
+        path = str(miniature.MODEL) if name == MINIATURE else checkpoint_path(name)
         status = os.stat(path)
         return _inspected(path, status.st_size, status.st_mtime_ns)
     except (PackForcingError, OSError):

@@ -70,6 +70,8 @@ class FilmJob:
         """Short and the same for the same film."""
         made_of = self.video_format
         parts = [made_of.codec, made_of.crf, str(made_of.rate), self.blocks_per_segment, self.vae_name]
+        if made_of.zoom > 1:  # Without it the names are those of films that were begun before there was a zoom.
+            parts.append(made_of.zoom)
         return f"{made_of.codec}-{fingerprint(parts)[:8]}"
 
 

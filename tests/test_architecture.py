@@ -41,10 +41,12 @@ ROWS = (
     ("render",),
     ("recorded",),
     ("filmed",),
-    ("plan", "source", "demo"),
+    ("plan", "source"),
     ("drawing",),
     ("bench",),
-    ("training", "evaluation", "cli"),
+    ("training", "evaluation"),
+    ("miniature",),
+    ("cli",),
 )
 ROW = {room: number for number, row in enumerate(ROWS) for room in row}
 
@@ -237,13 +239,20 @@ def test_installing_gives_one_top_level_package():
     assert {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in sources(CORE)} == set(packages)
 
 
+def test_what_is_installed_holds_the_miniature():
+    kinds = project()["tool"]["setuptools"]["package-data"]["*"]
+    assert {f"*{path.suffix}" for path in (CORE / "miniature" / "weights").iterdir()} <= set(kinds)
+
+
 def test_nothing_built_or_downloaded_is_tracked():
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
+    shipped = "packforcing_core/miniature/weights/"
     heavy = [
         name
         for name in tracked.stdout.splitlines()
-        if name.endswith((".safetensors", ".pt", ".pth", ".ckpt", ".gguf", ".mp4", ".pyc", ".whl"))
+        if not name.startswith(shipped)
+        and name.endswith((".safetensors", ".pt", ".pth", ".ckpt", ".gguf", ".mp4", ".pyc", ".whl"))
     ]
     assert heavy == []

@@ -17,6 +17,7 @@ from os import PathLike
 from ..errors import PackForcingError
 
 FOUR_STEPS = (1000.0, 750.0, 500.0, 250.0)
+SIXTEEN_STEPS = tuple(62.5 * step for step in range(16, 0, -1))
 
 
 def _check_steps(name: str, field: str, steps: tuple[float, ...]) -> None:
@@ -200,6 +201,17 @@ _TABLE = (
         "packforcing-partial",
         "an independent partial PackForcing",
         notes=("Its compressor keys (pack_compressor) are set aside: they are not this project's compressor.",),
+    ),
+    Family(
+        "miniature",
+        "PackForcing's miniature of the little world",
+        patterns=(r"packforcing[-_ ]?miniature", r"weights/wan\.safetensors"),
+        top_keys=("",),
+        frames_per_block=4,
+        # The first block has to decide by itself what the prompt leaves open.
+        first_block_steps=SIXTEEN_STEPS,
+        window_frames=20,
+        notes=("It knows the little world alone, at 128x64 pixels; its text encoder is a small vocabulary.",),
     ),
     Family(
         "wan2.1-t2v",

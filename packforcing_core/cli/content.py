@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from ..errors import PackForcingError
 from ..geometry import PIXEL_FRAMES_PER_LATENT, pixel_frames
@@ -30,6 +33,11 @@ def add_text(parser: argparse.ArgumentParser) -> None:
         "--context", help="instead of a prompt: a .safetensors with its embeddings, `context` [1, L, 4096]"
     )
     group.add_argument("--text-encoder", help="folder of umT5-XXL in transformers' format, with its tokenizer")
+    add_timing(group)
+
+
+def add_timing(group: argparse._ArgumentGroup) -> None:
+    """How one prompt goes over into the next."""
     group.add_argument("--blend-seconds", type=float, default=0.0, help="how long the text goes over into the next one")
     group.add_argument(
         "--recache", action="store_true", help="commit what is in view again when the prompt changes (LongLive)"
@@ -66,6 +74,17 @@ def chosen_script(
             "--prompt needs --text-encoder, the folder of umT5-XXL in transformers' format; "
             "or give the embeddings of a prompt with --context."
         )
+    encode = partial(encode_prompts, folder=options.text_encoder, device=device, dtype=dtype, text_dim=text_dim)
+    return timed_script(options, recipe, encode, console)
+
+
+def timed_script(
+    options: argparse.Namespace,
+    recipe: Recipe,
+    encode: Callable[[Sequence[str]], Sequence[Tensor]],
+    console: Console,
+) -> Script:
+    """The text of every block from `--prompt`; `encode` makes prompts to contexts [1, L, text_dim]."""
     timeline = parse_timeline(options.prompt)
     g = recipe.geometry
     if not 0 <= options.blend_seconds < float("inf"):
@@ -73,7 +92,7 @@ def chosen_script(
     moments = snap([prompt.seconds for prompt in timeline], g, recipe.left_out_blocks)
     if len(moments) > 1:
         console.print("\n".join(describe(moments, g, [prompt.prompt for prompt in timeline])))
-    contexts = encode_prompts([prompt.prompt for prompt in timeline], options.text_encoder, device, dtype, text_dim)
+    contexts = encode([prompt.prompt for prompt in timeline])
     blend = round(options.blend_seconds * g.fps / (PIXEL_FRAMES_PER_LATENT * g.frames_per_block))
     pairs = zip(moments, contexts, strict=True)
     script = Script(tuple(Cue(moment.block, context, blend, options.recache) for moment, context in pairs))

@@ -1,40 +1,101 @@
-"""Render a demo film on the CPU, without any download of weights (random weights: it shows noise)."""
+"""Render a film of the little world on the CPU, with the trained miniature that comes with the package."""
 
 from __future__ import annotations
 
 import argparse
 
-from ..cache.config import POLICY_PRESETS
-from ..checkpoint.families import DEFAULT_FAMILY
-from ..demo import DEMO_SIZE, build_demo_model, build_demo_vae, demo_context
+import torch
+from rich.console import Console
+
+from ..cache.config import PackForcing
+from ..compressor.high_res import HighRes
+from ..evaluation.little_world.scene import FPS
+from ..miniature.load import (
+    FAMILY,
+    MEMORY,
+    PROMPT,
+    SIZE,
+    fast_dtype,
+    load_compressor,
+    load_model,
+    load_text,
+    load_vae,
+)
 from ..plan import plan_render
 from ..render import Recipe, build_twins, latent_events
 from ..sampler.rollout import Denoising
+from ..text.words import WordEncoder
 from ..vae.streaming import StreamingDecoder
 from . import options as shared
+from .content import add_timing, timed_script
 from .film import build_console, render_film
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompt", default="a red circle and a blue square bounce on a dark background")
+    text = parser.add_argument_group("text")
+    text.add_argument(
+        "--prompt",
+        default=PROMPT,
+        help="what to show, in the words of the little world; '[0s] ... [30s] ...' changes over time",
+    )
+    add_timing(text)
+    parser.add_argument("--seconds", type=float, default=120.0, help="length; rounded to whole blocks")
     parser.add_argument("--seed", type=int, default=0)
-    shared.add_size(parser, width=DEMO_SIZE[0], height=DEMO_SIZE[1], seconds=30.0)
-    shared.add_output(parser, default="packforcing-demo.mp4")
+    parser.add_argument(
+        "--dtype", choices=("auto", *DTYPES), default="auto", help="auto: bf16 on a CPU with units for it, else fp32"
+    )
+    parser.add_argument(
+        "--compressor",
+        choices=("auto", "none"),
+        default="auto",
+        help="auto: the trained one, where the package has it and the memory can use it; none: zero-shot",
+    )
+    shared.add_policy(parser)
+    shared.add_output(parser, default="packforcing-demo.mp4", zoom=4)
+    # The sizes that the miniature was trained at, and the memory that this is about.
+    parser.set_defaults(policy=PackForcing.name, width=SIZE[0], height=SIZE[1], fps=float(FPS))
 
 
 def run(options: argparse.Namespace) -> int:
     console = build_console()
-    console.print("PackForcing demo: a small Wan with random weights. It has learnt nothing yet, so the film is noise.")
-    model = build_demo_model()
-    geometry = shared.chosen_geometry(options, DEFAULT_FAMILY.frames_per_block)
-    recipe = Recipe(
-        geometry, POLICY_PRESETS["PackForcing zero-shot"], Denoising.of_family(DEFAULT_FAMILY), options.seed
-    )
-    plan = plan_render(model.config, recipe, model.dtype)
-    console.print(geometry.describe_length(options.seconds))
-    console.print(plan.describe_memory())
-    vae = build_demo_vae()
-    latents = latent_events(model, demo_context(options.prompt), recipe, twins=build_twins(model, vae, None))
     target = shared.chosen_target(options)
+    words = load_text()
+    say_vocabulary(words, options.prompt, console)
+    dtype = fast_dtype() if options.dtype == "auto" else DTYPES[options.dtype]
+    high_res = _high_res(options, dtype)
+    recipe = _recipe(options)
+    script = timed_script(options, recipe, lambda prompts: words(prompts).split(1), console)
+    model, vae = load_model(dtype), load_vae(dtype)
+    plan = plan_render(model.config, recipe, model.dtype)
+    console.print(recipe.describe_length(options.seconds))
+    console.print(plan.describe_memory())
+    twins = build_twins(model, vae, high_res) if recipe.partitions.bank else None
+    latents = latent_events(model, script, recipe, twins=twins)
     render_film(latents, recipe, plan.cache_bytes, StreamingDecoder(vae), target, console)
     return 0
+
+
+def say_vocabulary(words: WordEncoder, prompt: str, console: Console) -> None:
+    """Warns of words that the miniature does not know, and lists those that it does."""
+    unknown = words.unknown(prompt)
+    if unknown:
+        console.print(f"warning: these words mean nothing to the miniature: {', '.join(unknown)}", style="yellow")
+        console.print(f"it knows {', '.join(words.vocabulary)}")
+
+
+def _high_res(options: argparse.Namespace, dtype: torch.dtype) -> HighRes | None:
+    if options.compressor == "none" or options.policy != PackForcing.name:
+        return None
+    loaded = load_compressor(dtype=dtype)
+    return loaded.high_res if loaded else None
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    if options.policy == PackForcing.name:
+        for knob in MEMORY.knobs():
+            if getattr(options, knob.name) is None:
+                setattr(options, knob.name, getattr(MEMORY, knob.name))
+    geometry = shared.chosen_geometry(options, FAMILY.frames_per_block)
+    return Recipe(geometry, shared.chosen_policy(options, FAMILY), Denoising.of_family(FAMILY), options.seed)

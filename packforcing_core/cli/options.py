@@ -103,13 +103,14 @@ def chosen_family(options: argparse.Namespace, trained: Family) -> Family:
     )
 
 
-def add_output(parser: argparse.ArgumentParser, default: str) -> None:
+def add_output(parser: argparse.ArgumentParser, default: str, zoom: int = 1) -> None:
     output = parser.add_argument_group("output")
     output.add_argument(
         "--output", default=default, help="the film to write (.mp4); a name that is taken gets a number"
     )
     output.add_argument("--codec", choices=tuple(CODECS), default="h264")
     output.add_argument("--quality", type=int, help="constant rate factor, lower is better; default: the codec's")
+    output.add_argument("--zoom", type=int, default=zoom, help="every pixel becomes so many by so many, for tiny films")
     output.add_argument("--segment-blocks", type=int, default=4, help="blocks between two points that survive a crash")
 
 
@@ -150,7 +151,7 @@ def open_folder(options: argparse.Namespace, wanted: Manifest, script: Script, r
 
 
 def chosen_target(options: argparse.Namespace) -> Target:
-    video_format = VideoFormat(options.codec, options.quality, options.fps)
+    video_format = VideoFormat(options.codec, options.quality, options.fps, options.zoom)
     return Target(Path(options.output), video_format, options.segment_blocks)
 
 

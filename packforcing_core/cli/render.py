@@ -8,8 +8,9 @@ from functools import partial
 import torch
 from rich.console import Console
 
-from ..attention import BACKENDS, Attention, Capability, attention_named, sdpa
+from ..attention import BACKENDS, Capability, attention_named
 from ..cache.config import FULL_SPAN, PackForcing
+from ..checkpoint.build import build_model
 from ..checkpoint.families import DEFAULT_FAMILY, Family, choice_warnings
 from ..checkpoint.load import Checkpoint, read_checkpoint
 from ..compressor.high_res import HighRes
@@ -18,8 +19,6 @@ from ..errors import PackForcingError
 from ..filmed import FilmJob
 from ..folder.fingerprint import fingerprint
 from ..model.causal import CausalWan
-from ..model.ops import TorchOps, build_on_meta
-from ..model.wan import Wan
 from ..plan import plan_render
 from ..recorded import sampled_events, wanted_manifest
 from ..render import Recipe, build_twins
@@ -130,25 +129,6 @@ def _high_res(
         )
     frames = recipe.geometry.frames_per_block
     return load_compressor(options.compressor, checkpoint.config, frames, device=device, dtype=dtype).high_res
-
-
-def build_model(
-    checkpoint: Checkpoint,
-    device: torch.device,
-    dtype: torch.dtype,
-    attention: Attention = sdpa,
-    compiled: bool = False,
-) -> CausalWan:
-    """The transformer with the checkpoint's weights on `device` in `dtype`, but its patch embedding in float32."""
-    net = build_on_meta(lambda: Wan(checkpoint.config, TorchOps))
-    # Cast one by one: through `dtype` and back, the patch embedding would be rounded.
-    cast = {
-        name: tensor.to(device, torch.float32 if name.startswith("patch_embedding.") else dtype)
-        for name, tensor in checkpoint.state_dict.items()
-    }
-    net.load_state_dict(cast, assign=True)
-    net = net.eval().requires_grad_(False)
-    return CausalWan(net, checkpoint.config, dtype=dtype, device=device, attention=attention, compiled=compiled)
 
 
 def _compute(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:

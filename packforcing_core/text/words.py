@@ -46,11 +46,12 @@ class WordEncoder(nn.Module):
         return [word for word in WORD.findall(prompt.lower()) if word not in self._rows]
 
     def forward(self, prompts: Sequence[str]) -> Tensor:
-        return torch.stack([self._encode(self.rows(prompt)) for prompt in prompts])
+        return torch.stack([self.encode(self.rows(prompt)) for prompt in prompts])
 
-    def _encode(self, rows: list[int]) -> Tensor:
+    def encode(self, rows: Sequence[int]) -> Tensor:
+        """[text_len, dim] of a prompt given as what `rows` made of it."""
         context = self.places.new_zeros(self.text_len, self.dim)
         if rows:
-            pairs = torch.cat((self.words[rows], self.words[[START, *rows[:-1]]]), dim=1)
+            pairs = torch.cat((self.words[list(rows)], self.words[[START, *rows[:-1]]]), dim=1)
             context[: len(rows)] = pairs + self.places[: len(rows)]
         return context

@@ -9,6 +9,7 @@ from ..errors import PackForcingError
 
 _SLOWEST, _FASTEST = 1.0, 240.0
 _MIN_TIMESCALE = 10_000
+_LARGEST_ZOOM = 16
 
 # Exact arithmetic and no vector shortcuts, so that a film continued on another machine gets the same pixels.
 _TO_YUV = (
@@ -92,12 +93,14 @@ CODECS: dict[str, Codec] = {
 class VideoFormat:
     """Codec (a key of `CODECS`), quality (None: the codec's default; lower is better) and frames per second.
 
-    Raises PackForcingError for an unknown codec, a quality outside the codec's range, or a rate outside 1..240.
+    Every pixel becomes `zoom` x `zoom` pixels of the film. Raises PackForcingError for an unknown codec, a quality
+    outside the codec's range, a rate outside 1..240, or a zoom outside 1..16.
     """
 
     codec: str = "h264"
     quality: int | None = None
     fps: float = 16.0
+    zoom: int = 1
 
     def __post_init__(self):
         if self.codec not in CODECS:
@@ -109,6 +112,8 @@ class VideoFormat:
             )
         if not _SLOWEST <= self.fps <= _FASTEST:
             raise PackForcingError(f"Got {self.fps} frames per second but expected {_SLOWEST:g} to {_FASTEST:g}.")
+        if not 1 <= self.zoom <= _LARGEST_ZOOM:
+            raise PackForcingError(f"Got zoom {self.zoom} but expected 1 (as it is) to {_LARGEST_ZOOM}.")
 
     @property
     def settings(self) -> Codec:
@@ -127,6 +132,12 @@ class VideoFormat:
         return Fraction(self.fps).limit_denominator(1000)
 
     @property
+    def filters(self) -> str:
+        """What ffmpeg does to a frame before it encodes it."""
+        enlarge = f"scale=iw*{self.zoom}:ih*{self.zoom}:flags=neighbor," if self.zoom > 1 else ""
+        return enlarge + self.settings.filters
+
+    @property
     def timescale(self) -> int:
         """Ticks per second of the film's clock: fine enough for players, and a whole number of ticks a frame."""
         ticks = self.rate.numerator
@@ -139,7 +150,7 @@ class VideoFormat:
         return int(self.timescale / self.rate)
 
     def stored_size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) in the file: odd sizes grow by one pixel where the codec needs even ones."""
+        """(width, height) in the file before `zoom`: odd sizes grow by one pixel where the codec needs even ones."""
         if not self.settings.even_sizes:
             return width, height
         return width + width % 2, height + height % 2

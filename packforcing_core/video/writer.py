@@ -264,12 +264,19 @@ class SegmentedWriter:
 
 def _encoder_arguments(width: int, height: int, video_format: VideoFormat) -> list[str]:
     width, height = video_format.stored_size(width, height)
-    codec = video_format.settings
     return [
         *("-v", "warning", "-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{width}x{height}"),
         *("-framerate", f"{video_format.rate.numerator}/{video_format.rate.denominator}", "-i", "pipe:0"),
-        *("-vf", codec.filters, "-fps_mode", "passthrough", *codec.arguments, "-crf", str(video_format.crf)),
-        *("-bitexact", *_GROWING, *_NO_CUT, "-video_track_timescale", str(video_format.timescale)),
+        *("-vf", video_format.filters, "-fps_mode", "passthrough", *video_format.settings.arguments),
+        *(
+            "-crf",
+            str(video_format.crf),
+            "-bitexact",
+            *_GROWING,
+            *_NO_CUT,
+            "-video_track_timescale",
+            str(video_format.timescale),
+        ),
         *("-f", "mp4", "pipe:1"),
     ]
 

@@ -1,6 +1,6 @@
 """How long resuming takes against starting over: `python -m tests.benchmarks.resume [BLOCKS]`.
 
-The demo model renders a film with the PackForcing memory; copies of its folder are cut back to what a crash after three
+The miniature renders a film with the PackForcing memory; copies of its folder are cut back to what a crash after three
 quarters of it leaves, and resumed. Times are of the processor, so that other work on the machine does not count.
 """
 
@@ -16,11 +16,10 @@ from pathlib import Path
 import torch
 
 from packforcing_core.cache.config import AUTO, PackForcing
-from packforcing_core.checkpoint.families import DEFAULT_FAMILY
-from packforcing_core.demo import DEMO_SIZE, build_demo_model, build_demo_vae, demo_context
 from packforcing_core.filmed import FilmJob, filmed_render
 from packforcing_core.folder.folder import open_render
 from packforcing_core.geometry import VideoGeometry
+from packforcing_core.miniature.load import FAMILY, SIZE, load_model, load_text, load_vae
 from packforcing_core.recorded import sampled_events, wanted_manifest
 from packforcing_core.render import Recipe, build_twins
 from packforcing_core.sampler.rollout import BlockDone, Denoising
@@ -29,10 +28,10 @@ from packforcing_core.video import VideoFormat
 
 def render(root: Path, name: str, blocks: int, stop: int, snapshot_blocks: int) -> float:
     """Seconds of processor time until the film is there, or until block `stop` is."""
-    model, vae, context = build_demo_model(), build_demo_vae(), demo_context("a red circle")
-    geometry = VideoGeometry(*DEMO_SIZE, 16.0, DEFAULT_FAMILY.frames_per_block, blocks)
-    policy = PackForcing(sink_frames=3, recent_frames=3, top_k_blocks=4, bank_blocks=16, mid_span=AUTO)
-    recipe = Recipe(geometry, policy, Denoising.of_family(DEFAULT_FAMILY), 0)
+    model, vae, context = load_model(), load_vae(), load_text()(["a red circle bounces on a dark background"])
+    geometry = VideoGeometry(*SIZE, 16.0, FAMILY.frames_per_block, blocks)
+    policy = PackForcing(sink_frames=4, recent_frames=4, top_k_blocks=4, bank_blocks=16, mid_span=AUTO)
+    recipe = Recipe(geometry, policy, Denoising.of_family(FAMILY), 0)
     started = time.process_time()
     wanted = wanted_manifest(recipe, {}, context, model.device)
     folder = open_render(root, name, "resume", wanted, context, geometry.block_shape)

@@ -23,7 +23,7 @@ CHINESE = re.compile("[\u4e00-\u9fff]")
 REFRESH = "run `python -m tests.comfyui.node_texts`"
 DOCS = PACK / "nodes" / "web" / "docs"
 # Names that are the same in both languages.
-SHARED_NAMES = {"VAE", "Latent"}
+SHARED_NAMES = {"CLIP", "VAE", "Latent"}
 
 
 @pytest.fixture(scope="module")

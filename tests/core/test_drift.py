@@ -1,4 +1,4 @@
-"""Fast paths against their plain twins over 100 blocks of the demo model: errors feed back through the cache."""
+"""Fast paths against their plain twins over 100 blocks of a random model: errors feed back through the cache."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import torch
 
 from packforcing_core.cache.config import POLICY_PRESETS
 from packforcing_core.checkpoint.families import DEFAULT_FAMILY
-from packforcing_core.demo import DEMO_CONFIG, build_demo_model, build_demo_vae, demo_context
 from packforcing_core.geometry import VideoGeometry
 from packforcing_core.model.causal import CausalWan
 from packforcing_core.model.ops import TorchOps
 from packforcing_core.render import Recipe, build_cache, build_twins
 from packforcing_core.sampler.rollout import BlockDone, Denoising, rollout
 from packforcing_core.vae.wan_vae import WanVAE
+from tests.random_wan import RANDOM_CONFIG, build_random_model, build_random_vae, word_context
 
 BLOCKS = 100
 WIDTH, HEIGHT = 48, 32
@@ -38,7 +38,7 @@ class PlainOps(TorchOps):
 
 
 def plain_vae() -> WanVAE:
-    fast = build_demo_vae()
+    fast = build_random_vae()
     vae = WanVAE(fast.config, PlainOps)
     vae.load_state_dict(fast.state_dict())
     return vae.eval().requires_grad_(False)
@@ -49,7 +49,7 @@ def blocks_of(model: CausalWan, vae: WanVAE):
     policy = POLICY_PRESETS["PackForcing zero-shot"]
     recipe = Recipe(geometry, policy, Denoising.of_family(DEFAULT_FAMILY), seed=0)
     twins = build_twins(model, vae, None)
-    text = model.encode_text(demo_context("a red circle and a blue square"))
+    text = model.encode_text(word_context("a red circle and a blue square"))
     with torch.inference_mode():
         events = rollout(model, text, build_cache(model, recipe), recipe.noise(), recipe.denoising, BLOCKS, twins=twins)
         for event in events:
@@ -60,9 +60,9 @@ def blocks_of(model: CausalWan, vae: WanVAE):
 @pytest.mark.long
 @pytest.mark.parametrize("fast_path", ["short commit and decoder by frames", "the same, compiled"])
 def test_a_fast_path_does_not_drift_from_its_plain_twin(fast_path):
-    net = build_demo_model().net
-    plain = blocks_of(PlainCommit(net, DEMO_CONFIG), plain_vae())
-    fast = blocks_of(CausalWan(net, DEMO_CONFIG, compiled=fast_path.endswith("compiled")), build_demo_vae())
+    net = build_random_model().net
+    plain = blocks_of(PlainCommit(net, RANDOM_CONFIG), plain_vae())
+    fast = blocks_of(CausalWan(net, RANDOM_CONFIG, compiled=fast_path.endswith("compiled")), build_random_vae())
     differences, same = [], 0
     for (ours, chosen), (theirs, expected) in zip(fast, plain, strict=True):
         differences.append(((ours - theirs).square().mean().sqrt() / theirs.std()).item())

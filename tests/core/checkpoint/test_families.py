@@ -43,7 +43,10 @@ FILES = [
     ("causal_forcing-framewise.safetensors", BARE, CAUSAL_METADATA, "comfyui-causal"),
     ("renamed.safetensors", BARE, CAUSAL_METADATA, "comfyui-causal"),
     ("model.pt", ["generator_ema.model.pack_compressor.net.0.weight"], None, "packforcing-partial"),
+    ("packforcing_core/miniature/weights/wan.safetensors", BARE, None, "miniature"),
+    ("packforcing-miniature.safetensors", BARE, CAUSAL_METADATA, "miniature"),
     ("wan2.1_t2v_1.3B_fp16.safetensors", BARE, None, "wan2.1-t2v"),
+    ("wan.safetensors", BARE, None, None),
     ("renamed.safetensors", BARE, None, None),
     ("model.pt", [*EMA, *GENERATOR, "critic.model.blocks.0.modulation"], None, None),
 ]
@@ -108,6 +111,7 @@ def test_the_presets_are_those_of_the_projects():
         "causvid": (3, (1000.0, 757.0, 522.0), None, 0),
         "comfyui-causal": (1, FOUR_STEPS, None, 0),
         "packforcing-partial": (3, FOUR_STEPS, 21, 0),
+        "miniature": (4, FOUR_STEPS, 20, 0),
         "wan2.1-t2v": (3, FOUR_STEPS, None, 0),
     }
     first = {name for name, family in FAMILIES.items() if family.first_block_steps == FOUR_STEPS}

@@ -11,35 +11,55 @@ import pytest
 from packforcing_core.cli.main import main
 from packforcing_core.video import probe, read_frames, scan_film
 
-SMALLEST = ("--width", "32", "--height", "32")
+BLOCK = ("--seconds", "0.1", "--zoom", "1")
 
 
-def test_two_seconds_of_demo_play(tmp_path, capsys):
+def test_a_film_of_the_miniature_plays_enlarged(tmp_path, capsys):
     film = tmp_path / "demo [v2] of a long name that no console of eighty columns holds.mp4"
-    assert main(["demo", "--seconds", "2", *SMALLEST, "--output", str(film)]) == 0
+    assert main(["demo", "--seconds", "2", "--output", str(film)]) == 0
     said = capsys.readouterr().out
-    assert "so the film is noise" in said
-    assert "2 s at 16 FPS became 2.06 s: 33 frames in 3 blocks of 3" in said
-    assert f"{film}: 33 frames, 2.06 s of video in" in said
+    assert "2 s at 16 FPS became 1.81 s: 29 frames in 2 blocks of 4" in said
+    assert f"{film}: 29 frames, 1.81 s of video in" in said
+    assert "mean nothing" not in said
     frames = list(read_frames(film))
-    assert len(frames) == 33
-    assert {frame.shape for frame in frames} == {(32, 32, 3)}
+    assert len(frames) == 29
+    assert {frame.shape for frame in frames} == {(256, 512, 3)}
 
 
 def test_the_prompt_and_the_seed_are_heard(tmp_path):
     films = []
-    for choice in (("--seed", "0"), ("--seed", "1"), ("--prompt", "another"), ("--seed", "0")):
+    for choice in (("--seed", "0"), ("--seed", "1"), ("--prompt", "the view pans over bars"), ("--seed", "0")):
         films.append(tmp_path / f"{len(films)}.mp4")
-        assert main(["demo", "--seconds", "0.1", *SMALLEST, *choice, "--output", str(films[-1])]) == 0
+        assert main(["demo", *BLOCK, *choice, "--output", str(films[-1])]) == 0
     seed_0, seed_1, other_prompt, again = (film.read_bytes() for film in films)
     assert seed_0 == again
     assert len({seed_0, seed_1, other_prompt}) == 3
 
 
+def test_unknown_words_are_named_and_the_known_ones_listed(tmp_path, capsys):
+    prompt = "a red elephant bounces on a mauve background"
+    assert main(["demo", *BLOCK, "--prompt", prompt, "--output", str(tmp_path / "film.mp4")]) == 0
+    said = capsys.readouterr().out
+    print(said)
+    assert "mean nothing to the miniature: elephant, mauve" in said
+    assert all(word in said for word in ("circle", "purple", "bounces"))
+
+
+def test_prompts_over_time_and_another_memory(tmp_path, capsys):
+    prompt = "[0s] a red circle bounces on a dark background [1s] a red circle bounces on a teal background"
+    choice = ("--seconds", "2", "--policy", "window", "--window-frames", "12")
+    assert main(["demo", *BLOCK, *choice, "--prompt", prompt, "--output", str(tmp_path / "film.mp4")]) == 0
+    said = capsys.readouterr().out
+    print(said)
+    assert "teal" in said
+    assert "29 frames" in said
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
 def test_ctrl_c_leaves_a_growing_film_that_plays(tmp_path):
     growing = tmp_path / "demo.growing.mp4"
-    arguments = ("demo", "--seconds", "600", *SMALLEST, "--segment-blocks", "1", "--output", str(tmp_path / "demo.mp4"))
+    choice = ("--seconds", "600", "--zoom", "1", "--segment-blocks", "1")
+    arguments = ("demo", *choice, "--output", str(tmp_path / "demo.mp4"))
     root = Path(__file__).parents[3]
     process = subprocess.Popen(
         [sys.executable, "-m", "packforcing_core.cli.main", *arguments],
@@ -63,6 +83,6 @@ def test_ctrl_c_leaves_a_growing_film_that_plays(tmp_path):
     frames = len(list(read_frames(growing)))
     print(f"{frames} frames play")
     assert frames == probe(growing).frames
-    assert frames >= 21
-    assert (frames - 9) % 12 == 0  # Whole blocks of three latent frames.
+    assert frames >= 29
+    assert (frames - 13) % 16 == 0  # Whole blocks of four latent frames.
     assert [path.name for path in tmp_path.iterdir()] == [growing.name]

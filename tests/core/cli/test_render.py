@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from packforcing_core.checkpoint.build import build_model
 from packforcing_core.checkpoint.load import read_checkpoint
 from packforcing_core.cli.main import main
-from packforcing_core.cli.render import build_model
 from packforcing_core.compressor.high_res import build_high_res
 from packforcing_core.compressor.weights import CompressorInfo, save_compressor
 from packforcing_core.video import probe, read_frames

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from packforcing_core.errors import PackForcingError
-from packforcing_core.video import CODECS, VideoFormat
+from packforcing_core.video import CODECS, SegmentedWriter, VideoFormat, read_frames
+from tests.films import picture
 
 
 @pytest.mark.parametrize(
@@ -52,3 +54,19 @@ def test_quality_stays_in_the_codecs_own_range(codec):
     for wrong in (low - 1, high + 1):
         with pytest.raises(PackForcingError, match=f"quality {wrong}"):
             VideoFormat(codec=codec, quality=wrong)
+
+
+def test_a_zoomed_film_shows_every_pixel_as_a_square(tmp_path):
+    frames = picture(0, 3, 32, 16)
+    with SegmentedWriter(tmp_path / "film.mp4", 32, 16, VideoFormat("lossless", zoom=3)) as writer:
+        writer.write(frames)
+        film = writer.finish()
+    shown = np.stack(list(read_frames(film)))
+    print(shown.shape)
+    assert np.array_equal(shown, frames.repeat(3, axis=1).repeat(3, axis=2))
+
+
+@pytest.mark.parametrize("zoom", [0, -1, 17])
+def test_an_impossible_zoom_is_refused(zoom):
+    with pytest.raises(PackForcingError, match=f"zoom {zoom}"):
+        VideoFormat(zoom=zoom)

@@ -1,0 +1,73 @@
+"""PackForcing Demo Models: the miniature that comes with the pack, as stock MODEL, CLIP and VAE."""
+
+from __future__ import annotations
+
+from comfy_api.v0_0_2 import io
+
+from ..packforcing_core.miniature import load as miniature
+from . import host
+from .feedback import say
+from .loader import DTYPES, build_model
+from .sockets import CATEGORY
+from .words import words_clip
+
+NAME = "PackForcing miniature"
+
+
+class DemoModels(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PackForcingDemoModels",
+            display_name="PackForcing Demo Models",
+            category=CATEGORY,
+            description="A miniature Wan2.1 that comes with the pack, on the stock sockets: coloured shapes that move, "
+            "at 128x64 pixels, in minutes of video on any CPU. To try every node with nothing to download.",
+            search_aliases=["miniature", "tiny wan", "little world", "example models", "no download"],
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=[NAME],
+                    default=NAME,
+                    tooltip="The miniature of the little world. It knows 128x64 pixels, blocks of 4 latent frames, and "
+                    "the words that the node lists.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=["default", "bf16", "fp32"],
+                    default="default",
+                    tooltip="Weights of the transformer in memory. default: what ComfyUI picks for your machine.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="A stock MODEL, with the trained compressor where the pack brings one."),
+                io.Clip.Output(
+                    tooltip="For CLIP Text Encode and Timed Prompts. It knows the words that the node lists."
+                ),
+                io.Vae.Output(tooltip="A stock VAE: the Wan2.1 VAE with narrower layers."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, checkpoint: str, dtype: str) -> io.NodeOutput:
+        read = miniature.read_model()
+        model = build_model(read, DTYPES[dtype])
+        host.note_family(model, miniature.FAMILY)
+        compressor = miniature.load_compressor(ops=host.HostOps)
+        if compressor is not None:
+            host.attach_compressor(model, compressor)
+        words = miniature.load_text()
+        text = _summary(words.vocabulary, compressor is not None)
+        say(cls.hidden.unique_id, text)
+        return io.NodeOutput(model, words_clip(words), host.stock_vae(miniature.read_vae()), ui={"text": (text,)})
+
+
+def _summary(vocabulary: tuple[str, ...], compressor: bool) -> str:
+    width, height = miniature.SIZE
+    remembers = "with its trained compressor" if compressor else "without a trained compressor"
+    return (
+        f"{width}x{height} pixels, blocks of {miniature.FAMILY.frames_per_block} latent frames, {remembers}\n"
+        f"words: {', '.join(vocabulary)}"
+    )

@@ -1,0 +1,68 @@
+"""The miniature's text encoder as a stock CLIP, for every node that encodes text."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import comfy.model_management
+import comfy.sd
+import comfy.supported_models_base
+import torch
+from torch import Tensor
+
+from ..packforcing_core.text.words import WordEncoder
+
+KIND = "packforcing_words"
+
+
+def words_clip(words: WordEncoder) -> comfy.sd.CLIP:
+    """A CLIP that holds `words`; prompts with too many words raise PackForcingError when they are tokenized."""
+    target = comfy.supported_models_base.ClipTarget(lambda **_: _Tokenizer(words), lambda **_: _TextModel(words))
+    return comfy.sd.CLIP(target, parameters=sum(buffer.numel() for buffer in words.buffers()))
+
+
+class _Tokenizer:
+    """What a CLIP calls on to make tokens of a text: one for each word. Weights as in (red:1.2) mean nothing here."""
+
+    def __init__(self, words: WordEncoder):
+        self._words = words
+
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **_) -> dict[str, list[list[tuple]]]:
+        unknown = self._words.unknown(text)
+        if unknown:
+            logging.warning(
+                "These words mean nothing to the PackForcing miniature: %s. It knows %s.",
+                ", ".join(unknown),
+                ", ".join(self._words.vocabulary),
+            )
+        rows = self._words.rows(text)
+        return {KIND: [[(row, 1.0, place) if return_word_ids else (row, 1.0) for place, row in enumerate(rows, 1)]]}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+
+class _TextModel(torch.nn.Module):
+    """What a CLIP calls on to make embeddings of tokens."""
+
+    disable_offload = True
+
+    def __init__(self, words: WordEncoder):
+        super().__init__()
+        self.words = words
+        self.dtypes = {torch.float32}
+
+    def set_clip_options(self, options: dict[str, Any]) -> None:
+        """Layers to stop at, and the like: there is one layer."""
+
+    def reset_clip_options(self) -> None:
+        """See `set_clip_options`."""
+
+    def encode_token_weights(self, tokens: dict[str, list[list[tuple]]]) -> tuple[Tensor, None]:
+        """([1, text_len, dim], None): no pooled embedding."""
+        contexts = [self.words.encode([pair[0] for pair in pairs]) for pairs in tokens[KIND]]
+        return torch.stack(contexts).to(comfy.model_management.intermediate_device()), None
+
+    def load_sd(self, state_dict: dict[str, Tensor]) -> tuple[list[str], list[str]]:
+        return self.words.load_state_dict(state_dict, strict=False)

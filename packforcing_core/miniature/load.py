@@ -1,0 +1,100 @@
+"""Reads the miniature from the package's own weights: transformer, VAE, text encoder and, where there is one, the
+trained compressor.
+
+    model, vae, words = load_model(), load_vae(), load_text()
+    context = words(["a red circle and a blue square bounce on a dark background"])    # [1, 24, 128]
+
+The files have the names and formats that large ones have, so stock loaders read them too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..cache.config import PackForcing
+from ..checkpoint.build import build_model
+from ..checkpoint.families import FAMILIES
+from ..checkpoint.files import TensorFile, open_tensors
+from ..checkpoint.load import Checkpoint, read_checkpoint
+from ..compressor import weights as compressors
+from ..errors import PackForcingError
+from ..evaluation.little_world.prompt import WORDS
+from ..evaluation.little_world.scene import HEIGHT, WIDTH
+from ..model.causal import CausalWan
+from ..model.ops import Ops, TorchOps
+from ..text.words import WordEncoder
+from ..vae import load as vaes
+from ..vae.wan_vae import WanVAE
+
+WEIGHTS = Path(__file__).with_name("weights")
+MODEL, VAE, TEXT, COMPRESSOR = (WEIGHTS / f"{part}.safetensors" for part in ("wan", "vae", "text", "compressor"))
+FAMILY = FAMILIES["miniature"]
+SIZE = (WIDTH, HEIGHT)
+"""Pixels, width first: the only size it was trained at."""
+MEMORY = PackForcing(sink_frames=8, recent_frames=4, top_k_blocks=4, mid_span=1.0)
+"""The memory that model and compressor were trained with."""
+PROMPT = "a red circle at the top left bounces on a dark background"
+
+
+def read_model() -> Checkpoint:
+    """The transformer's weights, with the length of its texts, which its file cannot tell."""
+    read, texts = read_checkpoint(_shipped(MODEL)), _open(TEXT).tensors["places"].shape[0]
+    return replace(read, config=replace(read.config, text_len=texts))
+
+
+def fast_dtype() -> torch.dtype:
+    """What a CPU computes it fastest in: bfloat16 where there are units for it, else float32."""
+    # torch below 2.12 does not tell; then float32, which every CPU has.
+    told = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return torch.bfloat16 if any(told.get(unit) for unit in ("avx512_bf16", "amx_bf16")) else torch.float32
+
+
+def load_model(dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> CausalWan:
+    """The transformer, computing in `dtype`."""
+    return build_model(read_model(), torch.device(device), dtype)
+
+
+def read_vae() -> dict[str, Tensor]:
+    """The VAE's weights under the official names."""
+    file = _open(VAE)
+    return file.load(file.tensors)
+
+
+def load_vae(dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> WanVAE:
+    """The VAE, computing in `dtype`."""
+    return vaes.load_vae(read_vae(), device=device, dtype=dtype)
+
+
+def load_text() -> WordEncoder:
+    """The text encoder in float32, with the vocabulary that its weights were made for."""
+    file = _open(TEXT)
+    tensors = {name: tensor.float() for name, tensor in file.load(file.tensors).items()}
+    rows, half = tensors["words"].shape
+    # The vocabulary grows at its end, so older weights know its first words.
+    encoder = WordEncoder(WORDS[: rows - 2], 2 * half, len(tensors["places"]))
+    encoder.load_state_dict(tensors)
+    return encoder.requires_grad_(False).eval()
+
+
+def load_compressor(
+    *, ops: type[Ops] = TorchOps, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> compressors.LoadedCompressor | None:
+    """The trained compressor; None where the package ships none: then the memory works zero-shot."""
+    if not COMPRESSOR.exists():
+        return None
+    frames = FAMILY.frames_per_block
+    return compressors.load_compressor(COMPRESSOR, read_model().config, frames, ops=ops, device=device, dtype=dtype)
+
+
+def _open(path: Path) -> TensorFile:
+    return open_tensors(_shipped(path))
+
+
+def _shipped(path: Path) -> Path:
+    if not path.exists():
+        raise PackForcingError(f"The installation lacks {path}, a part of the miniature. Install the package again.")
+    return path

@@ -1,0 +1,172 @@
+"""The miniature on the stock sockets: with stock nodes before and behind it, and the same film as without ComfyUI."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from packforcing_core.cache.config import POLICY_PRESETS
+from packforcing_core.geometry import VideoGeometry
+from packforcing_core.miniature import load as miniature
+from packforcing_core.render import Recipe, build_twins, latent_events
+from packforcing_core.sampler.rollout import BlockDone, Denoising
+from packforcing_core.vae.config import unnormalise
+from packforcing_core.video import probe
+from tests.comfyui.client import PromptFailedError
+from tests.comfyui.graphs import Graph, Link, Node
+from tests.comfyui.server import ComfyServer
+from tests.comfyui.small_graphs import stream
+from tests.comfyui.test_memory import preset
+from tests.comfyui.test_render import film_of
+
+PROMPT = "a red circle and a blue square bounce on a dark background"
+WIDTH, HEIGHT = miniature.SIZE
+
+
+def demo(graph: Graph, dtype: str = "fp32") -> Node:
+    return graph.add("PackForcingDemoModels", checkpoint="PackForcing miniature", dtype=dtype)
+
+
+def encoded(graph: Graph, clip: Link, text: str = PROMPT) -> Link:
+    return graph.add("CLIPTextEncode", clip=clip, text=text)[0]
+
+
+def demo_stream(graph: Graph, models: Node, text: str = PROMPT, **settings) -> Link:
+    settings = {"seconds": 2.0, "width": WIDTH, "height": HEIGHT, "vae": models[2], **settings}
+    latents = stream(graph, models[0], **settings)
+    graph.prompt[latents[0]]["inputs"]["positive"] = encoded(graph, models[1], text)
+    return latents
+
+
+def test_the_loader_with_stock_text_encode_renders_a_film_and_lists_its_words(comfy: ComfyServer):
+    graph = Graph()
+    models = demo(graph, "default")
+    latents = demo_stream(graph, models, cache=preset(graph, "PackForcing zero-shot"))
+    film = graph.add(
+        "PackForcingStreamingVAEDecode",
+        stream=latents,
+        vae=models[2],
+        filename_prefix="video/demo_test",
+        codec="h264",
+        quality=-1,
+        blocks_per_segment=4,
+        last_frames=1,
+    )
+    entry = comfy.client.run(graph.prompt)
+    told = entry["outputs"][models.id]["text"][0]
+    sampled = next(out["text"][0] for node, out in entry["outputs"].items() if node == latents[0])
+    print(told, sampled, sep="\n")
+    assert "circle" in told
+    assert "128x64 pixels, blocks of 4 latent frames" in told
+    assert "2 blocks of 4" in sampled
+    assert "Warning" not in sampled
+    info = probe(film_of(comfy, entry, film.id))
+    assert (info.frames, info.width, info.height) == (29, WIDTH, HEIGHT)
+
+
+def test_the_film_is_the_one_that_is_made_without_comfyui(comfy: ComfyServer):
+    """Sampled in float32 with the memory that compresses, and decoded by the stock node."""
+    graph = Graph()
+    models = demo(graph)
+    latents = demo_stream(graph, models, cache=preset(graph, "PackForcing zero-shot"), seconds=6.0, seed=7)
+    collected = graph.add("PackForcingCollectLatents", stream=latents)[0]
+    graph.add("SaveLatent", samples=collected, filename_prefix="latents/demo_test")
+    pictures = graph.add("VAEDecode", samples=collected, vae=models[2])[0]
+    graph.add("SaveImage", images=pictures, filename_prefix="demo_frames/demo_test")
+    comfy.client.run(graph.prompt)
+    theirs = load_file(next((comfy.output / "latents").glob("demo_test*")))["latent_tensor"]
+
+    compressor = miniature.load_compressor(dtype=torch.float32)
+    model, vae, context = miniature.load_model(), miniature.load_vae(), miniature.load_text()([PROMPT])
+    geometry = VideoGeometry.from_seconds(6.0, width=WIDTH, height=HEIGHT, fps=16.0, frames_per_block=4)
+    recipe = Recipe(geometry, POLICY_PRESETS["PackForcing zero-shot"], Denoising.of_family(miniature.FAMILY), 7)
+    twins = build_twins(model, vae, compressor and compressor.high_res)
+    with torch.inference_mode():
+        events = latent_events(model, context, recipe, twins=twins)
+        ours = torch.cat([event.latents for event in events if isinstance(event, BlockDone)], dim=2)
+    difference = (unnormalise(ours) - theirs).abs().max().item()
+    print(f"{list(ours.shape)}, largest difference {difference:.1e}, of latents of {theirs.std().item():.2f}")
+    assert difference < 1e-2
+    frames = sorted((comfy.output / "demo_frames").glob("demo_test*"))
+    assert len(frames) == geometry.pixel_frames
+
+
+def test_stock_sampling_and_decoding_take_the_miniature(comfy: ComfyServer):
+    """ComfyUI's own block-by-block sampler, and an ordinary KSampler that sees the whole clip at once."""
+    graph = Graph()
+    models = demo(graph)
+    positive = encoded(graph, models[1])
+    empty = graph.add("EmptyARVideoLatent", width=WIDTH, height=HEIGHT, length=29, batch_size=1)[0]
+    block_by_block = graph.add(
+        "SamplerCustom",
+        model=models[0],
+        add_noise=True,
+        noise_seed=1,
+        cfg=1.0,
+        positive=positive,
+        negative=positive,
+        sampler=graph.add("SamplerARVideo", num_frame_per_block=4)[0],
+        sigmas=graph.add("BasicScheduler", model=models[0], scheduler="simple", steps=4, denoise=1.0)[0],
+        latent_image=empty,
+    )[0]
+    whole = graph.add(
+        "KSampler",
+        model=models[0],
+        seed=1,
+        steps=2,
+        cfg=1.0,
+        sampler_name="euler",
+        scheduler="simple",
+        positive=positive,
+        negative=positive,
+        latent_image=empty,
+        denoise=1.0,
+    )[0]
+    films = {}
+    for name, samples in (("blocks", block_by_block), ("whole", whole)):
+        pictures = graph.add("VAEDecode", samples=samples, vae=models[2])[0]
+        film = graph.add("CreateVideo", images=pictures, fps=16.0)[0]
+        saved = graph.add("SaveVideo", video=film, filename_prefix=f"video/demo_{name}", format="mp4", codec="h264")
+        films[name] = saved.id
+    entry = comfy.client.run(graph.prompt)
+    for name, node in films.items():
+        info = probe(film_of(comfy, entry, node))
+        print(name, info)
+        assert (info.frames, info.width, info.height) == (29, WIDTH, HEIGHT)
+
+
+def test_a_stock_lora_changes_the_film(comfy: ComfyServer):
+    down, up = torch.randn(4, 256), torch.randn(256, 4)
+    name = "diffusion_model.blocks.0.self_attn.q.lora_{}.weight"
+    lora = {name.format("A"): down / 4, name.format("B"): up / 4}
+    save_file(lora, comfy.models("loras") / "miniature-lora.safetensors")
+    latents = []
+    for strength in (0.0, 1.0):
+        graph = Graph()
+        models = demo(graph)
+        choice = {"lora_name": "miniature-lora.safetensors", "strength_model": strength}
+        patched = graph.add("LoraLoaderModelOnly", model=models[0], **choice)
+        samples = demo_stream(graph, models, seconds=0.5, seed=8)
+        graph.prompt[samples[0]]["inputs"]["model"] = patched[0]
+        collected = graph.add("PackForcingCollectLatents", stream=samples)[0]
+        graph.add("SaveLatent", samples=collected, filename_prefix=f"latents/lora_{strength:g}")
+        comfy.client.run(graph.prompt)
+        latents.append(load_file(next((comfy.output / "latents").glob(f"lora_{strength:g}*")))["latent_tensor"])
+    difference = (latents[0] - latents[1]).abs().max().item()
+    print(f"largest difference {difference:.2f}")
+    assert difference > 1e-2
+
+
+def test_too_many_words_are_refused_and_unknown_ones_are_logged(comfy: ComfyServer):
+    graph = Graph()
+    models = demo(graph)
+    graph.add("PackForcingCollectLatents", stream=demo_stream(graph, models, "a red circle " * 9))
+    graph.add("PreviewAny", source=[str(len(graph.prompt)), 0])
+    with pytest.raises(PromptFailedError, match="has 27 words"):
+        comfy.client.run(graph.prompt)
+
+    graph = Graph()
+    graph.add("PreviewAny", source=encoded(graph, demo(graph)[1], "a red walrus bounces"))
+    comfy.client.run(graph.prompt)
+    assert "mean nothing to the PackForcing miniature: walrus." in comfy.log_text()
