@@ -82,7 +82,7 @@ def build_optimisers(network: nn.Module, optimisation: Optimisation) -> list[tor
 
 
 class Learner:
-    """One network with its optimisers and the average of its weights."""
+    """One network with its optimisers and the average of its weights. Gradients it had before are forgotten."""
 
     def __init__(self, network: nn.Module, optimisation: Optimisation):
         self.network, self.optimisation = network, optimisation
@@ -90,6 +90,7 @@ class Learner:
         self.names, self.parameters = [name for name, _ in trainable], [p for _, p in trainable]
         self.optimisers = build_optimisers(network, optimisation)
         self.average = None if optimisation.average is None else [p.detach().clone() for p in self.parameters]
+        self._make_moments()
 
     def clear(self) -> None:
         """Forgets the gradients of the step before."""
@@ -139,12 +140,16 @@ class Learner:
                 for key, value in state.items():
                     yield f"{kind}.{names[id(parameter)]}.{key}", value
 
-    def prepare_to_load(self) -> None:
-        """Makes the optimisers' tensors, which otherwise come with the first step: a step of length zero."""
+    def _make_moments(self) -> None:
+        """The optimisers' tensors, all zero. They would come with a parameter's first gradient, which for some is late;
+        so every state has the same ones.
+        """
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
         self._move(0.0)
         self.clear()
+        for _, moment in self._moments():
+            moment.zero_()
 
 
 def stage_tensors(learners: Mapping[str, Learner]) -> dict[str, Tensor]:

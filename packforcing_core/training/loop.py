@@ -66,8 +66,6 @@ class Training:
         folder.mkdir(parents=True, exist_ok=True)
         self.done = saved.saved_step(folder) or 0
         if self.done:
-            for learner in self.learners.values():
-                learner.prepare_to_load()
             saved.load(stage_tensors(self.learners), folder, self.done)
 
     def run(self) -> Iterator[tuple[int, dict[str, float]]]:

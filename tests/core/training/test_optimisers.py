@@ -61,8 +61,9 @@ def test_muon_has_the_matrices_of_the_layers_and_adamw_the_rest():
 def test_a_muon_step_is_orthogonal_and_as_large_as_one_of_adamw():
     stage = PullToTarget(MUON)
     before = {name: p.detach().clone() for name, p in stage.networks["net"].named_parameters()}
+    learner = Learner(stage.networks["net"], MUON)
     stage.step(0).loss.backward()
-    Learner(stage.networks["net"], MUON).update(0, 1000)
+    learner.update(0, 1000)
     moved = {name: p.detach() - before[name] for name, p in stage.networks["net"].named_parameters()}
     for name in ("blocks.0.ffn.0.weight", "blocks.1.self_attn.q.weight"):
         singular = torch.linalg.svdvals(moved[name]) / (MUON.learning_rate * 0.2 * math.sqrt(max(moved[name].shape)))
@@ -75,9 +76,9 @@ def test_a_muon_step_is_orthogonal_and_as_large_as_one_of_adamw():
     assert moved["head.head.weight"].abs().mean().item() == pytest.approx(MUON.learning_rate, rel=1e-2)
 
 
-@NEEDS_MUON
-def test_a_resumed_training_with_muon_takes_the_same_next_steps(tmp_path):
-    optimisation = dataclasses.replace(MUON, average=0.9)
+@pytest.mark.parametrize("matrices", ["adamw", pytest.param("muon", marks=NEEDS_MUON)])
+def test_a_resumed_training_takes_the_same_next_steps_bit_for_bit(matrices, tmp_path):
+    optimisation = dataclasses.replace(MUON, average=0.9, matrices=matrices)
     whole = Training(PullToTarget(optimisation), 6, tmp_path / "whole", save_every=3)
     losses = [figures["loss/net"] for _, figures in whole.run()]
     stopped = Training(PullToTarget(optimisation), 6, tmp_path / "stopped", save_every=3)
@@ -88,6 +89,20 @@ def test_a_resumed_training_with_muon_takes_the_same_next_steps(tmp_path):
     same = whole.learners["net"].averaged(), resumed.learners["net"].averaged()
     assert all(torch.equal(same[0][name], same[1][name]) for name in same[0])
     assert losses[-1] < losses[0]
+
+
+def test_a_learner_begins_as_a_fresh_optimiser_would():
+    optimisation = dataclasses.replace(MUON, matrices="adamw", clip=1e9)
+    stages = PullToTarget(optimisation), PullToTarget(optimisation)
+    learner = Learner(stages[0].networks["net"], optimisation)
+    (fresh,) = build_optimisers(stages[1].networks["net"], optimisation)
+    for stage in stages:
+        stage.step(0).loss.backward()
+    learner.gather_gradients()
+    learner.update(0, 1 << 40)
+    fresh.step()
+    pairs = zip(*(stage.networks["net"].parameters() for stage in stages), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 @NEEDS_MUON
