@@ -46,6 +46,7 @@ ROWS = (
     ("bench",),
     ("training", "evaluation"),
     ("miniature",),
+    ("study",),
     ("cli",),
 )
 ROW = {room: number for number, row in enumerate(ROWS) for room in row}

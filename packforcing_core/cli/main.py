@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import PackForcingError
-from . import batch, bench, convert_lora, demo, evaluate, inspect, plan, render, train
+from . import batch, bench, convert_lora, demo, evaluate, inspect, plan, render, study, train
 
 COMMANDS = {
     "render": render,
@@ -17,6 +17,7 @@ COMMANDS = {
     "inspect": inspect,
     "plan": plan,
     "evaluate": evaluate,
+    "study": study,
     "train": train,
     "bench": bench,
     "convert-lora": convert_lora,

@@ -1,0 +1,134 @@
+"""Compare memory policies on the miniature: the same prompts and seeds for all, an exact checker, intervals."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from ..errors import PackForcingError
+from ..study.drawing import draw_curves, draw_sheet
+from ..study.folder import Job, StudyFolder
+from ..study.page import CURVES_PICTURE, SHEET_PICTURE, as_json, as_markdown, facts_of, replace_part
+from ..study.readings import moments_of
+from ..study.rows import QUICK, Row, base_row, chosen_rows, left_out, study_rows
+from ..study.study import jobs_of, run_study, settings_of
+from ..study.subject import DTYPES, Load, load_miniature
+from ..study.tables import build_tables, whole_seeds
+from .film import build_console
+
+QUICK_SEEDS, QUICK_SECONDS = 4, 15.0
+SEEDS, SECONDS = 16, 120.0
+SHEET_WORLDS = ("two", "return")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="few rows, 4 seeds of 15 s: minutes, and decides nothing")
+    parser.add_argument("--output", default="study", metavar="FOLDER", help="results, tables and pictures")
+    parser.add_argument("--rows", help="their names, with commas between; default: all")
+    parser.add_argument("--seeds", type=int, help=f"how many, from 0 on; default: {SEEDS}")
+    parser.add_argument("--seconds", type=float, help=f"length of a film; default: {SECONDS:g}")
+    parser.add_argument("--reference", help="the row all others are compared with; default: trained, or zero-shot")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of one core each")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="what to compute in")
+    parser.add_argument("--list", action="store_true", help="say what the rows are, and do nothing")
+    parser.add_argument("--tables", action="store_true", help="tables of what is there; render nothing")
+    parser.add_argument(
+        "--page", metavar="FILE", help="write the tables between the marks of this page, too, the pictures beside it"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    return study(options, partial(load_miniature, options.dtype))
+
+
+def study(options: argparse.Namespace, load: Load) -> int:
+    """The command on any subject."""
+    console = build_console()
+    seeds, seconds = _amounts(options)
+    subject = load()
+    rows = _rows(options, subject.trained)
+    if options.list:
+        for row in rows:
+            console.print(f"{row.name}: {row.as_dict()}")
+        return 0
+    reference = options.reference or base_row(subject.trained).name
+    chosen_rows(rows, [reference])
+    settings = settings_of(subject, seconds, options.dtype)
+    folder, jobs = StudyFolder(Path(options.output), settings), jobs_of(rows, range(seeds))
+    with folder.opened():
+        problems = 0 if options.tables else _render(folder, jobs, load, seconds, options.workers, console)
+        _write(folder, jobs, rows, reference, options, console)
+    return 1 if problems else 0
+
+
+def _amounts(options: argparse.Namespace) -> tuple[int, float]:
+    seeds = options.seeds if options.seeds is not None else QUICK_SEEDS if options.quick else SEEDS
+    seconds = options.seconds if options.seconds is not None else QUICK_SECONDS if options.quick else SECONDS
+    for name, value, least in (("seeds", seeds, 2), ("workers", options.workers, 1), ("seconds", seconds, 1)):
+        if not value >= least:
+            raise PackForcingError(f"{name} is {value}; expected {least} or more.")
+    return seeds, seconds
+
+
+def _rows(options: argparse.Namespace, trained: bool) -> tuple[Row, ...]:
+    rows = study_rows(trained)
+    if options.rows:
+        return chosen_rows(rows, [name.strip() for name in options.rows.split(",")])
+    return tuple(row for row in rows if row.name in QUICK) if options.quick else rows
+
+
+def _render(folder: StudyFolder, jobs: list[Job], load: Load, seconds: float, workers: int, console: Console) -> int:
+    """Makes what is missing; returns how many films went wrong."""
+    problems = 0
+    for progress in run_study(folder, jobs, load, seconds, workers):
+        told = f"{progress.done} of {progress.total} films"
+        if progress.job is None:
+            console.print(f"{told} are there already, in {folder.path}")
+            continue
+        name = f"{progress.job.row.name}, seed {progress.job.case.seed}"
+        if progress.problem:
+            problems += 1
+            console.print(f"failed: {name}: {progress.problem}", style="red")
+        console.print(f"{told}, {_duration(progress.seconds_left)} left ({name})")
+    return problems
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
+
+
+def _write(
+    folder: StudyFolder,
+    jobs: list[Job],
+    rows: tuple[Row, ...],
+    reference: str,
+    options: argparse.Namespace,
+    console: Console,
+) -> None:
+    found: dict[str, dict[int, dict]] = {row.name: {} for row in rows}
+    for job in jobs:
+        if result := folder.read(job):
+            found[job.row.name][job.case.seed] = result
+    results = whole_seeds(found)
+    tables = build_tables(results, reference, moments_of(folder.settings["seconds"]))
+    trained = bool(folder.settings["trained_compressor"])
+    facts = facts_of(shlex.join(["packforcing", *sys.argv[1:]]), folder.settings, results, left_out(trained))
+    text = as_markdown(tables, rows, facts)
+    (folder.path / "study.md").write_text(text, encoding="utf-8")
+    (folder.path / "tables.json").write_text(as_json(tables, rows, facts), encoding="utf-8")
+    places = [folder.path]
+    if options.page:
+        replace_part(Path(options.page), text)
+        places.append(Path(options.page).parent)
+    for place in places:
+        draw_curves(results, rows, reference, place / CURVES_PICTURE)
+        draw_sheet(results, SHEET_WORLDS, place / SHEET_PICTURE)
+    console.print(text)
+    console.print(f"tables and pictures are in {folder.path}")

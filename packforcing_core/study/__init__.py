@@ -1,0 +1,1 @@
+"""Which memory helps, and how much: the same prompts and seeds under many policies, measured by the exact checker."""

@@ -1,0 +1,44 @@
+"""What is asked for: a prompt of the little world for each seed, the same for all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..evaluation.little_world.prompt import describe
+from ..evaluation.little_world.scene import Scene, sample_scene
+
+PROMPT_KEY = 2603
+"""With the seed, decides the prompt."""
+
+WORLDS: Mapping[str, tuple[str, Callable[[Scene], bool]]] = {
+    "one": ("bounce", lambda scene: len(scene.things) == 1),
+    "two": ("bounce", lambda scene: len(scene.things) == 2),
+    "return": ("return", lambda scene: not scene.things[0].named),
+    "pan": ("pan", lambda scene: True),
+}
+"""Name to the kind of scene and what else it must be. In `return` the prompt keeps the colour for itself."""
+MEMORY_WORLDS = ("return", "pan")
+"""Where the prompt does not say what comes back into sight, so that only memory can know."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A film to make: the seed of its noise, its prompt, and which of WORLDS that is of."""
+
+    seed: int
+    world: str
+    prompt: str
+
+
+def case_of(seed: int) -> Case:
+    """The case of a seed; the worlds take turns, so that as many seeds as a multiple of four have all alike."""
+    world = list(WORLDS)[seed % len(WORLDS)]
+    kind, fits = WORLDS[world]
+    rng = np.random.default_rng([PROMPT_KEY, seed])
+    scene = sample_scene(rng, kind)
+    while not fits(scene):
+        scene = sample_scene(rng, kind)
+    return Case(seed, world, describe(scene))

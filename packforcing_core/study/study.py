@@ -1,0 +1,85 @@
+"""Runs a study: every row with every seed, in any order, going on from what is there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from .. import __version__
+from ..evaluation.little_world.scene import FPS
+from ..evaluation.scientific import ndimage, opencv
+from .cases import case_of
+from .folder import Job, StudyFolder
+from .readings import moments_of, read_film
+from .rows import Row
+from .subject import Load, Subject, render_row
+from .workers import run_jobs
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` films are there; `seconds_left` is None until one was made. `problem` is that of `job`."""
+
+    done: int
+    total: int
+    seconds_left: float | None = None
+    job: Job | None = None
+    problem: str = ""
+
+
+def jobs_of(rows: Sequence[Row], seeds: Sequence[int]) -> list[Job]:
+    """Seed by seed, so that a study that was stopped has whole seeds to compare."""
+    return [Job(row, case_of(seed)) for seed in seeds for row in rows]
+
+
+def settings_of(subject: Subject, seconds: float, dtype: str) -> dict[str, object]:
+    """What all films of a study have in common, as its folder keeps it."""
+    denoising = subject.denoising
+    return {
+        "weights": subject.weights,
+        "trained_compressor": subject.trained,
+        "seconds": seconds,
+        "dtype": dtype,
+        "steps": len(denoising.schedule),
+        "first_block_steps": len(denoising.of_block(0)),
+        "version": __version__,
+    }
+
+
+def run_study(folder: StudyFolder, jobs: Sequence[Job], load: Load, seconds: float, workers: int) -> Iterator[Progress]:
+    """Makes the films that are missing. The folder has to be open; each result is on disk before it is told of.
+
+    Begins with what is there already. Raises PackForcingError where a library is missing that reads films.
+    """
+    opencv()
+    ndimage()
+    missing = folder.missing(jobs)
+    done, total = len(jobs) - len(missing), len(jobs)
+    yield Progress(done, total)
+    started = time.monotonic()
+    work = partial(make_film, folder, seconds)
+    for made, finished in enumerate(run_jobs(missing, partial(load_alone, load), work, workers), 1):
+        done += not finished.problem
+        left = (time.monotonic() - started) / made * (len(missing) - made)
+        yield Progress(done, total, left, finished.job, finished.problem)
+
+
+def load_alone(load: Load) -> Subject:
+    """The subject of a worker that has one core."""
+    torch.set_num_threads(1)
+    opencv().setNumThreads(1)
+    return load()
+
+
+def make_film(folder: StudyFolder, seconds: float, subject: Subject, job: Job) -> None:
+    """Renders, reads and writes down one film."""
+    started = time.perf_counter()
+    frames = render_row(subject, job.row, job.case, seconds)
+    rendered = time.perf_counter()
+    found = read_film(frames, job.case.prompt, FPS, moments_of(seconds))
+    spent = {"render_seconds": rendered - started, "reading_seconds": time.perf_counter() - rendered}
+    folder.write(job, {**spent, **found})

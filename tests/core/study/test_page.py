@@ -1,0 +1,78 @@
+"""The page holds the tables and what they rest on; writing it again changes nothing else."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("scipy")
+pytest.importorskip("matplotlib")
+
+from packforcing_core.errors import PackForcingError
+from packforcing_core.study.drawing import draw_curves, draw_sheet
+from packforcing_core.study.page import BEGIN, END, Facts, as_json, as_markdown, facts_of, replace_part
+from packforcing_core.study.rows import OTHERS, ZERO_SHOT
+from packforcing_core.study.tables import Results, Tables, build_tables
+from tests.core.study.planted import planted_row
+
+ROWS = (*OTHERS[:2], ZERO_SHOT)
+SETTINGS = {"weights": "0123456789abcdef", "seconds": 15.0}
+
+
+def made(seeds: int = 4) -> tuple[Results, Tables, Facts]:
+    results = {row.name: planted_row(seeds, [0.9, 0.2 + 0.1 * at]) for at, row in enumerate(ROWS)}
+    tables = build_tables(results, "zero-shot", (5.0, 15.0))
+    return results, tables, facts_of("packforcing study --quick", SETTINGS, results, ["trained"])
+
+
+def test_the_page_says_what_was_measured_and_how():
+    _, tables, facts = made()
+    page = as_markdown(tables, ROWS, facts)
+    assert "`packforcing study --quick`" in page
+    assert "weights 0123456789abcdef, seconds 15.0" in page
+    assert "4 seeds (0 to 3)" in page
+    assert "0.12 hours" in page  # 12 films of 36 s
+    assert "Left out, for want of trained compressor weights: trained." in page
+    assert "Fewer than 16 seeds" in page
+    assert "| row | 0 to 5 s | 5 to 15 s |" in page
+    # All four seeds have the same value here, and then so have all resamples.
+    assert "| window | 100 [100, 100] | 40 [40, 40] |" in page
+    assert "| window | window | window_frames 20 | - |" in page
+    assert "Fewer than 16 seeds" not in as_markdown(made(16)[1], ROWS, facts)
+
+
+def test_the_json_holds_the_same():
+    _, tables, facts = made()
+    found = json.loads(as_json(tables, ROWS, facts))
+    assert found["windows"]["right"]["full"][1]["mean"] == pytest.approx(0.3)
+    assert found["claims"]["right"][0]["name"] == "full"
+    assert found["claims"]["right"][0]["difference"]["mean"] == pytest.approx(-0.2)
+    assert [row["name"] for row in found["rows"]] == ["full", "window", "zero-shot"]
+    assert found["seeds"] == [0, 1, 2, 3]
+
+
+def test_the_part_of_a_page_is_replaced(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text(f"# Study\n\n{BEGIN}\nold\n{END}\n\nend\n", encoding="utf-8")
+    for _ in range(2):
+        replace_part(page, "new | table\n")
+        assert page.read_text(encoding="utf-8") == f"# Study\n\n{BEGIN}\nnew | table\n{END}\n\nend\n"
+    page.write_text("no marks", encoding="utf-8")
+    with pytest.raises(PackForcingError, match="needs one line"):
+        replace_part(page, "new")
+    assert page.read_text(encoding="utf-8") == "no marks"
+
+
+def test_the_pictures_show_every_row(tmp_path):
+    results, _, _ = made()
+    draw_curves(results, ROWS, "zero-shot", tmp_path / "curves.png")
+    draw_sheet(results, ("two", "return"), tmp_path / "sheet.png")
+    assert Image.open(tmp_path / "curves.png").width > 600
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    # Seeds 1 and 2 are the first of these worlds; their planted pictures are grey 10 and 20.
+    grey = [(sheet == value).all(-1).sum() for value in (10, 20)]
+    print(f"pixels of the two seeds' pictures: {grey}")
+    assert grey == [3 * 6 * 64 * 128] * 2
