@@ -29,7 +29,9 @@ SHEET_WORLDS = ("two", "return")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="few rows, 4 seeds of 15 s: minutes, and decides nothing")
-    parser.add_argument("--output", default="study", metavar="FOLDER", help="results, tables and pictures")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="for results, tables and pictures; default: study, or study-quick"
+    )
     parser.add_argument("--rows", help="their names, with commas between; default: all")
     parser.add_argument("--seeds", type=int, help=f"how many, from 0 on; default: {SEEDS}")
     parser.add_argument("--seconds", type=float, help=f"length of a film; default: {SECONDS:g}")
@@ -60,11 +62,15 @@ def study(options: argparse.Namespace, load: Load) -> int:
     reference = options.reference or base_row(subject.trained).name
     chosen_rows(rows, [reference])
     settings = settings_of(subject, seconds, options.dtype)
-    folder, jobs = StudyFolder(Path(options.output), settings), jobs_of(rows, range(seeds))
+    folder, jobs = StudyFolder(_output(options), settings), jobs_of(rows, range(seeds))
     with folder.opened():
         problems = 0 if options.tables else _render(folder, jobs, load, seconds, options.workers, console)
         _write(folder, jobs, rows, reference, options, console)
     return 1 if problems else 0
+
+
+def _output(options: argparse.Namespace) -> Path:
+    return Path(options.output or ("study-quick" if options.quick else "study"))
 
 
 def _amounts(options: argparse.Namespace) -> tuple[int, float]:

@@ -14,9 +14,9 @@ PROMPT_KEY = 2603
 """With the seed, decides the prompt."""
 
 WORLDS: Mapping[str, tuple[str, Callable[[Scene], bool]]] = {
-    "one": ("bounce", lambda scene: len(scene.things) == 1),
-    "two": ("bounce", lambda scene: len(scene.things) == 2),
-    "return": ("return", lambda scene: not scene.things[0].named),
+    "one": ("bounce", lambda scene: scene.placed and len(scene.things) == 1),
+    "two": ("bounce", lambda scene: scene.placed and len(scene.things) == 2),
+    "return": ("return", lambda scene: scene.placed and not scene.things[0].named),
     "pan": ("pan", lambda scene: True),
 }
 """Name to the kind of scene and what else it must be. In `return` the prompt keeps the colour for itself."""
