@@ -72,7 +72,7 @@ def _told(tables: Tables, facts: Facts) -> Iterator[str]:
     told = ", ".join(f"{name} {value}" for name, value in facts.settings.items())
     yield f"`{facts.command}`, {facts.date}: {told}; {facts.versions}."
     yield (
-        f"{len(tables.seeds)} seeds ({_span(tables.seeds)}), the same for all rows; {facts.hours:.2f} hours of one "
+        f"{len(tables.seeds)} seeds ({_span(tables.seeds)}), the same for all rows; {facts.hours:.2g} hours of one "
         f"core for all films. Means over seeds with bootstrap intervals at {_level(tables):.0%}; rates in percent."
     )
     if facts.left_out:
@@ -119,13 +119,14 @@ def _differences(claims: Mapping[str, Sequence[Comparison]]) -> Iterator[str]:
     yield _table(["row", *(measure.title for measure in measures)], rows)
     yield (
         f"Differences seed by seed, all {count} of this table corrected for each other: intervals after Bonferroni, p "
-        "by sign flips after Holm. Bold: the interval leaves zero out."
+        "by sign flips after Holm. Bold: the interval leaves zero out and p is below "
+        f"{1 - claims[measures[0].key][0].difference.level:.2g}."
     )
 
 
 def _difference(measure: Measure, found: Comparison) -> str:
     text = f"{measure.cell(found.difference)}, p {found.p:.2g}"
-    return f"**{text}**" if found.decided else text
+    return f"**{text}**" if found.decided and found.p < 1 - found.difference.level else text
 
 
 def _window_tables(tables: Tables) -> Iterator[str]:

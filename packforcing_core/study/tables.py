@@ -53,7 +53,8 @@ Results = Mapping[str, Sequence[dict]]
 @dataclass(frozen=True)
 class Tables:
     """`windows[measure][row]` are intervals, one for each of `moments`; `memory[measure][row]` the last moment's on
-    the worlds that need memory. `seeds` and `memory_seeds` are those that all rows have."""
+    the worlds that need memory (nothing for fewer than two seeds there). `seeds` and `memory_seeds` are those that all
+    rows have."""
 
     reference: str
     seeds: tuple[int, ...]
@@ -93,7 +94,7 @@ def build_tables(results: Results, reference: str, moments: Sequence[float]) -> 
         tuple(found["seed"] for found in memory[reference]),
         tuple(moments),
         {m.key: {name: [window[m.key] for window in row] for name, row in every.items()} for m in MEASURES},
-        {m.key: {name: window[m.key] for name, window in last.items()} for m in MEASURES},
+        {m.key: {name: window[m.key] for name, window in last.items()} for m in MEASURES if last},
         _claims(results, reference, CLAIMS),
         _claims(memory, reference, MEMORY_CLAIMS) if enough else {},
     )

@@ -81,6 +81,13 @@ def test_memory_is_asked_of_the_worlds_that_need_it():
     assert tables.claims["right"][0].difference.mean == pytest.approx(0.0)
 
 
+def test_one_seed_that_needs_memory_is_none():
+    tables = build_tables({"base": planted_row(3, [0.5]), "other": planted_row(3, [0.5])}, "base", (5.0,))
+    assert tables.memory_seeds == (2,)
+    assert not tables.memory
+    assert not tables.memory_claims
+
+
 def test_seeds_that_a_row_lacks_are_left_out_of_all():
     rows = {"a": {seed: planted(seed, [0.5]) for seed in range(4)}, "b": {s: planted(s, [0.5]) for s in (3, 1, 2)}}
     whole = whole_seeds(rows)
