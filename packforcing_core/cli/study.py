@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..errors import PackForcingError
+from ..miniature.load import fast_dtype
 from ..study.drawing import draw_curves, draw_sheet
 from ..study.folder import Job, StudyFolder
 from ..study.page import CURVES_PICTURE, SHEET_PICTURE, as_json, as_markdown, facts_of, replace_part
@@ -37,7 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, help=f"length of a film; default: {SECONDS:g}")
     parser.add_argument("--reference", help="the row all others are compared with; default: trained, or zero-shot")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of one core each")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="what to compute in")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", *DTYPES),
+        default="auto",
+        help="what to compute in; auto: what this processor is fast at",
+    )
     parser.add_argument("--list", action="store_true", help="say what the rows are, and do nothing")
     parser.add_argument("--tables", action="store_true", help="tables of what is there; render nothing")
     parser.add_argument(
@@ -46,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.dtype == "auto":
+        options.dtype = next(name for name, kind in DTYPES.items() if kind == fast_dtype())
     return study(options, partial(load_miniature, options.dtype))
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from ..cache.config import AUTO, FULL_SPAN, DeepForcing, Full, PackForcing, Policy, SinkWindow, Window
-from ..checkpoint.families import FAMILIES
+from ..cache.config import AUTO, DeepForcing, Full, PackForcing, Policy, SinkWindow, Window
 from ..compressor.compressor import Branches
 from ..errors import PackForcingError
+from ..miniature.load import FAMILY, MEMORY
 
-FRAMES_PER_BLOCK = FAMILIES["miniature"].frames_per_block
+FRAMES_PER_BLOCK = FAMILY.frames_per_block
 TRAINED_WINDOW = 20
 """Latent frames that the miniature was trained with: no window of the study shows it more by its own choice."""
 SINK = 8
@@ -43,7 +43,7 @@ class Row:
 
 
 ZERO_SHOT = Row("zero-shot", POLICIES, PackForcing(), "low_res")
-TRAINED = Row("trained", POLICIES, PackForcing(mid_span=FULL_SPAN), "both")
+TRAINED = Row("trained", POLICIES, MEMORY, "both")
 OTHERS = (
     Row("full", POLICIES, Full()),
     Row("window", POLICIES, Window(TRAINED_WINDOW)),
@@ -59,8 +59,7 @@ KNOBS = (
     ("random", SELECTION, {"selector": "random"}),
     ("attention mass", SELECTION, {"selector": "attention_mass"}),
     ("top 4", SELECTION, {"top_k_blocks": 4}),
-    ("FIFO 4", SELECTION, {"top_k_blocks": 4, "selector": "recency"}),
-    ("random 4", SELECTION, {"top_k_blocks": 4, "selector": "random"}),
+    ("top 16", SELECTION, {"top_k_blocks": 16}),
     ("span 1", SPAN, {"mid_span": 1.0}),
     ("span 2", SPAN, {"mid_span": 2.0}),
     ("span 4", SPAN, {"mid_span": 4.0}),
@@ -84,7 +83,7 @@ def _ablations(base: Row) -> Iterator[Row]:
     plan = base.policy.partitions(FRAMES_PER_BLOCK)
     for name, group, knobs in KNOBS:
         row = Row(name, group, replace(base.policy, **knobs), base.branches)
-        if row.policy.partitions(FRAMES_PER_BLOCK) != plan:  # "span 4" is the base itself where it has the true length.
+        if row.policy.partitions(FRAMES_PER_BLOCK) != plan:  # "top 4" may be what the base has.
             yield row
     if base.branches == "both":
         yield from (Row(name, BRANCHES, base.policy, branches) for name, branches in PARTS)
