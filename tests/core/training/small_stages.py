@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from packforcing_core.cache.config import Full, SinkWindow
+from packforcing_core.cache.config import Full, PackForcing, SinkWindow
+from packforcing_core.compressor.high_res import build_high_res
 from packforcing_core.model.ops import TorchOps
 from packforcing_core.model.wan import Wan
 from packforcing_core.rope import GridRope
 from packforcing_core.training import ranks
+from packforcing_core.training.compressor import TwinsStage
 from packforcing_core.training.data import LatentBatch
 from packforcing_core.training.flow import CausalStage, TeacherStage
 from packforcing_core.training.learner import Optimisation
@@ -49,7 +51,10 @@ def moving_spots(step: int, batch: int = 4, frames: int = 6) -> LatentBatch:
             clip[channel, frame, :, (start + frame) % 6] = 3.0
         latents.append(clip)
         context.append(torch.nn.functional.one_hot(torch.tensor([channel]), CONFIG.text_dim).float() * 4)
-    return LatentBatch(torch.stack(latents), torch.stack(context), indices)
+    clips = torch.stack(latents)
+    # Three blocks of two frames, each a single compressed token.
+    low_res = torch.nn.functional.adaptive_avg_pool3d(clips, (3, 2, 2))
+    return LatentBatch(clips, torch.stack(context), indices, low_res)
 
 
 def small_rope() -> GridRope:
@@ -67,6 +72,18 @@ def causal(optimisation: Optimisation = OPTIMISATION, recompute: bool = False) -
     return CausalStage(model, moving_spots, small_rope(), optimisation, 2, memories=memories, precision=torch.float32)
 
 
+def twins() -> TwinsStage:
+    model = TrainedWan(small_net(), CONFIG, recompute=True)
+    short = PackForcing(sink_frames=2, recent_frames=2, mid_span=2)
+    return TwinsStage(
+        *(model, moving_spots, small_rope(), OPTIMISATION, 2),
+        memories=(short,),
+        precision=torch.float32,
+        high_res=build_high_res(CONFIG.dim),
+        optimisation_of_compressor=OPTIMISATION,
+    )
+
+
 def vae(optimisation: Optimisation = OPTIMISATION) -> VAEStage:
     network = WanVAE(VAEConfig(8, 8, num_res_blocks=1))
     initialise(network, seed=0)
@@ -79,6 +96,7 @@ CASES: dict[str, Callable[[], Stage]] = {
     "teacher": teacher,
     "causal, recomputed": lambda: causal(recompute=True),
     "causal with Muon": lambda: causal(MUON),
+    "twins, recomputed": twins,
     "vae": vae,
 }
 TOTAL_STEPS = 6
