@@ -117,7 +117,7 @@ class TwinsStage(CausalStage):
         return {name: both[name] for name in self.networks}
 
     def flow(self, history: Tensor, x: Tensor, sigma: Tensor, batch: LatentBatch, policy: Policy) -> Tensor:
-        plan, seen = self.plan(policy, x.shape[2] // self.frames_per_block)
+        plan, seen = self.plan(policy, history.shape[2] // self.frames_per_block)
         small = small_latents(batch, plan.twins, self.frames_per_block, self.vae)
         twins = twin_tokens(self.model, self.high_res, history, small, self.frames_per_block)
         before = padded(self.model.embed(history), twins.values(), plan.padding_tokens)

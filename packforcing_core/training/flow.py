@@ -113,7 +113,8 @@ class CausalStage:
     """Teacher forcing: the noisy blocks of a clip see its clean blocks as one of `memories` would show them.
 
     The clean blocks carry a little noise, drawn up to `history_noise` a clip, which the model is not told: what it
-    makes itself will not be perfect either.
+    makes itself will not be perfect either. With several `noisy_copies`, each with noise of its own, more of a pass
+    carries loss: the clean blocks, which carry none, serve them all.
     """
 
     model: CausalWan
@@ -126,6 +127,7 @@ class CausalStage:
     memories: Sequence[Policy] = MEMORIES
     history_noise: float = 0.1
     precision: torch.dtype = torch.bfloat16
+    noisy_copies: int = 1
 
     def __post_init__(self) -> None:
         self._plans: dict[tuple[Policy, int], tuple[PartsPlan, PartsHistory]] = {}
@@ -141,36 +143,37 @@ class CausalStage:
     def step(self, number: int) -> Update:
         batch = self.batches(number)
         random, device = SampleNoise(self.seed, number, batch.indices), self.model.device
-        x0 = batch.latents.to(device)
+        clean = batch.latents.to(device)
+        x0 = clean.repeat(1, 1, self.noisy_copies, 1, 1)
         blocks = x0.shape[2] // self.frames_per_block
         sigma = self.levels.draw(blocks, random).repeat_interleave(self.frames_per_block, dim=1).to(device)
         noise = random.normal(x0.shape[1:]).to(device)
-        history_sigma = (self.history_noise * random.uniform((1,))).expand(-1, x0.shape[2]).to(device)
-        history = noised(x0, history_sigma, random.normal(x0.shape[1:]).to(device))
+        history_sigma = (self.history_noise * random.uniform((1,))).expand(-1, clean.shape[2]).to(device)
+        history = noised(clean, history_sigma, random.normal(clean.shape[1:]).to(device))
         policy = self.memories[number % len(self.memories)]
         with autocast(x0.device, self.precision):
             flow = self.flow(history, noised(x0, sigma, noise), sigma, batch, policy)
         return Update(tuple(self.networks), flow_loss(flow, x0, noise))
 
     def flow(self, history: Tensor, x: Tensor, sigma: Tensor, batch: LatentBatch, policy: Policy) -> Tensor:
-        """The flow of every block of x, each seeing of the clean `history` what `policy` would show it."""
-        _, seen = self.plan(policy, x.shape[2] // self.frames_per_block)
+        """The flow of every block of the copies x, each seeing of the clean `history` what `policy` would show it."""
+        _, seen = self.plan(policy, history.shape[2] // self.frames_per_block)
         return teacher_forced_flow(self.model, history, x, sigma, batch.context, seen)
 
     def plan(self, policy: Policy, blocks: int) -> tuple[PartsPlan, PartsHistory]:
         """What a clip of `blocks` blocks sees under `policy`, planned once."""
         if (policy, blocks) not in self._plans:
             plan = PartsPlan(policy.partitions(self.frames_per_block), blocks, self.rope)
-            self._plans[policy, blocks] = plan, PartsHistory(plan.parts(), self.model.attention)
+            self._plans[policy, blocks] = plan, PartsHistory(plan.parts(self.noisy_copies), self.model.attention)
         return self._plans[policy, blocks]
 
 
 def teacher_forced_flow(
     model: CausalWan, history: Tensor, x: Tensor, sigma: Tensor, context: Tensor, seen: PartsHistory
 ) -> Tensor:
-    """The flow of every block of x [B, 16, F, h, w] at noise levels [B, F], each seeing blocks of the clean `history`
-    of the same shape.
+    """The flow of every block of x [B, 16, copies x F, h, w] at noise levels [B, copies x F], each seeing blocks of the
+    clean `history` [B, 16, F, h, w].
     """
-    timesteps = torch.cat((torch.zeros_like(sigma), 1000 * sigma), dim=1)
+    timesteps = torch.cat((sigma.new_zeros(len(sigma), history.shape[2]), 1000 * sigma), dim=1)
     flow = model.flow(torch.cat((history, x), dim=2), timesteps, model.encode_text(context), seen)
-    return flow[:, :, x.shape[2] :]
+    return flow[:, :, history.shape[2] :]

@@ -121,13 +121,15 @@ class PartsPlan:
         """The blocks whose twins some block of the clip sees."""
         return seen_twins(self.partitions, self.blocks)
 
-    def parts(self, noisy: bool = True) -> list[Part]:
-        """Clean blocks, twins and, where there are some, noisy blocks."""
+    def parts(self, noisy_copies: int = 1) -> list[Part]:
+        """Clean blocks, twins and the noisy blocks of every copy."""
         twins = [self._twin(index) for index in range(len(self.twins))]
         clean = [self._block(block, block * self.block_tokens) for block in range(self.blocks)]
         first = self.blocks * self.block_tokens + self.twin_frames * self.tokens_per_frame
-        blocks = range(self.blocks) if noisy else ()
-        noisy_blocks = [self._block(block, first + block * self.block_tokens) for block in blocks]
+        noisy_blocks = [
+            self._block(index % self.blocks, first + index * self.block_tokens)
+            for index in range(noisy_copies * self.blocks)
+        ]
         return [*clean, *twins, *self._padding(first), *noisy_blocks]
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..cache.config import Full, PackForcing, Policy, SinkWindow
 from ..model.config import WAN_SIZES, WanConfig
 from ..vae.config import VAEConfig
 from .data import ClipShape
@@ -13,11 +14,12 @@ from .learner import Optimisation
 
 @dataclass(frozen=True)
 class Course:
-    """A stage's optimisation, its steps and the batch of all ranks."""
+    """A stage's optimisation, its steps and the batch of all ranks, with the noisy copies of each clip."""
 
     optimisation: Optimisation
     steps: int
     batch: int
+    noisy_copies: int = 1
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Size:
     vae: VAEConfig | None = None
     encoded_clips: int = 0
     """Clips of the little world to encode."""
+    twin_memories: tuple[Policy, ...] = ()
+    """What blocks see in turn where twins are in view; none: the paper's memory and the full history."""
 
 
 MINIATURE = Size(
@@ -38,13 +42,19 @@ MINIATURE = Size(
     WanConfig(dim=256, ffn_dim=512, num_layers=6, num_heads=2, text_dim=128, text_len=24),
     ClipShape(latent_frames=20, frames_per_block=4, width=128, height=64),
     {
-        "vae": Course(Optimisation(2e-3, average=0.998), steps=6000, batch=0),  # its phases have their own
-        "teacher": Course(Optimisation(1.5e-3, matrices="muon", final_rate=0.05, average=0.998), 4000, 16),
-        "causal": Course(Optimisation(1.5e-3, matrices="muon", final_rate=0.05, average=0.998), 4000, 16),
-        "twins": Course(Optimisation(5e-4, matrices="muon", final_rate=0.05, average=0.998), 1500, 8),
+        "vae": Course(Optimisation(2e-3, final_rate=0.02), steps=2700, batch=0),  # its phases have their own
+        "teacher": Course(Optimisation(1.5e-3, matrices="muon", final_rate=0.05, average=0.998), 2600, 8),
+        "causal": Course(Optimisation(1.5e-3, matrices="muon", final_rate=0.05, average=0.998), 2600, 8, 2),
+        "twins": Course(Optimisation(1e-3, warmup=30, matrices="muon", final_rate=0.05, average=0.995), 950, 8, 2),
     },
     VAEConfig(16, 16),
-    encoded_clips=16384,
+    encoded_clips=2048,
+    twin_memories=(
+        Full(),
+        PackForcing(sink_frames=8, recent_frames=4, top_k_blocks=4, mid_span=1),
+        SinkWindow(window_frames=16, sink_frames=8),
+        PackForcing(sink_frames=4, recent_frames=4, top_k_blocks=4, mid_span=1),
+    ),
 )
 
 WAN_1_3B = Size(

@@ -155,9 +155,10 @@ def build_vae_job(setup: Setup) -> Job:
 def scaled_phases(phases: Sequence[Phase], steps: int, batch: int | None) -> tuple[Phase, ...]:
     """Phases of `steps` steps together, in the same proportion, each at least one; `batch` None leaves theirs."""
     total = sum(phase.steps for phase in phases)
-    return tuple(
-        Phase(max(1, round(steps * phase.steps / total)), phase.frames, batch or phase.batch) for phase in phases
-    )
+    counts = [max(1, round(steps * phase.steps / total)) for phase in phases]
+    longest = counts.index(max(counts))
+    counts[longest] = max(1, counts[longest] + steps - sum(counts))
+    return tuple(Phase(n, phase.frames, batch or phase.batch) for n, phase in zip(counts, phases, strict=True))
 
 
 def build_teacher_job(setup: Setup) -> Job:
@@ -176,6 +177,7 @@ def build_causal_job(setup: Setup) -> Job:
         setup.size.clips.frames_per_block,
         setup.seed,
         FEW_STEP_LEVELS,
+        noisy_copies=course.noisy_copies,
     )
     return Job(stage, course.steps, exporter(setup, {"causal": "causal"}))
 
@@ -190,6 +192,8 @@ def build_twins_job(setup: Setup) -> Job:
         setup.size.clips.frames_per_block,
         setup.seed,
         FEW_STEP_LEVELS,
+        memories=setup.size.twin_memories,
+        noisy_copies=course.noisy_copies,
         high_res=build_high_res(setup.size.model.dim, setup.seed).to(setup.device),
         optimisation_of_compressor=replace(course.optimisation, matrices="adamw"),
     )

@@ -43,7 +43,7 @@ class Phase:
     batch: int
 
 
-MINIATURE_PHASES = (Phase(1500, 1, 32), Phase(2000, 9, 8), Phase(1500, 17, 6), Phase(1000, 41, 3))
+MINIATURE_PHASES = (Phase(1700, 1, 16), Phase(750, 9, 4), Phase(200, 17, 2), Phase(50, 41, 2))
 
 
 @torch.no_grad()

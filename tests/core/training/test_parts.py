@@ -95,3 +95,18 @@ def test_what_a_policy_hides_does_not_matter_and_what_it_shows_does():
 def test_a_policy_that_drops_tokens_is_refused():
     with pytest.raises(PackForcingError, match="teacher forcing plans ahead"):
         PartsPlan(DeepForcing().partitions(2), BLOCKS, GridRope(CONFIG.head_dim, GRID))
+
+
+@torch.no_grad()
+def test_noisy_copies_do_not_see_each_other():
+    clean, noisy, sigma = clips(3)
+    model = TrainedWan(small_net(), CONFIG)
+    plan = PartsPlan(Window(window_frames=8).partitions(3), BLOCKS, GridRope(CONFIG.head_dim, GRID))
+    alone, together = PartsHistory(plan.parts()), PartsHistory(plan.parts(noisy_copies=2))
+    other = noisy.flip(2)
+    both = torch.cat((noisy, other), dim=2), torch.cat((sigma, sigma), dim=1)
+    expected = [teacher_forced_flow(model, clean, x, sigma, small_context(), alone) for x in (noisy, other)]
+    given = teacher_forced_flow(model, clean, *both, small_context(), together)
+    difference = (given - torch.cat(expected, dim=2)).abs().max().item()
+    print(f"two copies in one pass and each alone: {difference:.1e}")
+    assert difference < 1e-5

@@ -25,6 +25,7 @@ TINY = replace(
     name="tiny",
     model=WanConfig(dim=128, ffn_dim=128, num_layers=1, num_heads=1, text_dim=16, text_len=24),
     clips=ClipShape(latent_frames=4, frames_per_block=2, width=128, height=64),
+    twin_memories=(),
     vae=VAEConfig(8, 8, num_res_blocks=1),
 )
 
