@@ -229,7 +229,7 @@ def _linked_node(hidden, name: str) -> str | None:
 
 
 def _memory_warnings(model, recipe: Recipe) -> Iterator[str]:
-    info, bank = host.compressor_info(model), recipe.partitions.bank
+    info, bank = host.compressor_info(model), recipe.unlimited_partitions.bank
     if info is not None and bank is None:
         yield f"Warning: the MODEL carries a trained compressor, which the memory '{recipe.policy.title}' does not use."
     if info is None and bank is not None and bank.span >= recipe.geometry.frames_per_block:

@@ -59,11 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    dtype = fast_dtype() if options.dtype == "auto" else DTYPES[options.dtype]
+    if dtype is torch.bfloat16:
+        torch.set_num_threads(1)  # Its operations are too short to share: threads would wait for each other, spinning.
     console = build_console()
     target = shared.chosen_target(options)
     words = load_text()
     say_vocabulary(words, options.prompt, console)
-    dtype = fast_dtype() if options.dtype == "auto" else DTYPES[options.dtype]
     high_res = _high_res(options, dtype)
     recipe = _recipe(options)
     script = timed_script(options, recipe, lambda prompts: words(prompts).split(1), console)
