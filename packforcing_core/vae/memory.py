@@ -8,12 +8,14 @@ from ..geometry import LATENT_CHANNELS, VAE_SPATIAL_STRIDE
 from ..model.ops import build_on_meta
 from .config import VAEConfig
 from .state import CausalState
-from .wan_vae import WanVAE
+from .wan_vae import WanVAE, is_small
 
 # Full-resolution activations of one frame that exist together at the worst moment, which is a concatenation in the last
 # stage: the stage's input, the block's input, the normalised input, that behind its tail of two frames (3), and two for
 # what waits at the lower resolutions. A convolution's own workspace, which depends on the device, is not in it.
 WORKING_FRAMES = 1 + 1 + 1 + 3 + 2
+# The same where the four frames of a latent frame go together: nothing waits, and no stage keeps its input.
+WORKING_FRAMES_OF_SMALL = 4 + 4 + 6
 
 
 def state_bytes(config: VAEConfig, height: int, width: int, dtype: torch.dtype) -> int:
@@ -37,4 +39,5 @@ def decode_bytes(config: VAEConfig, height: int, width: int, dtype: torch.dtype)
     The state and the activations; weights and the finished float32 frames (12 bytes a pixel) come on top.
     """
     frame = config.decoder_dim * config.dim_mult[0] * height * width * dtype.itemsize
-    return state_bytes(config, height, width, dtype) + WORKING_FRAMES * frame
+    small = is_small(height // VAE_SPATIAL_STRIDE, width // VAE_SPATIAL_STRIDE)
+    return state_bytes(config, height, width, dtype) + (WORKING_FRAMES_OF_SMALL if small else WORKING_FRAMES) * frame

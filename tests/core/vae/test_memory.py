@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from packforcing_core.vae import state as state_module
+from packforcing_core.vae import wan_vae
 from packforcing_core.vae.config import VAEConfig
 from packforcing_core.vae.memory import decode_bytes, state_bytes
 from packforcing_core.vae.streaming import StreamingDecoder
@@ -54,6 +55,11 @@ def measured(config: VAEConfig, dtype: torch.dtype, pushes: list[int]) -> tuple[
             # The pieces and the video that they are joined to, float32.
             peak = memory.peak - 2 * video.nbytes
     return sum(tail.nbytes for tail in decoder.snapshot().values()), peak
+
+
+@pytest.fixture(params=[0, wan_vae.SMALL], ids=["frame by frame", "frames together"], autouse=True)
+def small(request, monkeypatch):
+    monkeypatch.setattr(wan_vae, "SMALL", request.param)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -4,12 +4,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from packforcing_core.errors import PackForcingError
+from packforcing_core.vae import wan_vae
 from packforcing_core.vae.config import VAEConfig, normalise, unnormalise
 from packforcing_core.vae.streaming import StreamingDecoder, StreamingEncoder, decode, encode, to_frames
 from tests.reference.vae import decode_whole, encode_whole
 from tests.vaes import random_latents, random_vae, random_video
 
 TOLERANCE = 1e-5
+
+
+@pytest.fixture(params=[0, wan_vae.SMALL], ids=["frame by frame", "frames together"])
+def small(request, monkeypatch):
+    monkeypatch.setattr(wan_vae, "SMALL", request.param)
 
 
 def decode_pushes(vae, latents, pushes):
@@ -23,7 +29,7 @@ def encode_pushes(vae, video, pushes):
 
 
 @pytest.mark.parametrize("pushes", [[1] * 8, [1, 2, 3, 2], [3, 3, 2], [4, 4], [2, 1, 5], [7, 1]])
-def test_pushes_of_any_size_give_the_same_frames_bit_for_bit(pushes):
+def test_pushes_of_any_size_give_the_same_frames_bit_for_bit(pushes, small):
     vae, latents = random_vae(), random_latents(8)
     whole = decode(vae, latents)
     assert whole.shape == (1, 3, 29, 24, 40)
@@ -32,7 +38,7 @@ def test_pushes_of_any_size_give_the_same_frames_bit_for_bit(pushes):
 
 @pytest.mark.parametrize("frames", [1, 2, 5])
 @pytest.mark.parametrize("size", [(3, 5), (1, 1), (2, 7)])
-def test_decoding_equals_a_network_that_sees_the_whole_video_at_once(frames, size):
+def test_decoding_equals_a_network_that_sees_the_whole_video_at_once(frames, size, small):
     vae, latents = random_vae(), random_latents(frames, *size, batch=2)
     expected = decode_whole(vae, unnormalise(latents)).clamp(-1, 1)
     difference = (decode(vae, latents) - expected).abs().max()
@@ -74,7 +80,7 @@ def test_frames_wait_until_a_latent_frame_is_complete_and_a_rest_is_dropped():
     assert torch.equal(encode(vae, video), encode(vae, video[:, :, :5]))
 
 
-def test_a_restored_decoder_goes_on_bit_for_bit(tmp_path):
+def test_a_restored_decoder_goes_on_bit_for_bit(tmp_path, small):
     vae, latents = random_vae(), random_latents(6)
     decoder = StreamingDecoder(vae)
     decoder.push(latents[:, :, :3])
