@@ -11,8 +11,8 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
-from ..evaluation.little_world.checker import check_video
-from ..evaluation.little_world.report import WorldReport
+from ..evaluation.little_world.checker import check_readings, read_video
+from ..evaluation.little_world.report import Motion, WorldReport
 from ..evaluation.measures import measure
 from ..evaluation.observe import Observations, observe
 
@@ -32,19 +32,24 @@ def read_film(frames: np.ndarray, prompt: str, fps: float, moments: Sequence[flo
 
     `pictures` are PICTURES frames side by side, spread evenly from the first to the last, as base64 of a PNG.
     """
-    report, seen = check_video(frames, prompt), observe(frames, fps)
+    readings, seen = read_video(frames), observe(frames, fps)
+    report = check_readings(readings, prompt)
     stops = [min(len(frames), round(moment * fps)) for moment in moments]
     windows = [
-        _window(frames[first:stop], report.between(first, stop), _part(seen, 0, stop), _part(seen, first, stop))
+        _window(
+            report.between(first, stop),
+            check_readings(readings[first:stop], prompt).motion,
+            _part(seen, 0, stop),
+            _part(seen, first, stop),
+        )
         for first, stop in pairwise([0, *stops])
     ]
     return {"frames": len(frames), "windows": windows, "curves": _curves(report, fps), "pictures": _pictures(frames)}
 
 
-def _window(frames: np.ndarray, report: WorldReport, until: Observations, within: Observations) -> dict[str, float]:
-    """`until` is the film up to the window's end, for drifts; `within` the window alone, as are its `frames`."""
-    # The report's speed and freezing are the whole film's, so a second look at the window alone gives its own.
-    motion = check_video(frames, report.subject).motion
+def _window(report: WorldReport, motion: Motion, until: Observations, within: Observations) -> dict[str, float]:
+    """`until` is the film up to the window's end, for drifts; `within` the window alone, as is its `motion`: the
+    report's speed and freezing are the whole film's."""
     drift, shot = measure(until), measure(within)
     return {
         **report.rates(),

@@ -8,7 +8,7 @@ as the colour of "a shape", is what the film shows first, and has to stay.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -37,8 +37,17 @@ def check_video(frames: Iterable[np.ndarray], prompt: str) -> WorldReport:
 
     Raises PackForcingError where the prompt is none of this world or the frames have another size.
     """
+    return check_readings(read_video(frames), prompt)
+
+
+def read_video(frames: Iterable[np.ndarray]) -> list[Reading]:
+    """What is seen in each frame, whatever was asked for. Raises PackForcingError where frames have another size."""
+    return [read_frame(_checked(frame)) for frame in frames]
+
+
+def check_readings(readings: Sequence[Reading], prompt: str) -> WorldReport:
+    """`check_video` of a film, or of a part of one, that has been read."""
     promise = parse_prompt(prompt)
-    readings = [read_frame(_checked(frame)) for frame in frames]
     verdicts, tracks = (check_bars if promise.kind == "pan" else check_shapes)(readings, promise)
     return WorldReport(prompt, tuple(verdicts), motion_of(tracks))
 
