@@ -48,9 +48,10 @@ def sampling_interval(fps: float) -> int:
     return max(1, round(fps / SAMPLED_FPS))
 
 
-def observe(frames: Iterable[np.ndarray], fps: float) -> Observations:
-    """Watches frames uint8 [H, W, 3], RGB, of any number."""
-    watcher = _Watcher(fps)
+def observe(frames: Iterable[np.ndarray], fps: float, flow: bool = True) -> Observations:
+    """Watches frames uint8 [H, W, 3], RGB, of any number. Without `flow`, half of the work, both flows are 0:
+    nothing of what rests on them (motion, freezes, jumps) is then to be believed."""
+    watcher = _Watcher(fps, flow)
     rows = [watcher.look(frame) for frame in frames]
     names = [field.name for field in fields(Observations)][2:]
     columns = {name: np.array([row[name] for row in rows], np.float64) for name in names}
@@ -58,8 +59,9 @@ def observe(frames: Iterable[np.ndarray], fps: float) -> Observations:
 
 
 class _Watcher:
-    def __init__(self, fps: float):
+    def __init__(self, fps: float, flow: bool):
         self.side = 0
+        self._flows = flow
         self._cv2 = opencv()
         self._interval = sampling_interval(fps)
         self._flow = self._cv2.DISOpticalFlow_create(self._cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
@@ -97,7 +99,7 @@ class _Watcher:
         return self._motion(self._recent[0], grey) if due else 0.0
 
     def _motion(self, before: np.ndarray, after: np.ndarray) -> float:
-        if np.array_equal(before, after):
+        if not self._flows or np.array_equal(before, after):
             return 0.0
         forward = self._flow.calc(before, after, None).copy()
         lengths = np.where(self._returns(forward, self._flow.calc(after, before, None)), np.hypot(*forward.T).T, 0.0)
