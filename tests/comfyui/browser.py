@@ -114,6 +114,16 @@ class FrontEnd:
             self.open(f"?template={quote(name)}&source={quote(pack)}")
         self._show_all()
 
+    def pick_template(self, pack: str, name: str) -> None:
+        """Opens a template as a user does: Templates in the side bar, the pack below Extensions, the picture."""
+        self.page.get_by_test_id("side-toolbar").get_by_text("Templates", exact=True).click()
+        browser = self.page.get_by_role("dialog")
+        browser.get_by_text(pack, exact=True).click()
+        with self.page.expect_response(f"**/workflow_templates/{quote(pack)}/{quote(name)}.json"):
+            browser.get_by_test_id(f"template-workflow-{name}").click()
+        browser.wait_for(state="hidden")
+        self._show_all()
+
     def load(self, workflow: dict[str, Any]) -> None:
         """Loads a workflow in UI format and lets the whole graph be seen."""
         self.page.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
@@ -133,6 +143,11 @@ class FrontEnd:
             "window.app.rootGraph.nodes.map(node => node.type)"
             ".filter(type => !(type in window.LiteGraph.registered_node_types))"
         )
+
+    def wait_for_success(self, timeout: float) -> None:
+        """Returns when the page itself says that nothing runs any more and that the last job was completed."""
+        self.page.get_by_text("Job completed").wait_for(timeout=timeout * 1000)
+        self.page.get_by_test_id("queue-overlay-toggle").get_by_text("0 active").wait_for()
 
     def run(self, timeout: float = 120) -> dict[str, Any]:
         """Presses Run and returns the history entry of what was queued, once it has ended and is shown."""

@@ -2,54 +2,163 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from PIL import ImageChops
+from PIL import Image, ImageChops
 
 from packforcing_core.video import probe
+from packforcing_core.video.reader import read_frames
 from tests.comfyui.browser import FrontEnd
 from tests.comfyui.draw_workflows import DEMO, api_names
 from tests.comfyui.server import ComfyServer
-from tests.comfyui.test_front_end import LISTEN, lower_half_of_node, panel_text
+from tests.comfyui.test_front_end import NODES_LIKE, choose, lower_half_of_node, panel_text
 from tests.comfyui.test_render import film_of
 
 pytestmark = pytest.mark.browser
 
-SHORTEN = """seconds => window.app.rootGraph.nodes.filter(n => n.type === 'PackForcingSampler').forEach(
-    node => { node.widgets.find(w => w.name === 'seconds').value = seconds; })"""
+SET = """([name, value]) => window.app.rootGraph.nodes.filter(n => n.type === 'PackForcingSampler').forEach(
+    node => { node.widgets.find(w => w.name === name).value = value; })"""
 NODES_OF = "type => window.app.rootGraph.nodes.filter(n => n.type === type).map(n => String(n.id))"
+KEEP = """() => {
+    window.kept = [];
+    window.blocks = [];
+    const api = window.comfyAPI.api.api;
+    api.addEventListener('packforcing.block', (event) => window.blocks.push(event.detail.block));
+    api.addEventListener('b_preview_with_metadata', ({ detail }) => {
+        const reader = new FileReader();
+        reader.onload = () => window.kept.push([detail.displayNodeId, reader.result]);
+        reader.readAsDataURL(detail.blob);
+    });
+}"""
+PICTURE_ON_NODE = """id => {
+    const picture = window.app.rootGraph.getNodeById(id).imgs?.[0];
+    if (!picture?.naturalWidth) return null;
+    const canvas = document.createElement('canvas');
+    [canvas.width, canvas.height] = [picture.naturalWidth, picture.naturalHeight];
+    canvas.getContext('2d').drawImage(picture, 0, 0);
+    return canvas.toDataURL();
+}"""
+FILM_ON_PAGE = """name => {
+    const film = [...document.querySelectorAll('video')].find(v => new URL(v.src).searchParams.get('filename') === name);
+    return film?.readyState >= 2 && film.offsetWidth > 0 && film.duration;
+}"""
 
 
-@pytest.mark.parametrize("seconds", [12.0, pytest.param(120.0, marks=pytest.mark.long)])
+def picture_of(data_url: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(data_url.split(",")[1]))).convert("RGB")
+
+
+def press_run(front_end: FrontEnd) -> str:
+    with front_end.page.expect_response("**/api/prompt") as answer:
+        front_end.page.get_by_test_id("queue-button").click()
+    return answer.value.json()["prompt_id"]
+
+
+def nearest(picture: Image.Image, frames: np.ndarray) -> tuple[int, float, float]:
+    """(the frame of the film that a picture shows, its mean difference of 255, that of the median frame)."""
+    height, width = frames.shape[1:3]
+    seen = np.asarray(picture.resize((width, height), Image.Resampling.BOX), dtype=np.int16)
+    differences = np.abs(frames.astype(np.int16) - seen).mean(axis=(1, 2, 3))
+    return int(differences.argmin()), float(differences.min()), float(np.median(differences))
+
+
+def watch(front_end: FrontEnd, node: str, prompt: str) -> dict[str, Any]:
+    """What is seen of a node until its preview has changed three times, while the prompt runs."""
+    page = front_end.page
+    page.wait_for_function("window.kept.length > 0", timeout=120_000)
+    seen: dict[str, Any] = {"shots": [lower_half_of_node(front_end, node)], "on_node": [], "panels": [], "changed": 0}
+    while seen["changed"] < 3 and len(seen["shots"]) < 100:
+        page.wait_for_timeout(100)
+        seen["shots"].append(lower_half_of_node(front_end, node))
+        seen["changed"] += ImageChops.difference(*seen["shots"][-2:]).getbbox() is not None
+        shown = page.evaluate(PICTURE_ON_NODE, int(node))
+        seen["on_node"] += [picture_of(shown)] if shown else []
+        seen["panels"].append(panel_text(front_end))
+    # Panels of later blocks come with later blocks.
+    after = len(page.evaluate("window.blocks"))
+    page.wait_for_function("n => window.blocks.length > n", arg=after, timeout=120_000)
+    page.wait_for_timeout(100)
+    seen["panels"].append(panel_text(front_end))
+    seen["running"] = front_end.server.client.get(f"/history/{prompt}") == {}
+    return seen
+
+
+@pytest.mark.parametrize("seconds", [8.0, pytest.param(120.0, marks=pytest.mark.long)])
 def test_run_on_the_first_template_makes_the_film_while_the_preview_moves(
     comfy: ComfyServer, front_end: FrontEnd, seconds: float, tmp_path: Path
 ):
-    front_end.open_template(comfy.pack_name, "demo_text_to_long_video")
+    front_end.pick_template(comfy.pack_name, "demo_text_to_long_video")
+    assert front_end.missing_nodes() == []
     page = front_end.page
-    page.evaluate(SHORTEN, seconds)
-    page.evaluate("window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-    page.evaluate(LISTEN)
-    (film,) = page.evaluate(NODES_OF, "PackForcingStreamingVAEDecode")
-    with page.expect_response("**/api/prompt") as answer:
-        page.get_by_test_id("queue-button").click()
-    page.wait_for_function("window.seen.includes('frame')", timeout=120_000)
-    shots, changed = [lower_half_of_node(front_end, film)], 0
-    while changed < 2 and len(shots) < 100:
-        page.wait_for_timeout(100)
-        shots.append(lower_half_of_node(front_end, film))
-        changed += ImageChops.difference(*shots[-2:]).getbbox() is not None
-    shots[-1].save(tmp_path / "preview.png")
-    running = comfy.client.get(f"/history/{answer.value.json()['prompt_id']}") == {}
-    entry = comfy.client.wait(answer.value.json()["prompt_id"], 900)
-    page.wait_for_timeout(1000)
+    page.evaluate(SET, ["seconds", seconds])
+    page.evaluate(KEEP)
+    (node,) = page.evaluate(NODES_OF, "PackForcingStreamingVAEDecode")
+    planned = panel_text(front_end)
+    prompt = press_run(front_end)
+    seen = watch(front_end, node, prompt)
+    front_end.screenshot(tmp_path / "running.png")
+    front_end.wait_for_success(900)
+    entry = comfy.client.wait(prompt)
+    film = film_of(comfy, entry, node)
+    page.wait_for_function(FILM_ON_PAGE, arg=film.name, timeout=30_000)
     front_end.screenshot(tmp_path / "done.png")
-    info = probe(film_of(comfy, entry, film))
-    print(tmp_path, info, panel_text(front_end), f"{page.evaluate('window.seen').count('frame')} previews")
     assert entry["status"]["status_str"] == "success"
-    assert running, "the preview moved while the film was made"
-    assert changed == 2
+    assert seen["changed"] == 3
+    assert seen["running"], "the preview moved while the film was made"
+    assert len({planned, seen["panels"][0], seen["panels"][-1], panel_text(front_end)}) >= 3
+
+    info = probe(film)
+    frames = np.stack(list(read_frames(film)))
+    previews = [nearest(picture_of(url), frames) for shown, url in page.evaluate("window.kept") if shown == node]
+    on_node = [nearest(picture, frames) for picture in seen["on_node"]]
+    worst = max(difference for _, difference, _ in previews + on_node)
+    print(tmp_path, info, seen["panels"][-1])
+    print(f"{len(previews)} previews of {len({frame for frame, _, _ in previews})} frames, off by {worst:.2f} of 255")
+    print(f"and from the film's median frame by {min(median for _, _, median in previews):.2f} at least;")
+    print(f"on the node one after the other {sorted({frame for frame, _, _ in on_node})}")
     assert info.frames == round((seconds * 16 - 13) / 16) * 16 + 13
+    assert len({frame for frame, _, _ in on_node}) >= 3
+    assert all(difference < 2 and difference < median / 2 for _, difference, median in previews + on_node)
+    assert [frame for frame, _, _ in previews] == sorted(frame for frame, _, _ in previews)
+    assert front_end.problems == []
+
+
+@pytest.mark.parametrize("nodes", ["classic", pytest.param("vue", marks=pytest.mark.long)])
+def test_the_second_runs_preview_moves_too_and_each_film_takes_its_place(
+    comfy: ComfyServer, front_end: FrontEnd, nodes: str, tmp_path: Path
+):
+    front_end.pick_template(comfy.pack_name, "demo_text_to_long_video")
+    choose(front_end, "Comfy.VueNodes.Enabled", NODES_LIKE[nodes])
+    page = front_end.page
+    page.evaluate(SET, ["seconds", 3.0])
+    page.evaluate(KEEP)
+    (node,) = page.evaluate(NODES_OF, "PackForcingStreamingVAEDecode")
+    films = []
+    for seed in (901, 902):
+        page.evaluate(SET, ["seed", seed + 10 * NODES_LIKE[nodes]])
+        page.evaluate("window.kept = []")
+        prompt = press_run(front_end)
+        page.wait_for_function("window.kept.length > 1", timeout=120_000)
+        shots, changed = [lower_half_of_node(front_end, node)], 0
+        while not changed and len(shots) < 40:
+            page.wait_for_timeout(100)
+            shots.append(lower_half_of_node(front_end, node))
+            changed += ImageChops.difference(*shots[-2:]).getbbox() is not None
+        running = comfy.client.get(f"/history/{prompt}") == {}
+        film = film_of(comfy, comfy.client.wait(prompt), node)
+        page.wait_for_function(FILM_ON_PAGE, arg=film.name, timeout=30_000)
+        films.append(film)
+        front_end.screenshot(tmp_path / f"{nodes}-{seed}.png")
+        print(tmp_path, seed, film.name, f"{len(page.evaluate('window.kept'))} previews, changed {changed}")
+        assert running, "the preview moved while the film was made"
+        assert changed
+    choose(front_end, "Comfy.VueNodes.Enabled", False)
+    assert not page.evaluate(FILM_ON_PAGE, films[0].name)
     assert front_end.problems == []
 
 
