@@ -8,7 +8,7 @@ import comfy.utils
 from server import PromptServer
 
 from ..packforcing_core.filmed import Note, RenderEvent
-from ..packforcing_core.geometry import GB
+from ..packforcing_core.geometry import size_text
 from ..packforcing_core.recorded import Replayed
 from ..packforcing_core.sampler.rollout import BlockDone, StepDone
 from .preview import MovingPreview
@@ -30,7 +30,7 @@ class RenderFeedback:
         self._render = stream.folder.path.name
         self._known = stream.folder.known_blocks
         self._node_id = node_id
-        self._cache = stream.plan().cache_bytes / GB
+        self._cache = size_text(stream.plan().cache_bytes)
         denoising = stream.recipe.denoising
         self._ends = [0]
         for block in range(self._geometry.blocks):
@@ -76,4 +76,4 @@ class RenderFeedback:
         pace = (time.monotonic() - self._started) / max(1, self._sampled)
         how = "re-used" if reused else f"{pace:.2f} s/block, {pace * (g.blocks - done):.0f} s left"
         made = f"{self._recipe.frames_before(done) / g.fps:.1f} of {self._recipe.film_frames / g.fps:.1f} s of video"
-        return f"block {done}/{g.blocks} | {made} | {how} | cache {self._cache:.2f} GB"
+        return f"block {done}/{g.blocks} | {made} | {how} | cache {self._cache}"

@@ -9,9 +9,11 @@ import comfy.model_management
 import comfy.sd
 import comfy.supported_models_base
 import torch
+from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..packforcing_core.text.words import WordEncoder
+from .feedback import say
 
 KIND = "packforcing_words"
 
@@ -31,16 +33,23 @@ class _Tokenizer:
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **_) -> dict[str, list[list[tuple]]]:
         unknown = self._words.unknown(text)
         if unknown:
-            logging.warning(
-                "These words mean nothing to the PackForcing miniature: %s. It knows %s.",
-                ", ".join(unknown),
-                ", ".join(self._words.vocabulary),
+            _warn(
+                f"These words mean nothing to the PackForcing miniature: {', '.join(unknown)}. "
+                f"It knows {', '.join(self._words.vocabulary)}."
             )
         rows = self._words.rows(text)
         return {KIND: [[(row, 1.0, place) if return_word_ids else (row, 1.0) for place, row in enumerate(rows, 1)]]}
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}
+
+
+def _warn(text: str) -> None:
+    """In the log, and on the node that encodes the text."""
+    logging.warning("%s", text)
+    context = get_executing_context()
+    if context is not None:
+        say(context.node_id, text)
 
 
 class _TextModel(torch.nn.Module):

@@ -25,6 +25,11 @@ COMPRESSED_TIME = 2
 COMPRESSED_SPACE = 8
 
 
+def size_text(size: int) -> str:
+    """Bytes for people: "3.99 GB", and below a hundredth of one "4.7 MB"."""
+    return f"{size / GB:.2f} GB" if size == 0 or size >= GB / 100 else f"{size / 1e6:.1f} MB"
+
+
 def pixel_frames(latent_frames: int) -> int:
     """Pixel frames that `latent_frames` decode to, counted from the start of a video."""
     return 1 + PIXEL_FRAMES_PER_LATENT * (latent_frames - 1) if latent_frames > 0 else 0

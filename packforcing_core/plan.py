@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from .checkpoint.keys import expected_shapes
-from .geometry import GB
+from .geometry import size_text
 from .model.config import WanConfig
 from .render import Recipe, kv_shape
 
@@ -56,8 +56,8 @@ class RenderPlan:
         current = "blocks" if self.current_blocks > 1 else "block"
         return (
             f"{self.pixel_frames} frames in {self.blocks} blocks of {self.frames_per_block}{rolling} | attends to "
-            f"{self.attended_tokens:,} tokens | cache {self.cache_bytes / GB:.2f} GB, "
-            f"with the current {current} {self.buffer_bytes / GB:.2f} GB | peak about {self.peak_bytes / GB:.1f} GB"
+            f"{self.attended_tokens:,} tokens | cache {size_text(self.cache_bytes)}, "
+            f"with the current {current} {size_text(self.buffer_bytes)} | peak about {size_text(self.peak_bytes)}"
         )
 
     def describe_memory(self) -> str:
@@ -71,8 +71,8 @@ class RenderPlan:
         parts = " + ".join(f"{name} {tokens:,}" for name, tokens in rows if tokens)
         lines = (
             f"in view: {self.attended_tokens:,} tokens ({parts}), {self.window_frames:g} frames of time",
-            f"on the GPU: {self.cache_bytes / GB:.2f} GB of the past, {self.buffer_bytes / GB:.2f} GB in all",
-            f"in host memory: {self.host_bytes / GB:.2f} GB",
+            f"beside the model: {size_text(self.cache_bytes)} of the past, {size_text(self.buffer_bytes)} in all",
+            f"in host memory: {size_text(self.host_bytes)}",
         )
         return "\n".join(lines)
 

@@ -3,21 +3,11 @@
 // has shown one; so the film would never appear behind a preview, nor a preview behind a film.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { nodeOf } from "./graph.js";
 
 const FILM_MAKER = "PackForcingStreamingVAEDecode";
 const PICTURES = ["$$canvas-image-preview", "$$comfy_animation_preview"];
 const FILM = "video-preview";
-
-// An id such as "5:3" is node 3 in the subgraph of node 5.
-function nodeOf(id) {
-  let graph = app.rootGraph ?? app.graph;
-  let node = null;
-  for (const part of String(id).split(":")) {
-    node = graph?.getNodeById(Number(part));
-    graph = node?.subgraph;
-  }
-  return node;
-}
 
 const keyOf = (node) => (node.graph === app.rootGraph ? String(node.id) : `${node.graph.id}:${node.id}`);
 

@@ -2,6 +2,7 @@
 // The server plans and draws; this file collects widget values, puts words in the user's language, and shows.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { nodeOf } from "./graph.js";
 
 const CACHE = "PackForcingKVCache";
 const PANEL = "packforcing_window";
@@ -69,17 +70,6 @@ function lookAtAll() {
   for (const [node, panel] of panels) {
     if (node.graph) look(node, panel).catch((error) => (panel.element.textContent = String(error)));
   }
-}
-
-// An id such as "5:3" is node 3 in the subgraph of node 5.
-function nodeOf(id) {
-  let graph = app.rootGraph ?? app.graph;
-  let node = null;
-  for (const part of String(id).split(":")) {
-    node = graph?.getNodeById(Number(part));
-    graph = node?.subgraph;
-  }
-  return node;
 }
 
 function showBlock({ detail }) {

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from ..cache.partitions import PRUNED, Partitions
-from ..geometry import GB, VideoGeometry
+from ..geometry import VideoGeometry, size_text
 from ..plan import RenderPlan
 
 WIDTH, HEIGHT = 300, 128
@@ -123,7 +123,7 @@ def _planned_parts(plan: RenderPlan) -> dict[str, int]:
 
 def _headline(plan: RenderPlan, parts: Mapping[str, int]) -> Iterator[str]:
     yield _text(2, 12, f"{{in_view}}: {sum(parts.values()):,} {{tokens}}")
-    yield _text(WIDTH - 2, 12, f"{{past}}: {plan.cache_bytes / GB:.2f} GB", "end")
+    yield _text(WIDTH - 2, 12, f"{{past}}: {size_text(plan.cache_bytes)}", "end")
 
 
 def _bar(parts: Mapping[str, int], full: int) -> Iterator[str]:
@@ -158,9 +158,9 @@ def _timeline(geometry: VideoGeometry, partitions: Partitions, at: Moment, plann
 
 def _memory_line(plan: RenderPlan, at: Moment) -> Iterator[str]:
     y = LINE_TOP + LINE_HEIGHT + 15
-    yield _text(2, y, f"{{gpu}}: {plan.buffer_bytes / GB:.2f} GB")
+    yield _text(2, y, f"{{gpu}}: {size_text(plan.buffer_bytes)}")
     if plan.bank_bytes:
-        yield _text(WIDTH - 2, y, f"{{bank}}: {plan.bank_bytes / GB:.2f} GB", "end")
+        yield _text(WIDTH - 2, y, f"{{bank}}: {size_text(plan.bank_bytes)}", "end")
     if at.selected:
         yield _text(2, y + 12, f"{{selected}}: {', '.join(str(block + 1) for block in _favourites(at.selected))}")
 

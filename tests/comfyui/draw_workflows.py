@@ -30,7 +30,7 @@ WORKFLOWS = PACK / "workflows"
 DEMO = "demo_"
 """What the names of workflows on the demo models begin with: they need no files and can be run as they are."""
 LONGEST_RENDER_S = 1800
-COLUMN_GAP, ROW_GAP, TITLE = 90, 50, 40
+COLUMN_GAP, ROW_GAP, TITLE = 60, 50, 40
 NOTE_WIDTH = 420
 
 
@@ -106,6 +106,11 @@ def _arrange(graph: dict[str, Any]) -> None:
 
 
 def _add_note(graph: dict[str, Any], text: str) -> None:
+    """Below the first column: beside it, the graph would be too wide to be opened at a size where words are shown."""
+    first = min(node["pos"][0] for node in graph["nodes"])
+    column = [node for node in graph["nodes"] if node["pos"][0] == first]
+    right = first + max(node["size"][0] for node in column)
+    bottom = max(node["pos"][1] + node["size"][1] for node in column)
     number = graph["last_node_id"] + 1
     graph["last_node_id"] = number
     graph["nodes"].append(
@@ -113,7 +118,7 @@ def _add_note(graph: dict[str, Any], text: str) -> None:
             "id": number,
             "type": "MarkdownNote",
             "title": "Read me",
-            "pos": [-NOTE_WIDTH - COLUMN_GAP, 0],
+            "pos": [right - NOTE_WIDTH, bottom + TITLE + ROW_GAP],
             "size": [NOTE_WIDTH, 60 + 22 * text.count("\n")],
             "flags": {},
             "order": 0,

@@ -158,7 +158,7 @@ def test_a_stock_lora_changes_the_film(comfy: ComfyServer):
     assert difference > 1e-2
 
 
-def test_too_many_words_are_refused_and_unknown_ones_are_logged(comfy: ComfyServer):
+def test_too_many_words_are_refused_and_unknown_ones_are_told(comfy: ComfyServer):
     graph = Graph()
     models = demo(graph)
     graph.add("PackForcingCollectLatents", stream=demo_stream(graph, models, "a red circle " * 9))
@@ -167,6 +167,10 @@ def test_too_many_words_are_refused_and_unknown_ones_are_logged(comfy: ComfyServ
         comfy.client.run(graph.prompt)
 
     graph = Graph()
-    graph.add("PreviewAny", source=encoded(graph, demo(graph)[1], "a red walrus bounces"))
-    comfy.client.run(graph.prompt)
+    text = encoded(graph, demo(graph)[1], "a red walrus bounces")
+    graph.add("PreviewAny", source=text)
+    with comfy.client.events() as events:
+        comfy.client.run(graph.prompt)
     assert "mean nothing to the PackForcing miniature: walrus." in comfy.log_text()
+    (said,) = [told for node, told in events.texts if node == text[0]]
+    assert "walrus. It knows" in said

@@ -44,7 +44,8 @@ PICTURE_ON_NODE = """id => {
     return canvas.toDataURL();
 }"""
 FILM_ON_PAGE = """name => {
-    const film = [...document.querySelectorAll('video')].find(v => new URL(v.src).searchParams.get('filename') === name);
+    const films = [...document.querySelectorAll('video')];
+    const film = films.find(video => new URL(video.src).searchParams.get('filename') === name);
     return film?.readyState >= 2 && film.offsetWidth > 0 && film.duration;
 }"""
 
