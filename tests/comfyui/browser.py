@@ -112,7 +112,7 @@ class FrontEnd:
         """Opens a template that a pack ships, as a click on it in the template browser does."""
         with self.page.expect_response(f"**/workflow_templates/{quote(pack)}/{quote(name)}.json"):
             self.open(f"?template={quote(name)}&source={quote(pack)}")
-        self._show_all()
+        self.show_all()
 
     def pick_template(self, pack: str, name: str) -> None:
         """Opens a template as a user does: Templates in the side bar, the pack below Extensions, the picture."""
@@ -122,14 +122,15 @@ class FrontEnd:
         with self.page.expect_response(f"**/workflow_templates/{quote(pack)}/{quote(name)}.json"):
             browser.get_by_test_id(f"template-workflow-{name}").click()
         browser.wait_for(state="hidden")
-        self._show_all()
+        self.show_all()
 
     def load(self, workflow: dict[str, Any]) -> None:
         """Loads a workflow in UI format and lets the whole graph be seen."""
         self.page.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
-        self._show_all()
+        self.show_all()
 
-    def _show_all(self) -> None:
+    def show_all(self) -> None:
+        """Lets the whole graph be seen."""
         self.page.wait_for_timeout(500)
         self.page.evaluate("window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
         self.page.wait_for_timeout(500)

@@ -7,6 +7,7 @@ inputs. The notes that stand beside a graph are in workflows/api/notes/NAME.md.
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sys
@@ -30,6 +31,19 @@ WORKFLOWS = PACK / "workflows"
 DEMO = "demo_"
 """What the names of workflows on the demo models begin with: they need no files and can be run as they are."""
 LONGEST_RENDER_S = 1800
+PICTURE_SECONDS = 5.0
+"""How long the films are in the pictures of what the demo workflows render; the workflows' own are longer."""
+SHORTEN = """seconds => window.app.rootGraph.nodes.filter(node => node.type === 'PackForcingSampler').forEach(
+    node => { node.widgets.find(widget => widget.name === 'seconds').value = seconds; })"""
+GRAPH_ON_PAGE = """margin => {
+    const { canvas, ds } = window.app.canvas, page = canvas.getBoundingClientRect(), boxes = window.app.rootGraph.nodes
+        .map(node => [node.pos[0], node.pos[1] - 30, node.pos[0] + node.size[0], node.pos[1] + node.size[1]]);
+    const edge = (i, pick) => pick(...boxes.map(box => box[i])), at = (i, v) => (v + ds.offset[i]) * ds.scale;
+    const [left, top] = [edge(0, Math.min) - margin, edge(1, Math.min) - margin];
+    const [right, bottom] = [edge(2, Math.max) + margin, edge(3, Math.max) + margin];
+    return { x: page.x + at(0, left), y: page.y + at(1, top),
+             width: (right - left) * ds.scale, height: (bottom - top) * ds.scale };
+}"""
 COLUMN_GAP, ROW_GAP, TITLE = 60, 50, 40
 NOTE_WIDTH = 420
 
@@ -119,7 +133,7 @@ def _add_note(graph: dict[str, Any], text: str) -> None:
             "type": "MarkdownNote",
             "title": "Read me",
             "pos": [right - NOTE_WIDTH, bottom + TITLE + ROW_GAP],
-            "size": [NOTE_WIDTH, 60 + 22 * text.count("\n")],
+            "size": [NOTE_WIDTH, 60 + 17 * text.count("\n")],
             "flags": {},
             "order": 0,
             "mode": 0,
@@ -140,11 +154,14 @@ def draw(front_end: FrontEnd, name: str, folder: Path) -> None:
     (folder / f"{name}.json").write_text(json.dumps(graph, indent=1) + "\n", encoding="utf-8")
     front_end.load(graph)
     if name.startswith(DEMO):
+        front_end.page.evaluate(SHORTEN, PICTURE_SECONDS)
         front_end.run(LONGEST_RENDER_S)
-    picture = folder / f"{name}.png"
-    front_end.screenshot(picture)
-    Image.open(picture).convert("RGB").resize((1200, 675)).save(folder / f"{name}.jpg", quality=85)
-    picture.unlink()
+        front_end.show_all()  # nodes have grown
+        front_end.page.wait_for_timeout(5000)  # films load
+    shown = front_end.page.screenshot(clip=front_end.page.evaluate(GRAPH_ON_PAGE, 20))
+    picture = Image.open(io.BytesIO(shown)).convert("RGB")
+    picture.thumbnail((1200, 1200))
+    picture.save(folder / f"{name}.jpg", quality=85)
 
 
 def main(names: list[str]) -> None:

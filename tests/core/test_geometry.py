@@ -7,9 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packforcing_core.errors import PackForcingError
-from packforcing_core.geometry import VideoGeometry, blocks_for_seconds, compressed_grid, pixel_frames
+from packforcing_core.geometry import VideoGeometry, blocks_for_seconds, compressed_grid, pixel_frames, size_text
 
 SIZE = {"width": 64, "height": 32, "fps": 16.0}
+
+
+def test_sizes_for_people_keep_what_is_small_apart_from_nothing():
+    sizes = (0, 4_718_592, 10_000_000, 3_985_000_000)
+    assert [size_text(size) for size in sizes] == ["0.00 GB", "4.7 MB", "0.01 GB", "3.98 GB"]
 
 
 @pytest.mark.parametrize(
