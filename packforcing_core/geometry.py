@@ -27,7 +27,7 @@ COMPRESSED_SPACE = 8
 
 def size_text(size: int) -> str:
     """Bytes for people: "3.99 GB", and below a hundredth of one "4.7 MB"."""
-    return f"{size / GB:.2f} GB" if size == 0 or size >= GB / 100 else f"{size / 1e6:.1f} MB"
+    return f"{size / GB:.2f} GB" if size == 0 or size >= GB / 100 else f"{size / 1e6:.2g} MB"
 
 
 def pixel_frames(latent_frames: int) -> int:
