@@ -2,16 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import PackForcingError
 from ..evaluation.little_world.draw import draw
 from ..evaluation.little_world.prompt import describe
 from ..evaluation.little_world.scene import Scene, sample_scene
+
+WORLDS: Mapping[str, tuple[str, int | None]] = {
+    "one": ("bounce", 1),
+    "two": ("bounce", 2),
+    "return": ("return", None),
+    "pan": ("pan", None),
+}
+"""Worlds to choose from: the kind of a scene, and how many things are in it where there may be one or two."""
+
+
+@dataclass(frozen=True)
+class Worlds:
+    """A mix: the names of some WORLDS with how often each is, in any unit."""
+
+    weights: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        known = set(self.weights) <= set(WORLDS)
+        if not known or min(self.weights.values(), default=0) < 0 or not sum(self.weights.values()) > 0:
+            raise PackForcingError(
+                f"Got worlds {dict(self.weights)}; expected some of {', '.join(WORLDS)} with weights of 0 or more, one "
+                'above 0, for example "one=3,two=3,return=2,pan=2".'
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Worlds:
+        """The mix that "one=3,two=3,return=2,pan=2" says."""
+        pairs = [part.partition("=") for part in text.split(",")]
+        try:
+            return cls({name.strip(): float(weight) for name, _, weight in pairs})
+        except ValueError as error:
+            raise PackForcingError(
+                f'Got worlds "{text}"; expected names with weights, for example "one=3,two=3,return=2,pan=2".'
+            ) from error
+
+    def sample(self, rng: np.random.Generator) -> Scene:
+        """A scene of one of the worlds, which `rng` chooses."""
+        weights = np.array(list(self.weights.values()), dtype=np.float64)
+        kind, things = WORLDS[str(rng.choice(list(self.weights), p=weights / weights.sum()))]
+        while True:
+            scene = sample_scene(rng, kind)
+            if things in (None, len(scene.things)):
+                return scene
 
 
 @dataclass(frozen=True)
@@ -23,9 +67,10 @@ class Clips:
     prompts: tuple[str, ...]
 
 
-def draw_clips(seed: int, step: int, indices: Iterable[int], frames: int) -> Clips:
-    """Clips of one step. Clip i depends on (seed, step, i) alone, whoever else draws the others."""
-    scenes = tuple(sample_scene(np.random.default_rng((seed, step, index))) for index in indices)
+def draw_clips(seed: int, step: int, indices: Iterable[int], frames: int, worlds: Worlds | None = None) -> Clips:
+    """Clips of one step, of the mix `worlds`. Clip i depends on (seed, step, i) alone, whoever draws the others."""
+    sample = worlds.sample if worlds else sample_scene
+    scenes = tuple(sample(np.random.default_rng((seed, step, index))) for index in indices)
     video = torch.stack([torch.from_numpy(draw(scene, frames)) for scene in scenes])
     pixels = video.permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
     return Clips(pixels, scenes, tuple(describe(scene) for scene in scenes))
