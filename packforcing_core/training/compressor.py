@@ -7,7 +7,7 @@ with the model frozen, a few passes over its blocks.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -78,11 +78,11 @@ def twin_tokens(
 
 
 def twin_memories(frames_per_block: int) -> tuple[Policy, ...]:
-    """What teacher forcing with twins lets blocks see, in turn: the full history, the paper's memory, and one with so
-    few frames at full resolution that a short clip has several twins.
+    """What teacher forcing with twins lets blocks see, in turn: the full history, the paper's memory, and two with so
+    few frames at full resolution that a short clip has several twins, which more of its blocks see.
     """
     short = PackForcing(sink_frames=frames_per_block, recent_frames=frames_per_block, mid_span=FULL_SPAN)
-    return Full(), PackForcing(mid_span=FULL_SPAN), short
+    return Full(), PackForcing(mid_span=FULL_SPAN), short, replace(short, sink_frames=0)
 
 
 @dataclass(kw_only=True)

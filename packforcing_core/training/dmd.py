@@ -18,7 +18,7 @@ from ..model.causal import CausalWan
 from ..rope import GridRope
 from .data import LatentBatch
 from .flow import Batches, bidirectional_flow, flow_loss, noised
-from .learner import Optimisation
+from .learner import COMPRESSOR_EPS, Optimisation
 from .loop import Update
 from .randomness import SampleNoise, step_generator
 from .self_forcing import SelfForcing
@@ -39,7 +39,14 @@ WAN_GENERATOR = Optimisation(
 WAN_CRITIC = Optimisation(4e-7, warmup=0, final_rate=1.0, betas=(0.0, 0.999), weight_decay=0.01, clip=10.0)
 # The compressor starts at zero: at the generator's rate it would not get anywhere in the few thousand steps of a run.
 WAN_COMPRESSOR = Optimisation(
-    1e-4, warmup=0, final_rate=1.0, betas=(0.0, 0.999), clip=10.0, average=0.99, average_from=AVERAGE_FROM
+    1e-4,
+    warmup=0,
+    final_rate=1.0,
+    betas=(0.0, 0.999),
+    eps=COMPRESSOR_EPS,
+    clip=10.0,
+    average=0.99,
+    average_from=AVERAGE_FROM,
 )
 
 
