@@ -28,10 +28,10 @@ from ..vae.config import normalise
 from ..vae.streaming import encode
 from ..vae.wan_vae import WanVAE
 from ..video.reader import probe, read_frames
-from .clips import draw_clips
+from .clips import Worlds, draw_clips
 from .precision import autocast
 from .randomness import step_generator
-from .ranks import share, turns
+from .ranks import rank, share, turns
 from .vae import encode_clip
 
 SHARD_CLIPS = 64
@@ -88,9 +88,18 @@ def encoded_with_twins(video: Tensor, shape: ClipShape, encoder: Encode) -> tupl
 
 @torch.no_grad()
 def encode_little_world(
-    vae: WanVAE, folder: Path, clips: int, shape: ClipShape, seed: int, shard_clips: int = SHARD_CLIPS
+    vae: WanVAE,
+    folder: Path,
+    clips: int,
+    shape: ClipShape,
+    seed: int,
+    shard_clips: int = SHARD_CLIPS,
+    worlds: Worlds | None = None,
 ) -> Iterator[Path]:
-    """Writes shards of clips of the little world, yielding each; those that exist are kept. Ranks share the shards."""
+    """Writes shards of clips of the little world, yielding each; those that exist are kept. Ranks share the shards.
+
+    Clip i of a shard is of the mix `worlds` and depends on (seed, shard, i) alone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
 
     def encoder(video: Tensor) -> Tensor:
@@ -101,7 +110,8 @@ def encode_little_world(
     for shard in turns(-(-clips // shard_clips)):
         path = folder / f"{shard:05d}.safetensors"
         if not path.exists():
-            drawn = [draw_clips(seed, shard, [i], shape.pixel_frames) for i in range(shard_clips)]
+            count = min(shard_clips, clips - shard * shard_clips)
+            drawn = [draw_clips(seed, shard, [i], shape.pixel_frames, worlds) for i in range(count)]
             pairs = [encoded_with_twins(clip.video, shape, encoder) for clip in drawn]
             _write(path, pairs, [clip.prompts[0] for clip in drawn])
         yield path
@@ -133,6 +143,23 @@ def encode_videos(
         video = fitted(_first_frames(film, shape.pixel_frames, fps), shape.width, shape.height)
         path = folder / f"{film.stem}.safetensors"
         _write(path, [encoded_with_twins(video, shape, lambda video: encode(vae, video).cpu())], [prompt], context)
+        yield path
+
+
+def encode_unprompted(
+    path: Path, encode_text: Callable[[Sequence[str]], Sequence[Tensor]], prompt: str = ""
+) -> Iterator[Path]:
+    """Writes what guidance leads away from, the `context` [1, text_len, text_dim] of no prompt or of a negative one, to
+    `path`, which it yields; a file that exists is kept.
+    """
+    if rank() == 0 and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {"context": encode_text([prompt])[0].cpu().bfloat16().contiguous()},
+            f"{path}.part",
+            {"prompt": prompt},
+        )
+        os.replace(f"{path}.part", path)
         yield path
 
 

@@ -59,7 +59,8 @@ def flow_loss(flow: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
 class TeacherStage:
     """A bidirectional model: every latent frame of a clip sees every other, all at one noise level.
 
-    A share of the prompts is dropped, so that guidance has something to lean on.
+    A share of the prompts is dropped, so that guidance has something to lean on: `empty_context` [1, text_len,
+    text_dim], None for zeros, is what stands for no prompt.
     """
 
     model: CausalWan
@@ -69,6 +70,7 @@ class TeacherStage:
     seed: int = 0
     levels: NoiseLevels = field(default_factory=NoiseLevels)
     dropped_prompts: float = 0.1
+    empty_context: Tensor | None = None
     precision: torch.dtype = torch.bfloat16
 
     @property
@@ -85,9 +87,10 @@ class TeacherStage:
         x0 = batch.latents.to(device)
         sigma = self.levels.draw(1, random).expand(-1, x0.shape[2]).to(device)
         noise = random.normal(x0.shape[1:]).to(device)
-        kept = (random.uniform() >= self.dropped_prompts).float()[:, None, None]
+        kept = (random.uniform() >= self.dropped_prompts)[:, None, None]
+        context = torch.where(kept, batch.context, 0.0 if self.empty_context is None else self.empty_context)
         with autocast(x0.device, self.precision):
-            flow = bidirectional_flow(self.model, noised(x0, sigma, noise), sigma, batch.context * kept, self.rope)
+            flow = bidirectional_flow(self.model, noised(x0, sigma, noise), sigma, context, self.rope)
         return Update("teacher", flow_loss(flow, x0, noise))
 
 

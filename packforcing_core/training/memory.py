@@ -40,11 +40,11 @@ class TrainedBytes:
 
 def trained_bytes(network: nn.Module, optimisation: Optimisation | None, ranks: int = 1) -> TrainedBytes:
     """What a network takes besides activations, its float32 weights sharded over `ranks`; with no `optimisation` it is
-    frozen and in bfloat16, whole on every rank.
+    frozen, whole on every rank in the dtype that it has.
     """
-    numbers = sum(p.numel() for p in network.parameters())
     if optimisation is None:
-        return TrainedBytes(2 * numbers, 0, 0, 0, 0)
+        return TrainedBytes(sum(p.nbytes for p in network.parameters()), 0, 0, 0, 0)
+    numbers = sum(p.numel() for p in network.parameters())
     one_moment = sum(
         p.numel()
         for name, p in network.named_parameters()

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..cache.config import Full, PackForcing, Policy, SinkWindow
 from ..model.config import WAN_SIZES, WanConfig
 from ..vae.config import VAEConfig
+from .clips import Worlds
+from .compressor import twin_memories
 from .data import ClipShape
-from .learner import Optimisation
+from .dmd import WAN_COMPRESSOR, WAN_CRITIC, WAN_GENERATOR
+from .learner import COMPRESSOR_EPS, Optimisation
+from .self_forcing import PAPERS_MEMORY
 
 
 @dataclass(frozen=True)
 class Course:
-    """A stage's optimisation, its steps and the batch of all ranks, with the noisy copies of each clip."""
+    """A stage's optimisation, its steps and the batch of all ranks, with the noisy copies of each clip.
+
+    `compressor` and `critic` are those of the networks that learn beside the stage's own.
+    """
 
     optimisation: Optimisation
     steps: int
     batch: int
     noisy_copies: int = 1
+    compressor: Optimisation | None = None
+    critic: Optimisation | None = None
 
 
 @dataclass(frozen=True)
@@ -33,9 +42,23 @@ class Size:
     vae: VAEConfig | None = None
     encoded_clips: int = 0
     """Clips of the little world to encode."""
+    worlds: Worlds | None = None
+    """Of which worlds these are, and how often; None: as the little world draws them by itself."""
+    memory: Policy = PAPERS_MEMORY
+    """What rollouts are made with."""
     twin_memories: tuple[Policy, ...] = ()
-    """What blocks see in turn where twins are in view; none: the paper's memory and the full history."""
+    """What blocks see in turn where twins are in view."""
 
+    @property
+    def compressing_memories(self) -> tuple[PackForcing, ...]:
+        """Those of `twin_memories` that show twins."""
+        return tuple(memory for memory in self.twin_memories if isinstance(memory, PackForcing))
+
+
+SHIPPED_MEMORY = PackForcing(sink_frames=8, recent_frames=4, top_k_blocks=4, mid_span=1)
+# Of Self-Forcing's ratios, at rates for so small a network.
+SMALL_RATE = replace(WAN_GENERATOR, learning_rate=5e-5)
+SMALL_COMPRESSOR = Optimisation(1e-3, warmup=30, final_rate=0.05, eps=COMPRESSOR_EPS, average=0.995)
 
 MINIATURE = Size(
     "miniature",
@@ -45,15 +68,29 @@ MINIATURE = Size(
         "vae": Course(Optimisation(2e-3, final_rate=0.02), steps=2700, batch=0),  # its phases have their own
         "teacher": Course(Optimisation(1.5e-3, matrices="muon", final_rate=0.05, average=0.998), 2600, 8),
         "causal": Course(Optimisation(1.5e-3, matrices="muon", final_rate=0.05, average=0.998), 2600, 8, 2),
-        "twins": Course(Optimisation(1e-3, warmup=30, matrices="muon", final_rate=0.05, average=0.995), 950, 8, 2),
+        "twins": Course(
+            Optimisation(1e-3, warmup=30, matrices="muon", final_rate=0.05, average=0.995),
+            *(950, 8, 2),
+            compressor=SMALL_COMPRESSOR,
+        ),
+        "distill": Course(Optimisation(2e-4, warmup=30, final_rate=0.05, average=0.99), 300, 8),
+        "self-forcing": Course(
+            *(SMALL_RATE, 360, 4),
+            compressor=replace(WAN_COMPRESSOR, learning_rate=2e-4),
+            critic=replace(WAN_CRITIC, learning_rate=SMALL_RATE.learning_rate / 5),
+        ),
+        "compressor": Course(SMALL_COMPRESSOR, 500, 8),
     },
     VAEConfig(16, 16),
     encoded_clips=2048,
+    memory=SHIPPED_MEMORY,
     twin_memories=(
         Full(),
-        PackForcing(sink_frames=8, recent_frames=4, top_k_blocks=4, mid_span=1),
+        SHIPPED_MEMORY,
         SinkWindow(window_frames=16, sink_frames=8),
-        PackForcing(sink_frames=4, recent_frames=4, top_k_blocks=4, mid_span=1),
+        # Two, then three of five blocks see twins, not one: the compressor's gradient is 2.4 and 3.9 times as long.
+        replace(SHIPPED_MEMORY, sink_frames=4),
+        replace(SHIPPED_MEMORY, sink_frames=0),
     ),
 )
 
@@ -64,8 +101,17 @@ WAN_1_3B = Size(
     {
         "teacher": Course(Optimisation(1e-5, warmup=500, final_rate=1.0, weight_decay=0.01, average=0.999), 3000, 64),
         "causal": Course(Optimisation(1e-5, warmup=500, final_rate=1.0, weight_decay=0.01, average=0.999), 6000, 64),
-        "twins": Course(Optimisation(5e-6, warmup=200, final_rate=1.0, weight_decay=0.01, average=0.99), 3000, 64),
+        "twins": Course(
+            Optimisation(5e-6, warmup=200, final_rate=1.0, weight_decay=0.01, average=0.99),
+            *(3000, 64),
+            compressor=Optimisation(1e-4, warmup=200, final_rate=1.0, eps=COMPRESSOR_EPS, average=0.99),
+        ),
+        "distill": Course(Optimisation(2e-6, warmup=0, final_rate=1.0, weight_decay=0.01, average=0.99), 3000, 64),
+        # 600 updates of the generator, 3,000 of the critic.
+        "self-forcing": Course(WAN_GENERATOR, 3600, 64, compressor=WAN_COMPRESSOR, critic=WAN_CRITIC),
+        "compressor": Course(Optimisation(1e-4, final_rate=0.1, eps=COMPRESSOR_EPS, average=0.99), 3000, 16),
     },
+    twin_memories=twin_memories(4),
 )
 
 SIZES = {size.name: size for size in (MINIATURE, WAN_1_3B)}

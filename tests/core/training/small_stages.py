@@ -18,13 +18,16 @@ from packforcing_core.compressor.high_res import build_high_res
 from packforcing_core.model.ops import TorchOps
 from packforcing_core.model.wan import Wan
 from packforcing_core.rope import GridRope
+from packforcing_core.sampler.schedule import Schedule
 from packforcing_core.training import ranks
 from packforcing_core.training.compressor import TwinsStage
 from packforcing_core.training.data import LatentBatch
+from packforcing_core.training.dmd import DMDStage
 from packforcing_core.training.flow import CausalStage, TeacherStage
 from packforcing_core.training.learner import Optimisation
 from packforcing_core.training.loop import Stage, Training
 from packforcing_core.training.saved import saved_step
+from packforcing_core.training.self_forcing import SelfForcing
 from packforcing_core.training.vae import Phase, VAEStage, initialise
 from packforcing_core.training.wan import TrainedWan
 from packforcing_core.vae.config import VAEConfig
@@ -84,6 +87,16 @@ def twins() -> TwinsStage:
     )
 
 
+def self_forcing() -> DMDStage:
+    model, real, fake = (TrainedWan(small_net(seed), CONFIG, recompute=True) for seed in (0, 1, 1))
+    schedule = Schedule.warped((1000.0, 500.0), shift=5.0)
+    memory = PackForcing(sink_frames=0, recent_frames=2, mid_span=2)
+    generator = SelfForcing(model, small_rope(), build_high_res(CONFIG.dim), None, memory, schedule, 2)
+    rates = {f"optimisation_of_{name}": OPTIMISATION for name in ("generator", "compressor", "critic")}
+    settings = {**rates, "critic_updates": 1, "precision": torch.float32}
+    return DMDStage(generator, real, fake, moving_spots, small_rope(), **settings)
+
+
 def vae(optimisation: Optimisation = OPTIMISATION) -> VAEStage:
     network = WanVAE(VAEConfig(8, 8, num_res_blocks=1))
     initialise(network, seed=0)
@@ -97,6 +110,7 @@ CASES: dict[str, Callable[[], Stage]] = {
     "causal, recomputed": lambda: causal(recompute=True),
     "causal with Muon": lambda: causal(MUON),
     "twins, recomputed": twins,
+    "self-forcing, recomputed": self_forcing,
     "vae": vae,
 }
 TOTAL_STEPS = 6

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -12,30 +11,25 @@ from safetensors.torch import load_file
 
 from packforcing_core.checkpoint.load import read_checkpoint
 from packforcing_core.cli.main import main
+from packforcing_core.compressor.weights import load_compressor
 from packforcing_core.errors import PackForcingError
-from packforcing_core.model.config import WanConfig
-from packforcing_core.training import presets, saved
-from packforcing_core.training.data import ClipShape, LatentFolder
+from packforcing_core.miniature import load as miniature
+from packforcing_core.training import saved
+from packforcing_core.training.data import LatentFolder
+from packforcing_core.training.dmd import WAN_COMPRESSOR, WAN_CRITIC, WAN_GENERATOR
 from packforcing_core.training.presets import MINIATURE, WAN_1_3B
-from packforcing_core.vae.config import VAEConfig
+from packforcing_core.training.stages import STAGES
 from packforcing_core.vae.load import load_vae
+from tests.core.training.tiny import TINY, tiny_size, train
 
-TINY = replace(
-    MINIATURE,
-    name="tiny",
-    model=WanConfig(dim=128, ffn_dim=128, num_layers=1, num_heads=1, text_dim=16, text_len=24),
-    clips=ClipShape(latent_frames=4, frames_per_block=2, width=128, height=64),
-    twin_memories=(),
-    vae=VAEConfig(8, 8, num_res_blocks=1),
-)
+MODEL = str(miniature.MODEL)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder in which the command has gone from the VAE to the causal model with the compressor."""
     found = tmp_path_factory.mktemp("training")
-    presets.SIZES["tiny"] = TINY
-    try:
+    with tiny_size():
         for stage, *more in (
             ("vae", "--steps", "4", "--batch", "2"),
             ("latents", "--clips", "3"),
@@ -43,18 +37,16 @@ def folder(tmp_path_factory):
             ("causal", "--steps", "2", "--batch", "2"),
             ("twins", "--steps", "2", "--batch", "2", "--recompute"),
         ):
-            assert main(["train", stage, "--folder", str(found), "--size", "tiny", *more]) == 0
+            assert train(stage, found, *more) == 0
         yield found
-    finally:
-        del presets.SIZES["tiny"]
 
 
 def test_every_stage_leaves_weights_that_load_by_their_official_names(folder):
     load_vae(folder / "vae.safetensors")
     for stem in ("teacher", "causal", "twins"):
         assert read_checkpoint(folder / f"{stem}.safetensors").config.dim == TINY.model.dim
-    assert (folder / "compressor.safetensors").exists()
-    assert {p.name for p in folder.iterdir() if p.is_dir()} == {"vae", "latents", "teacher", "causal", "twins"}
+    load_compressor(folder / "twins-compressor.safetensors", TINY.model, TINY.clips.frames_per_block)
+    assert {p.name for p in folder.iterdir() if p.is_dir()} >= {"vae", "latents", "teacher", "causal", "twins"}
     for stage in ("vae", "teacher", "causal", "twins"):
         assert saved.saved_step(folder / stage) == (4 if stage == "vae" else 2)
         assert list((folder / stage / "log").iterdir())
@@ -66,20 +58,24 @@ def test_latents_are_kept_with_their_prompts_and_drawn_by_seed_and_step(folder):
         prompts = json.loads(file.metadata()["prompts"])
     tensors = load_file(shard)
     assert len(prompts) == len(tensors["latents"])
-    assert tensors["low_res"].shape[2:] == (2, 2, 4)  # two blocks of one cell in time, a patch for each of 1 x 2 places
+    assert tensors["low_res"].shape == (
+        3,
+        16,
+        3,
+        2,
+        4,
+    )  # three blocks of one cell in time and 1 x 2 patches
     asked: list[str] = []
     clips = LatentFolder(folder / "latents", lambda texts: asked.extend(texts) or torch.zeros(len(texts), 1, 1), 2, 0)
-    first, again, other = clips(5), clips(5), clips(6)
+    first, again, *others = (clips(step) for step in (5, 5, 6, 7, 8))
     assert torch.equal(first.latents, again.latents)
-    assert first.latents.shape == (2, 16, 4, 8, 16)
+    assert first.latents.shape == (2, 16, 6, 8, 16)
     assert asked[:2] == asked[2:4]
-    assert not torch.equal(first.latents, other.latents) or asked[:2] != asked[4:]
+    assert any(not torch.equal(first.latents, other.latents) for other in others)
 
 
 def test_the_same_command_goes_on(folder, capsys):
-    presets.SIZES["tiny"] = TINY
-    command = ["train", "teacher", "--folder", str(folder), "--size", "tiny", "--batch", "2", "--steps"]
-    assert main([*command, "3"]) == 0
+    assert train("teacher", folder, "--batch", "2", "--steps", "3") == 0
     shown = capsys.readouterr()
     assert "Memory of stage 'teacher'" in shown.out
     assert saved.saved_step(folder / "teacher") == 3
@@ -112,12 +108,15 @@ def test_a_state_of_another_training_is_refused(tmp_path):
 
 
 def test_a_dry_run_builds_the_whole_of_1_3b_and_says_what_it_takes(capsys):
-    assert main(["train", "dmd", "--folder", "unused", "--size", "1.3B", "--dry-run", "--ranks", "8"]) == 0
+    command = ["train", "self-forcing", "--folder", "unused", "--size", "1.3B", "--dry-run", "--ranks", "8"]
+    assert main(command) == 0
     shown = capsys.readouterr().out
     print(shown)
     assert "20 latent frames of 832 x 480" in shown
     for name in ("generator: Wan, 30 layers, 1,418,996,800", "compressor: HighRes", "critic: Wan", "teacher: Wan"):
         assert name in shown
+    for rate in (WAN_GENERATOR, WAN_COMPRESSOR, WAN_CRITIC):
+        assert f"learns at {rate.learning_rate:g}\n" in shown
     assert "layers recomputed" in shown
     assert "all kept" in shown
 
@@ -131,6 +130,13 @@ def test_a_dry_run_builds_the_whole_of_1_3b_and_says_what_it_takes(capsys):
         (["vae", "--size", "1.3B"], "official VAE"),
         (["teacher", "--size", "1.3B"], "--weights"),
         (["latents", "--size", "1.3B"], "--vae"),
+        (["distill"], "packforcing train causal"),
+        (["self-forcing"], "packforcing train causal"),
+        (["self-forcing", "--weights", MODEL], "packforcing train teacher"),
+        (["self-forcing", "--weights", MODEL, "--teacher", MODEL], "packforcing train vae"),
+        (["compressor", "--weights", MODEL], "has no latents"),
+        (["distill", "--weights", MODEL, "--size", "1.3B"], "Choose its --size"),
+        (["causal", "--dry-run"], "it is for self-forcing"),
     ],
 )
 def test_what_cannot_be_trained_is_said(options, message, tmp_path, capsys):
@@ -139,4 +145,5 @@ def test_what_cannot_be_trained_is_said(options, message, tmp_path, capsys):
 
 
 def test_a_size_says_what_its_stages_are():
-    assert {name for size in (MINIATURE, WAN_1_3B) for name in size.courses} <= {"vae", "teacher", "causal", "twins"}
+    assert set(MINIATURE.courses) == set(STAGES)
+    assert set(WAN_1_3B.courses) == set(STAGES) - {"vae"}
