@@ -1,20 +1,31 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
 
 from tests.comfyui.install import ComfyUIMissingError, comfyui_folder
 from tests.parts import missing
 
 # The tests' tensors are tiny: a second thread only waits for the first, for seconds where other work runs beside.
-torch.set_num_threads(1)
+# By the environment, before torch is imported: so it holds for the processes that tests start, and pytest-xdist's own
+# process, which runs no test, starts without torch.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+COMFYUI = Path(__file__).parent / "comfyui"
 
 # No deadline: a busy machine is not a bug. The same examples in every run: a failure can be had again.
 settings.register_profile("packforcing", deadline=None, derandomize=True, database=None)
 settings.load_profile("packforcing")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """All tests in comfyui/ bear its mark: where that is deselected, not even their imports are needed."""
+    if collection_path == COMFYUI and "not comfyui" in config.getoption("markexpr"):
+        return True
+    return None
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import psutil
 
 from packforcing_core.video import SegmentedWriter, VideoFormat
 
@@ -33,6 +34,17 @@ def grown_film(path: Path, video_format: VideoFormat, segments: int, width: int 
     with SegmentedWriter(path, width, height, video_format) as writer:
         write_segments(writer, range(segments))
     return writer.growing_path
+
+
+def encoders() -> list[psutil.Process]:
+    """This process's running ffmpeg, and nothing else that its tests have started."""
+    return [child for child in psutil.Process().children() if child.name().startswith("ffmpeg")]
+
+
+def kill_encoders() -> None:
+    for encoder in encoders():
+        encoder.kill()
+        encoder.wait()
 
 
 def timestamps(path: Path) -> tuple[list[int], float]:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from packforcing_core.model.causal import CausalWan
 from packforcing_core.render import FilmedBlock
 from packforcing_core.sampler.rollout import BlockDone, StepDone
 from packforcing_core.video import read_frames
+from tests.films import kill_encoders
 from tests.small import CONFIG, small_net
 from tests.survivor import OtherProcess, Small, difference, frames
 from tests.vaes import TINY, random_vae
@@ -107,13 +107,11 @@ def test_memory_that_runs_out_once_in_sampling_is_freed_and_the_render_goes_on(t
     assert made == list(range(6)), "no block is sampled twice"
 
 
-@pytest.mark.parametrize("call", [1, 8, 17])
-def test_memory_that_runs_out_once_in_decoding_is_answered_with_smaller_steps(tmp_path, unbroken_films, call):
-    for policy, unbroken in unbroken_films.items():
-        small = SMALL.but(policy=policy)
-        events = small.run(tmp_path, policy, vae=faulty_vae(lambda n: n == call))
-        assert [event for event in events if isinstance(event, Note)]
-        assert difference(frames(tmp_path, policy), unbroken) == 0
+@pytest.mark.parametrize(("policy", "call"), [("on_device", 1), ("on_device", 17), ("window", 8)])
+def test_memory_that_runs_out_once_in_decoding_is_answered_with_smaller_steps(tmp_path, unbroken_films, policy, call):
+    events = SMALL.but(policy=policy).run(tmp_path, vae=faulty_vae(lambda n: n == call))
+    assert [event for event in events if isinstance(event, Note)]
+    assert difference(frames(tmp_path), unbroken_films[policy]) == 0
 
 
 def test_memory_that_stays_out_stops_the_render_where_it_can_be_resumed(tmp_path, unbroken):
@@ -150,9 +148,7 @@ def test_a_killed_encoder_stops_the_render_and_no_block_is_lost(tmp_path, unbrok
     def kill_the_encoder() -> None:
         for event in SMALL.events(tmp_path):
             if isinstance(event, StepDone) and event.block == 3:
-                for child in psutil.Process().children():
-                    child.kill()
-                    child.wait()
+                kill_encoders()
 
     with pytest.raises(PackForcingError, match="ffmpeg") as stopped:
         kill_the_encoder()

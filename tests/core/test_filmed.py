@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -17,22 +20,40 @@ def blocks_of(events: list, reused: bool) -> list[int]:
     return [event.block for event in events if isinstance(event, BlockDone) and event.reused == reused]
 
 
-def stop_after(small: Small, root, kind: type, block: int, name: str = "film") -> None:
+def stop_after(small: Small, root: Path, kind: type, block: int) -> None:
     """Leaves the render in the middle, as an exception from its consumer does."""
-    for event in small.events(root, name):
+    for event in small.events(root):
         if isinstance(event, kind) and event.block == block:
             return
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    """The frames of each policy's unbroken render of 8 blocks."""
-    root = tmp_path_factory.mktemp("unbroken")
-    made = {}
-    for policy in POLICIES:
-        Small(policy).run(root, policy)
-        made[policy] = frames(root, policy)
-    return made
+def finished(tmp_path_factory) -> dict[str, Path]:
+    """Each policy's unbroken render of 8 blocks, called film, by the folder it is in."""
+    roots = {policy: tmp_path_factory.mktemp(policy) for policy in POLICIES}
+    for policy, root in roots.items():
+        Small(policy).run(root)
+    return roots
+
+
+@pytest.fixture(scope="module")
+def unbroken(finished) -> dict[str, np.ndarray]:
+    """The frames of each policy's unbroken render."""
+    return {policy: frames(root) for policy, root in finished.items()}
+
+
+@pytest.fixture(scope="module")
+def lossless(tmp_path_factory) -> dict[str, Path]:
+    """The same with a film that keeps every value, for the policies whose films are compared in part."""
+    roots = {policy: tmp_path_factory.mktemp(policy) for policy in ("packforcing", "rolling")}
+    for policy, root in roots.items():
+        Small(policy, codec="lossless").run(root)
+    return roots
+
+
+def copied(source: Path, root: Path) -> Path:
+    """A render of another test's, to go on with."""
+    return Path(shutil.copytree(source, root, dirs_exist_ok=True))
 
 
 STOPS = [(StepDone, 0), (BlockDone, 1), (StepDone, 4), (FilmedBlock, 5), (BlockDone, 7)]
@@ -63,8 +84,8 @@ def test_how_often_states_are_saved_changes_nothing_but_the_time(tmp_path, unbro
     assert difference(frames(tmp_path), unbroken["packforcing"]) == 0
 
 
-def test_a_finished_render_is_filmed_again_without_sampling(tmp_path, unbroken):
-    Small().run(tmp_path)
+def test_a_finished_render_is_filmed_again_without_sampling(tmp_path, finished, unbroken):
+    copied(finished["packforcing"], tmp_path)
     (tmp_path / "film.mp4").unlink()
     events = Small().run(tmp_path)
     assert blocks_of(events, reused=False) == []
@@ -75,50 +96,44 @@ def test_a_finished_render_is_filmed_again_without_sampling(tmp_path, unbroken):
 
 
 @pytest.mark.parametrize("policy", ["packforcing", "rolling"])
-def test_an_extended_render_is_the_long_render_and_begins_with_the_short_one(tmp_path, unbroken, policy):
+def test_an_extended_render_is_the_long_render_and_begins_with_the_short_one(tmp_path, lossless, policy):
     Small(policy, blocks=5, codec="lossless").run(tmp_path)
     short = frames(tmp_path)
     events = Small(policy, mode="extend", codec="lossless").run(tmp_path)
     assert blocks_of(events, reused=False) == [5, 6, 7]
-    Small(policy, codec="lossless").run(tmp_path, "long")
-    worst = difference(frames(tmp_path), frames(tmp_path, "long"))
+    worst = difference(frames(tmp_path), frames(lossless[policy]))
     print(f"largest difference: {worst} of 255")
     assert worst == 0
     assert np.array_equal(frames(tmp_path)[: len(short)], short)
-    Small(policy).run(tmp_path, "again")
-    assert difference(frames(tmp_path, "again"), unbroken[policy]) == 0
 
 
 @pytest.mark.parametrize("policy", ["packforcing", "rolling"])
-def test_a_retake_keeps_the_part_before_and_resumes_like_any_render(tmp_path, policy):
-    first = Small(policy, codec="lossless")
-    first.run(tmp_path)
-    before = frames(tmp_path)
-    retake = first.but(mode="retake", retake_block=5, prompt=2, seed=7)
-    events = retake.run(tmp_path)
+def test_a_retake_keeps_the_part_before_and_resumes_like_any_render(tmp_path, lossless, policy):
+    whole, killed = (copied(lossless[policy], tmp_path / name) for name in ("whole", "killed"))
+    before = frames(whole)
+    retake = Small(policy, codec="lossless", mode="retake", retake_block=5, prompt=2, seed=7)
+    events = retake.run(whole)
     assert blocks_of(events, reused=False) == [5, 6, 7]
-    after = frames(tmp_path)
+    after = frames(whole)
     kept = 4 * 5 * FRAMES_PER_BLOCK - 3
     assert np.array_equal(after[:kept], before[:kept])
     changed = np.abs(after[kept:].astype(int) - before[kept:].astype(int)).mean()
     print(f"mean difference behind the retake {changed:.1f} of 255")
     assert changed > 1
 
-    first.run(tmp_path, "killed")
-    stop_after(retake, tmp_path, BlockDone, 6, "killed")
-    events = retake.run(tmp_path, "killed")
+    stop_after(retake, killed, BlockDone, 6)
+    events = retake.run(killed)
     assert blocks_of(events, reused=False) == [7]
-    assert np.array_equal(frames(tmp_path, "killed"), after)
-    films = sorted((tmp_path / "killed" / "film").glob("*.growing.mp4"))
+    assert np.array_equal(frames(killed), after)
+    films = sorted((killed / "film" / "film").glob("*.growing.mp4"))
     assert len(films) == 2, "the first take keeps its film"
     assert np.array_equal(np.stack(list(read_frames(films[0]))), before)
 
 
-def test_a_retake_with_the_same_seed_and_prompt_is_another_try(tmp_path):
-    Small().run(tmp_path)
-    before = frames(tmp_path)
+def test_a_retake_with_the_same_seed_and_prompt_is_another_try(tmp_path, finished, unbroken):
+    copied(finished["packforcing"], tmp_path)
     Small(mode="retake", retake_block=4).run(tmp_path)
-    assert not np.array_equal(frames(tmp_path)[-12:], before[-12:])
+    assert not np.array_equal(frames(tmp_path)[-12:], unbroken["packforcing"][-12:])
 
 
 def test_other_settings_are_refused_with_the_difference(tmp_path):
@@ -174,21 +189,22 @@ def test_damaged_snapshots_are_passed_over(tmp_path, unbroken):
 
 
 def test_a_film_that_was_taken_away_or_damaged_is_made_again(tmp_path, unbroken):
+    stop_after(Small(), tmp_path / "stopped", FilmedBlock, 5)
     for damage in ("removed", "overwritten", "cut"):
-        stop_after(Small(), tmp_path, FilmedBlock, 5, damage)
-        (film,) = (tmp_path / damage / "film").glob("*.growing.mp4")
+        root = copied(tmp_path / "stopped", tmp_path / damage)
+        (film,) = (root / "film" / "film").glob("*.growing.mp4")
         assert len(scan_film(film).segments) >= 3
         if damage == "removed":
             film.unlink()
         else:
             film.write_bytes(b"no film" if damage == "overwritten" else film.read_bytes()[:3000])
-        Small().run(tmp_path, damage)
-        assert difference(frames(tmp_path, damage), unbroken["packforcing"]) == 0
+        Small().run(root)
+        assert difference(frames(root), unbroken["packforcing"]) == 0
 
 
-def test_a_segment_that_an_interruption_closed_early_is_made_again_whole(tmp_path, unbroken):
+def test_a_segment_that_an_interruption_closed_early_is_made_again_whole(tmp_path, finished, unbroken):
     """The latents may be further than the film: then its short segment is no sign that the clip is short."""
-    Small().run(tmp_path)
+    copied(finished["packforcing"], tmp_path)
     (film,) = (tmp_path / "film" / "film").glob("*.growing.mp4")
     with SegmentedWriter(tmp_path / "film.mp4", 48, 32, VideoFormat("h264", fps=16), 1, film) as writer:
         writer.write(unbroken["packforcing"][21:26])

@@ -16,7 +16,7 @@ from packforcing_core.sampler.rollout import BlockDone
 from packforcing_core.video import read_frames, scan_film
 from tests.survivor import OtherProcess, Small, difference, frames, send_events
 
-BLOCKS = 10
+BLOCKS = 8
 Moment = Callable[[OtherProcess, Path], None]
 
 
@@ -41,6 +41,7 @@ def while_writing(part: str, number: int) -> Moment:
     def wait(process: OtherProcess, folder: Path) -> None:
         seen: set[str] = set()
         while process.alive() and len(seen) < number:
+            time.sleep(0.0005)
             seen |= {Path(path).name for path in glob(f"{folder / part}/**/{UNFINISHED}/*", recursive=True)}
 
     return wait

@@ -85,7 +85,7 @@ def test_first_layer_attends_to_just_the_planned_frames_at_their_positions(polic
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 def test_bytes_are_the_planned_ones_and_never_grow(policy):
-    frames_per_block, blocks = 3, 1000
+    frames_per_block, blocks = 3, 200
     cache = small_cache(policy, frames_per_block, 60)
     planned = cache.shape.buffer_bytes(cache.partitions)
     made = torch.randn(3, 1, *block_rows(frames_per_block))

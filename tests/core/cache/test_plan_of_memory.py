@@ -82,7 +82,7 @@ def test_bank_bytes_are_those_allocated_mean_keys_included(storage, dtype):
         assert shape.bank_bytes(plan) - means == 128 * tokens * 2 * 3 * 2 * 2 * 32 * dtype.itemsize
 
 
-@pytest.mark.parametrize(("storage", "blocks"), [(storage, 1000 if storage == "host" else 200) for storage in STORAGES])
+@pytest.mark.parametrize(("storage", "blocks"), [(storage, 300 if storage == "host" else 80) for storage in STORAGES])
 def test_attended_tokens_and_bytes_are_constant_from_block_20_on(storage, blocks):
     policy = PackForcing(bank_storage=storage, bank_blocks=32)
     cache, n = small_cache(policy, 4), GRID[0] * GRID[1]

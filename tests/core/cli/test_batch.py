@@ -18,7 +18,7 @@ from packforcing_core.cli.batch import read_jobs
 from packforcing_core.cli.main import main
 from packforcing_core.errors import PackForcingError
 from tests.core.cli.test_modes import FILES
-from tests.core.cli.test_render import files, render  # noqa: F401, a fixture
+from tests.core.cli.test_render import render
 from tests.parts import missing
 
 ROOT = Path(__file__).parents[3]
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[3]
 FEW = '{"checkpoint": "c", "vae": "v", "prompt": "p"}'
 
 
-def shared(files: Path, seconds: float) -> tuple[str, str]:  # noqa: F811
+def shared(files: Path, seconds: float) -> tuple[str, str]:
     options = {name: str(files / file) for name, file in FILES.items()}
     size = {"width": 64, "height": 32, "device": "cpu", "segment-blocks": 1, "snapshot_blocks": 2}
     return "--shared", json.dumps({**options, **size, "seconds": seconds})
@@ -38,7 +38,7 @@ def write_jobs(path: Path, *jobs) -> Path:
     return path
 
 
-def test_jobs_run_in_order_a_broken_one_is_told_and_the_same_command_does_the_rest(files, tmp_path, capsys):  # noqa: F811
+def test_jobs_run_in_order_a_broken_one_is_told_and_the_same_command_does_the_rest(files, tmp_path, capsys):
     jobs = write_jobs(tmp_path / "jobs.jsonl", {"name": "a", "seed": 1}, {"name": "bad", "vae": "no"}, {"seed": 2})
     out = tmp_path / "out"
     command = ["batch", str(jobs), "--folder", str(out), "--engine", "local", *shared(files, 1)]
@@ -97,7 +97,7 @@ def test_any_job_is_refused_or_stays_in_the_folder(tmp_path, job):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
-def test_a_ray_worker_killed_in_the_middle_is_replaced_and_its_render_resumed_by_another(files, tmp_path):  # noqa: F811
+def test_a_ray_worker_killed_in_the_middle_is_replaced_and_its_render_resumed_by_another(files, tmp_path):
     try:
         import ray  # noqa: F401
     except ImportError:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from packforcing_core.video import SegmentedWriter, VideoFormat, read_frames
-from tests.core.cli.test_render import files, render  # noqa: F401
+from tests.core.cli.test_render import render
 from tests.films import picture
 
 FAST = ("--steps", "1000", "--codec", "lossless")
@@ -29,8 +29,8 @@ def boat(tmp_path):
     return folder
 
 
-def test_a_timeline_changes_the_film_at_the_block_that_is_named(files, tmp_path, capsys):  # noqa: F811
-    words = ("--text-encoder", str(files / "umt5"), "--seconds", "3", *FAST)
+def test_a_timeline_changes_the_film_at_the_block_that_is_named(files, umt5, tmp_path, capsys):
+    words = ("--text-encoder", str(umt5), "--seconds", "3", *FAST)
     assert render(files, tmp_path / "one.mp4", "--prompt", "a red circle", *words, context="") == 0
     timeline = "a [0s] red circle [1.4s] blue square"
     assert render(files, tmp_path / "two.mp4", "--prompt", timeline, "--recache", *words, context="") == 0
@@ -41,7 +41,7 @@ def test_a_timeline_changes_the_film_at_the_block_that_is_named(files, tmp_path,
     assert int(np.argmax(apart > 0)) == 21
 
 
-def test_a_film_begins_with_a_picture(files, tmp_path, boat, capsys):  # noqa: F811
+def test_a_film_begins_with_a_picture(files, tmp_path, boat, capsys):
     start = ("--start-image", str(boat / "boat.png"))
     assert render(files, tmp_path / "film.mp4", "--seconds", "2", *start, *FAST) == 0
     assert render(files, tmp_path / "plain.mp4", "--seconds", "2", *FAST) == 0
@@ -51,14 +51,14 @@ def test_a_film_begins_with_a_picture(files, tmp_path, boat, capsys):  # noqa: F
     assert np.abs(begun - plain).mean() > 1
 
 
-def test_a_film_goes_on_and_shows_what_is_new(files, tmp_path, boat, capsys):  # noqa: F811
+def test_a_film_goes_on_and_shows_what_is_new(files, tmp_path, boat, capsys):
     start = ("--continue-video", str(boat / "boat.mp4"), "--given-seconds", "1.5")
     assert render(files, tmp_path / "film.mp4", "--seconds", "1.5", *start, *FAST) == 0
     assert "behind 2 given blocks that are left out of the film" in capsys.readouterr().out
     assert len(frames(tmp_path / "film.mp4")) == 24
 
 
-def test_a_film_is_repainted(files, tmp_path, boat, capsys):  # noqa: F811
+def test_a_film_is_repainted(files, tmp_path, boat, capsys):
     start = ("--repaint-video", str(boat / "boat.mp4"), "--strength", "0.5", "--steps", "1000,750,500,250")
     assert render(files, tmp_path / "film.mp4", "--seconds", "2", *start) == 0
     assert "the first 2 of them are repainted from noise level 83% in 2 steps" in capsys.readouterr().out
@@ -75,8 +75,8 @@ def test_a_film_is_repainted(files, tmp_path, boat, capsys):  # noqa: F811
         (("--prompt", "a", "--continue-video", "{boat}", "--given-seconds", "-1"), "-1.0 seconds"),
     ],
 )
-def test_what_cannot_be_is_refused(files, tmp_path, boat, capsys, arguments, message):  # noqa: F811
+def test_what_cannot_be_is_refused(files, umt5, tmp_path, boat, capsys, arguments, message):
     words = [word.format(boat=boat / "boat.mp4") for word in arguments]
-    assert render(files, tmp_path / "film.mp4", *words, "--text-encoder", str(files / "umt5"), context="") == 1
+    assert render(files, tmp_path / "film.mp4", *words, "--text-encoder", str(umt5), context="") == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "film.mp4").exists()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,28 +12,29 @@ import pytest
 
 from packforcing_core.cli.main import main
 from packforcing_core.video import read_frames
-from tests.core.cli.test_render import files, render  # noqa: F401, a fixture
-
-ROOT = Path(__file__).parents[3]
+from tests.core.cli.test_render import render
+from tests.survivor import OtherProcess
 
 
 def frames(film: Path) -> np.ndarray:
     return np.stack(list(read_frames(film)))
 
 
+def run_command(send: Callable[[str], None], command: list[str]) -> None:
+    """Work for another process: the command line."""
+    main(command)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
-def test_the_same_command_after_kill_9_goes_on_and_gives_the_same_file(files, tmp_path, capsys):  # noqa: F811
+def test_the_same_command_after_kill_9_goes_on_and_gives_the_same_file(files, tmp_path, capsys):
     memory = ("--policy", "packforcing", "--sink-frames", "3", "--recent-frames", "3", "--top-k-blocks", "2")
     arguments = ("--seconds", "4", "--snapshot-blocks", "2", *memory)
     killed, unbroken = tmp_path / "killed.mp4", tmp_path / "other" / "film.mp4"
     given = [word for name, file in FILES.items() for word in (f"--{name}", str(files / file))]
     command = ["render", *given, *SIZE, "--output", str(killed), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-m", "packforcing_core.cli.main", *command]
-    with subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
-        while process.poll() is None and len(list(tmp_path.glob("packforcing-*/blocks/*.safetensors"))) < 3:
+    with OtherProcess(run_command, command) as process:  # Leaving it kills.
+        while process.alive() and len(list(tmp_path.glob("packforcing-*/blocks/*.safetensors"))) < 3:
             time.sleep(0.01)
-        process.kill()
     assert not killed.exists()
     assert main(command) == 0
     said = capsys.readouterr().out
@@ -49,7 +49,7 @@ FILES = {"checkpoint": "self_forcing_dmd.pt", "vae": "vae.safetensors", "context
 SIZE = ("--width", "64", "--height", "32", "--device", "cpu", "--segment-blocks", "1")
 
 
-def test_a_folder_is_extended_and_retaken(files, tmp_path, capsys):  # noqa: F811
+def test_a_folder_is_extended_and_retaken(files, tmp_path, capsys):
     folder = ("--folder", str(tmp_path / "my render"), "--codec", "lossless")
     short, long, retaken = (tmp_path / f"{name}.mp4" for name in ("short", "long", "retaken"))
     assert render(files, short, *folder, "--seconds", "1.3") == 0
@@ -76,7 +76,7 @@ def test_a_folder_is_extended_and_retaken(files, tmp_path, capsys):  # noqa: F81
         (("--from-seconds", "-5"), "seconds"),
     ],
 )
-def test_a_mode_that_cannot_be_is_refused(files, tmp_path, capsys, arguments, message):  # noqa: F811
+def test_a_mode_that_cannot_be_is_refused(files, tmp_path, capsys, arguments, message):
     arguments = [str(tmp_path / "folder") if word == "FOLDER" else word for word in arguments]
     assert render(files, tmp_path / "film.mp4", *arguments) == 1
     assert message in capsys.readouterr().err

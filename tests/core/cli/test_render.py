@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from packforcing_core.checkpoint.build import build_model
 from packforcing_core.checkpoint.load import read_checkpoint
@@ -16,34 +14,7 @@ from packforcing_core.cli.main import main
 from packforcing_core.compressor.high_res import build_high_res
 from packforcing_core.compressor.weights import CompressorInfo, save_compressor
 from packforcing_core.video import probe, read_frames
-from tests.checkpoints import (
-    SMALL,
-    truncate,
-    wan_state_dict,
-    write_context,
-    write_family,
-    write_peft_lora,
-    write_stock_wan,
-    write_umt5,
-)
-from tests.vaes import TINY, random_vae
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    write_family(folder, "self-forcing")
-    write_family(folder, "rolling-forcing")
-    write_family(folder, "causal-forcing-long")
-    write_stock_wan(folder / "plain.safetensors", SMALL, causal=False)
-    save_file(random_vae(TINY).state_dict(), folder / "vae.safetensors")
-    write_context(folder / "context.safetensors", text_dim=64)
-    write_umt5(folder / "umt5")
-    write_peft_lora(folder / "lora.pt")
-    shutil.copy(folder / "self_forcing_dmd.pt", folder / "cut.pt")
-    truncate(folder / "cut.pt")
-    (folder / "a_file").write_text("not a folder", encoding="utf-8")
-    return folder
+from tests.checkpoints import SMALL, wan_state_dict
 
 
 def render(files: Path, output: Path, *arguments: str, **changed: str) -> int:
@@ -97,8 +68,8 @@ def test_compiled_layers_render_the_film_of_plain_ones(files, tmp_path):
     assert np.abs(plain - compiled).max() <= 2
 
 
-def test_a_prompt_goes_through_the_text_encoder(files, tmp_path):
-    words = ("--prompt", "a red circle", "--text-encoder", str(files / "umt5"), "--steps", "1000,500")
+def test_a_prompt_goes_through_the_text_encoder(files, umt5, tmp_path):
+    words = ("--prompt", "a red circle", "--text-encoder", str(umt5), "--steps", "1000,500")
     assert render(files, tmp_path / "film.mp4", *words, context="") == 0
     assert probe(tmp_path / "film.mp4").frames == 21
 

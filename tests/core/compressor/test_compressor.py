@@ -18,7 +18,7 @@ from tests.reference import compressor as reference
 from tests.small import CONFIG, small_model, small_net
 from tests.small_compressor import random_latents, random_video, small_encode, trained_high_res
 
-SIZES = [(60, 104), (104, 60), (8, 16), (16, 16), (2, 2), (10, 26)]
+SIZES = [(28, 40), (40, 28), (8, 16), (16, 16), (2, 2), (10, 26)]
 
 
 def build(branches: str, high_res=None, model: CausalWan | None = None) -> Compressor:

@@ -7,10 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from torch import Tensor
 
 from tests.core.training.small_stages import CASES, run
 
@@ -36,10 +39,23 @@ def two_ranks(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory) -> Callable[[str], tuple[list[float], dict[str, Tensor], list[float]]]:
+    """By case: the losses and the weights of three steps in this process, and the losses of the two after them."""
+
+    @cache
+    def trained(case: str) -> tuple[list[float], dict[str, Tensor], list[float]]:
+        folder = tmp_path_factory.mktemp("one_rank")
+        losses, weights = run(CASES[case](), 3, folder)
+        return losses, weights, run(CASES[case](), 2, folder)[0]
+
+    return trained
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_give_the_losses_and_the_weights_of_one(case, two_ranks, tmp_path):
+def test_two_processes_give_the_losses_and_the_weights_of_one(case, two_ranks, one_rank):
     theirs = json.loads((two_ranks / case / "losses.json").read_text())
-    losses, weights = run(CASES[case](), 3, tmp_path)
+    losses, weights, _ = one_rank(case)
     other = load_file(two_ranks / case / "weights.safetensors")
     assert set(other) == set(weights)
     difference = max(abs(a - b) for a, b in zip(losses, theirs, strict=True))
@@ -49,9 +65,8 @@ def test_two_processes_give_the_losses_and_the_weights_of_one(case, two_ranks, t
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_two_processes_saved_goes_on_in_one(case, two_ranks, tmp_path):
-    run(CASES[case](), 3, tmp_path)
-    alone, _ = run(CASES[case](), 2, tmp_path)
+def test_what_two_processes_saved_goes_on_in_one(case, two_ranks, one_rank):
+    *_, alone = one_rank(case)
     resumed, _ = run(CASES[case](), 2, two_ranks / case)
     difference = max(abs(a - b) for a, b in zip(alone, resumed, strict=True))
     print(f"{case}: next losses {resumed}, {difference:.1e} from those of one process")

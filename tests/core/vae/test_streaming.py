@@ -28,12 +28,12 @@ def encode_pushes(vae, video, pushes):
     return torch.cat([encoder.push(piece) for piece in video.split(pushes, dim=2)], dim=2)
 
 
-@pytest.mark.parametrize("pushes", [[1] * 8, [1, 2, 3, 2], [3, 3, 2], [4, 4], [2, 1, 5], [7, 1]])
-def test_pushes_of_any_size_give_the_same_frames_bit_for_bit(pushes, small):
-    vae, latents = random_vae(), random_latents(8)
+def test_pushes_of_any_size_give_the_same_frames_bit_for_bit(small):
+    vae, latents = random_vae(), random_latents(7)
     whole = decode(vae, latents)
-    assert whole.shape == (1, 3, 29, 24, 40)
-    assert torch.equal(decode_pushes(vae, latents, pushes), whole)
+    assert whole.shape == (1, 3, 25, 24, 40)
+    for pushes in ([1] * 7, [1, 2, 3, 1], [3, 3, 1], [2, 1, 4], [6, 1]):
+        assert torch.equal(decode_pushes(vae, latents, pushes), whole), pushes
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5])

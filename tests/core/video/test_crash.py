@@ -11,12 +11,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 from packforcing_core.errors import PackForcingError
 from packforcing_core.video import SegmentedWriter, VideoFormat, probe, read_frames, scan_film
-from tests.films import grown_film, picture, write_segments
+from tests.films import grown_film, kill_encoders, picture, write_segments
 
 ROOT = Path(__file__).parents[3]
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals and limits")
@@ -132,9 +131,7 @@ def test_a_killed_encoder_is_reported_and_the_film_goes_on_from_the_last_segment
     with SegmentedWriter(path, 64, 48, VideoFormat()) as writer:
         write_segments(writer, range(2))
         writer.write(picture(8))
-        for encoder in psutil.Process().children():
-            encoder.kill()
-            encoder.wait()
+        kill_encoders()
         with pytest.raises(PackForcingError, match=r"ffmpeg .*last words.*first 2 segments \(8 frames\) are complete"):
             write_segments(writer, range(3, 2000))
         with pytest.raises(PackForcingError, match="failed before"):

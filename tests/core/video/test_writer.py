@@ -10,7 +10,7 @@ import pytest
 
 from packforcing_core.errors import PackForcingError
 from packforcing_core.video import CODECS, FilmError, SegmentedWriter, VideoFormat, probe, read_frames, scan_film
-from tests.films import grown_film, picture, timestamps, write_segments
+from tests.films import encoders, grown_film, picture, timestamps, write_segments
 
 FFMPEG_NAMES = {"h264": "h264", "h265": "hevc", "av1": "av1", "lossless": "h264"}
 
@@ -73,20 +73,23 @@ def test_the_film_plays_after_every_segment(tmp_path):
             assert np.abs(seen.astype(int) - picture(0, segment * 4 + 4)).mean() < 4
 
 
-@pytest.mark.parametrize(
-    "codec, done", [("h264", 0), ("h264", 1), ("h264", 3), ("h265", 2), ("av1", 2), ("lossless", 2)]
-)
-def test_a_continued_film_is_byte_for_byte_the_unbroken_one(tmp_path, codec, done):
+@pytest.mark.parametrize("codec, kept", [("h264", (0, 1, 3)), ("h265", (2,)), ("av1", (2,)), ("lossless", (2,))])
+def test_a_continued_film_is_byte_for_byte_the_unbroken_one(tmp_path, codec, kept):
     video_format = VideoFormat(codec)
-    unbroken = grown_film(tmp_path / "unbroken.mp4", video_format, segments=4).read_bytes()
-    whole = finished(tmp_path / "whole.mp4", video_format, segments=4).read_bytes()
+    with SegmentedWriter(tmp_path / "unbroken.mp4", 64, 48, video_format) as writer:
+        write_segments(writer, range(4))
+        unbroken = writer.growing_path.read_bytes()
+        whole = writer.finish().read_bytes()
     path = tmp_path / "continued.mp4"
-    grown_film(path, video_format, segments=3)
-    with SegmentedWriter(path, 64, 48, video_format, first_segment=done) as writer:
-        assert writer.frames_written == done * 4
-        write_segments(writer, range(done, 4))
-        assert writer.growing_path.read_bytes() == unbroken
-        assert writer.finish().read_bytes() == whole
+    growing = grown_film(path, video_format, segments=3)
+    three = growing.read_bytes()
+    for done in kept:
+        growing.write_bytes(three)
+        with SegmentedWriter(path, 64, 48, video_format, first_segment=done) as writer:
+            assert writer.frames_written == done * 4
+            write_segments(writer, range(done, 4))
+            assert writer.growing_path.read_bytes() == unbroken
+            assert writer.finish().read_bytes() == whole
 
 
 def test_continuing_cuts_off_what_is_not_kept(tmp_path):
@@ -117,7 +120,7 @@ def test_abort_drops_the_open_segment_only(tmp_path):
         write_segments(writer, range(2))
         writer.write(picture(8, 3))
         writer.abort()
-        assert not psutil.Process().children()
+        assert not encoders()
     assert probe(writer.growing_path).frames == writer.frames_written == 8
     with pytest.raises(PackForcingError, match="closed"):
         writer.write(picture(8))
@@ -185,16 +188,16 @@ def test_metadata_comes_back_whole_even_when_it_is_large(tmp_path):
     assert json.loads(found["workflow"]) == workflow
 
 
-def test_a_hundred_segments_leave_nothing_open(tmp_path):
+def test_many_segments_leave_nothing_open(tmp_path):
     process = psutil.Process()
     with SegmentedWriter(tmp_path / "film.mp4", 16, 16, VideoFormat()) as writer:
         write_segments(writer, range(3), frames=1)
         before = (len(process.open_files()), process.num_fds() if psutil.POSIX else 0, threading.active_count())
-        write_segments(writer, range(3, 100), frames=1)
+        write_segments(writer, range(3, 30), frames=1)
         after = (len(process.open_files()), process.num_fds() if psutil.POSIX else 0, threading.active_count())
         assert after == before
-        assert not process.children()
-        assert probe(writer.finish()).frames == 100
+        assert not encoders()
+        assert probe(writer.finish()).frames == 30
 
 
 @pytest.mark.parametrize(

@@ -63,13 +63,14 @@ def checks(film: np.ndarray, scene: Scene) -> tuple[WorldReport, WorldReport]:
     return check_scene(film, scene), check_video(film, describe(scene))
 
 
-def test_random_films_pass_as_they_are():
+@pytest.mark.parametrize(("films", "frames"), [(60, 32), pytest.param(201, 48, marks=pytest.mark.long)])
+def test_random_films_pass_as_they_are(films: int, frames: int):
     rng = np.random.default_rng(11)
     right, jumps, speeds, wrong = [], 0, [], []
-    for number in range(201):
+    for number in range(films):
         kind = tuple(KINDS)[number % len(KINDS)]
         scene = sample_scene(rng, kind)
-        report = check_video(draw(scene, 48), describe(scene))
+        report = check_video(draw(scene, frames), describe(scene))
         right += [verdict.right for verdict in report.verdicts]
         wrong += [(report.subject, reason.text) for verdict in report.verdicts for reason in verdict.reasons]
         jumps += len(report.motion.jumps)

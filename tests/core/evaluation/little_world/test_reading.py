@@ -27,7 +27,7 @@ from packforcing_core.evaluation.little_world.truth import truth_at
 
 ndimage = pytest.importorskip("scipy.ndimage")
 
-SCENES, FRAMES, STRIDE = 204, 6, 11
+SCENES, FRAMES, STRIDE = 204, 2, 33
 
 
 def random_scenes(seed: int) -> list[tuple[Scene, list[int]]]:
