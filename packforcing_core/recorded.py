@@ -25,6 +25,7 @@ from torch import Tensor
 
 from . import __version__
 from .cache.cache import KVCache
+from .cache.config import NO_PART
 from .cache.partitions import Partitions
 from .errors import PackForcingError
 from .folder.fingerprint import fingerprint
@@ -71,6 +72,8 @@ def wanted_manifest(
     storage = "policy bank_storage"
     if storage in settings:  # Where the bank lies does not matter, in how many bits it does.
         settings[storage] = _precision(str(settings[storage]))
+    if settings["policy kv_int8"] == NO_PART:  # As in renders from before there was a choice.
+        del settings["policy kv_int8"]
     versions = {
         "packforcing": __version__,
         "torch": torch.__version__,
@@ -229,6 +232,8 @@ def _plan(partitions: Partitions) -> dict[str, Any]:
     plan = asdict(partitions)
     if plan["bank"]:
         plan["bank"]["storage"] = _precision(plan["bank"]["storage"])
+    if not plan["int8"]:
+        del plan["int8"]
     return json.loads(json.dumps(plan))
 
 
@@ -265,7 +270,7 @@ def _restore(recipe: Recipe, cache: KVCache, twins: Twins | None, tensors: Mappi
     cache.restore(tensors, plain.get("cache", {}))
     if twins:
         try:
-            twins.restore(tensors, cache.layers[0].k.device)
+            twins.restore(tensors, cache.device)
         except ValueError as error:
             raise PackForcingError(f"It is damaged: {error}.") from error
 

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .eight_bits import TokenRows, quantise, row_bytes
 from .partitions import Storage
-
-INT8_LIMIT = 127
-SCALE_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -33,16 +31,12 @@ class TwinShape:
 
     def stored_bytes(self, storage: Storage) -> int:
         """Bytes of one twin's keys and values; 8-bit storage has a float32 scale per token and head."""
-        if storage.endswith("int8"):
-            return 2 * (math.prod(self.sizes) + SCALE_BYTES * math.prod(self.sizes[:3]))
-        return 2 * math.prod(self.sizes) * self.dtype.itemsize
+        return 2 * math.prod(self.sizes[:3]) * row_bytes(self.head_dim, self.dtype, storage.endswith("int8"))
 
 
 class TwinRows:
-    """A fixed number of slots for keys (or values) of twins, [B, tokens, heads, head_dim] each.
-
-    8-bit slots keep round(x / scale) with scale = the largest magnitude of a token's head / 127, so a value comes back
-    within half a scale.
+    """A fixed number of slots for keys (or values) of twins, [B, tokens, heads, head_dim] each, as they are or in 8
+    bits.
     """
 
     def __init__(self, shape: TwinShape, slots: int, storage: Storage, device: torch.device):
@@ -76,8 +70,7 @@ class TwinRows:
         if self._scales is None:
             self._rows[slot].copy_(rows, non_blocking=True)
             return
-        scales = rows.float().abs().amax(dim=-1, keepdim=True) / INT8_LIMIT
-        codes = (rows.float() / scales.clamp(min=torch.finfo(torch.float32).tiny)).round().to(torch.int8)
+        codes, scales = quantise(rows)
         self._rows[slot].copy_(codes, non_blocking=True)
         self._scales[slot].copy_(scales, non_blocking=True)
 
@@ -87,6 +80,13 @@ class TwinRows:
         if self._scales is None:
             return rows
         return (rows * self._scales[slot].to(self._device, non_blocking=True)).to(self._dtype)
+
+    def copy_to(self, target: TokenRows, rows: slice, slot: int) -> None:
+        """Writes `slot` to rows on the device; from 8 bits to 8 bits nothing is rounded again."""
+        if self._scales is not None and target.int8:
+            target.take_codes(rows, self._rows[slot], self._scales[slot])
+        else:
+            target.write(rows, self.read(slot))
 
     def saved(self, slots: int) -> dict[str, Tensor]:
         """The first `slots` slots as they are stored; copies on the CPU."""
@@ -158,6 +158,13 @@ class LayerBank:
             values.copy_(self._values.read(slot))
             if keys is not None:
                 keys.copy_(self._keys.read(slot))
+        self._arrival = self._copies.mark()
+
+    def fetch_into(self, slot: int, keys: TokenRows, values: TokenRows, rows: slice) -> None:
+        """Begins to copy a twin into `rows` of `keys` and `values` on the device; `wait` before they are read."""
+        with self._copies.beside():
+            self._keys.copy_to(keys, rows, slot)
+            self._values.copy_to(values, rows, slot)
         self._arrival = self._copies.mark()
 
     def wait(self) -> None:

@@ -27,7 +27,8 @@ from ..errors import PackForcingError
 from ..rope import GridRope, Rotation, rotate
 from .layer_kv import KVShape, LayerKV
 from .mid import MidMemory
-from .partitions import BlockWindow, Partitions, Placement
+from .packed import PackedKV, Workspace
+from .partitions import BlockWindow, Partitions
 from .pruning import TokenPruning
 
 Selection = tuple[Sequence[int], ...]
@@ -69,8 +70,10 @@ class KVCache:
         self.shape = shape
         self.rope = rope
         self.attention = attention
-        self.layers = [LayerKV(shape, partitions, device) for _ in range(shape.layers)]
-        self.mid = MidMemory(partitions, shape, rope, torch.device(device)) if partitions.bank else None
+        self.device = torch.device(device)
+        self.workspace = Workspace(shape, partitions, rope, device) if partitions.int8 else None
+        self.layers = [self._build_layer() for _ in range(shape.layers)]
+        self.mid = MidMemory(partitions, shape, rope, self.device) if partitions.bank else None
         self.pruning = TokenPruning(partitions, shape.layers, rope) if partitions.pruning else None
         self.committed_frames = 0
         self.due_twin: int | None = None
@@ -80,10 +83,16 @@ class KVCache:
         self._bank_opens_at = 0
         self._torn = False
 
+    def _build_layer(self) -> LayerKV | PackedKV:
+        if self.workspace is None:
+            return LayerKV(self.shape, self.partitions, self.device)
+        return PackedKV(self.shape, self.partitions, self.workspace, self.device)
+
     @property
     def nbytes(self) -> int:
         """Bytes allocated on the device, equal to `shape.buffer_bytes(partitions)`."""
-        return sum(layer.nbytes for layer in self.layers) + (self.mid.device_bytes if self.mid else 0)
+        shared = self.workspace.nbytes if self.workspace else 0
+        return shared + sum(layer.nbytes for layer in self.layers) + (self.mid.device_bytes if self.mid else 0)
 
     @property
     def host_nbytes(self) -> int:
@@ -118,11 +127,8 @@ class KVCache:
                 "Plan it with the policy's partitions(frames_per_block, current_blocks)."
             )
         window = self.window_after(self.committed_frames, blocks)
-        for placement in window.past:
-            if self._position_of_slot[placement.slot] != placement.position:
-                self._move(placement.slot, placement.position)
-        for index, placement in enumerate(window.copied):
-            self._copy(window, index, placement)
+        if self.workspace is None:
+            self._show_past(window)
         return BlockView(self, window, self._video_block(self.committed_frames), selection)
 
     def window_after(self, committed: int, blocks: int = 1) -> BlockWindow:
@@ -147,22 +153,21 @@ class KVCache:
         block = frame // self.partitions.frames_per_block
         return block + self._cut_blocks if frame >= self.partitions.sink_frames else block
 
-    def _move(self, slot: int, position: float) -> None:
-        rotation = self.rope.frame_times([position])
-        for layer in self.layers:
-            rows = layer.tokens(slot)
-            layer.k[:, rows] = rotate(layer.timeless_k[:, rows], rotation)
-        self._position_of_slot[slot] = position
-
-    def _copy(self, window: BlockWindow, index: int, placement: Placement) -> None:
-        """Shows a frame of the ring in front of the current blocks; the ring itself stays as commits see it."""
-        rotation = self.rope.frame_times([placement.position])
+    def _show_past(self, window: BlockWindow) -> None:
+        """Turns what stands elsewhere than before, and shows what a rolling window sees of the ring in front of the
+        current blocks; the ring itself stays as commits see it.
+        """
+        for slot, position in ((p.slot, p.position) for p in window.past):
+            if self._position_of_slot[slot] != position:
+                rotation = self.rope.frame_times([position])
+                for layer in self.layers:
+                    layer.move(slot, rotation)
+                self._position_of_slot[slot] = position
         moves = self.partitions.clock == "window"
-        for layer in self.layers:
-            source, target = layer.tokens(placement.slot), layer.copy(window, index)
-            keys = layer.k[:, source]
-            layer.k[:, target] = rotate(layer.timeless_k[:, source], rotation) if moves else keys
-            layer.v[:, target] = layer.v[:, source]
+        for index, placement in enumerate(window.copied):
+            turned = self.rope.frame_times([placement.position]) if moves else None
+            for layer in self.layers:
+                layer.show_copy(window, index, turned)
 
     @contextmanager
     def commit(self, view: BlockView) -> Iterator[BlockWriter]:
@@ -223,8 +228,8 @@ class KVCache:
         """
         if self._torn or self.due_twin is not None:
             raise PackForcingError("The cache can be saved between blocks only: commit the block and its twin first.")
-        if self.layers[0].k.device.type == "cuda":
-            torch.cuda.synchronize(self.layers[0].k.device)  # Twins may still be on their way to the host.
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # Twins may still be on their way to the host.
         filled = min(self.committed_frames, self.partitions.past_frames)
         tensors = {f"{i}.{name}": t for i, kv in enumerate(self.layers) for name, t in kv.saved(filled).items()}
         plain: dict[str, Any] = {
@@ -301,12 +306,10 @@ class BlockView:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.choose(layer, q)
-        kv = self.cache.layers[layer]
-        current = kv.current(self.window)
-        attended = kv.attended(self.window)
-        kv.k[:, current] = rotate(k, self.rotation)
-        kv.v[:, current] = v
-        return self.cache.attention(rotate(q, self.rotation), kv.k[:, attended], kv.v[:, attended])
+        keys, values = self.cache.layers[layer].seen(self.window)
+        keys[:, -k.shape[1] :] = rotate(k, self.rotation)
+        values[:, -k.shape[1] :] = v
+        return self.cache.attention(rotate(q, self.rotation), keys, values)
 
 
 class BlockWriter:
@@ -343,20 +346,10 @@ class BlockWriter:
         timeless = rotate(k, self._spatial)
         for kept in self.kept:
             rows = kv.tokens(kept.frame - self._first)
-            self._store_frame(kv, kept, timeless[:, rows], v[:, rows])
+            kv.put_frame(kept.slot, timeless[:, rows], v[:, rows], self._times[kept.slot])
         self._store_queries(kv, q)
 
-    def _store_frame(self, kv: LayerKV, kept: Placement, timeless: Tensor, v: Tensor) -> None:
-        slot = kv.tokens(kept.slot)
-        kv.k[:, slot] = rotate(timeless, self._times[kept.slot])
-        kv.v[:, slot] = v
-        if kept.frame >= self._cache.partitions.sink_frames:
-            if self._cache.partitions.unrotated_frames:
-                kv.timeless_k[:, slot] = timeless
-            if self._cache.partitions.candidate_frames:
-                kv.candidate_v[:, slot] = v
-
-    def _store_queries(self, kv: LayerKV, q: Tensor) -> None:
+    def _store_queries(self, kv: LayerKV | PackedKV, q: Tensor) -> None:
         """One sum of queries per frame, in a ring of its own."""
         newest = min(self._cache.partitions.query_frames, self._cache.partitions.frames_per_block)
         if not newest:
@@ -388,11 +381,11 @@ class TwinWriter:
         if layer + 2 < len(self._choices):
             self._mid.fetch(layer + 1, self._cache.layers[layer + 1], self._choices[layer + 1])
         position = first + len(choice) * span
-        seen, own = kv.seen_by_twin(len(choice))
+        keys, values = kv.seen_by_twin(len(choice))
         timeless = rope.spatial(k)
-        kv.k[:, own] = rope.at(position, timeless)
-        kv.v[:, own] = v
-        out = self._cache.attention(rope.at(position, rope.spatial(q)), kv.k[:, seen], kv.v[:, seen])
+        keys[:, -k.shape[1] :] = rope.at(position, timeless)
+        values[:, -k.shape[1] :] = v
+        out = self._cache.attention(rope.at(position, rope.spatial(q)), keys, values)
         self._mid.write(layer, self.slot, timeless, v)
         return out
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple, get_args
 
 from ..errors import PackForcingError
-from .partitions import BankPlan, Clock, Coordinates, Eviction, Partitions, PruningPlan, Storage
+from .partitions import BankPlan, Clock, Coordinates, Eviction, Part, Partitions, PruningPlan, Storage
 from .select import NO_SELECTOR, SELECTORS
 
 UNLIMITED_FRAMES = 1 << 40
@@ -22,6 +22,7 @@ AUTO = -1
 """A knob left at its default where that default depends on the block length."""
 FULL_SPAN = 0
 TRAINED_FRAMES = 21
+NO_PART, ALL_PARTS = "none", "all"
 
 
 class Knob(NamedTuple):
@@ -60,6 +61,23 @@ def knob(
     return field(default=default, metadata={"minimum": minimum, "maximum": maximum, "help": help, "choices": choices})
 
 
+def int8_knob(*choices: str) -> Any:
+    """The knob that every policy has: which parts of the past, of those that it has, are kept in 8 bits."""
+    return knob(
+        NO_PART,
+        "Parts of the past whose keys and values are kept in 8 bits, 1.03 bytes a number instead of the model's 2 in "
+        "bf16. With any part, all layers share one buffer to attend to, so the current block is not held once a layer "
+        "either: 'all' leaves less than half of the memory. The price: each layer reads its past once more a step, and "
+        "a number is off by up to 1/254 of the largest in its token and head.",
+        choices=(NO_PART, *choices, ALL_PARTS),
+    )
+
+
+def int8_parts(choice: str) -> tuple[Part, ...]:
+    """The parts that a choice of `int8_knob` names."""
+    return tuple(part for part in get_args(Part) if choice == ALL_PARTS or part in choice.split("+"))
+
+
 class Policy:
     """What the cache keeps of the past. Subclasses are frozen dataclasses with a `name` and a `title`."""
 
@@ -83,7 +101,12 @@ class Policy:
 
 
 def _window_partitions(
-    policy: Policy, window_frames: int, sink_frames: int, clock: Clock, frames_per_block: int, current_blocks: int
+    policy: Window | SinkWindow,
+    window_frames: int,
+    sink_frames: int,
+    clock: Clock,
+    frames_per_block: int,
+    current_blocks: int,
 ) -> Partitions:
     """The plan of a window that counts all that a pass sees: its sink, recent frames and the current block or blocks.
 
@@ -100,7 +123,10 @@ def _window_partitions(
         )
     recent = window_frames - sink_frames - frames_per_block
     view = window_frames if current_blocks > 1 else None
-    return Partitions(frames_per_block, sink_frames, recent, clock, current_blocks=current_blocks, view_frames=view)
+    int8 = int8_parts(policy.kv_int8)
+    return Partitions(
+        frames_per_block, sink_frames, recent, clock, current_blocks=current_blocks, view_frames=view, int8=int8
+    )
 
 
 @dataclass(frozen=True)
@@ -108,8 +134,11 @@ class Full(Policy):
     name = "full"
     title = "Full history (memory grows with the video)"
 
+    kv_int8: str = int8_knob()
+
     def partitions(self, frames_per_block: int, current_blocks: int = 1) -> Partitions:
-        return Partitions(frames_per_block, 0, UNLIMITED_FRAMES, current_blocks=current_blocks)
+        int8 = int8_parts(self.kv_int8)
+        return Partitions(frames_per_block, 0, UNLIMITED_FRAMES, current_blocks=current_blocks, int8=int8)
 
 
 @dataclass(frozen=True)
@@ -123,6 +152,7 @@ class Window(Policy):
         "was trained with.",
         minimum=1,
     )
+    kv_int8: str = int8_knob()
 
     def partitions(self, frames_per_block: int, current_blocks: int = 1) -> Partitions:
         return _window_partitions(self, self.window_frames, 0, "video", frames_per_block, current_blocks)
@@ -144,6 +174,7 @@ class SinkWindow(Policy):
         "Close the gap in time between the sink and the window. Off leaves the sink at its old position: "
         "StreamingLLM-style sinks, which lose their hold as the video grows.",
     )
+    kv_int8: str = int8_knob("sink", "recent")
 
     def partitions(self, frames_per_block: int, current_blocks: int = 1) -> Partitions:
         clock = "window" if self.realign else "video"
@@ -208,6 +239,7 @@ class PackForcing(Policy):
         choices=get_args(Coordinates),
     )
     selector_seed: int = knob(0, "Seed of the selector 'random'.")
+    kv_int8: str = int8_knob("sink", "mid", "recent", "sink+mid", "sink+recent", "mid+recent")
 
     def partitions(self, frames_per_block: int, current_blocks: int = 1) -> Partitions:
         sink = _whole_blocks("sink_frames", self.sink_frames, self.default_sink_frames, frames_per_block)
@@ -234,7 +266,8 @@ class PackForcing(Policy):
                 self.coordinates,
                 self.selector_seed,
             )
-        return Partitions(frames_per_block, sink, recent, "window", bank, current_blocks=current_blocks)
+        int8 = int8_parts(self.kv_int8)
+        return Partitions(frames_per_block, sink, recent, "window", bank, current_blocks=current_blocks, int8=int8)
 
     def _span(self, other_frames: int, frames_per_block: int) -> float:
         """Frames of position for a mid block beside `other_frames` of sink, recent and current."""
@@ -261,6 +294,7 @@ class DeepForcing(Policy):
         16, "Latent frames' worth of tokens left in view after dropping, all included.", minimum=1
     )
     window_frames: int = knob(21, "Latent frames in view, all included, at which tokens are dropped.", minimum=1)
+    kv_int8: str = int8_knob("sink", "recent")
 
     def partitions(self, frames_per_block: int, current_blocks: int = 1) -> Partitions:
         if current_blocks > 1:
@@ -282,7 +316,8 @@ class DeepForcing(Policy):
             )
         pruning = PruningPlan(self.window_frames, self.budget_frames, self.recent_frames)
         tail = pruning.past_limit(frames_per_block) - self.sink_frames
-        return Partitions(frames_per_block, self.sink_frames, tail, "window", pruning=pruning)
+        int8 = int8_parts(self.kv_int8)
+        return Partitions(frames_per_block, self.sink_frames, tail, "window", pruning=pruning, int8=int8)
 
 
 POLICIES: dict[str, type[Policy]] = {

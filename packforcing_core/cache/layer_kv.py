@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from ..errors import PackForcingError
+from ..rope import Rotation, rotate
 from .bank import TwinShape
-from .partitions import BlockWindow, Partitions
+from .eight_bits import row_bytes
+from .partitions import BlockWindow, Part, Partitions
 
 FLOAT_BYTES = 4
 
@@ -69,7 +71,15 @@ class KVShape:
 
     def cache_bytes(self, partitions: Partitions) -> int:
         """Bytes of what is kept of the past and attended, once all slots are full."""
-        return 2 * self.row_bytes * self._past_tokens(partitions)
+        tokens: dict[Part, int] = {
+            "sink": partitions.sink_frames * self.tokens_per_frame,
+            "mid": self._mid_tokens(partitions),
+            "recent": partitions.recent_frames * self.tokens_per_frame,
+        }
+        heads = 2 * self.layers * self.batch * self.heads
+        return heads * sum(
+            count * row_bytes(self.head_dim, self.dtype, part in partitions.int8) for part, count in tokens.items()
+        )
 
     def bank_bytes(self, partitions: Partitions) -> int:
         """Bytes of the mid bank: twins and their mean keys, wherever they are."""
@@ -82,12 +92,15 @@ class KVShape:
 
     def buffer_bytes(self, partitions: Partitions) -> int:
         """All bytes that a cache allocates on its device: the attended buffer with the current blocks, keys without
-        rotation, what choosing needs, and the part of the bank that is not in host memory.
+        rotation, what choosing needs, and the part of the bank that is not in host memory. With parts in 8 bits the
+        attended buffer is one for all layers.
         """
-        frames = partitions.unrotated_frames + partitions.candidate_frames
         attended = 2 * self.row_bytes * self.buffer_tokens(partitions)
         queries = self.layers * self.batch * self.heads * self.head_dim * FLOAT_BYTES * partitions.query_frames
         bank = self.bank_bytes(partitions) - self.host_bytes(partitions)
+        if partitions.int8:
+            return attended // self.layers + self.cache_bytes(partitions) + queries + bank
+        frames = partitions.unrotated_frames + partitions.candidate_frames
         return attended + self.frame_bytes * frames + queries + bank + self._resident_bytes(partitions)
 
     def _twin_bytes(self, partitions: Partitions) -> int:
@@ -105,35 +118,15 @@ class KVShape:
         return self.row_bytes * self.twin.tokens * partitions.mid_slots if on_host else 0
 
 
-class LayerKV:
-    """Keys and values of one layer: `k`, `v` [B, tokens, heads, head_dim], laid out as `partitions` describes.
+class RowLayout:
+    """Where in a buffer of token rows the slots of a plan lie; `partitions` describes the order."""
 
-    `k` is rotated for the position at which it is read now. What may move is also kept as `timeless_k`, rotated by
-    height and width but not by time, so that a move is one fresh rotation and never a second one; `candidate_v` are the
-    values of what may be chosen among. Both are indexed by frame slot. `query_sums` [B, frames, heads, head_dim] are
-    float32 sums of a frame's queries, rotated like `timeless_k`.
-    """
-
-    def __init__(self, shape: KVShape, partitions: Partitions, device: torch.device | str):
-        def allocate(tokens: int, dtype: torch.dtype = shape.dtype) -> Tensor:
-            return torch.zeros(shape.batch, tokens, shape.heads, shape.head_dim, dtype=dtype, device=device)
-
-        n = shape.tokens_per_frame
-        self.tokens_per_frame = n
+    def __init__(self, shape: KVShape, partitions: Partitions):
+        self.tokens_per_frame = shape.tokens_per_frame
         self._twin_tokens = shape.twin.tokens if partitions.bank else 0
         self._mid_tokens = self._twin_tokens * partitions.mid_slots
         self._past_frames = partitions.past_frames
         self._ring_frames = partitions.recent_frames
-        self.k = allocate(shape.buffer_tokens(partitions))
-        self.v = allocate(shape.buffer_tokens(partitions))
-        self.timeless_k = allocate(partitions.unrotated_frames * n)
-        self.candidate_v = allocate(partitions.candidate_frames * n)
-        self.query_sums = allocate(partitions.query_frames, torch.float32)
-
-    @property
-    def nbytes(self) -> int:
-        tensors = (self.k, self.v, self.timeless_k, self.candidate_v, self.query_sums)
-        return sum(tensor.nbytes for tensor in tensors)
 
     def tokens(self, slot: int, frames: int = 1) -> slice:
         """The token rows of `frames` slots from `slot` on."""
@@ -155,13 +148,97 @@ class LayerKV:
         return slice(first, first + len(window.current_positions) * self.tokens_per_frame)
 
     def attended(self, window: BlockWindow) -> slice:
-        """The token rows that the current blocks see, themselves included."""
+        """The token rows that the current blocks see, themselves included, which are the last of them."""
         return slice(self.tokens(self._past_frames - window.past_frames).start, self.current(window).stop)
 
-    def seen_by_twin(self, mid_blocks: int) -> tuple[slice, slice]:
-        """The rows that a twin sees (sink, `mid_blocks` mid slots, itself), and its own rows, the last of them."""
-        own = self.mid(mid_blocks)
-        return slice(self.tokens(self._ring_frames).start, own.stop), own
+    def attended_by_twin(self, mid_blocks: int) -> slice:
+        """The rows that a twin sees: sink, `mid_blocks` mid slots and itself, which is last."""
+        return slice(self.tokens(self._ring_frames).start, self.mid(mid_blocks).stop)
+
+    def candidates(self, first: int, frames: int, device: torch.device | str) -> Tensor:
+        """Token rows of the frames `first`, `first` + 1, ... behind the sink, in that order; the slots of the ring run
+        from right to left.
+        """
+        n = self.tokens_per_frame
+        index = torch.arange(first * n, (first + frames) * n, device=device)
+        return (self._ring_frames - 1 - index // n) * n + index % n
+
+
+class LayerKV(RowLayout):
+    """Keys and values of one layer: `k`, `v` [B, tokens, heads, head_dim], laid out as `partitions` describes.
+
+    `k` is rotated for the position at which it is read now. What may move is also kept as `timeless_k`, rotated by
+    height and width but not by time, so that a move is one fresh rotation and never a second one; `candidate_v` are the
+    values of what may be chosen among. Both are indexed by frame slot. `query_sums` [B, frames, heads, head_dim] are
+    float32 sums of a frame's queries, rotated like `timeless_k`.
+    """
+
+    def __init__(self, shape: KVShape, partitions: Partitions, device: torch.device | str):
+        def allocate(tokens: int, dtype: torch.dtype = shape.dtype) -> Tensor:
+            return torch.zeros(shape.batch, tokens, shape.heads, shape.head_dim, dtype=dtype, device=device)
+
+        super().__init__(shape, partitions)
+        n = shape.tokens_per_frame
+        self.k = allocate(shape.buffer_tokens(partitions))
+        self.v = allocate(shape.buffer_tokens(partitions))
+        self.timeless_k = allocate(partitions.unrotated_frames * n)
+        self.candidate_v = allocate(partitions.candidate_frames * n)
+        self.query_sums = allocate(partitions.query_frames, torch.float32)
+
+    @property
+    def nbytes(self) -> int:
+        tensors = (self.k, self.v, self.timeless_k, self.candidate_v, self.query_sums)
+        return sum(tensor.nbytes for tensor in tensors)
+
+    def move(self, slot: int, rotation: Rotation) -> None:
+        """Turns a frame of the ring to where `rotation` in time puts it."""
+        rows = self.tokens(slot)
+        self.k[:, rows] = rotate(self.timeless_k[:, rows], rotation)
+
+    def show_copy(self, window: BlockWindow, index: int, rotation: Rotation | None) -> None:
+        """Shows a frame of the ring, turned by `rotation` in time or as it is, in front of the current blocks too."""
+        source, target = self.tokens(window.copied[index].slot), self.copy(window, index)
+        self.k[:, target] = rotate(self.timeless_k[:, source], rotation) if rotation else self.k[:, source]
+        self.v[:, target] = self.v[:, source]
+
+    def put_frame(self, slot: int, timeless: Tensor, v: Tensor, rotation: Rotation) -> None:
+        """Keeps a frame: keys `timeless` [B, tokens, heads, head_dim], to be read where `rotation` in time puts them,
+        and values.
+        """
+        rows = self.tokens(slot)
+        self.k[:, rows] = rotate(timeless, rotation)
+        self.v[:, rows] = v
+        if slot < self._ring_frames:
+            if self.timeless_k.shape[1]:
+                self.timeless_k[:, rows] = timeless
+            if self.candidate_v.shape[1]:
+                self.candidate_v[:, rows] = v
+
+    def seen(self, window: BlockWindow) -> tuple[Tensor, Tensor]:
+        """Keys and values that a pass attends to [B, attended, heads, head_dim]; its own rows, the last, are to be
+        filled in.
+        """
+        rows = self.attended(window)
+        return self.k[:, rows], self.v[:, rows]
+
+    def seen_by_twin(self, mid_blocks: int) -> tuple[Tensor, Tensor]:
+        """The same for a twin behind `mid_blocks` mid slots."""
+        rows = self.attended_by_twin(mid_blocks)
+        return self.k[:, rows], self.v[:, rows]
+
+    def timeless_keys(self, rows: Tensor) -> Tensor:
+        """Keys of the ring without their rotation in time."""
+        return self.timeless_k[:, rows]
+
+    def show_tokens(self, target: Tensor, source: Tensor, rotation: Rotation) -> None:
+        """Shows the ring's rows `source`, turned by `rotation` in time, at the rows `target`; what is kept stays."""
+        self.k[:, target] = rotate(self.timeless_k[:, source], rotation)
+        self.v[:, target] = self.candidate_v[:, source]
+
+    def keep_tokens(self, target: Tensor, source: Tensor) -> None:
+        """Makes the ring's rows `target` what its rows `source` were."""
+        for store in (self.timeless_k, self.candidate_v):
+            store[:, target] = store[:, source]
 
     def saved(self, past_frames: int) -> dict[str, Tensor]:
         """What the newest filled `past_frames` slots hold, and the mid slots; copies on the CPU.
@@ -186,14 +263,11 @@ class LayerKV:
             if own.shape[1]:
                 own[:, own.shape[1] - tensors[name].shape[1] :] = tensors[name]
         if self.query_sums.shape[1]:
-            if self.query_sums.shape != tensors["query_sums"].shape:  # A ring: its slots depend on its length.
-                raise RuntimeError(f"{list(tensors['query_sums'].shape)} is not {list(self.query_sums.shape)}")
-            self.query_sums.copy_(tensors["query_sums"])
+            load_ring(self.query_sums, tensors["query_sums"])
 
-    def candidates(self, first: int, frames: int) -> Tensor:
-        """Token rows of the frames `first`, `first` + 1, ... behind the sink, in that order, for `timeless_k` and
-        `candidate_v` (whose slots run from right to left).
-        """
-        n = self.tokens_per_frame
-        index = torch.arange(first * n, (first + frames) * n, device=self.k.device)
-        return (self._ring_frames - 1 - index // n) * n + index % n
+
+def load_ring(own: Tensor, saved: Tensor) -> None:
+    """Copies a saved ring, whose slots depend on its length; RuntimeError where it has another."""
+    if own.shape != saved.shape:
+        raise RuntimeError(f"{list(saved.shape)} is not {list(own.shape)}")
+    own.copy_(saved)

@@ -13,6 +13,7 @@ from ..geometry import compressed_grid
 from ..rope import GridRope, Rotation, rotate
 from .bank import Copies, LayerBank
 from .layer_kv import KVShape, LayerKV
+from .packed import PackedKV
 from .partitions import BankPlan, BlockWindow, Partitions
 from .select import SELECTORS, Question, choose
 
@@ -62,9 +63,16 @@ class TwinRope:
 
     def at(self, position: float, keys: Tensor) -> Tensor:
         """Spatially rotated keys (or queries) of a twin, also rotated in time for a block that starts at `position`."""
+        return rotate(keys, self._time(position))
+
+    def times(self, positions: Sequence[float]) -> Rotation:
+        """The rotation in time of several twins, one behind the other."""
+        return Rotation(*(torch.cat(tables) for tables in zip(*map(self._time, positions), strict=True)))
+
+    def _time(self, position: float) -> Rotation:
         if position not in self._times:  # Few: the places of the mid slots.
             self._times[position] = self._rope.frame_times([position + offset for offset in self._offsets])
-        return rotate(keys, self._times[position])
+        return self._times[position]
 
 
 class MidMemory:
@@ -87,8 +95,8 @@ class MidMemory:
         self._banks = [
             LayerBank(shape.twin, plan.bank_blocks, plan.storage, device, copies) for _ in range(shape.layers)
         ]
-        on_host = plan.storage.startswith("host")
-        resident = (plan.top_k_blocks, *shape.twin.sizes) if on_host else (0,)
+        far = plan.storage.startswith("host") and not partitions.int8  # Packed mid slots hold such keys themselves.
+        resident = (plan.top_k_blocks, *shape.twin.sizes) if far else (0,)
         self._resident = [torch.zeros(resident, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
         self._shown: list[list[Shown]] = [[None] * plan.top_k_blocks for _ in range(shape.layers)]
         self._rope = rope
@@ -110,7 +118,7 @@ class MidMemory:
         twins = 0 if self.plan.storage.startswith("host") else self.twin_bytes
         return means + sum(rows.nbytes for rows in self._resident) + twins
 
-    def choose(self, layer: int, kv: LayerKV, window: BlockWindow, q: Tensor, block: int) -> Choice:
+    def choose(self, layer: int, kv: LayerKV | PackedKV, window: BlockWindow, q: Tensor, block: int) -> Choice:
         """What `layer` selects for block `block`, from its queries `q` [B, L, heads, head_dim] (not rotated)."""
         bank = self._banks[layer]
         queries = rotate(q, self._spatial_of(q.shape[1] // kv.tokens_per_frame))
@@ -137,15 +145,20 @@ class MidMemory:
             )
         return tuple(choice)
 
-    def show(self, layer: int, kv: LayerKV, window: BlockWindow, choice: Choice) -> None:
+    def show(self, layer: int, kv: LayerKV | PackedKV, window: BlockWindow, choice: Choice) -> None:
         """Makes the mid slots of `kv` hold the chosen blocks at the mid positions of `window`."""
         self.show_at(layer, kv, window.mid_positions, choice)
 
-    def show_at(self, layer: int, kv: LayerKV, positions: Sequence[float], choice: Choice) -> None:
+    def show_at(self, layer: int, kv: LayerKV | PackedKV, positions: Sequence[float], choice: Choice) -> None:
         """Makes the first mid slots of `kv` hold the chosen blocks, the i-th of them at the i-th position."""
         self.fetch(layer, kv, choice)
         self._banks[layer].wait()
         shown = self._shown[layer]
+        if isinstance(kv, PackedKV):
+            slots = {tag[0]: slot for slot, tag in enumerate(shown) if tag}
+            if choice:
+                kv.show_mid([slots[block] for block in choice], self.twin_rope.times(positions))
+            return
         wanted = dict(zip(choice, positions, strict=True))
         for slot in range(len(choice)):
             block, position = shown[slot]
@@ -153,7 +166,7 @@ class MidMemory:
                 kv.k[:, kv.mid(slot)] = self.twin_rope.at(wanted[block], self._timeless(layer, slot, block))
                 shown[slot] = block, wanted[block]
 
-    def fetch(self, layer: int, kv: LayerKV, choice: Choice) -> None:
+    def fetch(self, layer: int, kv: LayerKV | PackedKV, choice: Choice) -> None:
         """Begins to bring those chosen blocks into the first mid slots of `kv` that are not there yet."""
         shown = self._shown[layer]
         shown[len(choice) :] = [None] * (len(shown) - len(choice))  # The current block's rows begin there.
@@ -161,8 +174,12 @@ class MidMemory:
         free = [slot for slot in range(len(choice)) if shown[slot] is None or shown[slot][0] not in choice]
         misses = [block for block in choice if block not in held]
         for slot, block in zip(free, misses, strict=True):
-            keys = self._resident[layer][slot] if len(self._resident[layer]) else None
-            self._banks[layer].fetch(self.blocks.index(block), keys, kv.v[:, kv.mid(slot)])
+            bank, source = self._banks[layer], self.blocks.index(block)
+            if isinstance(kv, PackedKV):
+                kv.fetch_mid(slot, bank, source)
+            else:
+                keys = self._resident[layer][slot] if len(self._resident[layer]) else None
+                bank.fetch(source, keys, kv.v[:, kv.mid(slot)])
             shown[slot] = block, None
             self.fetched += 1
 

@@ -21,6 +21,7 @@ Clock = Literal["video", "window"]
 Eviction = Literal["fifo", "least_selected"]
 Storage = Literal["host", "device", "host_int8", "device_int8"]
 Coordinates = Literal["grid", "native"]
+Part = Literal["sink", "mid", "recent"]
 
 PRUNED = -1
 """The `frame` of a slot whose tokens come from several frames."""
@@ -112,6 +113,9 @@ class Partitions:
     `current_blocks` are denoised together in a rolling rollout; a commit is always of one block. `view_frames` is the
     most that a pass sees, sink and current included, where the blocks of a rolling window take the place of the oldest
     recent frames; None where they come on top. Without a bank and without `pruning` only.
+
+    The parts named in `int8` keep their keys and values in 8 bits. One buffer that the layers share then is what
+    attention reads, so the layers hold nothing but what they keep (`packed.py`).
     """
 
     frames_per_block: int
@@ -122,6 +126,7 @@ class Partitions:
     pruning: PruningPlan | None = None
     current_blocks: int = 1
     view_frames: int | None = None
+    int8: tuple[Part, ...] = ()
 
     @property
     def current_frames(self) -> int:

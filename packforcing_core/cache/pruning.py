@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..rope import GridRope, Rotation, rotate
 from .layer_kv import LayerKV
+from .packed import PackedKV
 from .partitions import BlockWindow, Partitions
 
 
@@ -52,12 +53,12 @@ class TokenPruning:
         """A choice of an earlier run, to be made again."""
         return torch.tensor(choice, dtype=torch.long, device=self._rope.device)
 
-    def choose(self, layer: int, kv: LayerKV, window: BlockWindow, q: Tensor, block: int) -> Tensor:
+    def choose(self, layer: int, kv: LayerKV | PackedKV, window: BlockWindow, q: Tensor, block: int) -> Tensor:
         """Indices of the kept among the candidate tokens, from the current queries `q` [B, L, heads, head_dim]."""
         past = len(window.past)
         candidates = past - self._sink - self._past_recent
-        rows = kv.candidates(0, candidates)
-        keys = rotate(kv.timeless_k[:, rows], self._times(candidates))
+        rows = kv.candidates(0, candidates, q.device)
+        keys = rotate(kv.timeless_keys(rows), self._times(candidates))
         current = rotate(q, self._rope.frames(range(past, past + self._frames_per_block)))
         query = current.float().sum(dim=1)
         if self._past_recent:
@@ -66,25 +67,22 @@ class TokenPruning:
             query = query + rotate(kv.query_sums[:, slots], self._rope.time(frames)).sum(dim=1)
         return choose_tokens(query, keys, self._kept_frames * kv.tokens_per_frame)
 
-    def show(self, layer: int, kv: LayerKV, window: BlockWindow, kept: Tensor) -> None:
+    def show(self, layer: int, kv: LayerKV | PackedKV, window: BlockWindow, kept: Tensor) -> None:
         """Makes the slots behind the sink hold the kept tokens and the recent frames."""
         if self._shown[layer] is kept:
             return
         source = self._source(kv, window, kept)
         frames = self._kept_frames + self._past_recent
-        target = kv.candidates(0, frames)
-        kv.k[:, target] = rotate(kv.timeless_k[:, source], self._times(frames))
-        kv.v[:, target] = kv.candidate_v[:, source]
+        kv.show_tokens(kv.candidates(0, frames, source.device), source, self._times(frames))
         self._shown[layer] = kept
 
-    def drop(self, layer: int, kv: LayerKV, window: BlockWindow, kept: Tensor) -> None:
+    def drop(self, layer: int, kv: LayerKV | PackedKV, window: BlockWindow, kept: Tensor) -> None:
         """Makes the stored past what `show` shows."""
         source = self._source(kv, window, kept)
-        target = kv.candidates(0, self._kept_frames + self._past_recent)
-        for store in (kv.timeless_k, kv.candidate_v):
-            store[:, target] = store[:, source]
+        kv.keep_tokens(kv.candidates(0, self._kept_frames + self._past_recent, source.device), source)
         self._shown[layer] = None
 
-    def _source(self, kv: LayerKV, window: BlockWindow, kept: Tensor) -> Tensor:
+    def _source(self, kv: LayerKV | PackedKV, window: BlockWindow, kept: Tensor) -> Tensor:
         candidates = len(window.past) - self._sink - self._past_recent
-        return torch.cat((kv.candidates(0, candidates)[kept], kv.candidates(candidates, self._past_recent)))
+        every = kv.candidates(0, len(window.past) - self._sink, kept.device)
+        return torch.cat((every[: candidates * kv.tokens_per_frame][kept], every[candidates * kv.tokens_per_frame :]))

@@ -56,9 +56,9 @@ def test_the_film_changes_at_the_block_that_the_sampler_names(comfy: ComfyServer
 def test_stock_text_nodes_one_by_one_give_the_same_as_one_text(comfy: ComfyServer, files: Files):
     def chained(graph: Graph) -> Link:
         settings = {"blend_seconds": 1.5, "recache": True}
-        first = graph.add(
-            "PackForcingPromptAt", conditioning=encoded(graph, "a boat drifts"), seconds=0.0, **settings
-        )[0]
+        first = graph.add("PackForcingPromptAt", conditioning=encoded(graph, "a boat drifts"), seconds=0.0, **settings)[
+            0
+        ]
         second = encoded(graph, "a boat sinks")
         return graph.add("PackForcingPromptAt", conditioning=second, before=first, seconds=3.0, **settings)[0]
 

@@ -54,9 +54,7 @@ def load_video(graph: Graph) -> Link:
 
 @pytest.mark.parametrize(("frames_per_block", "still"), [(0, 9), (1, 1)])
 def test_a_film_goes_on_from_a_picture(comfy: ComfyServer, files: Files, inputs, frames_per_block: int, still: int):
-    begun, told = film(
-        comfy, files, lambda g: start_from(g, image=load_image(g)), frames_per_block=frames_per_block
-    )
+    begun, told = film(comfy, files, lambda g: start_from(g, image=load_image(g)), frames_per_block=frames_per_block)
     plain, _ = film(comfy, files, None, frames_per_block=frames_per_block)
     print(told.splitlines()[0])
     assert f"the first 1 of them ({still} frames) are given" in told
@@ -95,6 +93,7 @@ def test_a_latent_goes_on_as_the_longer_render_would(comfy: ComfyServer, files: 
 
 def test_repainting_makes_a_film_over_another(comfy: ComfyServer, files: Files, inputs):
     steps = {"denoising_steps": "1000, 750, 500, 250", "seconds": 3.3}
+
     def repainted(strength: float) -> tuple[np.ndarray, str]:
         settings = {"how": "repaint", "strength": strength}
         return film(comfy, files, lambda g: start_from(g, video=load_video(g), **settings), **steps)

@@ -1,17 +1,27 @@
-"""Fast paths against their plain twins over 100 blocks of a random model: errors feed back through the cache."""
+"""Over 100 blocks errors feed back through the cache: fast paths against their plain twins on a random model, and a
+past in 8 bits against the past as it is on the miniature, whose films the checker can read.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 from packforcing_core.cache.config import POLICY_PRESETS
 from packforcing_core.checkpoint.families import DEFAULT_FAMILY
+from packforcing_core.evaluation.little_world.checker import check_video
+from packforcing_core.evaluation.little_world.report import WorldReport
+from packforcing_core.evaluation.little_world.scene import FPS
 from packforcing_core.geometry import VideoGeometry
+from packforcing_core.miniature import load as miniature
 from packforcing_core.model.causal import CausalWan
 from packforcing_core.model.ops import TorchOps
 from packforcing_core.render import Recipe, build_cache, build_twins
 from packforcing_core.sampler.rollout import BlockDone, Denoising, rollout
+from packforcing_core.vae.streaming import StreamingDecoder, to_frames
 from packforcing_core.vae.wan_vae import WanVAE
 from tests.random_wan import RANDOM_CONFIG, build_random_model, build_random_vae, word_context
 
@@ -70,3 +80,46 @@ def test_a_fast_path_does_not_drift_from_its_plain_twin(fast_path):
     told = ", ".join(f"block {b}: {differences[b - 1]:.1e}" for b in (1, 10, 20, 50, 100))
     print(f"{fast_path}: {told}; the worst {max(differences):.1e}; selections the same in {same} of {BLOCKS} blocks")
     assert max(differences) < 1e-3
+
+
+def film_of(kv_int8: str, dtype: torch.dtype):
+    """Latents, choices and frames of each block of the miniature's film, with its own memory."""
+    model, vae, size = miniature.load_model(dtype), miniature.load_vae(dtype), miniature.SIZE
+    geometry = VideoGeometry(*size, fps=float(FPS), frames_per_block=miniature.FAMILY.frames_per_block, blocks=BLOCKS)
+    policy = replace(miniature.MEMORY, kv_int8=kv_int8)
+    recipe = Recipe(geometry, policy, Denoising.of_family(miniature.FAMILY), seed=0)
+    trained = miniature.load_compressor(dtype=dtype)
+    twins = build_twins(model, vae, trained.high_res if trained else None)
+    text, decoder = model.encode_text(miniature.load_text()([miniature.PROMPT])), StreamingDecoder(vae)
+    with torch.inference_mode():
+        events = rollout(model, text, build_cache(model, recipe), recipe.noise(), recipe.denoising, BLOCKS, twins=twins)
+        for event in events:
+            if isinstance(event, BlockDone):
+                video = decoder.push(event.latents.to(dtype)) if event.video is None else event.video
+                yield event.latents, event.selection, to_frames(video)
+
+
+def told(report: WorldReport) -> str:
+    return f"{report.right:.1%} of the frames right, things {report.objects_right:.1%}"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", [miniature.fast_dtype()], ids=str)
+def test_a_film_with_its_past_in_eight_bits_shows_what_the_plain_one_shows(dtype):
+    torch.set_num_threads(1)
+    differences, same, films = [], 0, ([], [])
+    for number, made in enumerate(zip(film_of("all", dtype), film_of("none", dtype), strict=True), 1):
+        (ours, chosen, frames), (theirs, expected, plain_frames) = made
+        differences.append(((ours - theirs).square().mean().sqrt() / theirs.std()).item())
+        same += chosen == expected
+        films[0].append(frames)
+        films[1].append(plain_frames)
+        if number in (1, 2, 10, 20, 50, BLOCKS):
+            print(f"block {number}: {differences[-1]:.1e} of the deviation", flush=True)
+    ours, plain = (np.concatenate(film) for film in films)
+    pixels = np.abs(ours.astype(int) - plain.astype(int)).mean()
+    print(f"the worst {max(differences):.1e}; selections the same in {same} of {BLOCKS}; pixels {pixels:.2f} of 255")
+    reports = [check_video(film, miniature.PROMPT) for film in (ours, plain)]
+    print(f"8 bits: {told(reports[0])}; plain: {told(reports[1])}")
+    assert 0 < differences[1] < 0.1
+    assert reports[0].right > reports[1].right - 0.05

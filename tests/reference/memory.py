@@ -1,10 +1,13 @@
 """The memories of PackForcing and Deep Forcing by brute force: everything ever made is kept without rotation, and every
 attention concatenates what may be seen, rotates it from scratch and attends.
+
+Parts in 8 bits are rounded and taken back in float64 whenever they are read, from what was made.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -43,10 +46,35 @@ def twin_positions(frames: int, grid: tuple[int, int], span: float) -> Tensor:
     return torch.tensor(made, dtype=torch.float64)
 
 
+def rounded(x: Tensor) -> Tensor:
+    """`x` [..., head_dim] after 8 bits: round(x / scale) scale, with scale = the largest magnitude of a row / 127, in
+    float64.
+    """
+    scale = x.double().abs().amax(dim=-1, keepdim=True) / 127
+    codes = torch.where(scale > 0, x.double() / scale, 0.0).round()
+    return (codes * scale).to(x.dtype)
+
+
+def in_space(positions: Tensor) -> Tensor:
+    return at_time(positions, 0.0)
+
+
+def in_time(positions: Tensor) -> Tensor:
+    only = torch.zeros_like(positions)
+    only[:, 0] = positions[:, 0]
+    return only
+
+
+def read_moving(x: Tensor, places: Tensor, int8: bool) -> Tensor:
+    """Keys that are kept as they stand in space, and turned in time when they are read at `places`."""
+    return rope(rounded(rope(x, in_space(places))), in_time(places)) if int8 else rope(x, places)
+
+
 class PackForcingOracle:
     """A history (as a model pass holds it) of one pass; `passes` says of which, see `begin`, `commit`, `twin`."""
 
-    def __init__(self, frames_per_block, sink_frames, recent_frames, top_k, bank, span, layers, grid):
+    def __init__(self, frames_per_block, sink_frames, recent_frames, top_k, bank, span, layers, grid, int8=()):
+        self.int8: Sequence[str] = int8
         self.per_block, self.sink, self.recent = frames_per_block, sink_frames, recent_frames
         self.top_k, self.bank, self.span, self.grid = top_k, bank, span, grid
         self.n = grid[0] * grid[1]
@@ -65,8 +93,7 @@ class PackForcingOracle:
         chosen = self.selected[layer][self.block]
         keys, values, time = self._sink_and_mid(layer, chosen, first)
         for frame in range(max(self.sink, first - self.recent), first):
-            keys.append(rope(self.made[layer][frame][1], grid_positions([time], self.grid)))
-            values.append(self.made[layer][frame][2])
+            self._add(keys, values, "recent", *self.made[layer][frame][1:], grid_positions([time], self.grid))
             time += 1
         own = grid_positions([time + i for i in range(q.shape[1] // self.n)], self.grid)
         out = plain_attention(rope(q, own), torch.cat([*keys, rope(k, own)], dim=1), torch.cat([*values, v], dim=1))
@@ -79,16 +106,22 @@ class PackForcingOracle:
     def _sink_and_mid(self, layer, chosen, first):
         keys, values, time = [], [], 0.0
         for frame in range(min(self.sink, first)):
-            keys.append(rope(self.made[layer][frame][1], grid_positions([time], self.grid)))
-            values.append(self.made[layer][frame][2])
+            self._add(keys, values, "sink", *self.made[layer][frame][1:], grid_positions([time], self.grid))
             time += 1
         offsets = twin_positions(self.per_block, self.grid, self.span)
         for block in chosen:
-            k, v = self.twins[layer][block]
-            keys.append(rope(k, at_time(offsets, offsets[:, 0] + time)))
-            values.append(v)
+            self._add(keys, values, "mid", *self.twins[layer][block], at_time(offsets, offsets[:, 0] + time))
             time += self.span
         return keys, values, time
+
+    def _add(self, keys, values, part: str, k, v, places):
+        """Frames that stay where they are (the sink, and recent frames of one block) are rounded as they stand."""
+        int8 = part in self.int8
+        if part == "sink" or (part == "recent" and self.recent <= self.per_block):
+            keys.append(rounded(rope(k, places)) if int8 else rope(k, places))
+        else:
+            keys.append(read_moving(k, places, int8))
+        values.append(rounded(v) if int8 else v)
 
     def _attend_twin(self, layer, q, k, v):
         chosen = [b for b in self.selected[layer][self.block] if b in self.twins[layer]]
@@ -117,7 +150,8 @@ class PackForcingOracle:
 class DeepForcingOracle:
     """Deep Forcing: all tokens of the past in a list per layer, thinned out when the window is full."""
 
-    def __init__(self, frames_per_block, sink, recent, budget, window, layers, grid):
+    def __init__(self, frames_per_block, sink, recent, budget, window, layers, grid, int8=()):
+        self.int8: Sequence[str] = int8
         self.per_block, self.sink, self.recent = frames_per_block, sink, recent
         self.budget, self.window, self.grid = budget, window, grid
         self.n = grid[0] * grid[1]
@@ -139,17 +173,30 @@ class DeepForcingOracle:
         own = grid_positions([frames + i for i in range(self.per_block)], self.grid)
         everything = [torch.cat(pair, dim=1) for pair in zip(past[:3], (q, k, v), strict=True)]
         places = torch.cat((past[3], own))
-        out = plain_attention(rope(q, own), rope(everything[1], places), everything[2])
+        seen_keys = torch.cat((self._keys(past), rope(k, own)), dim=1)
+        out = plain_attention(rope(q, own), seen_keys, torch.cat((self._values(past), v), dim=1))
         if self.mode == "commit":
             self.past[layer] = (*everything, places)
         return out
+
+    def _keys(self, past):
+        """Keys of the past as they stand in the window; the sink stays there for ever."""
+        first = self.sink * self.n
+        sink, others = rope(past[1][:, :first], past[3][:first]), past[1][:, first:]
+        others = read_moving(others, past[3][first:], "recent" in self.int8)
+        return torch.cat((rounded(sink) if "sink" in self.int8 else sink, others), dim=1)
+
+    def _values(self, past):
+        first = self.sink * self.n
+        parts = ("sink", past[2][:, :first]), ("recent", past[2][:, first:])
+        return torch.cat([rounded(v) if part in self.int8 else v for part, v in parts], dim=1)
 
     def _thin(self, layer, past, q, frames):
         first, last = self.sink * self.n, (frames - (self.recent - self.per_block)) * self.n
         if self.kept[layer] is None:
             queries = rope(q, grid_positions([frames + i for i in range(self.per_block)], self.grid))
             queries = torch.cat((queries, rope(past[0][:, last:], past[3][last:])), dim=1)
-            keys = rope(past[1][:, first:last], past[3][first:last])
+            keys = self._keys(past)[:, first:last]
             phi = torch.einsum("bqhd,bkhd->bhqk", queries.double(), keys.double()).sum(dim=(0, 1, 2)).tolist()
             count = (self.budget - self.recent - self.sink) * self.n
             best = sorted(range(len(phi)), key=lambda j: (phi[j], j), reverse=True)[:count]

@@ -33,6 +33,10 @@ POLICIES = [
     PackForcing(**BANK, mid_span=AUTO, eviction="least_selected", bank_storage="device"),
     PackForcing(**BANK, selector="best_row", bank_storage="host_int8"),
     PackForcing(3, 6, 2, 4, bank_storage="device_int8"),
+    SinkWindow(9, 3, kv_int8="all"),
+    DeepForcing(3, 4, 8, 12, kv_int8="all"),
+    PackForcing(**BANK, mid_span=AUTO, kv_int8="all"),
+    PackForcing(3, 6, 2, 4, bank_storage="host_int8", kv_int8="sink+mid"),
 ]
 BLOCKS, FRAMES = 9, 3
 

@@ -1,0 +1,222 @@
+"""A layer's past with parts in 8 bits, and the buffer that the layers share to attend to it.
+
+    kept by each layer     recent ring | sink | mid slots            in 8 bits, or in the model's dtype
+    shared by all layers   [ recent ring | sink | mid slots | copied recent | current ]
+
+Before each of its attentions a layer brings what it sees into the shared buffer. Keys of frames that may move are kept
+without their rotation in time and turned when they are read, so that every key is rounded to 8 bits once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..rope import GridRope, Rotation, rotate
+from .bank import LayerBank
+from .eight_bits import Rows, TokenRows
+from .layer_kv import KVShape, RowLayout, load_ring
+from .partitions import BlockWindow, Part, Partitions
+
+
+class Piece(NamedTuple):
+    """Rows of the ring, the rows of the shared buffer where they are read, and how they are turned in time."""
+
+    source: slice
+    target: slice
+    rotation: Rotation | None
+
+
+class Workspace(RowLayout):
+    """The shared buffer: `k`, `v` [B, tokens, heads, head_dim] in the model's dtype."""
+
+    def __init__(self, shape: KVShape, partitions: Partitions, rope: GridRope, device: torch.device | str):
+        super().__init__(shape, partitions)
+        sizes = (shape.batch, shape.buffer_tokens(partitions), shape.heads, shape.head_dim)
+        self.k = torch.zeros(sizes, dtype=shape.dtype, device=device)
+        self.v = torch.zeros(sizes, dtype=shape.dtype, device=device)
+        self.moves = partitions.unrotated_frames > 0
+        self._frames_per_block = partitions.frames_per_block
+        self._rope = rope
+        self._window: BlockWindow | None = None
+        self._pieces: list[Piece] = []
+
+    @property
+    def nbytes(self) -> int:
+        return self.k.nbytes + self.v.nbytes
+
+    def pieces(self, window: BlockWindow) -> Sequence[Piece]:
+        """How the frames of the ring come into view, the same for all layers."""
+        if self._window is not window:
+            self._window, self._pieces = window, list(self._planned(window))
+        return self._pieces
+
+    def _planned(self, window: BlockWindow) -> Iterator[Piece]:
+        positions = {placement.slot: placement.position for placement in window.past}
+        first = self._past_frames - window.past_frames
+        for slot in range(first, self._ring_frames, self._frames_per_block):  # No more at once than a block has.
+            slots = range(slot, min(slot + self._frames_per_block, self._ring_frames))
+            rows = self.tokens(slot, len(slots))
+            yield Piece(rows, rows, self._turned([positions[s] for s in slots]))
+        for index, placement in enumerate(window.copied):
+            yield Piece(self.tokens(placement.slot), self.copy(window, index), self._turned([placement.position]))
+
+    def _turned(self, positions: Sequence[float]) -> Rotation | None:
+        return self._rope.frame_times(positions) if self.moves else None
+
+
+class Pair:
+    """Keys and values of the same tokens."""
+
+    def __init__(self, shape: KVShape, tokens: int, int8: bool, device: torch.device | str):
+        sizes = (shape.batch, tokens, shape.heads, shape.head_dim)
+        self.keys = TokenRows(sizes, shape.dtype, int8, device)
+        self.values = TokenRows(sizes, shape.dtype, int8, device)
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+    def write(self, rows: slice, keys: Tensor, values: Tensor) -> None:
+        self.keys.write(rows, keys)
+        self.values.write(rows, values)
+
+    def bring(self, rows: Rows, target: Rows, rotation: Rotation | None, to: Workspace) -> None:
+        """Puts `rows` at the rows `target` of the shared buffer, the keys turned by `rotation`."""
+        if isinstance(rows, slice) and isinstance(target, slice):
+            self.values.read_into(to.v[:, target], rows)
+            if rotation is None:
+                self.keys.read_into(to.k[:, target], rows)
+                return
+        else:
+            to.v[:, target] = self.values.read(rows)
+        to.k[:, target] = rotate(self.keys.read(rows), rotation)
+
+    def saved(self, tokens: int) -> dict[str, Tensor]:
+        stores = (("keys", self.keys), ("values", self.values))
+        return {f"{name}.{part}": rows for name, store in stores for part, rows in store.saved(tokens).items()}
+
+    def load(self, tensors: Mapping[str, Tensor], from_right: bool) -> None:
+        for name, store in (("keys", self.keys), ("values", self.values)):
+            own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
+            store.load(own, from_right)
+
+
+class PackedKV(RowLayout):
+    """What one layer keeps, with the calls of a `LayerKV`. Frames need not be moved or copied: every read says where
+    they stand. Mid keys are those of the bank, rotated in space only.
+    """
+
+    def __init__(self, shape: KVShape, partitions: Partitions, workspace: Workspace, device: torch.device | str):
+        super().__init__(shape, partitions)
+
+        def kept(part: Part, tokens: int) -> Pair:
+            return Pair(shape, tokens, part in partitions.int8, device)
+
+        n = shape.tokens_per_frame
+        self._workspace = workspace
+        self._parts = {
+            "recent": kept("recent", n * partitions.recent_frames),
+            "sink": kept("sink", n * partitions.sink_frames),
+            "mid": kept("mid", self._mid_tokens),
+        }
+        sums = (shape.batch, partitions.query_frames, shape.heads, shape.head_dim)
+        self.query_sums = torch.zeros(sums, dtype=torch.float32, device=device)
+        self._shown_mid: tuple[list[int], Tensor, Rotation] | None = None
+        self._shown_tokens: tuple[Tensor, Tensor, Rotation] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(pair.nbytes for pair in self._parts.values()) + self.query_sums.nbytes
+
+    def put_frame(self, slot: int, timeless: Tensor, v: Tensor, rotation: Rotation) -> None:
+        """As `LayerKV.put_frame`."""
+        if slot < self._ring_frames:
+            keys = timeless if self._workspace.moves else rotate(timeless, rotation)
+            self._parts["recent"].write(self.tokens(slot), keys, v)
+        else:  # A sink frame never moves.
+            self._parts["sink"].write(self.tokens(slot - self._ring_frames), rotate(timeless, rotation), v)
+
+    def seen(self, window: BlockWindow) -> tuple[Tensor, Tensor]:
+        """As `LayerKV.seen`; good until the next layer's."""
+        rows = self.attended(window)
+        ring, buffer = self._parts["recent"], self._workspace
+        if window.pruned_frames is None:
+            for source, target, rotation in buffer.pieces(window):
+                ring.bring(source, target, rotation, buffer)
+        else:
+            target, source, rotation = self._shown_tokens
+            ring.bring(source, target, rotation, buffer)
+        self._bring_sink(rows.start)
+        self._bring_mid(len(window.mid_positions))
+        return buffer.k[:, rows], buffer.v[:, rows]
+
+    def seen_by_twin(self, mid_blocks: int) -> tuple[Tensor, Tensor]:
+        """As `LayerKV.seen_by_twin`; good until the next layer's."""
+        rows = self.attended_by_twin(mid_blocks)
+        self._bring_sink(rows.start)
+        self._bring_mid(mid_blocks)
+        return self._workspace.k[:, rows], self._workspace.v[:, rows]
+
+    def _bring_sink(self, first: int) -> None:
+        """The sink's rows from row `first` of the buffer on."""
+        ring = self._ring_frames * self.tokens_per_frame
+        seen = slice(max(first, ring), self._past_frames * self.tokens_per_frame)
+        if seen.start < seen.stop:
+            self._parts["sink"].bring(slice(seen.start - ring, seen.stop - ring), seen, None, self._workspace)
+
+    def _bring_mid(self, blocks: int) -> None:
+        if blocks:
+            _, source, rotation = self._shown_mid
+            self._parts["mid"].bring(source, self.mid(0, blocks), rotation, self._workspace)
+
+    def fetch_mid(self, slot: int, bank: LayerBank, bank_slot: int) -> None:
+        """Begins to bring a twin into mid slot `slot`; `bank.wait` before it is read."""
+        first = slot * self._twin_tokens
+        mid = self._parts["mid"]
+        bank.fetch_into(bank_slot, mid.keys, mid.values, slice(first, first + self._twin_tokens))
+
+    def show_mid(self, slots: list[int], rotation: Rotation) -> None:
+        """What is in the mid slots `slots` is seen in that order, keys turned by `rotation` in time."""
+        if self._shown_mid is None or self._shown_mid[0] != slots:
+            firsts = torch.tensor(slots, device=self.query_sums.device) * self._twin_tokens
+            rows = firsts[:, None] + torch.arange(self._twin_tokens, device=firsts.device)
+            self._shown_mid = slots, rows.flatten(), rotation
+        else:
+            self._shown_mid = slots, self._shown_mid[1], rotation
+
+    def timeless_keys(self, rows: Tensor) -> Tensor:
+        """As `LayerKV.timeless_keys`."""
+        return self._parts["recent"].keys.read(rows)
+
+    def show_tokens(self, target: Tensor, source: Tensor, rotation: Rotation) -> None:
+        """As `LayerKV.show_tokens`."""
+        self._shown_tokens = target, source, rotation
+
+    def keep_tokens(self, target: Tensor, source: Tensor) -> None:
+        """As `LayerKV.keep_tokens`."""
+        self._parts["recent"].keys.rearrange(target, source)
+        self._parts["recent"].values.rearrange(target, source)
+
+    def saved(self, past_frames: int) -> dict[str, Tensor]:
+        """What the newest filled `past_frames` slots and the mid slots hold, as it is stored; copies on the CPU."""
+        sink = min(past_frames, self._past_frames - self._ring_frames)
+        tokens = {
+            "recent": (past_frames - sink) * self.tokens_per_frame,
+            "sink": sink * self.tokens_per_frame,
+            "mid": self._mid_tokens,
+        }
+        made = {f"{part}.{name}": t for part, n in tokens.items() for name, t in self._parts[part].saved(n).items()}
+        return {name: t for name, t in (made | {"query_sums": self.query_sums.cpu().clone()}).items() if t.shape[1]}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `saved`, also into more slots; RuntimeError or KeyError where the tensors do not fit."""
+        for part, pair in self._parts.items():
+            own = {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
+            if own:
+                pair.load(own, from_right=part != "mid")
+        if self.query_sums.shape[1]:
+            load_ring(self.query_sums, tensors["query_sums"])

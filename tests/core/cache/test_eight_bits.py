@@ -1,0 +1,254 @@
+"""The past in 8 bits: against rounding in float64 by brute force, against the same past as it is, and to the byte."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from packforcing_core.attention import sdpa
+from packforcing_core.cache.cache import KVCache
+from packforcing_core.cache.config import (
+    POLICIES,
+    DeepForcing,
+    Full,
+    PackForcing,
+    Policy,
+    SinkWindow,
+    Window,
+    build_policy,
+    int8_parts,
+)
+from packforcing_core.cache.eight_bits import TokenRows, quantise
+from packforcing_core.cache.layer_kv import KVShape
+from packforcing_core.errors import PackForcingError
+from packforcing_core.geometry import VideoGeometry
+from packforcing_core.recorded import wanted_manifest
+from packforcing_core.render import Recipe
+from packforcing_core.rope import GridRope
+from packforcing_core.sampler.noise import seeded_noise
+from packforcing_core.sampler.rolling import rolling_rollout
+from packforcing_core.sampler.rollout import (
+    BlockDone,
+    Denoising,
+    Twins,
+    commit_block,
+    commit_due_twin,
+    frame_timesteps,
+    rollout,
+)
+from packforcing_core.sampler.schedule import Schedule
+from tests.reference.memory import DeepForcingOracle, PackForcingOracle, rounded
+from tests.small import (
+    CONFIG,
+    DENOISING,
+    GRID,
+    SmallCompressor,
+    SmallDecoder,
+    block_shape,
+    small_cache,
+    small_context,
+    small_model,
+    small_shape,
+)
+
+FRAMES = 3
+ROLLING = Denoising(Schedule.warped((1000.0, 750.0, 500.0), 5.0), rolling=True)
+NOTHING = ("nothing",)
+"""Names no part, so that all is kept as it is, in the layout of a past in 8 bits."""
+BANK = PackForcing(sink_frames=3, recent_frames=6, top_k_blocks=2, bank_blocks=3)
+STILL = PackForcing(sink_frames=3, recent_frames=3, top_k_blocks=2, bank_blocks=4)  # Recent frames never move.
+DEEP = DeepForcing(sink_frames=3, recent_frames=4, budget_frames=8, window_frames=12)
+
+
+def rendered(policy: Policy, parts: tuple, denoising: Denoising = DENOISING, blocks: int = 9) -> list[BlockDone]:
+    """A small render whose plan keeps `parts` in 8 bits."""
+    model = small_model()
+    plan = replace(policy.partitions(FRAMES, denoising.window_blocks).limited_to(blocks * FRAMES), int8=parts)
+    cache = KVCache(plan, small_shape(FRAMES), GridRope(CONFIG.head_dim, GRID), sdpa)
+    twins = Twins(SmallCompressor(FRAMES), SmallDecoder())
+    noise, text = seeded_noise(7, block_shape(FRAMES)), model.encode_text(small_context())
+    run = rolling_rollout if denoising.rolling else rollout
+    events = run(model, text, cache, noise, denoising, blocks, twins=twins)
+    assert cache.nbytes == cache.shape.buffer_bytes(plan)
+    return [event for event in events if isinstance(event, BlockDone)]
+
+
+def worst(ours: list[BlockDone], theirs: list[BlockDone]) -> float:
+    return max((a.latents - b.latents).abs().max().item() for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_come_back_as_rounding_in_float64_has_them(dtype):
+    x = torch.randn(2, 40, 3, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[0, 3] = 0
+    x[1, 5, 0, 0] = 100.0
+    store, target = TokenRows((2, 50, 3, 64), dtype, True), torch.empty_like(x)
+    store.write(slice(10, 50), x)
+    store.read_into(target, slice(10, 50))
+    read = store.read(slice(10, 50))
+    assert torch.equal(target, read)
+    difference, scale = (read.double() - rounded(x.double())).abs(), quantise(x)[1]
+    off = (difference / scale.clamp(min=1e-30)).max().item()
+    print(f"max difference to float64 {difference.max():.1e}; {off:.1e} of a step")
+    assert difference.max() < (1e-5 if dtype is torch.float32 else 0.3)
+    assert ((read.float() - x.float()).abs() <= scale * (0.5 + (0 if dtype is torch.float32 else 0.51))).all()
+    assert torch.equal(read[0, 3], torch.zeros_like(read[0, 3]))
+
+
+@pytest.mark.parametrize("parts", ["sink", "mid", "recent", "all"])
+@pytest.mark.parametrize("policy", [BANK, STILL], ids=["recent frames move", "they do not"])
+def test_every_pass_equals_attention_over_keys_rounded_in_float64(policy, parts):
+    plan = policy.partitions(FRAMES)
+    sizes = FRAMES, plan.sink_frames, plan.recent_frames, plan.bank.top_k_blocks, plan.bank.bank_blocks, plan.bank.span
+    oracles = [PackForcingOracle(*sizes, CONFIG.num_layers, GRID, int8) for int8 in (int8_parts(parts), ())]
+    cache, model = small_cache(replace(policy, kv_int8=parts), FRAMES), small_model()
+    text, compressor, waiting = model.encode_text(small_context()), SmallCompressor(FRAMES), {}
+    torch.manual_seed(0)
+    off, lost = 0.0, 0.0
+    for block in range(9):
+        latents, noisy = torch.randn(2, *block_shape(FRAMES))
+        view = cache.begin_block()
+        for oracle in oracles:
+            oracle.block, oracle.mode = block, "read"
+        flow, expected, unrounded = (
+            model.flow(noisy, frame_timesteps(500.0, noisy), text, history) for history in (view, *oracles)
+        )
+        off, lost = max(off, (flow - expected).abs().max().item()), max(lost, (flow - unrounded).abs().max().item())
+        assert [list(choice) for choice in view.selection()] == [chosen[block] for chosen in oracles[0].selected]
+        commit_block(model, text, cache, view, latents, 0.0)
+        waiting[block] = latents, None
+        for oracle in oracles:
+            oracle.mode = "commit"
+            model.commit(latents, frame_timesteps(0.0, latents), text, oracle)
+            if cache.due_twin is not None:
+                oracle.block, oracle.mode = cache.due_twin, "twin"
+                tokens = compressor.tokens(*waiting[cache.due_twin], False)
+                model.commit_tokens(tokens, torch.zeros(1, 1), text, oracle)
+        if cache.due_twin is not None:
+            commit_due_twin(model, text, cache, compressor, waiting)
+    print(f"{parts}: max difference to rounding in float64 {off:.1e}; to no rounding {lost:.1e}")
+    assert off < 3e-4  # A number between two steps may fall to either side in float32.
+    assert lost > 2 * off
+
+
+def test_deep_forcing_chooses_and_drops_tokens_in_eight_bits():
+    model = small_model()
+    text = model.encode_text(small_context())
+    cache = small_cache(replace(DEEP, kv_int8="all"), FRAMES)
+    oracle = DeepForcingOracle(FRAMES, 3, 4, 8, 12, CONFIG.num_layers, GRID, int8_parts("all"))
+    off, drops = 0.0, 0
+    for block in range(9):
+        torch.manual_seed(block)
+        noisy, latents = torch.randn(2, *block_shape(FRAMES))
+        view = cache.begin_block()
+        oracle.begin()
+        oracle.mode = "read"
+        flows = [model.flow(noisy, frame_timesteps(500.0, noisy), text, history) for history in (view, oracle)]
+        off = max(off, (flows[0] - flows[1]).abs().max().item())
+        assert [list(choice) for choice in view.selection()] == [kept or [] for kept in oracle.kept]
+        drops += oracle.kept[0] is not None
+        commit_block(model, text, cache, view, latents, 0.0)
+        oracle.mode = "commit"
+        model.commit(latents, frame_timesteps(0.0, latents), text, oracle)
+    print(f"max difference to rounding in float64 over {drops} drops: {off:.1e}")
+    assert off < 3e-4
+    assert drops >= 2
+
+
+@pytest.mark.parametrize(
+    ("policy", "denoising", "tolerance"),
+    [
+        (Full(), DENOISING, 0),
+        (Window(7), DENOISING, 0),
+        (SinkWindow(9, 3), DENOISING, 0),
+        (SinkWindow(8, 2, realign=False), DENOISING, 0),
+        (DEEP, DENOISING, 0),
+        (BANK, DENOISING, 5e-6),  # Mid blocks stand in order of time there, and not where there was room here.
+        (SinkWindow(14, 2), ROLLING, 0),
+        (SinkWindow(12, 3), ROLLING, 0),
+        (Window(13), ROLLING, 0),
+        (STILL, ROLLING, 5e-6),
+    ],
+)
+def test_the_layout_alone_changes_nothing(policy, denoising, tolerance):
+    ours, plain = rendered(policy, NOTHING, denoising), rendered(policy, (), denoising)
+    print(f"max difference of latents: {worst(ours, plain):.1e}")
+    assert worst(ours, plain) <= tolerance
+    assert [[*map(list, a.selection)] for a in ours] == [[*map(list, b.selection)] for b in plain]
+
+
+@pytest.mark.parametrize("policy", [Full(), SinkWindow(12, 3), BANK, DEEP, SinkWindow(14, 2)], ids=repr)
+def test_a_film_in_eight_bits_is_near_the_plain_one(policy):
+    denoising = ROLLING if policy == SinkWindow(14, 2) else DENOISING
+    ours, plain = rendered(policy, int8_parts("all"), denoising), rendered(policy, (), denoising)
+    print(f"latents differ by at most {worst(ours, plain):.1e}, deviation {plain[-1].latents.std():.2f}")
+    assert 1e-6 < worst(ours, plain) < 2e-2
+
+
+def test_a_twin_that_is_in_eight_bits_in_the_bank_is_not_rounded_again():
+    banked = replace(BANK, bank_storage="host_int8")
+    difference = worst(rendered(banked, ("mid",)), rendered(banked, ()))
+    print(f"mid in 8 bits, out of a bank in 8 bits or not: latents differ by {difference:.1e}")
+    assert difference < 5e-6
+
+
+def test_the_codes_of_the_sink_stay_as_they_are_for_200_blocks():
+    cache = small_cache(SinkWindow(12, 3, kv_int8="all"), FRAMES)
+    rows = FRAMES * GRID[0] * GRID[1], CONFIG.num_heads, CONFIG.head_dim
+    first = None
+    for _ in range(200):
+        with cache.commit(cache.begin_block()) as writer:
+            for layer in range(CONFIG.num_layers):
+                writer.attend(layer, *torch.randn(3, 1, *rows))
+        tensors = {name: t for name, t in cache.snapshot()[0].items() if ".sink." in name}
+        first = first or tensors
+    assert len(first) == 4 * CONFIG.num_layers
+    assert all(torch.equal(tensors[name], first[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [(name, {}) for name in POLICIES] + [("packforcing", {"bank_storage": s}) for s in ("device", "host_int8")],
+)
+def test_planned_bytes_are_the_allocated_ones_for_every_choice(name, own):
+    choices = next(knob for knob in POLICIES[name].knobs() if knob.name == "kv_int8").choices
+    for dtype in (torch.float32, torch.bfloat16):
+        shape = replace(small_shape(FRAMES), dtype=dtype, batch=2)
+        for choice in choices:
+            plan = build_policy(name, kv_int8=choice, **own).partitions(FRAMES).limited_to(90)
+            cache = KVCache(plan, shape, GridRope(CONFIG.head_dim, GRID), sdpa)
+            assert cache.nbytes == shape.buffer_bytes(plan)
+            assert cache.host_nbytes == shape.host_bytes(plan)
+            kept = sum(sum(pair.nbytes for pair in layer._parts.values()) for layer in cache.layers if plan.int8)
+            assert not plan.int8 or kept == shape.cache_bytes(plan)
+
+
+def test_at_the_papers_sizes_half_the_past_and_no_current_block_in_each_layer():
+    shape = KVShape(30, 12, 128, 1560, twin_tokens=182)
+    told = partial("{:.2f}".format)
+    plain, packed = (PackForcing(kv_int8=choice).partitions(4) for choice in ("none", "all"))
+    got = [told(f(plan) / 1e9) for f in (shape.cache_bytes, shape.buffer_bytes) for plan in (plain, packed)]
+    print(f"past {got[0]} -> {got[1]} GB, all on the device {got[2]} -> {got[3]} GB")
+    assert got == ["3.99", "2.06", "5.43", "2.25"]
+
+
+def test_parts_that_a_policy_does_not_have_are_refused():
+    with pytest.raises(PackForcingError, match="kv_int8 of policy 'window' is 'sink'; expected one of none, all"):
+        build_policy("window", kv_int8="sink")
+    with pytest.raises(PackForcingError, match="'half'; expected one of none, sink, mid"):
+        build_policy("packforcing", kv_int8="half")
+    assert int8_parts("sink+recent") == ("sink", "recent")
+    assert (int8_parts("none"), int8_parts("all")) == ((), ("sink", "mid", "recent"))
+
+
+def test_a_render_goes_on_only_with_the_precision_that_it_began_with():
+    def settings(kv_int8: str) -> dict:
+        recipe = Recipe(VideoGeometry(64, 32, 16.0, FRAMES, 10), replace(BANK, kv_int8=kv_int8), DENOISING, 0)
+        return wanted_manifest(recipe, {}, torch.zeros(1, 2, 3), torch.device("cpu")).settings
+
+    plain, packed = settings("none"), settings("all")
+    assert packed == {**plain, "policy kv_int8": "all"}  # Renders from before there was a choice go on, too.
+    assert "policy kv_int8" not in plain
