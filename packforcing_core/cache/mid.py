@@ -52,6 +52,7 @@ class TwinRope:
         self._rope = GridRope(rope.head_dim, (rows, columns), rope.device, rows=places[0], columns=places[1])
         self._spatial = self._rope.spatial(frames)
         self._times: dict[float, Rotation] = {}
+        self._several: tuple[tuple[float, ...], Rotation | None] = (), None
 
     def spatial(self, keys: Tensor) -> Tensor:
         """Keys (or queries) of a twin [B, N_c, heads, head_dim] rotated by height and width."""
@@ -66,8 +67,11 @@ class TwinRope:
         return rotate(keys, self._time(position))
 
     def times(self, positions: Sequence[float]) -> Rotation:
-        """The rotation in time of several twins, one behind the other."""
-        return Rotation(*(torch.cat(tables) for tables in zip(*map(self._time, positions), strict=True)))
+        """The rotation in time of several twins, one behind the other; the layers share it."""
+        if self._several[0] != tuple(positions):
+            tables = zip(*map(self._time, positions), strict=True)
+            self._several = tuple(positions), Rotation(*(torch.cat(parts) for parts in tables))
+        return self._several[1]
 
     def _time(self, position: float) -> Rotation:
         if position not in self._times:  # Few: the places of the mid slots.
