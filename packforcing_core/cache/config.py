@@ -67,8 +67,8 @@ def int8_knob(*choices: str) -> Any:
         NO_PART,
         "Parts of the past whose keys and values are kept in 8 bits, 1.03 bytes a number instead of the model's 2 in "
         "bf16. With any part, all layers share one buffer to attend to, so the current block is not held once a layer "
-        "either: 'all' leaves less than half of the memory. The price: each layer reads its past once more a step, and "
-        "a number is off by up to 1/254 of the largest in its token and head.",
+        "either: 'all' leaves about half of the memory or less. The price: each layer reads its past once more a "
+        "step, and a number is off by up to 1/254 of the largest in its token and head.",
         choices=(NO_PART, *choices, ALL_PARTS),
     )
 

@@ -48,6 +48,7 @@ from tests.small import (
     SmallCompressor,
     SmallDecoder,
     block_shape,
+    render_blocks,
     small_cache,
     small_context,
     small_model,
@@ -186,6 +187,17 @@ def test_a_film_in_eight_bits_is_near_the_plain_one(policy):
     ours, plain = rendered(policy, int8_parts("all"), denoising), rendered(policy, (), denoising)
     print(f"latents differ by at most {worst(ours, plain):.1e}, deviation {plain[-1].latents.std():.2f}")
     assert 1e-6 < worst(ours, plain) < 2e-2
+
+
+def test_the_error_does_not_grow_over_100_blocks():
+    policy = PackForcing(3, 3, 2, 8)
+    ours, plain = render_blocks(replace(policy, kv_int8="all"), 100), render_blocks(policy, 100)
+    off = [((a.latents - b.latents).std() / b.latents.std()).item() for a, b in zip(ours, plain, strict=True)]
+    same = sum([*map(list, a.selection)] == [*map(list, b.selection)] for a, b in zip(ours, plain, strict=True))
+    told = ", ".join(f"block {block}: {off[block - 1]:.1e}" for block in (2, 10, 20, 50, 100))
+    print(f"of the deviation, {told}; the worst {max(off):.1e}; selections the same in {same} of 100")
+    assert off[0] == 0
+    assert max(off) < 4 * off[1]
 
 
 def test_a_twin_that_is_in_eight_bits_in_the_bank_is_not_rounded_again():
