@@ -72,8 +72,11 @@ def wanted_manifest(
     storage = "policy bank_storage"
     if storage in settings:  # Where the bank lies does not matter, in how many bits it does.
         settings[storage] = _precision(str(settings[storage]))
-    if settings["policy kv_int8"] == NO_PART:  # As in renders from before there was a choice.
+    # As in renders from before there was a choice.
+    if settings["policy kv_int8"] == NO_PART:
         del settings["policy kv_int8"]
+    if settings.get("policy sink_gap") == 0:
+        del settings["policy sink_gap"]
     versions = {
         "packforcing": __version__,
         "torch": torch.__version__,
@@ -234,6 +237,8 @@ def _plan(partitions: Partitions) -> dict[str, Any]:
         plan["bank"]["storage"] = _precision(plan["bank"]["storage"])
     if not plan["int8"]:
         del plan["int8"]
+    if not plan["sink_gap"]:
+        del plan["sink_gap"]
     return json.loads(json.dumps(plan))
 
 

@@ -240,6 +240,12 @@ class PackForcing(Policy):
     )
     selector_seed: int = knob(0, "Seed of the selector 'random'.")
     kv_int8: str = int8_knob("sink", "mid", "recent", "sink+mid", "sink+recent", "mid+recent")
+    sink_gap: int = knob(
+        0,
+        "Frames of position left open behind the sink, once more than that lies between. 0 closes the gap, as the "
+        "paper does: the sink then looks like the moment just before.",
+        maximum=1000,
+    )
 
     def partitions(self, frames_per_block: int, current_blocks: int = 1) -> Partitions:
         sink = _whole_blocks("sink_frames", self.sink_frames, self.default_sink_frames, frames_per_block)
@@ -267,7 +273,12 @@ class PackForcing(Policy):
                 self.selector_seed,
             )
         int8 = int8_parts(self.kv_int8)
-        return Partitions(frames_per_block, sink, recent, "window", bank, current_blocks=current_blocks, int8=int8)
+        return Partitions(
+            *(frames_per_block, sink, recent, "window", bank),
+            current_blocks=current_blocks,
+            int8=int8,
+            sink_gap=self.sink_gap,
+        )
 
     def _span(self, other_frames: int, frames_per_block: int) -> float:
         """Frames of position for a mid block beside `other_frames` of sink, recent and current."""

@@ -107,7 +107,8 @@ class Partitions:
     """The plan of one cache, in latent frames.
 
     `recent_frames` counts neither sink nor current. The clock decides positions: "video" leaves every frame at its
-    index in the video; "window" counts from the first frame in view and closes the gap behind the sink. At most one of
+    index in the video; "window" counts from the first frame in view and closes the gap behind the sink, up to the
+    `sink_gap` frames of position that are left open (without `pruning`; a twin's own pass closes it). At most one of
     `bank` and `pruning` is there; both need the window's clock, `bank` whole blocks in sink and recent.
 
     `current_blocks` are denoised together in a rolling rollout; a commit is always of one block. `view_frames` is the
@@ -127,6 +128,7 @@ class Partitions:
     current_blocks: int = 1
     view_frames: int | None = None
     int8: tuple[Part, ...] = ()
+    sink_gap: int = 0
 
     @property
     def current_frames(self) -> int:
@@ -201,9 +203,11 @@ class Partitions:
             return self._pruned_window(self.pruning, committed)
         oldest_kept = max(self.sink_frames, committed - self.recent_frames)
         first_recent = max(oldest_kept, committed - self._recent_limit(blocks))
-        span = self.bank.span if self.bank else 0.0
-        mid = tuple(self.sink_frames + i * span for i in range(min(self.mid_slots, banked)))
-        gap = first_recent - self.sink_frames - span * len(mid) if self.clock == "window" else 0
+        span, mid_blocks = (self.bank.span, min(self.mid_slots, banked)) if self.bank else (0.0, 0)
+        between = first_recent - self.sink_frames - span * mid_blocks
+        left_open = min(self.sink_gap, max(0, between))
+        gap = between - left_open if self.clock == "window" else 0
+        mid = tuple(self.sink_frames + left_open + i * span for i in range(mid_blocks))
         sink = tuple(Placement(f, self.slot(f), f) for f in range(min(committed, self.sink_frames)))
         recent = tuple(Placement(f, self.slot(f), f - gap) for f in range(first_recent, committed))
         current = tuple(f - gap for f in range(committed, committed + blocks * self.frames_per_block))

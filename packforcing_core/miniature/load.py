@@ -35,8 +35,10 @@ MODEL, VAE, TEXT, COMPRESSOR = (WEIGHTS / f"{part}.safetensors" for part in ("wa
 FAMILY = FAMILIES["miniature"]
 SIZE = (WIDTH, HEIGHT)
 """Pixels, width first: the only size it was trained at."""
-MEMORY = PackForcing(sink_frames=8, recent_frames=4, top_k_blocks=4, mid_span=1.0)
+TRAINED_MEMORY = PackForcing(sink_frames=8, recent_frames=4, top_k_blocks=4, mid_span=1.0)
 """The memory that model and compressor were trained with."""
+MEMORY = TRAINED_MEMORY
+"""What films are made with."""
 PROMPT = "a red circle at the top left bounces on a dark background"
 
 

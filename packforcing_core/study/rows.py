@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from ..cache.config import AUTO, DeepForcing, Full, PackForcing, Policy, SinkWindow, Window
 from ..compressor.compressor import Branches
 from ..errors import PackForcingError
-from ..miniature.load import FAMILY, MEMORY
+from ..miniature.load import FAMILY, TRAINED_MEMORY
 
 FRAMES_PER_BLOCK = FAMILY.frames_per_block
 TRAINED_WINDOW = 20
 """Latent frames that the miniature was trained with: no window of the study shows it more by its own choice."""
 SINK = 8
-POLICIES, SINKS, SELECTION, SPAN, BRANCHES = "policies", "sink", "selection", "mid_span", "branches"
-GROUPS = (POLICIES, SINKS, SELECTION, SPAN, BRANCHES)
+POLICIES, SINKS, GAP, SELECTION, SPAN, BRANCHES = "policies", "sink", "sink gap", "selection", "mid_span", "branches"
+GROUPS = (POLICIES, SINKS, GAP, SELECTION, SPAN, BRANCHES)
 QUICK = ("full", "window", "sink+window realigned", "zero-shot", "trained")
 
 
@@ -43,7 +43,7 @@ class Row:
 
 
 ZERO_SHOT = Row("zero-shot", POLICIES, PackForcing(), "low_res")
-TRAINED = Row("trained", POLICIES, MEMORY, "both")
+TRAINED = Row("trained", POLICIES, TRAINED_MEMORY, "both")
 OTHERS = (
     Row("full", POLICIES, Full()),
     Row("window", POLICIES, Window(TRAINED_WINDOW)),
@@ -54,6 +54,8 @@ OTHERS = (
 KNOBS = (
     ("sink 0", SINKS, {"sink_frames": 0}),
     ("sink 4", SINKS, {"sink_frames": 4}),
+    ("gap 12", GAP, {"sink_gap": 12}),
+    ("gap 20", GAP, {"sink_gap": 20}),
     ("no mid", SELECTION, {"top_k_blocks": 0}),
     ("FIFO", SELECTION, {"selector": "recency"}),
     ("random", SELECTION, {"selector": "random"}),

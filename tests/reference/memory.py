@@ -73,8 +73,9 @@ def read_moving(x: Tensor, places: Tensor, int8: bool) -> Tensor:
 class PackForcingOracle:
     """A history (as a model pass holds it) of one pass; `passes` says of which, see `begin`, `commit`, `twin`."""
 
-    def __init__(self, frames_per_block, sink_frames, recent_frames, top_k, bank, span, layers, grid, int8=()):
+    def __init__(self, frames_per_block, sink_frames, recent_frames, top_k, bank, span, layers, grid, int8=(), gap=0):
         self.int8: Sequence[str] = int8
+        self.gap = gap
         self.per_block, self.sink, self.recent = frames_per_block, sink_frames, recent_frames
         self.top_k, self.bank, self.span, self.grid = top_k, bank, span, grid
         self.n = grid[0] * grid[1]
@@ -91,7 +92,8 @@ class PackForcingOracle:
         if self.block not in self.selected[layer]:
             self.selected[layer][self.block] = self._select(layer, q)
         chosen = self.selected[layer][self.block]
-        keys, values, time = self._sink_and_mid(layer, chosen, first)
+        away = max(self.sink, first - self.recent) - self.sink - self.span * len(chosen)
+        keys, values, time = self._sink_and_mid(layer, chosen, first, min(self.gap, max(0, away)))
         for frame in range(max(self.sink, first - self.recent), first):
             self._add(keys, values, "recent", *self.made[layer][frame][1:], grid_positions([time], self.grid))
             time += 1
@@ -103,11 +105,12 @@ class PackForcingOracle:
                 self.made[layer][first + i] = q[:, rows], k[:, rows], v[:, rows]
         return out
 
-    def _sink_and_mid(self, layer, chosen, first):
+    def _sink_and_mid(self, layer, chosen, first, gap=0):
         keys, values, time = [], [], 0.0
         for frame in range(min(self.sink, first)):
             self._add(keys, values, "sink", *self.made[layer][frame][1:], grid_positions([time], self.grid))
             time += 1
+        time += gap
         offsets = twin_positions(self.per_block, self.grid, self.span)
         for block in chosen:
             self._add(keys, values, "mid", *self.twins[layer][block], at_time(offsets, offsets[:, 0] + time))

@@ -30,6 +30,7 @@ CASES = [
     (4, PackForcing(sink_frames=0, recent_frames=8, top_k_blocks=2, bank_blocks=3, mid_span=0.3)),
     (3, PackForcing(sink_frames=3, top_k_blocks=3, bank_blocks=3, mid_span=-1, bank_storage="device")),
     (1, PackForcing(sink_frames=2, recent_frames=3, top_k_blocks=1, bank_blocks=5)),
+    (2, PackForcing(sink_frames=2, recent_frames=2, top_k_blocks=2, bank_blocks=4, mid_span=1, sink_gap=3)),
 ]
 
 
@@ -44,6 +45,7 @@ def oracle_of(policy: PackForcing, frames_per_block: int) -> PackForcingOracle:
         plan.bank.span,
         CONFIG.num_layers,
         GRID,
+        gap=plan.sink_gap,
     )
 
 
@@ -78,6 +80,20 @@ def test_every_pass_equals_attention_over_concatenated_and_freshly_rotated_keys(
     print(f"max difference over {blocks} blocks with {mids} selections: {worst:.1e}")
     assert worst < 1e-4
     assert mids > 2 * CONFIG.num_layers
+
+
+@pytest.mark.parametrize("gap", [0, 3, 12, 1000])
+def test_the_gap_behind_the_sink_is_left_open_as_far_as_was_asked(gap):
+    plan = PackForcing(sink_frames=8, recent_frames=4, top_k_blocks=4, mid_span=1, sink_gap=gap).partitions(4)
+    for block in range(3, 40):
+        banked = block - 3
+        window = plan.window(4 * block, banked)
+        mid, true_gap = min(banked, 4), 4 * block - 4 - 8
+        behind = window.current_positions[0] - 4 - mid - 8
+        assert behind == min(gap, true_gap - mid)
+        assert [p.position for p in window.past if p.frame < 8] == list(range(8))
+        assert [p.position for p in window.past if p.frame >= 8] == [8 + behind + mid + i for i in range(4)]
+        assert window.mid_positions == tuple(8 + behind + i for i in range(mid))
 
 
 def test_affinity_by_means_equals_affinity_pair_by_pair():
