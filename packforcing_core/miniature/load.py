@@ -37,8 +37,8 @@ SIZE = (WIDTH, HEIGHT)
 """Pixels, width first: the only size it was trained at."""
 TRAINED_MEMORY = PackForcing(sink_frames=8, recent_frames=4, top_k_blocks=4, mid_span=1.0)
 """The memory that model and compressor were trained with."""
-MEMORY = TRAINED_MEMORY
-"""What films are made with."""
+MEMORY = replace(TRAINED_MEMORY, sink_gap=20)
+"""What films are made with: by the study (row gap 20 of `study/README.md`) an open gap keeps two things apart."""
 PROMPT = "a red circle at the top left bounces on a dark background"
 
 
