@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from ..cache.config import AUTO, DeepForcing, Full, PackForcing, Policy, SinkWindow, Window
 from ..compressor.compressor import Branches
 from ..errors import PackForcingError
-from ..miniature.load import FAMILY, TRAINED_MEMORY
+from ..miniature.load import FAMILY, MEMORY
 
 FRAMES_PER_BLOCK = FAMILY.frames_per_block
 TRAINED_WINDOW = 20
@@ -43,7 +43,7 @@ class Row:
 
 
 ZERO_SHOT = Row("zero-shot", POLICIES, PackForcing(), "low_res")
-TRAINED = Row("trained", POLICIES, TRAINED_MEMORY, "both")
+TRAINED = Row("trained", POLICIES, MEMORY, "both")
 OTHERS = (
     Row("full", POLICIES, Full()),
     Row("window", POLICIES, Window(TRAINED_WINDOW)),
