@@ -29,6 +29,8 @@ from tests.small import CONFIG, small_net
 from tests.survivor import OtherProcess, Small, difference, frames
 from tests.vaes import TINY, random_vae
 
+pytestmark = pytest.mark.integration
+
 SMALL = Small("on_device", blocks=6)
 # Attention calls of a block: two layers, self and cross, in two steps; the commit ends at the last layer's keys.
 CALLS = 10

@@ -15,6 +15,8 @@ from packforcing_core.sampler.rollout import BlockDone, StepDone
 from packforcing_core.video import SegmentedWriter, VideoFormat, read_frames, scan_film
 from tests.survivor import FRAMES_PER_BLOCK, POLICIES, Small, difference, frames
 
+pytestmark = pytest.mark.integration
+
 
 def blocks_of(events: list, reused: bool) -> list[int]:
     return [event.block for event in events if isinstance(event, BlockDone) and event.reused == reused]

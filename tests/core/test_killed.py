@@ -16,6 +16,8 @@ from packforcing_core.sampler.rollout import BlockDone
 from packforcing_core.video import read_frames, scan_film
 from tests.survivor import OtherProcess, Small, difference, frames, send_events
 
+pytestmark = pytest.mark.integration
+
 BLOCKS = 8
 Moment = Callable[[OtherProcess, Path], None]
 

@@ -23,6 +23,8 @@ from tests.small import DENOISING, small_context, small_model
 from tests.survivor import POLICIES
 from tests.vaes import TINY, random_vae
 
+pytestmark = pytest.mark.integration
+
 SCRIPT = Script(
     (
         Cue(0, small_context(seed=1)),

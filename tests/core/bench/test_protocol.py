@@ -15,6 +15,8 @@ from packforcing_core.cli.main import main
 from packforcing_core.model.config import WanConfig
 from packforcing_core.vae.config import VAEConfig
 
+pytestmark = pytest.mark.integration
+
 TINY = Scale(
     "tiny",
     WanConfig(dim=128, ffn_dim=128, num_layers=2, num_heads=1, text_dim=16, text_len=8, freq_dim=32),

@@ -21,6 +21,8 @@ from tests.core.cli.test_modes import FILES
 from tests.core.cli.test_render import render
 from tests.parts import missing
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[3]
 
 

@@ -10,6 +10,8 @@ from packforcing_core.video import SegmentedWriter, VideoFormat, read_frames
 from tests.core.cli.test_render import render
 from tests.films import picture
 
+pytestmark = pytest.mark.integration
+
 FAST = ("--steps", "1000", "--codec", "lossless")
 
 

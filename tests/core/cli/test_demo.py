@@ -11,6 +11,8 @@ import pytest
 from packforcing_core.cli.main import main
 from packforcing_core.video import probe, read_frames, scan_film
 
+pytestmark = pytest.mark.integration
+
 BLOCK = ("--seconds", "0.1", "--zoom", "1")
 
 

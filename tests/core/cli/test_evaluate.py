@@ -19,6 +19,8 @@ from packforcing_core.evaluation.vbench_scores import WEIGHTS, available_dimensi
 from packforcing_core.video import SegmentedWriter, VideoFormat
 from tests.films import picture
 
+pytestmark = pytest.mark.integration
+
 pytest.importorskip("cv2")
 pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")

@@ -15,6 +15,8 @@ from packforcing_core.video import read_frames
 from tests.core.cli.test_render import render
 from tests.survivor import OtherProcess
 
+pytestmark = pytest.mark.integration
+
 
 def frames(film: Path) -> np.ndarray:
     return np.stack(list(read_frames(film)))

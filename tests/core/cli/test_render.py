@@ -16,6 +16,8 @@ from packforcing_core.compressor.weights import CompressorInfo, save_compressor
 from packforcing_core.video import probe, read_frames
 from tests.checkpoints import SMALL, wan_state_dict
 
+pytestmark = pytest.mark.integration
+
 
 def render(files: Path, output: Path, *arguments: str, **changed: str) -> int:
     """Runs the command at 64x32 for 1 s; `changed` replaces files by name, an empty name leaves one out."""

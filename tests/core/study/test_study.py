@@ -20,6 +20,8 @@ from packforcing_core.study.study import jobs_of, make_film, run_study
 from packforcing_core.study.subject import render_row
 from tests.core.study.small_study import ROWS, SECONDS, load_seldom, load_small
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def subject():

@@ -22,6 +22,8 @@ from packforcing_core.training.vae import initialise
 from packforcing_core.vae.wan_vae import WanVAE
 from tests.core.training.tiny import TINY, tiny_size, train
 
+pytestmark = pytest.mark.integration
+
 MODEL = str(miniature.MODEL)
 
 

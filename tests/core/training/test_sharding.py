@@ -17,6 +17,8 @@ from torch import Tensor
 
 from tests.core.training.small_stages import CASES, run
 
+pytestmark = pytest.mark.integration
+
 TOLERANCE = 1e-5
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -22,6 +22,8 @@ from packforcing_core.training.stages import STAGES
 from packforcing_core.vae.load import load_vae
 from tests.core.training.tiny import TINY, tiny_size, train
 
+pytestmark = pytest.mark.integration
+
 MODEL = str(miniature.MODEL)
 
 

@@ -17,6 +17,8 @@ from packforcing_core.errors import PackForcingError
 from packforcing_core.video import SegmentedWriter, VideoFormat, probe, read_frames, scan_film
 from tests.films import grown_film, kill_encoders, picture, write_segments
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[3]
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals and limits")
 
