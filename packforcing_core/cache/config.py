@@ -345,6 +345,9 @@ POLICY_PRESETS: dict[str, Policy] = {
     "CausVid": Full(),
 }
 
+MINIATURE_MEMORY = PackForcing(sink_frames=8, recent_frames=4, top_k_blocks=4, mid_span=1.0)
+"""What the miniature and its compressor are trained and sampled with."""
+
 
 def build_policy(name: str, **settings: int | float | bool | str | None) -> Policy:
     """The policy called `name` with those settings that are not None; unknown names and foreign knobs are errors."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..cache.config import PackForcing
+from ..cache.config import MINIATURE_MEMORY
 from ..checkpoint.build import build_model
 from ..checkpoint.families import FAMILIES
 from ..checkpoint.files import TensorFile, open_tensors
@@ -26,7 +26,7 @@ from ..evaluation.little_world.prompt import WORDS
 from ..evaluation.little_world.scene import HEIGHT, WIDTH
 from ..model.causal import CausalWan
 from ..model.ops import Ops, TorchOps
-from ..text.words import WordEncoder
+from ..text.words import FIRST_WORD, WordEncoder
 from ..vae import load as vaes
 from ..vae.wan_vae import WanVAE
 
@@ -35,7 +35,7 @@ MODEL, VAE, TEXT, COMPRESSOR = (WEIGHTS / f"{part}.safetensors" for part in ("wa
 FAMILY = FAMILIES["miniature"]
 SIZE = (WIDTH, HEIGHT)
 """Pixels, width first: the only size it was trained at."""
-MEMORY = PackForcing(sink_frames=8, recent_frames=4, top_k_blocks=4, mid_span=1.0)
+MEMORY = MINIATURE_MEMORY
 """The memory that model and compressor were trained with. The study (`study/README.md`) found none that is better."""
 PROMPT = "a red circle at the top left bounces on a dark background"
 
@@ -79,7 +79,7 @@ def load_text() -> WordEncoder:
     tensors = {name: tensor.float() for name, tensor in file.load(file.tensors).items()}
     rows, half = tensors["words"].shape
     # The vocabulary grows at its end, so older weights know its first words.
-    encoder = WordEncoder(WORDS[: rows - 2], 2 * half, len(tensors["places"]))
+    encoder = WordEncoder(WORDS[: rows - FIRST_WORD], 2 * half, len(tensors["places"]))
     encoder.load_state_dict(tensors)
     return encoder.requires_grad_(False).eval()
 

@@ -18,6 +18,8 @@ WORD = re.compile(r"[a-z]+")
 UNKNOWN = 0
 """The row of words that are not in the vocabulary; the row behind it stands before the first word."""
 START = 1
+FIRST_WORD = 2
+"""The row of the vocabulary's first word."""
 
 
 class WordEncoder(nn.Module):
@@ -28,9 +30,9 @@ class WordEncoder(nn.Module):
         self.vocabulary = tuple(vocabulary)
         self.dim, self.text_len = dim, text_len
         generator = torch.Generator().manual_seed(seed)
-        self.register_buffer("words", torch.randn(len(self.vocabulary) + 2, dim // 2, generator=generator))
+        self.register_buffer("words", torch.randn(FIRST_WORD + len(self.vocabulary), dim // 2, generator=generator))
         self.register_buffer("places", 0.5 * torch.randn(text_len, dim, generator=generator))
-        self._rows = {word: row for row, word in enumerate(self.vocabulary, start=2)}
+        self._rows = {word: row for row, word in enumerate(self.vocabulary, start=FIRST_WORD)}
 
     def rows(self, prompt: str) -> list[int]:
         """A row of `words` for each word of the prompt; PackForcingError for a prompt that is too long."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ..cache.config import Full, PackForcing, Policy, SinkWindow
+from ..cache.config import MINIATURE_MEMORY, Full, PackForcing, Policy, SinkWindow
 from ..model.config import WAN_SIZES, WanConfig
 from ..vae.config import VAEConfig
 from .clips import Worlds
@@ -55,7 +55,6 @@ class Size:
         return tuple(memory for memory in self.twin_memories if isinstance(memory, PackForcing))
 
 
-SHIPPED_MEMORY = PackForcing(sink_frames=8, recent_frames=4, top_k_blocks=4, mid_span=1)
 # Of Self-Forcing's ratios, at rates for so small a network.
 SMALL_RATE = replace(WAN_GENERATOR, learning_rate=5e-5)
 SMALL_COMPRESSOR = Optimisation(1e-3, warmup=30, final_rate=0.05, eps=COMPRESSOR_EPS, average=0.995)
@@ -83,14 +82,14 @@ MINIATURE = Size(
     },
     VAEConfig(16, 16),
     encoded_clips=2048,
-    memory=SHIPPED_MEMORY,
+    memory=MINIATURE_MEMORY,
     twin_memories=(
         Full(),
-        SHIPPED_MEMORY,
+        MINIATURE_MEMORY,
         SinkWindow(window_frames=16, sink_frames=8),
         # Two, then three of five blocks see twins, not one: the compressor's gradient is 2.4 and 3.9 times as long.
-        replace(SHIPPED_MEMORY, sink_frames=4),
-        replace(SHIPPED_MEMORY, sink_frames=0),
+        replace(MINIATURE_MEMORY, sink_frames=4),
+        replace(MINIATURE_MEMORY, sink_frames=0),
     ),
 )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..checkpoint.families import DEFAULT_FAMILY
 from ..errors import PackForcingError
-from ..sampler.schedule import Schedule
+from ..sampler.rollout import Denoising
 from ..vae.wan_vae import WanVAE
 from .compressor import CompressorStage, TwinsStage
 from .distillation import DistillationStage
@@ -30,8 +31,8 @@ from .self_forcing import SelfForcing
 from .setup import Job, Setup
 from .vae import MINIATURE_PHASES, Phase, VAEStage, calibrate, fused_norm_silu, initialise, norm_silu
 
-FEW_STEPS = Schedule.warped((1000.0, 750.0, 500.0, 250.0), shift=5.0)
-FEW_STEP_LEVELS = NoiseLevels(5.0, FEW_STEPS.sigmas, few=0.5)
+FEW_STEPS = Denoising.of_family(DEFAULT_FAMILY).schedule
+FEW_STEP_LEVELS = NoiseLevels(DEFAULT_FAMILY.shift, FEW_STEPS.sigmas, few=0.5)
 """Half of the noise levels are those that a four-step sampler will ask for."""
 
 

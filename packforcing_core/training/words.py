@@ -16,11 +16,9 @@ from torch import Tensor
 from ..checkpoint.files import open_tensors
 from ..errors import PackForcingError
 from ..evaluation.little_world.prompt import WORDS
-from ..text.words import WordEncoder
+from ..text.words import FIRST_WORD, WordEncoder
 from . import ranks
 from .randomness import step_generator
-
-SPECIAL_ROWS = 2  # of `words`, before the first word: unknown words, and the start
 
 
 def word_encoder(path: Path, given: Path | None, dim: int, text_len: int) -> WordEncoder:
@@ -55,7 +53,7 @@ def _read(path: Path, encoder: WordEncoder) -> dict[str, Tensor]:
         )
     if words[0] > expected[1][0]:
         raise PackForcingError(
-            f"{path} has {words[0] - SPECIAL_ROWS} words, and this version's little world {len(WORDS)}. "
+            f"{path} has {words[0] - FIRST_WORD} words, and this version's little world {len(WORDS)}. "
             "Update PackForcing, or choose another folder."
         )
     return {name: tensor.float() for name, tensor in file.load(file.tensors).items()}
@@ -63,7 +61,7 @@ def _read(path: Path, encoder: WordEncoder) -> dict[str, Tensor]:
 
 def _extended(tables: dict[str, Tensor], encoder: WordEncoder) -> dict[str, Tensor]:
     """With a row for every word of today's vocabulary, which grows at its end; rows that are there stay."""
-    new = encoder.vocabulary[len(tables["words"]) - SPECIAL_ROWS :]
+    new = encoder.vocabulary[len(tables["words"]) - FIRST_WORD :]
     rows = [torch.randn(1, encoder.dim // 2, generator=step_generator(0, "word", word)) for word in new]
     return {**tables, "words": torch.cat((tables["words"], *rows))}
 

@@ -264,3 +264,12 @@ def test_a_render_goes_on_only_with_the_precision_that_it_began_with():
     plain, packed = settings("none"), settings("all")
     assert packed == {**plain, "policy kv_int8": "all"}  # Renders from before there was a choice go on, too.
     assert "policy kv_int8" not in plain
+
+
+def test_a_render_goes_on_only_with_the_gap_that_it_began_with():
+    def settings(gap: int) -> dict:
+        recipe = Recipe(VideoGeometry(64, 32, 16.0, FRAMES, 10), replace(BANK, sink_gap=gap), DENOISING, 0)
+        return wanted_manifest(recipe, {}, torch.zeros(1, 2, 3), torch.device("cpu")).settings
+
+    closed, left_open = settings(0), settings(12)
+    assert left_open == {**closed, "policy sink_gap": 12}  # Renders from before there was a choice go on, too.

@@ -170,3 +170,13 @@ def test_the_shortest_videos_have_measures(frames: int):
     found = measured(draw(scene(), frames))
     assert found.frames == frames
     assert all(np.isfinite(value) for name, value in found.as_dict().items() if name != "jumps")
+
+
+def test_without_flow_nothing_else_changes():
+    film = draw(sample_scene(np.random.default_rng(5), "bounce"), 24)
+    whole, rest = observe(film, FPS), observe(film, FPS, flow=False)
+    assert whole.flow.max() > 0
+    assert whole.sampled_flow.max() > 0
+    assert rest.flow.max() == rest.sampled_flow.max() == 0
+    for name in ("lab", "contrast", "change", "like_first", "like_previous"):
+        assert np.array_equal(getattr(whole, name), getattr(rest, name))
