@@ -272,4 +272,5 @@ def test_a_render_goes_on_only_with_the_gap_that_it_began_with():
         return wanted_manifest(recipe, {}, torch.zeros(1, 2, 3), torch.device("cpu")).settings
 
     closed, left_open = settings(0), settings(12)
-    assert left_open == {**closed, "policy sink_gap": 12}  # Renders from before there was a choice go on, too.
+    assert left_open == {**closed, "policy sink_gap": 12}
+    assert "policy sink_gap" not in closed  # Renders from before there was a choice go on, too.
