@@ -41,12 +41,13 @@ def follow(socket, prompt_id, workflow):
         data = event["data"]
         if data.get("prompt_id") != prompt_id:
             continue
-        if event["type"] == "executing" and data["node"]:
-            print("--", workflow[data["node"]]["class_type"])
-        elif event["type"] in ("execution_error", "execution_interrupted"):
+        if event["type"] in ("execution_error", "execution_interrupted"):
             return data.get("exception_message", "interrupted")
-        elif event["type"] == "execution_success":
+        if event["type"] != "executing":
+            continue
+        if data["node"] is None:  # Said once the history has the films; "execution_success" comes before that.
             return None
+        print("--", workflow[data["node"]]["class_type"])
 
 
 def download(server, prompt_id, folder):
