@@ -14,6 +14,10 @@ from tests.parts import missing
 # process, which runs no test, starts without torch.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# What tests start on this machine is not asked for by way of a proxy.
+for name in ("no_proxy", "NO_PROXY"):
+    os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost")))
+
 COMFYUI = Path(__file__).parent / "comfyui"
 
 # No deadline: a busy machine is not a bug. The same examples in every run: a failure can be had again.

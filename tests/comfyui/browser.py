@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from urllib.parse import quote
 from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, Route, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 
+from tests.comfyui.client import TIMEOUT_S
 from tests.comfyui.server import ComfyServer
 
 VARIABLE = "PACKFORCING_CHROMIUM"
@@ -28,12 +30,14 @@ FLAGS = (
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
+    "--disable-dev-shm-usage",
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
 )
+PAGE_TIMEOUT_S = 300
 # What front end 1.47.12 says on every start, without any pack.
 STOCK_COMPLAINTS = ("ComfyApp graph accessed before initialization",)
 STOCK_MISSING_FILES = ("/user.css",)
@@ -54,7 +58,7 @@ def chromium_path() -> str | None:
 def _launch(playwright: Playwright) -> Browser:
     path = chromium_path()
     try:
-        return playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        return playwright.chromium.launch(executable_path=path, args=list(FLAGS), timeout=1000 * PAGE_TIMEOUT_S)
     except PlaywrightError as error:
         raise BrowserMissingError(
             f"cannot start {path or 'a Chromium of Playwright'}: install one (apt-get install chromium, or "
@@ -71,12 +75,23 @@ def open_front_end(server: ComfyServer, width: int = 1600, height: int = 900) ->
             # The page may ask other hosts about models and nodes. It gets a 404 there, whatever its security policy,
             # so that a run is the same with and without a network.
             context = browser.new_context(viewport={"width": width, "height": height}, bypass_csp=True)
+            context.set_default_timeout(1000 * PAGE_TIMEOUT_S)
             context.route(lambda url: not url.startswith((server.url, "data:", "blob:")), _not_found)
             front_end = FrontEnd(server, context.new_page())
             front_end.open()
             yield front_end
         finally:
             browser.close()
+
+
+def until(front_end: FrontEnd, holds: Callable[[], bool], timeout: float = PAGE_TIMEOUT_S) -> None:
+    """Lets the page go on until `holds()`, and a moment at least; raises TimeoutError when it never does."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        front_end.page.wait_for_timeout(100)
+        if holds():
+            return
+    raise TimeoutError(f"not so within {timeout} s")
 
 
 def _not_found(route: Route) -> None:
@@ -105,23 +120,32 @@ class FrontEnd:
     def open(self, query: str = "") -> None:
         """Loads the page and waits until the editor can take a graph."""
         self.page.goto(f"{self.server.url}/{query}")
-        self.page.wait_for_function("window.app?.vueAppReady && window.app.rootGraphInternal", timeout=60_000)
-        self.page.wait_for_function("window.app.rootGraph.nodes.length > 0", timeout=60_000)
+        self.page.wait_for_function("window.app?.vueAppReady && window.app.rootGraphInternal")
+        self.page.wait_for_function("window.app.rootGraph.nodes.length > 0")
 
     def open_template(self, pack: str, name: str) -> None:
         """Opens a template that a pack ships, as a click on it in the template browser does."""
-        with self.page.expect_response(f"**/workflow_templates/{quote(pack)}/{quote(name)}.json"):
+        with self.page.expect_response(f"**/workflow_templates/{quote(pack)}/{quote(name)}.json") as answer:
             self.open(f"?template={quote(name)}&source={quote(pack)}")
-        self.show_all()
+        self._show_template(name, answer.value.json())
 
     def pick_template(self, pack: str, name: str) -> None:
         """Opens a template as a user does: Templates in the side bar, the pack below Extensions, the picture."""
         self.page.get_by_test_id("side-toolbar").get_by_text("Templates", exact=True).click()
         browser = self.page.get_by_role("dialog")
         browser.get_by_text(pack, exact=True).click()
-        with self.page.expect_response(f"**/workflow_templates/{quote(pack)}/{quote(name)}.json"):
+        with self.page.expect_response(f"**/workflow_templates/{quote(pack)}/{quote(name)}.json") as answer:
             browser.get_by_test_id(f"template-workflow-{name}").click()
         browser.wait_for(state="hidden")
+        self._show_template(name, answer.value.json())
+
+    def _show_template(self, name: str, graph: dict[str, Any]) -> None:
+        """Waits until a template that has arrived is the graph on the page, in place of the one that was there."""
+        self.page.wait_for_function(
+            """([name, ids]) => window.app.extensionManager.workflow.activeWorkflow?.filename.startsWith(name)
+                && String(window.app.rootGraph.nodes.map(node => node.id).sort()) === String(ids.sort())""",
+            arg=[name, [node["id"] for node in graph["nodes"]]],
+        )
         self.show_all()
 
     def load(self, workflow: dict[str, Any]) -> None:
@@ -145,12 +169,11 @@ class FrontEnd:
             ".filter(type => !(type in window.LiteGraph.registered_node_types))"
         )
 
-    def wait_for_success(self, timeout: float) -> None:
-        """Returns when the page itself says that nothing runs any more and that the last job was completed."""
-        self.page.get_by_text("Job completed").wait_for(timeout=timeout * 1000)
+    def wait_until_idle(self) -> None:
+        """Returns when the page itself says that nothing runs any more."""
         self.page.get_by_test_id("queue-overlay-toggle").get_by_text("0 active").wait_for()
 
-    def run(self, timeout: float = 120) -> dict[str, Any]:
+    def run(self, timeout: float = TIMEOUT_S) -> dict[str, Any]:
         """Presses Run and returns the history entry of what was queued, once it has ended and is shown."""
         with self.page.expect_response("**/api/prompt") as answer:
             self.page.get_by_test_id("queue-button").click()

@@ -19,6 +19,9 @@ import websocket
 
 Prompt = dict[str, dict[str, Any]]
 
+TIMEOUT_S = 600
+"""Seconds until something that does not come is given up: only a failure waits for it, however slow the machine."""
+
 # Kinds of binary message on the socket: the first four bytes, big-endian.
 PREVIEW_IMAGE, TEXT, PREVIEW_IMAGE_WITH_METADATA = 1, 3, 4
 
@@ -81,12 +84,16 @@ class Events:
         """The data of every message of one kind: "executed", "progress", "execution_error" ..."""
         return [message["data"] for message in list(self.messages) if message["type"] == kind]
 
-    def wait_for(self, holds: Callable[[Events], bool], timeout: float) -> None:
+    def wait_for(self, holds: Callable[[Events], bool], timeout: float = TIMEOUT_S) -> None:
         """Returns as soon as `holds(self)`, looked at after each message; raises TimeoutError otherwise."""
         with self._changed:
             if not self._changed.wait_for(lambda: holds(self), timeout):
                 kinds = [message["type"] for message in self.messages][-20:]
                 raise TimeoutError(f"not seen in {timeout} s; {self.previews} previews, last messages {kinds}")
+
+    def ended(self, prompt_id: str) -> bool:
+        """Whether the last message about a prompt is here: it comes after everything else that the prompt said."""
+        return any(data["node"] is None and data.get("prompt_id") == prompt_id for data in self.of_type("executing"))
 
     def record(self, payload: str | bytes) -> None:
         with self._changed:
@@ -113,6 +120,8 @@ class ComfyClient:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self.client_id = uuid.uuid4().hex
+        self._listening: Events | None = None
+        self._heard: set[str] = set()  # prompts that were queued while `_listening`
 
     def get(self, path: str, **query: str) -> Any:
         return json.loads(self._open(path, query))
@@ -124,7 +133,7 @@ class ComfyClient:
     def _open(self, path: str, query: dict[str, str], body: bytes | None = None) -> bytes:
         url = f"{self.url}{path}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
         headers = {"Content-Type": "application/json"} if body is not None else {}
-        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=60) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=TIMEOUT_S) as answer:
             return answer.read()
 
     def queue(self, prompt: Prompt, own_id: bool = True) -> str:
@@ -136,7 +145,7 @@ class ComfyClient:
         if own_id:
             body["client_id"] = self.client_id
         try:
-            return self.post("/prompt", body)["prompt_id"]
+            prompt_id = self.post("/prompt", body)["prompt_id"]
         except urllib.error.HTTPError as error:
             text = error.read().decode(errors="replace")
             try:
@@ -144,18 +153,27 @@ class ComfyClient:
             except json.JSONDecodeError:
                 answer = {"error": {"type": "not JSON", "message": text}}
             raise PromptRejectedError(error.code, answer) from error
+        if own_id and self._listening is not None:
+            self._heard.add(prompt_id)
+        return prompt_id
 
-    def wait(self, prompt_id: str, timeout: float = 120) -> dict[str, Any]:
-        """The history entry of a prompt once it has ended, well or badly."""
+    def wait(self, prompt_id: str, timeout: float = TIMEOUT_S) -> dict[str, Any]:
+        """The history entry of a prompt once it has ended, well or badly.
+
+        The history and the socket go different ways, and either may be first: of a prompt that was queued within
+        `events()` all events are there, too, when this returns.
+        """
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             history = self.get(f"/history/{prompt_id}")
             if prompt_id in history:
+                if self._listening is not None and prompt_id in self._heard:
+                    self._listening.wait_for(lambda seen: seen.ended(prompt_id), timeout)
                 return history[prompt_id]
             time.sleep(0.05)
         raise TimeoutError(f"prompt {prompt_id} did not end within {timeout} s")
 
-    def run(self, prompt: Prompt, timeout: float = 120) -> dict[str, Any]:
+    def run(self, prompt: Prompt, timeout: float = TIMEOUT_S) -> dict[str, Any]:
         """Queues, waits, and returns the history entry of a success; raises PromptFailedError otherwise."""
         entry = self.wait(self.queue(prompt), timeout)
         if entry["status"]["status_str"] != "success":
@@ -182,15 +200,18 @@ class ComfyClient:
     def events(self) -> Iterator[Events]:
         """Records this client's socket while the block runs, previews with metadata asked for."""
         address = f"{self.url.replace('http', 'ws', 1)}/ws?clientId={self.client_id}"
-        socket = websocket.create_connection(address, timeout=60)
+        socket = websocket.create_connection(address, timeout=TIMEOUT_S)
         socket.send(json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}))
         events = Events()
         reader = threading.Thread(target=_record_all, args=(socket, events), daemon=True)
         reader.start()
         try:
-            events.wait_for(lambda seen: bool(seen.of_type("feature_flags")), 30)
+            events.wait_for(lambda seen: bool(seen.of_type("feature_flags")))
+            self._listening = events
             yield events
         finally:
+            self._listening = None
+            self._heard.clear()
             socket.close()
             reader.join(5)
 

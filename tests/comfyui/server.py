@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
+from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
 
@@ -22,7 +24,8 @@ from tests.comfyui.client import ComfyClient
 from tests.comfyui.install import PACK, comfyui_folder
 
 TEST_NODES = Path(__file__).with_name("test_nodes")
-START_TIMEOUT_S = 180
+START_TIMEOUT_S = 600
+STOP_TIMEOUT_S = 30
 # A user who has seen the welcome, so that no dialog lies over the graph.
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
@@ -134,7 +137,7 @@ class ComfyServer:
             try:
                 self.client.get("/system_stats")
                 return
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
+            except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError):
                 time.sleep(0.2)
         state = "did not answer" if process.poll() is None else f"ended with code {process.returncode}"
         raise ServerDiedError(f"ComfyUI {state}; its log ends with\n{self.log_text()[-4000:]}")
@@ -145,7 +148,7 @@ class ComfyServer:
             return
         self.process.terminate()
         try:
-            self.process.wait(15)
+            self.process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -160,6 +163,17 @@ class ComfyServer:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that stays free until the server takes it, and while it is down between a kill and the next start.
+
+    So none of those that systems give to outgoing connections: one of ours could be given it, even to itself.
+    """
+    ports = list(range(20_000, 32_000))
+    random.SystemRandom().shuffle(ports)
+    for port in ports:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("No port from 20,000 to 32,000 is free: end what listens there.")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.comfyui.browser import FrontEnd
+from tests.comfyui.browser import FrontEnd, until
 
 pytestmark = pytest.mark.browser
 
@@ -46,14 +46,14 @@ def test_a_workflow_loads_runs_and_leaves_a_clean_console(front_end: FrontEnd, t
 def test_a_missing_node_is_named(front_end: FrontEnd):
     front_end.load(workflow(node(1, "PackForcingTestCount", [5, 0.1, False]), node(2, "NoSuchNode", [])))
     assert front_end.missing_nodes() == ["NoSuchNode"]
-    assert front_end.page.get_by_text("Missing node: NoSuchNode").is_visible()
+    front_end.page.get_by_text("Missing node: NoSuchNode").wait_for()
 
 
 def test_a_console_error_is_a_problem(front_end: FrontEnd):
     front_end.page.evaluate("console.error('broken on purpose')")
     front_end.page.evaluate("fetch('/no-such-file.js')")
     front_end.page.evaluate("setTimeout(() => { throw new Error('thrown on purpose') }, 0)")
-    front_end.page.wait_for_timeout(300)
+    until(front_end, lambda: len(front_end.problems) >= 3)
     assert {problem.split(" (")[0] for problem in front_end.problems} == {
         "console: broken on purpose",
         "uncaught: thrown on purpose",

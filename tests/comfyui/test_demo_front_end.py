@@ -71,7 +71,7 @@ def nearest(picture: Image.Image, frames: np.ndarray) -> tuple[int, float, float
 def watch(front_end: FrontEnd, node: str, prompt: str) -> dict[str, Any]:
     """What is seen of a node until it has changed three times and shown three frames, while the prompt runs."""
     page = front_end.page
-    page.wait_for_function("window.kept.length > 0", timeout=120_000)
+    page.wait_for_function("window.kept.length > 0")
     seen: dict[str, Any] = {"shots": [lower_half_of_node(front_end, node)], "on_node": {}, "panels": [], "changed": 0}
     while (seen["changed"] < 3 or len(seen["on_node"]) < 3) and len(seen["shots"]) < 100:
         page.wait_for_timeout(100)
@@ -83,7 +83,7 @@ def watch(front_end: FrontEnd, node: str, prompt: str) -> dict[str, Any]:
         seen["panels"].append(panel_text(front_end))
     # Panels of later blocks come with later blocks.
     after = len(page.evaluate("window.blocks"))
-    page.wait_for_function("n => window.blocks.length > n", arg=after, timeout=120_000)
+    page.wait_for_function("n => window.blocks.length > n", arg=after)
     page.wait_for_timeout(100)
     seen["panels"].append(panel_text(front_end))
     seen["running"] = front_end.server.client.get(f"/history/{prompt}") == {}
@@ -104,10 +104,10 @@ def test_run_on_the_first_template_makes_the_film_while_the_preview_moves(
     prompt = press_run(front_end)
     seen = watch(front_end, node, prompt)
     front_end.screenshot(tmp_path / "running.png")
-    front_end.wait_for_success(900)
     entry = comfy.client.wait(prompt)
+    front_end.wait_until_idle()
     film = film_of(comfy, entry, node)
-    page.wait_for_function(FILM_ON_PAGE, arg=film.name, timeout=30_000)
+    page.wait_for_function(FILM_ON_PAGE, arg=film.name)
     front_end.screenshot(tmp_path / "done.png")
     assert entry["status"]["status_str"] == "success"
     assert seen["changed"] >= 3
@@ -145,7 +145,7 @@ def test_the_second_runs_preview_moves_too_and_each_film_takes_its_place(
         page.evaluate(SET, ["seed", seed + 10 * NODES_LIKE[nodes]])
         page.evaluate("window.kept = []")
         prompt = press_run(front_end)
-        page.wait_for_function("window.kept.length > 1", timeout=120_000)
+        page.wait_for_function("window.kept.length > 1")
         shots, changed = [lower_half_of_node(front_end, node)], 0
         while not changed and len(shots) < 40:
             page.wait_for_timeout(100)
@@ -153,7 +153,7 @@ def test_the_second_runs_preview_moves_too_and_each_film_takes_its_place(
             changed += ImageChops.difference(*shots[-2:]).getbbox() is not None
         running = comfy.client.get(f"/history/{prompt}") == {}
         film = film_of(comfy, comfy.client.wait(prompt), node)
-        page.wait_for_function(FILM_ON_PAGE, arg=film.name, timeout=30_000)
+        page.wait_for_function(FILM_ON_PAGE, arg=film.name)
         films.append(film)
         front_end.screenshot(tmp_path / f"{nodes}-{seed}.png")
         print(tmp_path, seed, film.name, f"{len(page.evaluate('window.kept'))} previews, changed {changed}")
