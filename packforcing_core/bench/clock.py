@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from statistics import median
+from types import MappingProxyType
 
 import torch
 
@@ -67,18 +68,32 @@ def seconds_of(run: Run, device: torch.device, clock: Callable[[], float] = time
     return clock() - began
 
 
-def in_turns(runs: Mapping[str, Run], rounds: int, device: torch.device, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of each run in each round. Every round begins with another run, so that none has the same neighbour."""
+def in_turns(
+    runs: Mapping[str, Run],
+    rounds: int,
+    device: torch.device,
+    warm_up: int = 1,
+    before: Mapping[str, Run] = MappingProxyType({}),
+) -> dict[str, list[float]]:
+    """Seconds of each run in each round. Every round begins with another run, so that none has the same neighbour.
+
+    `before` are what comes before each run of that name, off its clock.
+    """
     names, clock = list(runs), time.perf_counter if device.type == "cuda" else working_time
     for _ in range(warm_up):
-        for run in runs.values():
+        for name, run in runs.items():
+            before.get(name, _nothing)()
             run()
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
+            before.get(name, _nothing)()
             seconds[name].append(seconds_of(runs[name], device, clock))
     return seconds
+
+
+def _nothing() -> None: ...
 
 
 def ratio(over: list[float], under: list[float]) -> float:

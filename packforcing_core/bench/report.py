@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import PackForcingError
 from ..geometry import GB
+from .protocol import EARLY
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -28,7 +29,8 @@ def _ratios(result: dict[str, Any]) -> str:
     whole = sum(split.values())
     graphs = result["compiled_graphs"]
     rows = [
-        ("flatness: a block late over one early", f"{result['flatness']:.3f}"),
+        (f"flatness: a later block over block {EARLY}, the worst", f"{result['flatness']:.3f}"),
+        *((f"{name} over block {EARLY}", f"{over:.3f}") for name, over in result["growth"].items()),
         ("loop overhead over bare passes", f"{100 * result['loop_overhead']:.1f}%"),
         ("a 21-frame window's block over ours", f"{result['window_over_ours']:.2f}"),
         *((f"share of a block: {name}", f"{100 * seconds / whole:.1f}%") for name, seconds in split.items()),
@@ -68,17 +70,17 @@ def _kernels(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Time of every block, in parts of the early stream's median, and the split. Needs matplotlib."""
+    """Time of every block, in parts of block 21's median, and the split. Needs matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise PackForcingError("The plot needs matplotlib: `pip install matplotlib`, or leave --plot out.") from error
     figure = Figure(figsize=(10, 4))
     left, right = figure.subplots(1, 2)
-    unit = result["block_seconds"]["early"]["median"]
+    unit = result["block_seconds"][f"block {EARLY}"]["median"]
     for name, seconds in result["samples"].items():
         left.plot([s / unit for s in seconds], marker=".", label=name)
-    left.set(xlabel="round", ylabel="time of a block / median early", ylim=(0, None))
+    left.set(xlabel="round", ylabel=f"time of a block / median of block {EARLY}", ylim=(0, None))
     left.legend()
     split = result["split"]
     whole = sum(split.values())

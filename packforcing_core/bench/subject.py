@@ -6,7 +6,9 @@ Random weights serve for time and memory, not for quality, and not for what a me
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +39,7 @@ SEED = 0
 @dataclass(frozen=True)
 class Scale:
     """The sizes of a measurement: a transformer, a VAE and a picture of `width` x `height` pixels; a memory planned for
-    `blocks`, two minutes.
+    `blocks`, by default two minutes.
     """
 
     name: str
@@ -60,6 +62,7 @@ SCALES = {
         VAEConfig(encoder_dim=16, decoder_dim=16),
         width=128,
         height=64,
+        blocks=201,
     ),
     "1.3B": Scale("1.3B", WAN_SIZES["1.3B"], VAEConfig(), width=832, height=480),
 }
@@ -101,7 +104,8 @@ def _random_weights(net: nn.Module, device: torch.device) -> nn.Module:
 class Stream:
     """A render, block by block; `skip` fills the memory with random keys instead of running the model.
 
-    With a decoder every block is decoded to frames on the host.
+    With a decoder every block is decoded to frames on the host. A stream that was `placed` can make the same block
+    again and again: `again` takes back what was made since.
     """
 
     def __init__(self, model: CausalWan, scale: Scale, policy: Policy | None = None, vae: WanVAE | None = None):
@@ -119,6 +123,7 @@ class Stream:
         )
         self.twins = Twins(Compressor(model, "high_res", high_res=high_res))
         self._latents = torch.randn(scale.geometry.block_shape, generator=generator).to(model.device)
+        self._there: tuple[dict[str, Tensor], dict[str, Any], dict[int, Any]] | None = None
 
     @property
     def denoising(self) -> Denoising:
@@ -144,6 +149,30 @@ class Stream:
             self.twins.waiting[view.block] = latents, None
             commit_due_twin(self.model, self.text, self.cache, self.twins.compressor, self.twins.waiting)
             laps.mark("twin")
+
+    def placed(self, number: int) -> Stream:
+        """This stream, in front of block `number` (counted from 1, at least 2): all before are skipped but the last.
+
+        That one is made, so that what follows finds the mid slots as a render leaves them.
+        """
+        self.skip(number - 2 - self.cache.next_block)
+        self.block()
+        return self
+
+    def stay(self) -> Stream:
+        """This stream, which `again` brings back to here."""
+        tensors, plain = self.cache.snapshot()
+        # On a CPU a snapshot may share the memory of the cache, and of the lists that it goes on to change.
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        self._there = tensors, deepcopy(plain), dict(self.twins.waiting)
+        return self
+
+    def again(self) -> None:
+        """Back to where the stream was told to `stay`; with a decoder its state stays as it is."""
+        tensors, plain, waiting = self._there
+        self.cache.restore(tensors, deepcopy(plain))
+        self.twins.waiting.clear()
+        self.twins.waiting.update(waiting)
 
     @torch.no_grad()
     def skip(self, blocks: int) -> None:

@@ -1,12 +1,12 @@
-"""Time per block and bytes of cache as a video grows: ours against ComfyUI's own sampler, on one model, in one run.
+"""Time per block as a video grows: ours against ComfyUI's own sampler, on one model, in one run.
 
-    python -m tests.benchmarks.blocks --output FOLDER [--probes 5 21 60 200] [--over 10]
+    python -m tests.benchmarks.blocks --output FOLDER [--positions 5 21 60 200] [--rounds 50] [--minutes 30]
 
 Writes blocks.md, blocks.json and blocks.png. All runs are in one process on the same random weights and take turns
-block by block; the clock is the thread's CPU time, so that a busy machine matters little. Medians are over the blocks
-that end at each probe, the first of them left out to warm up; ratios are medians of the blocks' own. "bare passes" are
-ours without cache and loop. ComfyUI's classes need a process where its folder comes first, which is why the work is in
-tests/comfyui/scripts/grow.py.
+block by block; the clock is the thread's CPU time, so that a busy machine matters little. Every run makes the block at
+each position once a round, behind random keys and values; medians are over the rounds, ratios are medians of those of
+the rounds. "bare passes" are ours without cache and loop, with the memory full. ComfyUI's classes need a process where
+its folder comes first, which is why the work is in tests/comfyui/scripts/grow.py.
 """
 
 from __future__ import annotations
@@ -24,87 +24,69 @@ from statistics import median
 import matplotlib.pyplot as plt
 from safetensors.torch import save_file
 
+from packforcing_core.bench.clock import ratio
+from packforcing_core.bench.protocol import EARLY, POSITIONS
 from packforcing_core.model.config import WanConfig
 from tests.checkpoints import wan_state_dict
 from tests.comfyui.install import PACK, comfyui_folder
 
 SCRIPT = PACK / "tests" / "comfyui" / "scripts" / "grow.py"
 CONFIG = WanConfig(dim=512, ffn_dim=2048, num_layers=8, num_heads=4, text_dim=64)
-PROBES = (5, 21, 60, 200)
-FULL = 21
-"""The first block with all slots full."""
 OURS, BARE = "packforcing", "bare passes"
-RUNS = (OURS, "packforcing compiled", BARE, "window")
+RUNS = (OURS, BARE, "window")
 
 
-def timed_blocks(probes: list[int], over: int) -> list[int]:
-    """The blocks to time, counted from 1: `over` that end at each probe, and one before them to warm up."""
-    return sorted({block for probe in probes for block in range(max(1, probe - over), probe + 1)})
-
-
-def measure(blocks: list[int], runs: list[str], config: WanConfig = CONFIG) -> dict:
-    """{"settings": ..., "samplers": {name: {"blocks": [...], "seconds": [...], "cache_bytes": [...]}}, ...}."""
+def measure(positions: list[int], rounds: int, minutes: float, runs: list[str], config: WanConfig = CONFIG) -> dict:
+    """{"settings": ..., "samplers": {name: {"seconds": {position: [...]}, "cache_bytes": ...}},
+    "compiled_graphs": [... by round]}.
+    """
     environment = {**os.environ, "PYTHONPATH": str(PACK), "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.safetensors"
         save_file(wan_state_dict(config), weights)
-        command = [sys.executable, str(SCRIPT), str(weights), json.dumps(blocks), *runs]
+        command = [sys.executable, str(SCRIPT), str(weights), json.dumps(positions), str(rounds), str(minutes), *runs]
         done = subprocess.run(command, cwd=comfyui_folder(), env=environment, stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def at_probe(run: dict, probe: int, over: int, key: str = "seconds") -> list[float]:
-    """The values of the blocks that end at block `probe`, without the one that warms up."""
-    first = max(1, probe - over) + 1
-    return [value for block, value in zip(run["blocks"], run[key], strict=True) if first <= block <= probe]
-
-
-def summary(measured: dict, probes: list[int], over: int) -> dict:
-    """Medians of seconds by run and probe; growth = the last probe's over that of block 21; overhead over the bare
-    passes at the last probe, as the median of the blocks' own ratios.
+def summary(measured: dict) -> dict:
+    """Medians of seconds by run and position, each position's over that of block 21, and of ours over the bare passes
+    from there on.
     """
-    samplers = measured["samplers"]
-    seconds = {n: {p: median(at_probe(run, p, over)) for p in probes} for n, run in samplers.items()}
-    result = {"seconds": seconds, "compiled_graphs": measured["compiled_graphs"]}
-    result["growth"] = {n: at[max(probes)] / at[FULL if FULL in at else min(probes)] for n, at in seconds.items()}
-    if OURS in samplers and BARE in samplers:
-        pairs = [
-            ours / bare
-            for probe in probes
-            if probe >= FULL
-            for ours, bare in zip(
-                at_probe(samplers[OURS], probe, over), at_probe(samplers[BARE], probe, over), strict=True
-            )
-        ]
-        result["loop_overhead"] = median(pairs) - 1 if pairs else None
+    seconds = {name: run["seconds"] for name, run in measured["samplers"].items()}
+    result = {"seconds": {n: {p: median(values) for p, values in at.items()} for n, at in seconds.items()}}
+    first = str(EARLY) if all(str(EARLY) in at for at in seconds.values()) else next(iter(seconds[OURS]))
+    result["growth"] = {n: {p: ratio(values, at[first]) for p, values in at.items()} for n, at in seconds.items()}
+    if OURS in seconds and BARE in seconds:
+        full = [p for p in seconds[OURS] if int(p) >= EARLY]
+        result["loop_overhead"] = {p: ratio(seconds[OURS][p], seconds[BARE][p]) - 1 for p in full}
     return result
 
 
-def table(measured: dict, probes: list[int], over: int) -> str:
-    numbers = summary(measured, probes, over)
-    head = "".join(f" s at {p} | MB at {p} |" for p in probes)
-    lines = [f"| run |{head} time, {max(probes)} / {FULL} |", "|---|" + "---|" * (2 * len(probes) + 1)]
+def table(measured: dict) -> str:
+    numbers = summary(measured)
+    positions = list(next(iter(numbers["seconds"].values())))
+    head = "".join(f" {p} |" for p in positions) + "".join(f" {p} / {EARLY} |" for p in positions if int(p) > EARLY)
+    lines = [f"| CPU seconds a block |{head} cache, MB |", "|---" * (head.count("|") + 2) + "|"]
     for name, run in measured["samplers"].items():
-        cells = "".join(
-            f" {numbers['seconds'][name][p]:.3f} | {at_probe(run, p, over, 'cache_bytes')[-1] / 1e6:.1f} |"
-            for p in probes
-        )
-        lines.append(f"| {name} |{cells} {numbers['growth'][name]:.2f} |")
-    if numbers.get("loop_overhead") is not None:
-        lines += ["", f"loop overhead over bare passes, block {FULL} on: {100 * numbers['loop_overhead']:.1f}%"]
-    graphs = numbers["compiled_graphs"]
-    lines += ["", f"compiled graphs after each timed block: {graphs}"]
+        seconds, growth = numbers["seconds"][name], numbers["growth"][name]
+        cells = [f"{seconds[p]:.3f}" for p in positions]
+        cells += [f"{growth[p]:.2f}" for p in positions if int(p) > EARLY]
+        lines.append(f"| {name} | {' | '.join(cells)} | {run['cache_bytes'] / 1e6:.1f} |")
+    if "loop_overhead" in numbers:
+        shares = ", ".join(f"{100 * share:.1f}% at {p}" for p, share in numbers["loop_overhead"].items())
+        lines += ["", f"loop overhead over bare passes: {shares}"]
+    lines += ["", f"compiled graphs after each round: {sorted(set(measured['compiled_graphs']))}"]
     return "\n".join(lines)
 
 
 def plot(measured: dict, path: Path) -> None:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    figure, axes = plt.subplots(figsize=(6, 4))
     for name, run in measured["samplers"].items():
-        left.plot(run["blocks"], run["seconds"], ".", label=name)
-        right.plot(run["blocks"], [size / 1e6 for size in run["cache_bytes"]], label=name)
-    left.set(xlabel="block", ylabel="seconds per block", ylim=(0, None))
-    right.set(xlabel="block", ylabel="cache in MB", ylim=(0, None))
-    left.legend()
+        positions = [int(p) for p in run["seconds"]]
+        axes.plot(positions, [median(values) for values in run["seconds"].values()], marker=".", label=name)
+    axes.set(xlabel="block", ylabel="CPU seconds a block, median", ylim=(0, None))
+    axes.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -112,18 +94,18 @@ def plot(measured: dict, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--probes", type=int, nargs="+", default=list(PROBES))
-    parser.add_argument("--over", type=int, default=10, help="blocks that each median is over")
+    parser.add_argument("--positions", type=int, nargs="+", default=list(POSITIONS), help="from 2 on")
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--minutes", type=float, default=30, help="no round begins later")
     parser.add_argument("--layers", type=int, default=CONFIG.num_layers)
     parser.add_argument("--runs", nargs="+", default=list(RUNS))
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    measured = measure(
-        timed_blocks(options.probes, options.over), options.runs, replace(CONFIG, num_layers=options.layers)
-    )
+    config = replace(CONFIG, num_layers=options.layers)
+    measured = measure(options.positions, options.rounds, options.minutes, options.runs, config)
     settings = ", ".join(f"{name} {value}" for name, value in measured["settings"].items())
-    report = f"{settings}\n\n{table(measured, options.probes, options.over)}\n"
+    report = f"{settings}\n\n{table(measured)}\n"
     print(report)
     (options.output / "blocks.md").write_text(report, encoding="utf-8")
     (options.output / "blocks.json").write_text(json.dumps(measured), encoding="utf-8")

@@ -1,15 +1,18 @@
-"""ComfyUI's own autoregressive sampler and ours in turns: `python grow.py WEIGHTS BLOCKS RUN...`, in ComfyUI's folder.
+"""ComfyUI's own autoregressive sampler and ours in turns, in ComfyUI's folder:
+`python grow.py WEIGHTS POSITIONS ROUNDS MINUTES RUN...`
 
-BLOCKS are those to time, counted from 1, as JSON; the others are passed over: their keys and values are zeros (theirs)
-or random (ours), which takes as long to attend to. A RUN is a policy of ours, "POLICY compiled", or "bare passes".
-Prints one JSON line with CPU seconds of the one thread (what else runs on the machine hardly counts) and cache bytes by
-block. ComfyUI's sampler calls back after every denoising step; when the last step of a timed block is done, each RUN
-makes one block inside the callback, off ComfyUI's clock.
+POSITIONS are the blocks to time, counted from 1, as JSON; each is made ROUNDS times (or as often as begins within
+MINUTES), and once before to warm up, at the same place every time, behind random keys and values. ComfyUI's sampler
+makes one video, of which every block is moved to the position whose turn it is (what its cache holds there it writes
+over); a stream of ours is put back. A RUN is a policy of ours, "POLICY compiled", or "bare passes". Prints one JSON
+line with CPU seconds of the one thread (what else runs on the machine counts little) by run and position. Between two
+blocks of ComfyUI's each RUN makes one, off its clock.
 """
 
 import json
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +20,8 @@ from types import SimpleNamespace
 import torch
 from safetensors.torch import load_file
 
-weights_file, timed, names = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3:]
+weights_file, positions, rounds, minutes = sys.argv[1], *map(json.loads, sys.argv[2:5])
+names = sys.argv[5:]
 sys.argv = ["main.py", "--cpu"]
 sys.path.insert(0, str(Path.cwd()))
 
@@ -40,7 +44,8 @@ from packforcing_core.model.wan import Wan  # noqa: E402
 
 WEIGHTS = load_file(weights_file)
 CONFIG = WanConfig.from_state_dict(WEIGHTS)
-SCALE = replace(SCALES["small"], config=CONFIG, blocks=max(timed))
+SCALE = replace(SCALES["small"], config=CONFIG, blocks=max(positions) + 1)
+THEIR_BLOCKS = max(max(positions), (rounds + 1) * len(positions))
 TOKENS = SCALE.geometry.tokens_per_frame * FRAMES_PER_BLOCK
 THEIRS = "ComfyUI SamplerARVideo"
 torch.set_num_threads(1)
@@ -67,97 +72,118 @@ def our_net() -> Wan:
 
 
 class TheirDenoiser:
-    """What ComfyUI's sampler calls: (noisy latents, sigma) -> clean latents."""
+    """What ComfyUI's sampler calls: (noisy latents, sigma) -> clean latents. It sees when a block begins, and counts
+    all until the next one as that block's: its steps, its noise and the pass that keeps it.
+    """
 
-    def __init__(self, net: CausalWanModel, context: torch.Tensor):
+    def __init__(self, net: CausalWanModel, context: torch.Tensor, turns: Iterator[int], after_block):
         self.net, self.context = net, context
+        self.turns, self.after_block = turns, after_block
+        self.state = self.position = None
         self.inner_model = SimpleNamespace(
             inner_model=SimpleNamespace(diffusion_model=net, get_dtype=lambda: torch.float32)
         )
 
     def __call__(self, x, sigma, model_options, seed):
         options = model_options["transformer_options"]
-        state = options["ar_state"]
-        if state["start_frame"] // FRAMES_PER_BLOCK + 1 not in timed:
-            for cache in state["kv_caches"]:
-                cache["end"] += TOKENS
+        if options["ar_state"] is not self.state:
+            self.end_block()
+            self._begin_block(options["ar_state"])
+        if self.position is None:  # All turns are over, but the video is not.
             return x
         return x - sigma.view(-1, 1, 1, 1, 1) * self.net(x, 1000 * sigma, self.context, transformer_options=options)
 
+    def _begin_block(self, state: dict) -> None:
+        if self.state is None:
+            for cache in state["kv_caches"]:
+                cache["k"].normal_()
+                cache["v"].normal_()
+        self.state, self.position = state, next(self.turns, None)
+        if self.position is not None:
+            state["start_frame"] = (self.position - 1) * FRAMES_PER_BLOCK
+            for cache in state["kv_caches"]:
+                cache["end"] = (self.position - 1) * TOKENS
+        self.began = time.process_time()
+
+    def end_block(self) -> None:
+        if self.position is not None:
+            self.after_block(self.position, time.process_time() - self.began)
+
 
 class OurRun:
-    """One of the runs beside theirs; `block(number)` makes that block and returns the bytes of the cache."""
+    """One of the runs beside theirs; `seconds(position)` makes that block."""
 
     def __init__(self, name: str, net: CausalWanModel):
         policy, _, compiled = name.partition(" ")
-        self.bare = name == "bare passes"
-        model = CausalWan(our_net() if compiled and not self.bare else net, CONFIG, compiled=compiled == "compiled")
-        self.stream = Stream(model, SCALE, None if self.bare else build_policy(policy))
-        self._block = BarePasses(self.stream).block if self.bare else self.stream.block
+        bare = name == "bare passes"
+        model = CausalWan(our_net() if compiled and not bare else net, CONFIG, compiled=compiled == "compiled")
+        self.streams = {}
+        self.blocks = {}
+        for position in positions if not bare else (max(positions),):
+            stream = Stream(model, SCALE, None if bare else build_policy(policy)).placed(position).stay()
+            self.streams[position] = stream
+            self.blocks[position] = BarePasses(stream).block if bare else stream.block
+        self.denoising = stream.denoising
+        self.bytes = stream.cache.nbytes + stream.cache.host_nbytes
 
-    def block(self, number: int) -> int:
-        if not self.bare:
-            self.stream.skip(number - 1 - self.stream.cache.next_block)
+    def seconds(self, position: int) -> float:
+        position = position if position in self.blocks else max(self.blocks)  # Bare passes are the same everywhere.
+        self.streams[position].again()
         began = time.process_time()
-        self._block()
-        self.seconds = time.process_time() - began
-        return self.stream.cache.nbytes + self.stream.cache.host_nbytes
+        self.blocks[position]()
+        return time.process_time() - began
+
+
+def turns() -> Iterator[int]:
+    """The positions by rounds, each round begun with another; the first round is not counted."""
+    began = time.monotonic()
+    for number in range(rounds + 1):
+        if number > 1 and time.monotonic() - began > 60 * minutes:
+            return
+        first = number % len(positions)
+        yield from positions[first:] + positions[:first]
 
 
 def main() -> None:
     net = their_net()
     ours = {name: OurRun(name, net) for name in names}
-    runs = {name: {"blocks": [], "seconds": [], "cache_bytes": []} for name in (THEIRS, *names)}
+    seconds = {name: {position: [] for position in positions} for name in (THEIRS, *names)}
     graphs = []
-    clock = SimpleNamespace(started=time.process_time(), steps=0)
-    steps = len(next(iter(ours.values())).stream.denoising.schedule)
-    # Sized for the whole video when it starts.
-    their_bytes = (
-        2 * CONFIG.dim * 4 * CONFIG.num_layers * SCALE.geometry.tokens_per_frame * SCALE.geometry.latent_frames
-    )
-
-    def note(name: str, block: int, seconds: float, size: int) -> None:
-        for key, value in (("blocks", block), ("seconds", seconds), ("cache_bytes", size)):
-            runs[name][key].append(value)
-
-    def after_step(_) -> None:
-        clock.steps += 1
-        block, rest = divmod(clock.steps, steps)
-        if rest:
-            return
-        if block in timed:
-            note(THEIRS, block, time.process_time() - clock.started, their_bytes)
-            for name, run in ours.items():
-                size = run.block(block)
-                note(name, block, run.seconds, size)
-            graphs.append(compiled_graphs())
-        clock.started = time.process_time()
-
     geometry = SCALE.geometry
-    _, channels, _, height, width = geometry.block_shape
-    noise = torch.randn(1, channels, geometry.latent_frames, height, width)
-    sigmas = torch.tensor([*next(iter(ours.values())).stream.denoising.schedule.sigmas, 0.0])
+    their_bytes = 2 * CONFIG.dim * 4 * CONFIG.num_layers * TOKENS * max(positions)  # As for a video of so many blocks.
+
+    def after_block(position: int, took: float) -> None:
+        seconds[THEIRS][position].append(took)
+        for name, run in ours.items():
+            seconds[name][position].append(run.seconds(position))
+        graphs.append(compiled_graphs())
+
+    _, channels, frames, height, width = geometry.block_shape
+    noise = torch.randn(1, channels, THEIR_BLOCKS * frames, height, width)
+    sigmas = torch.tensor([*next(iter(ours.values())).denoising.schedule.sigmas, 0.0])
     extra = {"model_options": {"transformer_options": {}}, "seed": 0}
     context = torch.randn(1, 512, CONFIG.text_dim, generator=torch.Generator().manual_seed(0))
+    denoiser = TheirDenoiser(net, context, turns(), after_block)
     with torch.inference_mode():
-        sample_ar_video(
-            TheirDenoiser(net, context),
-            noise,
-            sigmas,
-            extra,
-            after_step,
-            disable=True,
-            num_frame_per_block=FRAMES_PER_BLOCK,
-        )
+        sample_ar_video(denoiser, noise, sigmas, extra, disable=True, num_frame_per_block=FRAMES_PER_BLOCK)
+        denoiser.end_block()  # The video's last block has none behind it.
     settings = {
         "width": CONFIG.dim,
         "layers": CONFIG.num_layers,
         "tokens per frame": geometry.tokens_per_frame,
         "frames per block": FRAMES_PER_BLOCK,
-        "steps": steps,
+        "steps": len(sigmas) - 1,
+        "rounds": len(graphs) // len(positions) - 1,
         "torch": torch.__version__,
     }
-    print(json.dumps({"settings": settings, "samplers": runs, "compiled_graphs": graphs}))
+    samplers = {
+        name: {"seconds": {p: values[1:] for p, values in at.items()}, "cache_bytes": their_bytes}
+        for name, at in seconds.items()
+    }
+    for name, run in ours.items():
+        samplers[name]["cache_bytes"] = run.bytes
+    per_round = graphs[len(positions) - 1 :: len(positions)]
+    print(json.dumps({"settings": settings, "samplers": samplers, "compiled_graphs": per_round}))
 
 
 main()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from packforcing_core.bench import subject
-from packforcing_core.bench.protocol import PARTS, Plan, measure
+from packforcing_core.bench.protocol import BARE, PARTS, WINDOW, Plan, measure
 from packforcing_core.bench.report import markdown
 from packforcing_core.bench.subject import Scale, Stream, build_model
 from packforcing_core.cli.main import main
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def result():
     heard = []
-    measured = measure(Plan(TINY, CPU, torch.float32, rounds=2, repeats=2), heard.append)
+    measured = measure(Plan(TINY, CPU, torch.float32, rounds=2, repeats=2, positions=(5, 21, 40)), heard.append)
     assert heard == ["blocks in turns", "decoding", "kernels"]
     return measured
 
@@ -40,7 +40,9 @@ def test_everything_is_measured_and_json_can_hold_it(result):
     assert again["flatness"] > 0
     assert set(again["split"]) == set(PARTS)
     assert all(seconds > 0 for seconds in again["split"].values())
-    assert set(again["samples"]) == {"late", "early", "bare", "window"}
+    assert set(again["samples"]) == {"block 5", "block 21", "block 40", BARE, WINDOW}
+    assert again["growth"]["block 21"] == 1.0
+    assert again["flatness"] == again["growth"]["block 40"]
     assert all(len(seconds) == 2 for seconds in again["samples"].values())
     assert all(share > 0 for share in again["roofline_share"].values())
     assert all(fps > 0 for fps in again["fps"].values())
@@ -67,6 +69,26 @@ def test_a_skipped_stream_sees_what_a_rendered_one_does():
     assert skipped.cache.mid.blocks == rendered.cache.mid.blocks
     assert skipped.twins.waiting.keys() == rendered.twins.waiting.keys()
     skipped.block()
+
+
+def test_a_stream_that_stays_makes_the_same_block_again():
+    model = build_model(TINY, CPU, torch.float32)
+    stream = Stream(model, TINY).placed(21).stay()
+    before = stream.cache.begin_block().window
+    made = []
+    for _ in range(3):
+        stream.block()
+        made.append(stream.cache.snapshot())
+        assert stream.cache.next_block == 21
+        stream.again()
+        assert stream.cache.next_block == 20
+        assert stream.cache.begin_block().window == before
+    first, *others = made
+    for tensors, plain in others:
+        assert plain == first[1]
+        differences = [(tensor - first[0][name]).abs().max().item() for name, tensor in tensors.items()]
+        print(f"largest difference of {len(differences)} tensors {max(differences):.1e}")
+        assert max(differences) == 0
 
 
 def test_the_command_writes_its_files(tmp_path, monkeypatch, capsys):
