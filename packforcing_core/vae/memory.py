@@ -10,12 +10,12 @@ from .config import VAEConfig
 from .state import CausalState
 from .wan_vae import WanVAE, is_small
 
-# Full-resolution activations of one frame that exist together at the worst moment, which is a concatenation in the last
-# stage: the stage's input, the block's input, the normalised input, that behind its tail of two frames (3), and two for
-# what waits at the lower resolutions. A convolution's own workspace, which depends on the device, is not in it.
-WORKING_FRAMES = 1 + 1 + 1 + 3 + 2
-# The same where the four frames of a latent frame go together: nothing waits, and no stage keeps its input.
-WORKING_FRAMES_OF_SMALL = 4 + 4 + 6
+# Full-resolution activations of one frame that exist together at the worst moment, which is a convolution in the last
+# stage: the block's input, the normalised input behind its tail of two frames (3), the output, and one for what waits
+# at the lower resolutions. A convolution's own workspace, which depends on the device, is not in it.
+WORKING_FRAMES = 1 + 3 + 1 + 1
+# The same where frames go in pairs: the input behind its tail is 4, and it stays as the next tail.
+WORKING_FRAMES_OF_SMALL = 2 + 4 + 2 + 1
 
 
 def state_bytes(config: VAEConfig, height: int, width: int, dtype: torch.dtype) -> int:

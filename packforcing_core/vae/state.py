@@ -49,20 +49,23 @@ class CausalState:
         Zeros stand before the first frame of a video.
         """
         depth = lookback(conv)
+        if conv not in self.tails and x.shape[2] == 1 and is_plain(conv):
+            self.tails[conv] = torch.cat((_zeros(x, depth - 1), x), dim=2)
+            return convolve_first(conv, x)
         tail = self.tails.pop(conv) if conv in self.tails else _zeros(x, depth)
         if splits_time(conv, x, depth + x.shape[2]):
-            # A view would keep the whole input alive.
             known = x if x.shape[2] >= depth else torch.cat((tail[:, :, x.shape[2] - depth :], x), dim=2)
-            self.tails[conv] = known[:, :, -depth:].clone() if known is x else known
+            self.tails[conv] = known if _is_tail(known, depth) else known[:, :, -depth:].clone()
             # One layout whatever a tail comes from: kernels of other layouts add up in another order.
             layout = torch.channels_last
             frames = [frame.contiguous(memory_format=layout) for frame in (*tail.unbind(2), *x.unbind(2))]
             return convolve_by_frames(conv, frames)
         padded = torch.cat((tail, x), dim=2)
+        kept = x if _is_tail(x, depth) else None
         del tail, x  # lets go of what the caller handed over, a frame less at the worst moment
         # No copy, except behind the few kernels that lose the layout.
         padded = padded.contiguous(memory_format=memory_format(padded.device))
-        self.tails[conv] = padded[:, :, -depth:].clone()
+        self.tails[conv] = padded[:, :, -depth:].clone() if kept is None else kept
         return conv(padded)
 
     def named(self, network: nn.Module) -> dict[str, Tensor]:
@@ -96,22 +99,38 @@ def splits_time(conv: nn.Module, x: Tensor, frames: int) -> bool:
 
     Only for plain modules, whose weights may be read; what a host has put in their place is called.
     """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or type(conv) is not nn.Conv3d:
+    if x.device.type != "cpu" or x.dtype != torch.float32 or not is_plain(conv):
         return False
-    hooked = conv._forward_hooks or conv._forward_pre_hooks
-    return not hooked and math.prod((*x.shape[:2], frames, x.shape[3])) <= UNFOLDED_SIZE
+    return math.prod((*x.shape[:2], frames, x.shape[3])) <= UNFOLDED_SIZE
+
+
+def is_plain(conv: nn.Module) -> bool:
+    """Whether the weights of `conv` may be read instead of calling it; not of what a host has put in its place."""
+    return type(conv) is nn.Conv3d and not conv._forward_hooks and not conv._forward_pre_hooks
+
+
+def convolve_first(conv: nn.Conv3d, frame: Tensor) -> Tensor:
+    """`conv` without padding in time over the first frame of a video [B, C, 1, H, W], behind which there are zeros:
+    only the last row of its kernel meets the frame.
+    """
+    return F.conv3d(frame, conv.weight[:, :, -1:], conv.bias, (1, *conv.stride[1:]), conv.padding)
 
 
 def convolve_by_frames(conv: nn.Conv3d, frames: Sequence[Tensor]) -> Tensor:
     """`conv` without padding in time over `frames` [B, C, H, W]: a sum of 2-D convolutions, one a row of its kernel."""
     rows, (stride, *steps), padding = conv.weight.unbind(2), conv.stride, conv.padding[1:]
-    made = []
-    for first in range(0, len(frames) - len(rows) + 1, stride):
+    starts, made = range(0, len(frames) - len(rows) + 1, stride), None
+    for index, first in enumerate(starts):
         total = F.conv2d(frames[first], rows[0], conv.bias, steps, padding)
         for row, frame in zip(rows[1:], frames[first + 1 :], strict=False):
             total = total.add_(F.conv2d(frame, row, None, steps, padding))
-        made.append(total.unsqueeze(2))
-    return made[0] if len(made) == 1 else torch.cat(made, dim=2)
+        if len(starts) == 1:
+            return total.unsqueeze(2)
+        if made is None:  # Filled frame by frame: all of them and their concatenation would be twice as much.
+            sizes = (*total.shape[:2], len(starts), *total.shape[2:])
+            made = torch.empty(sizes, dtype=total.dtype, memory_format=torch.channels_last_3d)
+        made[:, :, index] = total
+    return made
 
 
 def causal_convs(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -119,6 +138,14 @@ def causal_convs(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv3d) and lookback(module) > 0:
             yield name, module
+
+
+def _is_tail(x: Tensor, depth: int) -> bool:
+    """Whether x can be kept as it is: as long as a tail, and no view, which would keep more alive than itself.
+
+    Nobody writes to what was convolved.
+    """
+    return x.shape[2] == depth and x.untyped_storage().nbytes() == x.nbytes
 
 
 def _fits(tail: Tensor, conv: nn.Module) -> bool:

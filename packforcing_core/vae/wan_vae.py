@@ -19,10 +19,9 @@ from .layers import AttentionBlock, Downsample, ResidualBlock, RMSNorm, Upsample
 from .state import CausalState
 
 SMALL = 2048
-"""Latent positions [h * w] up to which the frames of one latent frame are decoded together.
+"""Latent positions [h * w] up to which frames are decoded in pairs.
 
-There they fit into little memory together, and fewer, larger calls take less time: at 64x128 pixels in bfloat16 on
-a CPU two thirds of it. Larger pictures fill a call alone, and their frames together would need four times the memory.
+There two fit into little memory together, and fewer, larger calls take less time. Larger pictures fill a call alone.
 """
 
 
@@ -73,24 +72,31 @@ class Decoder(nn.Module):
 
     def forward(self, latent: Tensor, state: CausalState) -> Tensor:
         x = _run(self.middle, state.convolve(self.conv1, latent), state)
-        if is_small(*latent.shape[-2:]):
-            return _run_head(self.head, _run(self.upsamples, x, state), state)
-        return torch.cat(list(self._frames(_stages(self.upsamples), x, state)), dim=2)
+        together = 2 if is_small(*latent.shape[-2:]) else 1
+        waiting = [x]
+        del x
+        return torch.cat(list(self._frames(_stages(self.upsamples), waiting, state, together)), dim=2)
 
-    def _frames(self, stages: list[list[nn.Module]], x: Tensor, state: CausalState) -> Iterator[Tensor]:
-        """The pixel frames of x, one at a time: each frame goes to the end before the next one is begun.
+    def _frames(
+        self, stages: list[list[nn.Module]], waiting: list[Tensor], state: CausalState, together: int
+    ) -> Iterator[Tensor]:
+        """The pixel frames of what is `waiting`, `together` at a time: they go to the end before the next are begun.
 
-        Depth first, so that the two frames that a doubling of time makes are never at full resolution together.
+        Depth first, so that no more than `together` of the frames that doublings of time make are ever at full
+        resolution. Each is taken out of the list, which alone holds it, so that a stage's input can go when it is used.
         """
-        if not stages:
-            yield _run_head(self.head, x, state)
-            return
-        for frame in _run(stages[0], x, state).split(1, dim=2):
-            yield from self._frames(stages[1:], frame, state)
+        while waiting:
+            if not stages:
+                yield _run_head(self.head, waiting.pop(0), state)
+                continue
+            frames = _run(stages[0], waiting.pop(0), state).split(together, dim=2)
+            # Pieces of one tensor would all live as long as the last.
+            frames = [piece.clone() for piece in frames] if len(frames) > 1 else list(frames)
+            yield from self._frames(stages[1:], frames, state, together)
 
 
 def is_small(height: int, width: int) -> bool:
-    """Whether the frames of one latent frame [..., height, width] are decoded together."""
+    """Whether the frames of one latent frame [..., height, width] are decoded in pairs."""
     return height * width <= SMALL
 
 

@@ -1,10 +1,12 @@
-"""ComfyUI's own Wan VAE and ours on the same frames: `python decode.py inputs.safetensors REPEATS`, in its folder.
+"""ComfyUI's own Wan VAE and ours on the same frames, in its folder: `python decode.py inputs.safetensors DTYPE REPEATS`
 
-The inputs are the weights and `latents` (the VAE's own). Prints one JSON line: CPU seconds of either by repeat, taken
-in turns, and the largest difference. `python decode.py inputs.safetensors ours` (or `theirs`) decodes once and prints
-the bytes by which that raised the process's memory at its peak.
+The inputs are the weights and `latents` (the VAE's own), DTYPE what both compute in. Prints one JSON line: CPU seconds
+of either by repeat, taken in turns, and the largest and the mean difference. With `ours` (or `theirs`) in place of
+REPEATS it decodes twice and prints the bytes by which that raised the process's memory at its peak: the first time,
+when kernels are built too, and the second.
 """
 
+import ctypes
 import json
 import re
 import sys
@@ -14,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-inputs, what = sys.argv[1:]
+inputs, dtype, what = sys.argv[1:]
 sys.argv = ["main.py", "--cpu"]
 sys.path.insert(0, str(Path.cwd()))
 
@@ -29,7 +31,7 @@ from packforcing_core.vae.load import load_vae  # noqa: E402
 from packforcing_core.vae.streaming import decode  # noqa: E402
 
 # Copies: of a mapped file the decode would have to read what it touches first.
-tensors = {name: tensor.clone() for name, tensor in load_file(inputs).items()}
+tensors = {name: tensor.to(getattr(torch, dtype), copy=True) for name, tensor in load_file(inputs).items()}
 latents = tensors.pop("latents")
 torch.set_num_threads(1)
 
@@ -37,7 +39,7 @@ torch.set_num_threads(1)
 def their_decode():
     width = tensors["decoder.head.0.gamma"].shape[0]
     vae = WanVAE(dim=width, z_dim=16, num_res_blocks=2, temperal_downsample=[False, True, True])
-    vae.load_state_dict(tensors)
+    vae.load_state_dict(tensors, assign=True)
     return lambda: vae.decode(latents).clamp(-1, 1)
 
 
@@ -52,6 +54,7 @@ def resident(line: str) -> int:
 
 
 def peak(run) -> int:
+    ctypes.CDLL(None).malloc_trim(0)  # Freed memory that the process still has would be used again, and not counted.
     Path("/proc/self/clear_refs").write_text("5")  # The peak begins anew.
     before = resident("VmRSS")
     run()
@@ -68,11 +71,13 @@ def times(repeats: int) -> dict:
             made[name] = run()
             if number > 0:  # The first warms up.
                 seconds[name].append(time.process_time() - began)
-    return {"seconds": seconds, "difference": (made["ours"] - made["theirs"]).abs().max().item()}
+    difference = (made["ours"] - made["theirs"]).abs()
+    return {"seconds": seconds, "difference": difference.max().item(), "mean_difference": difference.mean().item()}
 
 
 with torch.no_grad():
     if what in ("ours", "theirs"):
-        print(json.dumps(peak({"ours": our_decode, "theirs": their_decode}[what]())))
+        decoding = {"ours": our_decode, "theirs": their_decode}[what]()
+        print(json.dumps([peak(decoding) for _ in range(2)]))
     else:
         print(json.dumps(times(int(what))))
