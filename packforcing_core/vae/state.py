@@ -111,9 +111,11 @@ def is_plain(conv: nn.Module) -> bool:
 
 def convolve_first(conv: nn.Conv3d, frame: Tensor) -> Tensor:
     """`conv` without padding in time over the first frame of a video [B, C, 1, H, W], behind which there are zeros:
-    only the last row of its kernel meets the frame.
+    only the last row of its kernel meets the frame. In 2-D, since PyTorch would unfold a single frame in 3-D up to
+    larger sizes still, and lose the layout.
     """
-    return F.conv3d(frame, conv.weight[:, :, -1:], conv.bias, (1, *conv.stride[1:]), conv.padding)
+    row, picture = conv.weight[:, :, -1], frame.squeeze(2)
+    return F.conv2d(picture, row, conv.bias, conv.stride[1:], conv.padding[1:]).unsqueeze(2)
 
 
 def convolve_by_frames(conv: nn.Conv3d, frames: Sequence[Tensor]) -> Tensor:

@@ -3,10 +3,12 @@
 The inputs are the weights and `latents` (the VAE's own), DTYPE what both compute in. Prints one JSON line: CPU seconds
 of either by repeat, taken in turns, and the largest and the mean difference. With `ours` (or `theirs`) in place of
 REPEATS it decodes twice and prints the bytes by which that raised the process's memory at its peak: the first time,
-when kernels are built too, and the second.
+when kernels are built too, and the second. With `count` it computes nothing and prints, for either, the bytes of all
+tensors at the worst moment, found on the meta device.
 """
 
 import ctypes
+import importlib.util
 import json
 import re
 import sys
@@ -24,6 +26,7 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()  # the modules below read the options when they are imported
 
+import comfy.model_management  # noqa: E402
 from comfy.ldm.wan.vae import WanVAE  # noqa: E402
 
 from packforcing_core.vae.config import normalise  # noqa: E402
@@ -61,6 +64,22 @@ def peak(run) -> int:
     return resident("VmHWM") - before
 
 
+def counted_peaks() -> dict:
+    """Weights and latents do not count; nor does what kernels take for themselves, which no tensor shows."""
+    here = Path(__file__).parents[2] / "live_bytes.py"  # ComfyUI has a folder `tests`, too.
+    spec = importlib.util.spec_from_file_location("live_bytes", here)
+    live_bytes = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(live_bytes)
+    comfy.model_management.get_free_memory = lambda *_: 1 << 50  # It asks the device, which this one cannot answer.
+    made = {}
+    for name, build in (("ours", our_decode), ("theirs", their_decode)):
+        run = build()
+        with live_bytes.LiveBytes([*tensors.values(), latents]) as memory:
+            run()
+        made[name] = memory.peak
+    return made
+
+
 def times(repeats: int) -> dict:
     runs = {"ours": our_decode(), "theirs": their_decode()}
     seconds = {name: [] for name in runs}
@@ -75,8 +94,14 @@ def times(repeats: int) -> dict:
     return {"seconds": seconds, "difference": difference.max().item(), "mean_difference": difference.mean().item()}
 
 
+if what == "count":
+    tensors = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    latents = latents.to("meta")
+
 with torch.no_grad():
-    if what in ("ours", "theirs"):
+    if what == "count":
+        print(json.dumps(counted_peaks()))
+    elif what in ("ours", "theirs"):
         decoding = {"ours": our_decode, "theirs": their_decode}[what]()
         print(json.dumps([peak(decoding) for _ in range(2)]))
     else:

@@ -37,6 +37,32 @@ def test_a_plain_convolution_by_frames_equals_the_module(kernel, padding, stride
     assert torch.equal(fast_tail, slow_tail)
 
 
+@pytest.mark.parametrize("kernel, padding", [((3, 3, 3), (0, 1, 1)), ((3, 1, 1), 0)])
+@pytest.mark.parametrize("unfolded", [state_module.UNFOLDED_SIZE, 0], ids=["by frames", "whole"])
+def test_a_first_frame_alone_meets_one_row_of_the_kernel(kernel, padding, unfolded, monkeypatch):
+    monkeypatch.setattr(state_module, "UNFOLDED_SIZE", unfolded)
+    torch.manual_seed(0)
+    plain, other = TorchOps.Conv3d(5, 7, kernel, padding=padding), OwnConv3d(5, 7, kernel, padding=padding)
+    other.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 5, 4, 4, 6)
+    (fast, fast_tail), (slow, slow_tail) = (convolved(conv, x.split([1, 2, 1], dim=2)) for conv in (plain, other))
+    print(f"max difference {(fast - slow).abs().max():.1e}, deviation {slow.std():.2f}")
+    assert (fast - slow).abs().max() < 1e-6
+    assert torch.equal(fast_tail, slow_tail)
+
+
+@pytest.mark.parametrize("unfolded", [state_module.UNFOLDED_SIZE, 0], ids=["by frames", "whole"])
+def test_a_tail_holds_no_more_memory_than_its_frames(unfolded, monkeypatch):
+    monkeypatch.setattr(state_module, "UNFOLDED_SIZE", unfolded)
+    conv = TorchOps.Conv3d(2, 2, 3, padding=(0, 1, 1))
+    video = torch.randn(1, 2, 8, 4, 6)
+    for frames in (1, 2, 4):
+        for pieces in (video.split(frames, dim=2), [piece.clone() for piece in video.split(frames, dim=2)]):
+            _, tail = convolved(conv, pieces)
+            assert torch.equal(tail, video[:, :, -2:])
+            assert tail.untyped_storage().nbytes() == tail.nbytes
+
+
 def test_a_hooked_convolution_is_called():
     conv = TorchOps.Conv3d(2, 2, 3, padding=(0, 1, 1))
     conv.register_forward_hook(lambda module, given, made: made + 1)

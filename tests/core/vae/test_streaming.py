@@ -13,7 +13,7 @@ from tests.vaes import random_latents, random_vae, random_video
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(params=[0, wan_vae.SMALL], ids=["frame by frame", "frames together"])
+@pytest.fixture(params=[0, wan_vae.SMALL], ids=["frame by frame", "in pairs"])
 def small(request, monkeypatch):
     monkeypatch.setattr(wan_vae, "SMALL", request.param)
 
