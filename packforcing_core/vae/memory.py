@@ -14,8 +14,8 @@ from .wan_vae import WanVAE, is_small
 # stage: the block's input, the normalised input behind its tail of two frames (3), the output, and one for what waits
 # at the lower resolutions. A convolution's own workspace, which depends on the device, is not in it.
 WORKING_FRAMES = 1 + 3 + 1 + 1
-# The same where frames go in pairs: the input behind its tail is 4.
-WORKING_FRAMES_OF_SMALL = 2 + 4 + 2 + 2
+# The same where frames go in pairs: the input behind its tail is 4; and 2 where a kernel loses the layout.
+WORKING_FRAMES_OF_SMALL = 2 + 4 + 2 + 1 + 2
 
 
 def state_bytes(config: VAEConfig, height: int, width: int, dtype: torch.dtype) -> int:
