@@ -22,10 +22,16 @@ async function loadWords() {
 
 const inWords = (text) => text.replace(/\{(\w+)\}/g, (_, key) => words[key] ?? key.replaceAll("_", " "));
 
+// What a widget is fed by a node that holds a value (stock Int, Float) counts, not what stands in its greyed field.
+function fedValue(node, widget) {
+  const slot = (node.inputs ?? []).findIndex((input) => input.widget?.name === widget.name && input.link != null);
+  return slot < 0 ? undefined : node.getInputNode(slot)?.widgets?.find((other) => other.name === "value")?.value;
+}
+
 function valuesOf(node) {
   if (!node) return null;
   const widgets = (node.widgets ?? []).filter((widget) => widget.name !== PANEL);
-  return Object.fromEntries(widgets.map((widget) => [widget.name, widget.value]));
+  return Object.fromEntries(widgets.map((widget) => [widget.name, fedValue(node, widget) ?? widget.value]));
 }
 
 const named = (node, ...names) => (node.widgets ?? []).some((widget) => names.includes(widget.name));

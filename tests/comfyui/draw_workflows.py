@@ -1,8 +1,8 @@
 """Draws the templates: from each `workflows/api/NAME.json` the graph `workflows/NAME.json` and its thumbnail.
 
 `python -m tests.comfyui.draw_workflows [NAME ...]` starts a ComfyUI and a browser; the front end itself turns the API
-form into the UI form, so widget order and defaults are its own. Nodes stand in columns by their distance from the
-inputs. The notes that stand beside a graph are in workflows/api/notes/NAME.md.
+form into the UI form, so widget order and defaults are its own. `layout.py` says where nodes stand. The note of a graph
+is workflows/api/notes/NAME.md; a node whose `_meta` has "collapsed" is drawn so.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import shutil
 import sys
 import tempfile
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from packforcing_core.video import SegmentedWriter, VideoFormat
 from tests.checkpoints import SMALL_STOCK, wan_state_dict, write_family
 from tests.comfyui.browser import FrontEnd, open_front_end
 from tests.comfyui.install import PACK
+from tests.comfyui.layout import arrange
 from tests.comfyui.server import ComfyServer
 from tests.films import picture
 from tests.vaes import stock_vae
@@ -31,10 +31,13 @@ WORKFLOWS = PACK / "workflows"
 DEMO = "demo_"
 """What the names of workflows on the demo models begin with: they need no files and can be run as they are."""
 LONGEST_RENDER_S = 1800
+LARGE = (2000, 1250)
+"""The window for the pictures."""
 PICTURE_SECONDS = 5.0
 """How long the films are in the pictures of what the demo workflows render; the workflows' own are longer."""
-SHORTEN = """seconds => window.app.rootGraph.nodes.filter(node => node.type === 'PackForcingSampler').forEach(
-    node => { node.widgets.find(widget => widget.name === 'seconds').value = seconds; })"""
+SHORTEN = """seconds => window.app.rootGraph.nodes
+    .filter(node => node.type === 'PackForcingSampler' || node.title === 'Seconds')
+    .forEach(node => { node.widgets.find(w => ['seconds', 'value'].includes(w.name)).value = seconds; })"""
 GRAPH_ON_PAGE = """margin => {
     const { canvas, ds } = window.app.canvas, page = canvas.getBoundingClientRect(), boxes = window.app.rootGraph.nodes
         .map(node => [node.pos[0], node.pos[1] - 30, node.pos[0] + node.size[0], node.pos[1] + node.size[1]]);
@@ -44,8 +47,23 @@ GRAPH_ON_PAGE = """margin => {
     return { x: page.x + at(0, left), y: page.y + at(1, top),
              width: (right - left) * ds.scale, height: (bottom - top) * ds.scale };
 }"""
-COLUMN_GAP, ROW_GAP, TITLE = 60, 50, 40
-NOTE_WIDTH = 420
+SERIALIZED = "() => window.app.rootGraph.serialize()"
+LOOK_AT_NOTE = """() => {
+    const { pos } = window.app.rootGraph.nodes.find(node => node.type === 'MarkdownNote'), canvas = window.app.canvas;
+    canvas.ds.scale = 1;
+    [canvas.ds.offset[0], canvas.ds.offset[1]] = [100 - pos[0], 100 - pos[1]];
+    canvas.setDirty(true, true);
+}"""
+NOTE_HEIGHT = """() => {
+    const lines = [...document.querySelectorAll('.comfy-markdown .ProseMirror > *')];
+    return Math.max(0, ...lines.map(line => line.offsetTop + line.offsetHeight));
+}"""
+WIDEST = 360
+"""What is wider (fields for text) is made as wide as this: graphs must not be wide."""
+PROMPT = 140
+"""The height of a field for a prompt of some lines."""
+NOTE_MARGIN = 40
+"""What the frame of a note adds to the height of its text."""
 
 
 def api_names() -> list[str]:
@@ -90,41 +108,40 @@ def to_graph(front_end: FrontEnd, name: str) -> dict[str, Any]:
     """The UI form of a workflow, laid out, with its notes."""
     front_end.page.evaluate("([api, name]) => window.app.loadApiJson(api, name)", [read_api(name), name])
     front_end.page.wait_for_function("n => window.app.rootGraph.nodes.length === n", arg=len(read_api(name)))
-    graph = front_end.page.evaluate("() => window.app.rootGraph.serialize()")
-    for node in graph["nodes"]:  # a shared workflow gives the film that its author saw, until the seed is changed
-        values = node.get("widgets_values") or []
-        node["widgets_values"] = ["fixed" if value == "randomize" else value for value in values]
-    _arrange(graph)
+    graph = front_end.page.evaluate(SERIALIZED)
+    _fold(graph, read_api(name))
+    for node in graph["nodes"]:
+        node["size"] = [min(WIDEST, node["size"][0]), PROMPT if node["type"] == "CLIPTextEncode" else node["size"][1]]
     notes = WORKFLOWS / "api" / "notes" / f"{name}.md"
     if notes.exists():
         _add_note(graph, notes.read_text(encoding="utf-8"))
+    front_end.load(graph)
+    lines = _note_height(front_end) if notes.exists() else 0
+    graph = front_end.page.evaluate(SERIALIZED)  # nodes have the sizes that their panels need
+    for node in graph["nodes"]:  # a shared workflow gives the film that its author saw, until the seed is changed
+        values = node.get("widgets_values") or []
+        node["widgets_values"] = ["fixed" if value == "randomize" else value for value in values]
+        if node["type"] == "MarkdownNote":
+            node["size"] = [WIDEST, lines + NOTE_MARGIN]
+    zoom = arrange(graph)
+    print(f"{name}: opens at a zoom of {zoom:.3f}")
     return graph
 
 
-def _arrange(graph: dict[str, Any]) -> None:
-    depth: dict[int, int] = defaultdict(int)
-    for _ in graph["nodes"]:  # as many rounds as the longest path can have
-        for _, source, _, target, _, _ in graph["links"]:
-            depth[target] = max(depth[target], depth[source] + 1)
-    for _, source, *_ in graph["links"]:  # loaders stand right before what they feed
-        if not any(link[3] == source for link in graph["links"]):
-            depth[source] = min(depth[link[3]] for link in graph["links"] if link[1] == source) - 1
-    x = 0.0
-    for column in range(max(depth.values(), default=0) + 1):
-        nodes = [node for node in graph["nodes"] if depth[node["id"]] == column]
-        y = 0.0
-        for node in nodes:
-            node["pos"] = [x, y]
-            y += node["size"][1] + TITLE + ROW_GAP
-        x += max((node["size"][0] for node in nodes), default=0) + COLUMN_GAP
+def _note_height(front_end: FrontEnd) -> float:
+    front_end.page.evaluate(LOOK_AT_NOTE)  # from further away, or out of sight, it has no text
+    front_end.page.wait_for_function(f"({NOTE_HEIGHT})() > 0")
+    return front_end.page.evaluate(NOTE_HEIGHT)
+
+
+def _fold(graph: dict[str, Any], api: dict[str, Any]) -> None:
+    """Collapses the nodes whose API form says so: those that repeat another one's settings."""
+    for node in graph["nodes"]:
+        if api[str(node["id"])].get("_meta", {}).get("collapsed"):
+            node["flags"] = {**node.get("flags", {}), "collapsed": True}
 
 
 def _add_note(graph: dict[str, Any], text: str) -> None:
-    """Below the first column: beside it, the graph would be too wide to be opened at a size where words are shown."""
-    first = min(node["pos"][0] for node in graph["nodes"])
-    column = [node for node in graph["nodes"] if node["pos"][0] == first]
-    right = first + max(node["size"][0] for node in column)
-    bottom = max(node["pos"][1] + node["size"][1] for node in column)
     number = graph["last_node_id"] + 1
     graph["last_node_id"] = number
     graph["nodes"].append(
@@ -132,8 +149,8 @@ def _add_note(graph: dict[str, Any], text: str) -> None:
             "id": number,
             "type": "MarkdownNote",
             "title": "Read me",
-            "pos": [right - NOTE_WIDTH, bottom + TITLE + ROW_GAP],
-            "size": [NOTE_WIDTH, 60 + 17 * text.count("\n")],
+            "pos": [-WIDEST, 0],
+            "size": [WIDEST, WIDEST],
             "flags": {},
             "order": 0,
             "mode": 0,
@@ -147,12 +164,16 @@ def _add_note(graph: dict[str, Any], text: str) -> None:
     )
 
 
-def draw(front_end: FrontEnd, name: str, folder: Path) -> None:
-    """Writes NAME.json and NAME.jpg into `folder`; a workflow that needs no files is shown with what it renders."""
+def write_graph(front_end: FrontEnd, name: str, folder: Path) -> None:
+    """Writes NAME.json into `folder`."""
     graph = to_graph(front_end, name)
     graph["extra"] = {}
     (folder / f"{name}.json").write_text(json.dumps(graph, indent=1) + "\n", encoding="utf-8")
-    front_end.load(graph)
+
+
+def write_picture(front_end: FrontEnd, name: str, folder: Path) -> None:
+    """Writes NAME.jpg of NAME.json; a workflow that needs no files is shown with what it renders."""
+    front_end.load(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
     if name.startswith(DEMO):
         front_end.page.evaluate(SHORTEN, PICTURE_SECONDS)
         front_end.run(LONGEST_RENDER_S)
@@ -168,10 +189,12 @@ def main(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder, ComfyServer(Path(folder)) as server:
         for name in names:
             place_files(server, read_api(name))
-        for name in names:  # each in a browser of its own: a tab stays for every graph that was opened
-            with open_front_end(server, 3200, 1800) as front_end:  # zoomed out further, nodes lose their text
-                draw(front_end, name, WORKFLOWS)
-                print(f"{name}: problems {front_end.problems or 'none'}")
+        with open_front_end(server, *LARGE) as front_end:
+            front_end.page.set_default_timeout(LONGEST_RENDER_S * 1000)
+            for name in names:
+                write_graph(front_end, name, WORKFLOWS)
+                write_picture(front_end, name, WORKFLOWS)
+                print(f"{name}: problems {front_end.problems or 'none'}", flush=True)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,38 @@ def lower_half_of_node(front_end: FrontEnd, node: str) -> Image.Image:
     return Image.open(io.BytesIO(front_end.page.screenshot(clip=clip))).convert("RGB")
 
 
+WORDS_ON_LINES = """() => [...document.querySelectorAll('.dom-widget .packforcing-text')].map(widget => {
+    const said = widget.querySelector('span'), lines = [];
+    const walker = document.createTreeWalker(said, NodeFilter.SHOW_TEXT);
+    for (let node = walker.nextNode(); node; node = walker.nextNode())
+        for (const word of node.data.matchAll(/\\S+/g)) {
+            const range = document.createRange();
+            range.setStart(node, word.index);
+            range.setEnd(node, word.index + word[0].length);
+            lines.push([word[0], new Set([...range.getClientRects()].map(rect => Math.round(rect.top))).size]);
+        }
+    return { text: said.innerText, lines, height: widget.clientHeight, wanted: widget.scrollHeight };
+})"""
+
+
+def test_what_nodes_say_breaks_between_words_and_four_lines_are_seen(front_end: FrontEnd, files: Files, tmp_path: Path):
+    graph, *_ = small_render(files, 3.0, "1000, 500", 37)
+    show(front_end, graph)
+    front_end.run()
+    front_end.show_all()
+    front_end.screenshot(tmp_path / "said.png")
+    said = front_end.page.evaluate(WORDS_ON_LINES)
+    print(tmp_path)
+    for one in said:
+        print(one["height"], one["wanted"], one["text"])
+    words = [word for one in said for word in one["lines"]]
+    assert len(said) >= 3
+    assert len(words) > 30
+    assert [word for word, lines in words if lines > 1 and len(word) < 25] == []
+    assert all(one["height"] >= min(one["wanted"], 16 + 4 * 16) for one in said)
+    assert front_end.problems == []
+
+
 @pytest.mark.parametrize("nodes", NODES_LIKE)
 def test_the_panel_draws_the_plan_and_follows_the_widgets(
     comfy: ComfyServer, front_end: FrontEnd, files: Files, nodes: str, tmp_path: Path

@@ -9,9 +9,18 @@ import pytest
 from packforcing_core.video import probe
 from tests.comfyui.browser import BrowserMissingError, FrontEnd, open_front_end
 from tests.comfyui.draw_workflows import DEMO, api_names, place_files, read_api
+from tests.comfyui.layout import WINDOW
 from tests.comfyui.server import ComfyServer
 from tests.comfyui.test_render import film_of
 from tests.parts import missing
+
+OVERLAPS = """() => {
+    const nodes = window.app.rootGraph.nodes, boxes = nodes.map(node => [...node.boundingRect]), found = [];
+    boxes.forEach(([x, y, w, h], i) => boxes.slice(0, i).forEach(([X, Y, W, H], j) => {
+        if (x < X + W && X < x + w && y < Y + H && Y < y + h) found.push([nodes[i].title, nodes[j].title]);
+    }));
+    return found;
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +29,7 @@ def templates(comfy: ComfyServer) -> Iterator[FrontEnd]:
     for name in api_names():
         place_files(comfy, read_api(name))
     try:
-        with open_front_end(comfy) as front_end:
+        with open_front_end(comfy, *WINDOW) as front_end:
             yield front_end
     except BrowserMissingError as error:
         missing(str(error))
@@ -28,9 +37,15 @@ def templates(comfy: ComfyServer) -> Iterator[FrontEnd]:
 
 @pytest.mark.browser
 @pytest.mark.parametrize("name", api_names())
-def test_a_template_opens_whole_and_is_the_same_as_its_api_form(comfy: ComfyServer, templates: FrontEnd, name: str):
+def test_a_template_opens_whole_and_readable_and_is_the_same_as_its_api_form(
+    comfy: ComfyServer, templates: FrontEnd, name: str
+):
     front_end = templates
     front_end.open_template(comfy.pack_name, name)
+    zoom, without_text = front_end.page.evaluate("[window.app.canvas.ds.scale, window.app.canvas.low_quality]")
+    print(name, f"opens at a zoom of {zoom:.3f}, text is {'not ' if without_text else ''}drawn")
+    assert not without_text, "the whole graph is in view, and its nodes are too small to be read"
+    assert front_end.page.evaluate(OVERLAPS) == []
     assert front_end.missing_nodes() == []
     drawn = front_end.page.evaluate("async () => (await window.app.graphToPrompt()).output")
     for node in drawn.values():
