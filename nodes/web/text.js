@@ -8,7 +8,7 @@ const STYLE = `.${OURS} .break-all { word-break: normal; overflow-wrap: anywhere
 const SIDES = 52; // The widget's margin and the text's padding, left and right; above and below they take 36.
 const ABOVE_AND_BELOW = 36;
 const LINE = 16;
-const MOST_LINES = 4; // More than that scrolls.
+const MOST_LINES = 5; // More than that scrolls.
 
 const pen = document.createElement("canvas").getContext("2d");
 

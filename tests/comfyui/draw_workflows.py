@@ -33,14 +33,17 @@ DEMO = "demo_"
 LONGEST_RENDER_S = 1800
 LARGE = (2000, 1250)
 """The window for the pictures."""
+LARGEST_BYTES = 130_000
 PICTURE_SECONDS = 5.0
 """How long the films are in the pictures of what the demo workflows render; the workflows' own are longer."""
 SHORTEN = """seconds => window.app.rootGraph.nodes
     .filter(node => node.type === 'PackForcingSampler' || node.title === 'Seconds')
     .forEach(node => { node.widgets.find(w => ['seconds', 'value'].includes(w.name)).value = seconds; })"""
+FILMS_LOADED = """() => [...document.querySelectorAll('video')].filter(film => film.offsetWidth > 0)
+    .every(film => film.readyState >= 2)"""
 GRAPH_ON_PAGE = """margin => {
     const { canvas, ds } = window.app.canvas, page = canvas.getBoundingClientRect(), boxes = window.app.rootGraph.nodes
-        .map(node => [node.pos[0], node.pos[1] - 30, node.pos[0] + node.size[0], node.pos[1] + node.size[1]]);
+        .map(node => [...node.boundingRect]).map(([x, y, width, height]) => [x, y, x + width, y + height]);
     const edge = (i, pick) => pick(...boxes.map(box => box[i])), at = (i, v) => (v + ds.offset[i]) * ds.scale;
     const [left, top] = [edge(0, Math.min) - margin, edge(1, Math.min) - margin];
     const [right, bottom] = [edge(2, Math.max) + margin, edge(3, Math.max) + margin];
@@ -178,11 +181,20 @@ def write_picture(front_end: FrontEnd, name: str, folder: Path) -> None:
         front_end.page.evaluate(SHORTEN, PICTURE_SECONDS)
         front_end.run(LONGEST_RENDER_S)
         front_end.show_all()  # nodes have grown
-        front_end.page.wait_for_timeout(5000)  # films load
+        front_end.page.wait_for_function(FILMS_LOADED)
+        front_end.page.wait_for_timeout(1000)
     shown = front_end.page.screenshot(clip=front_end.page.evaluate(GRAPH_ON_PAGE, 20))
     picture = Image.open(io.BytesIO(shown)).convert("RGB")
     picture.thumbnail((1200, 1200))
-    picture.save(folder / f"{name}.jpg", quality=85)
+    save_small(picture, folder / f"{name}.jpg")
+
+
+def save_small(picture: Image.Image, path: Path) -> None:
+    """At the best quality at which the file has less than LARGEST_BYTES, or at the last."""
+    for quality in (85, 80, 75, 70, 65, 60):
+        picture.save(path, quality=quality, optimize=True)
+        if path.stat().st_size < LARGEST_BYTES:
+            return
 
 
 def main(names: list[str]) -> None:

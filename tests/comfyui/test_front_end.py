@@ -107,7 +107,7 @@ WORDS_ON_LINES = """() => [...document.querySelectorAll('.dom-widget .packforcin
 })"""
 
 
-def test_what_nodes_say_breaks_between_words_and_four_lines_are_seen(front_end: FrontEnd, files: Files, tmp_path: Path):
+def test_what_nodes_say_breaks_between_words_and_five_lines_are_seen(front_end: FrontEnd, files: Files, tmp_path: Path):
     graph, *_ = small_render(files, 3.0, "1000, 500", 37)
     show(front_end, graph)
     front_end.run()
@@ -121,7 +121,7 @@ def test_what_nodes_say_breaks_between_words_and_four_lines_are_seen(front_end: 
     assert len(said) >= 3
     assert len(words) > 30
     assert [word for word, lines in words if lines > 1 and len(word) < 25] == []
-    assert all(one["height"] >= min(one["wanted"], 16 + 4 * 16) for one in said)
+    assert all(one["height"] >= min(one["wanted"], 16 + 5 * 16) for one in said)
     assert front_end.problems == []
 
 
