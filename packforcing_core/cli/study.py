@@ -17,15 +17,17 @@ from ..study.drawing import draw_curves, draw_sheet
 from ..study.folder import Job, StudyFolder
 from ..study.page import CURVES_PICTURE, SHEET_PICTURE, as_json, as_markdown, facts_of, replace_part
 from ..study.readings import moments_of
+from ..study.recall import AWAY, Question
 from ..study.rows import QUICK, Row, base_row, chosen_rows, left_out, study_rows
 from ..study.study import jobs_of, run_study, settings_of
 from ..study.subject import DTYPES, Load, load_miniature
-from ..study.tables import build_tables, whole_seeds
+from ..study.tables import build_answers, build_tables, whole_seeds
 from .film import build_console
 
-QUICK_SEEDS, QUICK_SECONDS = 4, 15.0
-SEEDS, SECONDS = 16, 120.0
+QUICK_SEEDS, QUICK_SECONDS, QUICK_QUESTIONS = 4, 15.0, 8
+SEEDS, SECONDS, QUESTIONS = 16, 120.0, 32
 SHEET_WORLDS = ("two", "return")
+FILMS = "films"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", help="their names, with commas between; default: all")
     parser.add_argument("--seeds", type=int, help=f"how many, from 0 on; default: {SEEDS}")
     parser.add_argument("--seconds", type=float, help=f"length of a film; default: {SECONDS:g}")
+    parser.add_argument(
+        "--questions", type=int, help=f"how many of each kind what is recalled is asked with; default: {QUESTIONS}"
+    )
     parser.add_argument("--reference", help="the row all others are compared with; default: trained, or zero-shot")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of one core each")
     parser.add_argument(
@@ -60,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
 def study(options: argparse.Namespace, load: Load) -> int:
     """The command on any subject."""
     console = build_console()
-    seeds, seconds = _amounts(options)
+    seeds, seconds, questions = _amounts(options)
     subject = load()
     rows = _rows(options, subject.trained)
     if options.list:
@@ -70,7 +75,8 @@ def study(options: argparse.Namespace, load: Load) -> int:
     reference = options.reference or base_row(subject.trained).name
     chosen_rows(rows, [reference])
     settings = settings_of(subject, seconds, options.dtype)
-    folder, jobs = StudyFolder(_output(options), settings), jobs_of(rows, range(seeds))
+    folder = StudyFolder(_output(options), settings, subject.compressor)
+    jobs = jobs_of(rows, range(seeds), range(questions))
     with folder.opened():
         problems = 0 if options.tables else _render(folder, jobs, load, seconds, options.workers, console)
         _write(folder, jobs, rows, reference, options, console)
@@ -81,13 +87,20 @@ def _output(options: argparse.Namespace) -> Path:
     return Path(options.output or ("study-quick" if options.quick else "study"))
 
 
-def _amounts(options: argparse.Namespace) -> tuple[int, float]:
-    seeds = options.seeds if options.seeds is not None else QUICK_SEEDS if options.quick else SEEDS
-    seconds = options.seconds if options.seconds is not None else QUICK_SECONDS if options.quick else SECONDS
-    for name, value, least in (("seeds", seeds, 2), ("workers", options.workers, 1), ("seconds", seconds, 1)):
+def _amounts(options: argparse.Namespace) -> tuple[int, float, int]:
+    defaults = (QUICK_SEEDS, QUICK_SECONDS, QUICK_QUESTIONS) if options.quick else (SEEDS, SECONDS, QUESTIONS)
+    given = (options.seeds, options.seconds, options.questions)
+    seeds, seconds, questions = (own if own is not None else usual for own, usual in zip(given, defaults, strict=True))
+    amounts = (
+        ("seeds", seeds, 2),
+        ("seconds", seconds, 1),
+        ("questions", questions, 2),
+        ("workers", options.workers, 1),
+    )
+    for name, value, least in amounts:
         if not value >= least:
             raise PackForcingError(f"{name} is {value}; expected {least} or more.")
-    return seeds, seconds
+    return seeds, seconds, questions
 
 
 def _rows(options: argparse.Namespace, trained: bool) -> tuple[Row, ...]:
@@ -98,14 +111,14 @@ def _rows(options: argparse.Namespace, trained: bool) -> tuple[Row, ...]:
 
 
 def _render(folder: StudyFolder, jobs: list[Job], load: Load, seconds: float, workers: int, console: Console) -> int:
-    """Makes what is missing; returns how many films went wrong."""
+    """Makes what is missing; returns how much of it went wrong."""
     problems = 0
     for progress in run_study(folder, jobs, load, seconds, workers):
-        told = f"{progress.done} of {progress.total} films"
+        told = f"{progress.done} of {progress.total} results"
         if progress.job is None:
             console.print(f"{told} are there already, in {folder.path}")
             continue
-        name = f"{progress.job.row.name}, seed {progress.job.case.seed}"
+        name = f"{progress.job.row.name}, {progress.job.case.name}"
         if progress.problem:
             problems += 1
             console.print(f"failed: {name}: {progress.problem}", style="red")
@@ -126,23 +139,26 @@ def _write(
     options: argparse.Namespace,
     console: Console,
 ) -> None:
-    found: dict[str, dict[int, dict]] = {row.name: {} for row in rows}
+    found: dict[str, dict[str, dict[int, dict]]] = {kind: {row.name: {} for row in rows} for kind in (FILMS, *AWAY)}
     for job in jobs:
         if result := folder.read(job):
-            found[job.row.name][job.case.seed] = result
-    results = whole_seeds(found)
-    tables = build_tables(results, reference, moments_of(folder.settings["seconds"]))
+            kind = job.case.away if isinstance(job.case, Question) else FILMS
+            found[kind][job.row.name][job.case.seed] = result
+    results = {kind: whole_seeds(of_kind) for kind, of_kind in found.items()}
+    tables = build_tables(results[FILMS], reference, moments_of(folder.settings["seconds"]))
+    answers = build_answers({away: results[away] for away in AWAY}, reference)
     trained = bool(folder.settings["trained_compressor"])
-    facts = facts_of(shlex.join(["packforcing", *sys.argv[1:]]), folder.settings, results, left_out(trained))
-    text = as_markdown(tables, rows, facts)
+    settings = {**folder.settings, "compressor": folder.compressor or "none"}
+    facts = facts_of(shlex.join(["packforcing", *sys.argv[1:]]), settings, results.values(), left_out(trained))
+    text = as_markdown(tables, answers, rows, facts)
     (folder.path / "study.md").write_text(text, encoding="utf-8")
-    (folder.path / "tables.json").write_text(as_json(tables, rows, facts), encoding="utf-8")
+    (folder.path / "tables.json").write_text(as_json(tables, answers, rows, facts), encoding="utf-8")
     places = [folder.path]
     if options.page:
         replace_part(Path(options.page), text)
         places.append(Path(options.page).parent)
     for place in places:
-        draw_curves(results, rows, reference, place / CURVES_PICTURE)
-        draw_sheet(results, SHEET_WORLDS, place / SHEET_PICTURE)
+        draw_curves(results[FILMS], rows, reference, place / CURVES_PICTURE)
+        draw_sheet(results[FILMS], SHEET_WORLDS, place / SHEET_PICTURE)
     console.print(text)
     console.print(f"tables and pictures are in {folder.path}")

@@ -32,6 +32,10 @@ class Case:
     world: str
     prompt: str
 
+    @property
+    def name(self) -> str:
+        return f"seed {self.seed}"
+
 
 def case_of(seed: int) -> Case:
     """The case of a seed; the worlds take turns, so that as many seeds as a multiple of four have all alike."""

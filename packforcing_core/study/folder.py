@@ -1,17 +1,18 @@
-"""A study's folder: what it is a study of, and one file for each row and seed, there whole or not at all."""
+"""A study's folder: what it is a study of, and one file for each row and case, there whole or not at all."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..errors import PackForcingError
 from ..folder.files import FolderError, locked, read_json, write_json
 from ..folder.fingerprint import fingerprint
 from .cases import Case
+from .recall import Question
 from .rows import Row
 
 LARGEST = 4 << 20  # bytes of one result
@@ -19,23 +20,21 @@ LARGEST = 4 << 20  # bytes of one result
 
 @dataclass(frozen=True)
 class Job:
-    """One film: a row and a case."""
+    """One film, or one question: a row and a case."""
 
     row: Row
-    case: Case
-
-    @property
-    def key(self) -> str:
-        """Changes with all that decides the film but the study's settings."""
-        return fingerprint([self.row.as_dict(), vars(self.case)])[:16]
+    case: Case | Question
 
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """`settings` decide every film of the folder: weights, seconds, dtype, sampling, version."""
+    """`settings` decide every film of the folder: weights, seconds, dtype, sampling, version. `compressor` names the
+    trained branch, which only some rows use: those of another one are missing, the others stay.
+    """
 
     path: Path
     settings: Mapping[str, object]
+    compressor: str = ""
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -60,10 +59,15 @@ class StudyFolder:
                 "results cannot stand beside new ones. Choose another --output, or take that folder away."
             )
 
+    def key(self, job: Job) -> str:
+        """Changes with all that decides the job's result but the settings."""
+        used = self.compressor if job.row.needs_training else ""
+        return fingerprint([job.row.as_dict(), case_facts(job.case), used])[:16]
+
     def write(self, job: Job, result: Mapping[str, object]) -> None:
         path = self._path(job)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"key": job.key, "row": job.row.name, **vars(job.case), **result})
+        write_json(path, {"key": self.key(job), "row": job.row.name, **case_facts(job.case), **result})
 
     def read(self, job: Job) -> dict | None:
         """The result of a job; None where it is missing, damaged, or of a row that was something else then."""
@@ -71,11 +75,19 @@ class StudyFolder:
             result = read_json(self._path(job), LARGEST)
         except FolderError:
             return None
-        return result if isinstance(result, dict) and result.get("key") == job.key else None
+        return result if isinstance(result, dict) and result.get("key") == self.key(job) else None
 
     def missing(self, jobs: Sequence[Job]) -> list[Job]:
         return [job for job in jobs if self.read(job) is None]
 
     def _path(self, job: Job) -> Path:
-        name = re.sub(r"[^a-z0-9]+", "-", job.row.name.lower())
-        return self.path / "results" / name / f"{job.case.seed}.json"
+        return self.path / "results" / _plain(job.row.name) / f"{_plain(job.case.name)}.json"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower())
+
+
+def case_facts(case: Case | Question) -> dict:
+    """What decides a case, by name."""
+    return {field.name: getattr(case, field.name) for field in fields(case)}

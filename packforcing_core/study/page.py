@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,10 +14,12 @@ import torch
 
 from .. import __version__
 from ..errors import PackForcingError
+from ..evaluation.little_world.scene import FPS
 from ..evaluation.statistics import Comparison
 from .cases import MEMORY_WORLDS
+from .recall import AWAY
 from .rows import Row
-from .tables import MEASURES, Measure, Results, Tables
+from .tables import MEASURES, RECALL, Answers, Measure, Results, Tables
 
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
 CURVES_PICTURE, SHEET_PICTURE = "curves.png", "sheet.png"
@@ -31,13 +33,17 @@ class Facts:
     settings: Mapping[str, object]
     left_out: tuple[str, ...]
     hours: float
-    """Hours of one core, all films together."""
+    """Hours of one core, all films and answers together."""
     versions: str
     date: str
 
 
-def facts_of(command: str, settings: Mapping[str, object], results: Results, left_out: Sequence[str]) -> Facts:
-    spent = [found["render_seconds"] + found["reading_seconds"] for row in results.values() for found in row]
+def facts_of(
+    command: str, settings: Mapping[str, object], results: Iterable[Results], left_out: Sequence[str]
+) -> Facts:
+    spent = [
+        found["render_seconds"] + found["reading_seconds"] for part in results for row in part.values() for found in row
+    ]
     versions = (
         f"packforcing {__version__}, torch {torch.__version__}, numpy {np.__version__}, "
         f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
@@ -46,13 +52,20 @@ def facts_of(command: str, settings: Mapping[str, object], results: Results, lef
     return Facts(command, settings, tuple(left_out), sum(spent) / 3600, versions, date)
 
 
-def as_json(tables: Tables, rows: Sequence[Row], facts: Facts) -> str:
-    return json.dumps({**vars(facts), "rows": [row.as_dict() for row in rows], **tables.as_dict()}, indent=1) + "\n"
+def as_json(tables: Tables, answers: Answers, rows: Sequence[Row], facts: Facts) -> str:
+    found = {**vars(facts), "rows": [row.as_dict() for row in rows], **tables.as_dict(), "recall": answers.as_dict()}
+    return json.dumps(found, indent=1) + "\n"
 
 
-def as_markdown(tables: Tables, rows: Sequence[Row], facts: Facts, pictures: bool = True) -> str:
+def as_markdown(tables: Tables, answers: Answers, rows: Sequence[Row], facts: Facts, pictures: bool = True) -> str:
     """The tables with what they rest on; `pictures` refers to those that lie beside the page."""
-    parts = [*_told(tables, facts), *_claim_tables(tables), *_window_tables(tables), _row_table(rows)]
+    parts = [
+        *_told(tables, facts),
+        *_recall_tables(answers),
+        *_claim_tables(tables),
+        *_window_tables(tables),
+        _row_table(rows),
+    ]
     if pictures:
         parts.append(f"![what stays right over time]({CURVES_PICTURE})\n\n![a line for each row]({SHEET_PICTURE})")
     return "\n\n".join(parts) + "\n"
@@ -73,7 +86,7 @@ def _told(tables: Tables, facts: Facts) -> Iterator[str]:
     yield f"`{facts.command}`, {facts.date}: {told}; {facts.versions}."
     yield (
         f"{len(tables.seeds)} seeds ({_span(tables.seeds)}), the same for all rows; {facts.hours:.2g} hours of one "
-        f"core for all films. Means over seeds with bootstrap intervals at {_level(tables):.0%}; rates in percent."
+        f"core for all films and answers. Means with bootstrap intervals at {_level(tables):.0%}; rates in percent."
     )
     if facts.left_out:
         yield f"Left out, for want of trained compressor weights: {', '.join(facts.left_out)}."
@@ -88,6 +101,28 @@ def _span(seeds: Sequence[int]) -> str:
 
 def _level(tables: Tables) -> float:
     return next(iter(tables.windows["right"].values()))[0].level
+
+
+def _recall_tables(answers: Answers) -> Iterator[str]:
+    yield "### Recalled: given films, one block made, in which a thing comes back"
+    heads = [f"{measure.title}, {frames / FPS:.0f} s away" for measure in RECALL for frames in AWAY.values()]
+    columns = [(measure, answers.measures[measure.key][away]) for measure in RECALL for away in AWAY]
+    names = list(columns[0][1])
+    yield _table(
+        ["row", *heads],
+        [[name, *(measure.cell(intervals[name]) for measure, intervals in columns)] for name in names],
+    )
+    count = sum(len(found) for found in answers.claims.values())
+    yield f"{len(answers.seeds)} questions ({_span(answers.seeds)}) of each kind, the same for all rows."
+    if count:
+        yield _table(
+            [f"row less `{answers.reference}`", *(f"{frames / FPS:.0f} s away" for frames in AWAY.values())],
+            [
+                [found[0].name, *(_difference(RECALL[0], each) for each in found)]
+                for found in zip(*(answers.claims[away] for away in AWAY), strict=True)
+            ],
+        )
+        yield _corrected(count, answers.claims[next(iter(AWAY))][0])
 
 
 def _claim_tables(tables: Tables) -> Iterator[str]:
@@ -117,10 +152,13 @@ def _differences(claims: Mapping[str, Sequence[Comparison]]) -> Iterator[str]:
     for at, first in enumerate(claims[measures[0].key]):
         rows.append([first.name, *(_difference(measure, claims[measure.key][at]) for measure in measures)])
     yield _table(["row", *(measure.title for measure in measures)], rows)
-    yield (
+    yield _corrected(count, claims[measures[0].key][0])
+
+
+def _corrected(count: int, one: Comparison) -> str:
+    return (
         f"Differences seed by seed, all {count} of this table corrected for each other: intervals after Bonferroni, p "
-        "by sign flips after Holm. Bold: the interval leaves zero out and p is below "
-        f"{1 - claims[measures[0].key][0].difference.level:.2g}."
+        f"by sign flips after Holm. Bold: the interval leaves zero out and p is below {1 - one.difference.level:.2g}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Runs a study: every row with every seed, in any order, going on from what is there."""
+"""Runs a study: every row with every seed and every question, in any order, going on from what is there."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from ..evaluation.scientific import ndimage, opencv
 from .cases import case_of
 from .folder import Job, StudyFolder
 from .readings import moments_of, read_film
+from .recall import AWAY, Question
 from .rows import Row
-from .subject import Load, Subject, render_row
+from .subject import Load, Subject, answer, render_row
 from .workers import run_jobs
 
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` films are there; `seconds_left` is None until one was made. `problem` is that of `job`."""
+    """`done` of `total` results are there; `seconds_left` is None until one was made. `problem` is that of `job`."""
 
     done: int
     total: int
@@ -31,9 +32,13 @@ class Progress:
     problem: str = ""
 
 
-def jobs_of(rows: Sequence[Row], seeds: Sequence[int]) -> list[Job]:
-    """Seed by seed, so that a study that was stopped has whole seeds to compare."""
-    return [Job(row, case_of(seed)) for seed in seeds for row in rows]
+def jobs_of(rows: Sequence[Row], seeds: Sequence[int], questions: Sequence[int] = ()) -> list[Job]:
+    """The films of `seeds` and the `questions` of those seeds. Seed by seed, so that a study that was stopped has whole
+    seeds to compare.
+    """
+    films = [case_of(seed) for seed in seeds]
+    asked = [Question(seed, away) for seed in questions for away in AWAY]
+    return [Job(row, case) for case in (*films, *asked) for row in rows]
 
 
 def settings_of(subject: Subject, seconds: float, dtype: str) -> dict[str, object]:
@@ -51,7 +56,7 @@ def settings_of(subject: Subject, seconds: float, dtype: str) -> dict[str, objec
 
 
 def run_study(folder: StudyFolder, jobs: Sequence[Job], load: Load, seconds: float, workers: int) -> Iterator[Progress]:
-    """Makes the films that are missing. The folder has to be open; each result is on disk before it is told of.
+    """Makes the films and answers that are missing. The folder has to be open; what is told of is on disk.
 
     Begins with what is there already. Raises PackForcingError where a library is missing that reads films.
     """
@@ -61,7 +66,7 @@ def run_study(folder: StudyFolder, jobs: Sequence[Job], load: Load, seconds: flo
     done, total = len(jobs) - len(missing), len(jobs)
     yield Progress(done, total)
     started = time.monotonic()
-    work = partial(make_film, folder, seconds)
+    work = partial(do_job, folder, seconds)
     for made, finished in enumerate(run_jobs(missing, partial(load_alone, load), work, workers), 1):
         done += not finished.problem
         left = (time.monotonic() - started) / made * (len(missing) - made)
@@ -75,9 +80,13 @@ def load_alone(load: Load) -> Subject:
     return load()
 
 
-def make_film(folder: StudyFolder, seconds: float, subject: Subject, job: Job) -> None:
-    """Renders, reads and writes down one film, with the seconds of its core that it took."""
+def do_job(folder: StudyFolder, seconds: float, subject: Subject, job: Job) -> None:
+    """Makes, reads and writes down one film or answer, with the seconds of its core that it took."""
     started = time.process_time()
+    if isinstance(job.case, Question):
+        found = answer(subject, job.row, job.case)
+        folder.write(job, {"render_seconds": time.process_time() - started, "reading_seconds": 0.0, **found})
+        return
     frames = render_row(subject, job.row, job.case, seconds)
     rendered = time.process_time()
     found = read_film(frames, job.case.prompt, FPS, moments_of(seconds))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,14 +15,16 @@ from torch import Tensor
 from ..compressor.compressor import Compressor
 from ..compressor.high_res import HighRes
 from ..evaluation.little_world.scene import FPS, HEIGHT, WIDTH
-from ..geometry import VideoGeometry
+from ..geometry import VideoGeometry, pixel_frames
 from ..miniature import load as miniature
 from ..model.causal import CausalWan
 from ..render import Recipe, latent_events
 from ..sampler.rollout import BlockDone, Denoising, Twins
+from ..sampler.start import Start
 from ..vae.streaming import StreamingDecoder, encode, to_frames
 from ..vae.wan_vae import WanVAE
 from .cases import Case
+from .recall import MADE_BLOCKS, Question, drawn, recalled
 from .rows import FRAMES_PER_BLOCK, Row
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -30,8 +32,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Subject:
-    """`texts` makes prompts to contexts [B, L, text_dim]; `weights` names all of its weights together. `high_res` is
-    the trained branch of the compressor, None where there is none."""
+    """`texts` makes prompts to contexts [B, L, text_dim]; `weights` names the weights of model, VAE and texts together.
+    `high_res` is the trained branch of the compressor, None where there is none, and `compressor` names its weights."""
 
     model: CausalWan
     vae: WanVAE
@@ -39,6 +41,7 @@ class Subject:
     denoising: Denoising
     weights: str
     high_res: HighRes | None = None
+    compressor: str = ""
 
     @property
     def trained(self) -> bool:
@@ -63,8 +66,9 @@ def load_miniature(dtype: str) -> Subject:
         miniature.load_vae(kind),
         miniature.load_text(),
         Denoising.of_family(miniature.FAMILY),
-        _digest(miniature.MODEL, miniature.VAE, miniature.TEXT, miniature.COMPRESSOR),
+        _digest(miniature.MODEL, miniature.VAE, miniature.TEXT),
         loaded.high_res if loaded else None,
+        _digest(miniature.COMPRESSOR),
     )
 
 
@@ -79,15 +83,28 @@ def _digest(*paths: Path) -> str:
 
 def render_row(subject: Subject, row: Row, case: Case, seconds: float) -> np.ndarray:
     """The frames uint8 [T, 64, 128, 3] of a row's film."""
-    recipe = subject.recipe(row, case.seed, seconds)
+    with torch.inference_mode():
+        return _frames(subject, row, case.prompt, subject.recipe(row, case.seed, seconds))
+
+
+def answer(subject: Subject, row: Row, question: Question) -> dict[str, float]:
+    """What the row's memory makes of a question: `recalled` of the blocks that are made."""
+    given = pixel_frames(question.block * FRAMES_PER_BLOCK)
+    frames = pixel_frames((question.block + MADE_BLOCKS) * FRAMES_PER_BLOCK)
+    with torch.inference_mode():
+        start = Start(given=encode(subject.vae, drawn(question)).float())
+        recipe = replace(subject.recipe(row, question.seed, frames / FPS), start=start)
+        return recalled(question, _frames(subject, row, question.prompt, recipe)[given:])
+
+
+def _frames(subject: Subject, row: Row, prompt: str, recipe: Recipe) -> np.ndarray:
     twins = _twins(subject, row) if recipe.partitions.bank else None
     decoder = StreamingDecoder(subject.vae)
     frames = []
-    with torch.inference_mode():
-        for event in latent_events(subject.model, subject.texts([case.prompt]), recipe, twins=twins):
-            if isinstance(event, BlockDone):
-                video = decoder.push(event.latents) if event.video is None else event.video
-                frames.append(to_frames(video))
+    for event in latent_events(subject.model, subject.texts([prompt]), recipe, twins=twins):
+        if isinstance(event, BlockDone):
+            video = decoder.push(event.latents) if event.video is None else event.video
+            frames.append(to_frames(video))
     return np.concatenate(frames)
 
 

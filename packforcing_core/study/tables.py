@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import PackForcingError
 from ..evaluation.statistics import Comparison, Interval, compare, mean_intervals
 from .cases import MEMORY_WORLDS
+from .recall import AWAY
 
 RESAMPLES = 20_000
 RESAMPLING_SEED = 2603
@@ -46,6 +47,9 @@ CLAIMS = ("right", "identity_kept", "moving", "colour_drift")
 MEMORY_CLAIMS = ("right", "identity_kept")
 """What is compared on the worlds that need memory, corrected for together, apart from CLAIMS."""
 
+RECALL = (Measure("recall", "recalled"), Measure("back", "back at all"))
+"""Of the answers to questions, for each of AWAY. The first is compared, all rows and both corrected for together."""
+
 Results = Mapping[str, Sequence[dict]]
 """For each row's name the results of the same seeds in the same order."""
 
@@ -69,6 +73,19 @@ class Tables:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Answers:
+    """`measures[measure][away][row]` are intervals over `seeds`; `claims[away]` compares what was recalled."""
+
+    reference: str
+    seeds: tuple[int, ...]
+    measures: Mapping[str, Mapping[str, Mapping[str, Interval]]]
+    claims: Mapping[str, Sequence[Comparison]]
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
 def whole_seeds(results: Mapping[str, Mapping[int, dict]]) -> dict[str, list[dict]]:
     """The results (row, seed) of the seeds that every row has, by seed; PackForcingError for fewer than two seeds."""
     shared = sorted(set.intersection(*(set(row) for row in results.values()))) if results else []
@@ -79,10 +96,35 @@ def whole_seeds(results: Mapping[str, Mapping[int, dict]]) -> dict[str, list[dic
     return {name: [row[seed] for seed in shared] for name, row in results.items()}
 
 
-def build_tables(results: Results, reference: str, moments: Sequence[float]) -> Tables:
-    """The tables of results of the same seeds. Raises PackForcingError where the reference is no row of them."""
+def build_answers(results: Mapping[str, Results], reference: str) -> Answers:
+    """Of each of AWAY the answers of all rows to the same questions, in the same order."""
+    _require_reference(results[next(iter(AWAY))], reference)
+    seeds = {away: tuple(found["seed"] for found in rows[reference]) for away, rows in results.items()}
+    measures: dict[str, dict[str, dict[str, Interval]]] = {measure.key: {} for measure in RECALL}
+    for away, rows in results.items():
+        for measure in RECALL:
+            values = {name: _column(row, measure.key) for name, row in rows.items()}
+            rng = np.random.default_rng(RESAMPLING_SEED)
+            found = mean_intervals(np.stack(list(values.values()), axis=1), rng, LEVEL, RESAMPLES)
+            measures[measure.key][away] = dict(zip(values, found, strict=True))
+    recalled = {
+        (away, name): _column(row, RECALL[0].key) for away, rows in results.items() for name, row in rows.items()
+    }
+    return Answers(reference, seeds[next(iter(AWAY))], measures, _compared(recalled, reference))
+
+
+def _column(row: Sequence[dict], key: str) -> np.ndarray:
+    return np.array([found[key] for found in row])
+
+
+def _require_reference(results: Results, reference: str) -> None:
     if reference not in results:
         raise PackForcingError(f"The reference {reference!r} is no row of the study; expected one of {list(results)}.")
+
+
+def build_tables(results: Results, reference: str, moments: Sequence[float]) -> Tables:
+    """The tables of results of the same seeds. Raises PackForcingError where the reference is no row of them."""
+    _require_reference(results, reference)
     first = results[reference]
     memory = {name: [found for found in row if found["world"] in MEMORY_WORLDS] for name, row in results.items()}
     enough = len(memory[reference]) > 1
@@ -111,17 +153,22 @@ def _intervals(row: Sequence[dict]) -> list[dict[str, Interval]]:
 
 
 def _claims(results: Results, reference: str, keys: Sequence[str]) -> dict[str, list[Comparison]]:
-    """Each row less the reference in the last window, for each of `keys`, all corrected for each other."""
+    """Each row less the reference in the last window, for each of `keys`."""
     last = {
         (key, name): np.array([found["windows"][-1][key] for found in row])
         for name, row in results.items()
         for key in keys
     }
+    return _compared(last, reference)
+
+
+def _compared(values: Mapping[tuple[str, str], np.ndarray], reference: str) -> dict[str, list[Comparison]]:
+    """`values` of (key, row) over seeds [S]: for each key all rows less the reference, all corrected for each other."""
     # `compare` has one baseline and corrects within one call: so all differences at once, against none at all.
-    differences = {pair: values - last[pair[0], reference] for pair, values in last.items() if pair[1] != reference}
-    nothing = np.zeros(len(results[reference]))
+    differences = {pair: own - values[pair[0], reference] for pair, own in values.items() if pair[1] != reference}
+    nothing = np.zeros(len(next(iter(values.values()))))
     found = compare(nothing, differences, np.random.default_rng(RESAMPLING_SEED), LEVEL, RESAMPLES)
-    claims: dict[str, list[Comparison]] = {key: [] for key in keys}
+    claims: dict[str, list[Comparison]] = {key: [] for key, _ in values}
     for (key, name), comparison in zip(differences, found, strict=True):
         claims[key].append(Comparison(name, comparison.difference, comparison.p))
     return claims

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +14,16 @@ from ..evaluation.little_world.draw import draw
 from ..evaluation.little_world.prompt import describe
 from ..evaluation.little_world.scene import Scene, sample_scene
 
-WORLDS: Mapping[str, tuple[str, int | None]] = {
-    "one": ("bounce", 1),
-    "two": ("bounce", 2),
-    "return": ("return", None),
-    "pan": ("pan", None),
+WORLDS: Mapping[str, tuple[str, Callable[[Scene], bool]]] = {
+    "one": ("bounce", lambda scene: len(scene.things) == 1),
+    "two": ("bounce", lambda scene: len(scene.things) == 2),
+    "return": ("return", lambda scene: True),
+    "unnamed": ("return", lambda scene: not scene.things[0].named),
+    "pan": ("pan", lambda scene: True),
 }
-"""Worlds to choose from: the kind of a scene, and how many things are in it where there may be one or two."""
+"""Worlds to choose from: the kind of a scene, and what else it must be. Of `unnamed` the prompt does not say what
+returns.
+"""
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,10 @@ class Worlds:
     def sample(self, rng: np.random.Generator) -> Scene:
         """A scene of one of the worlds, which `rng` chooses."""
         weights = np.array(list(self.weights.values()), dtype=np.float64)
-        kind, things = WORLDS[str(rng.choice(list(self.weights), p=weights / weights.sum()))]
+        kind, fits = WORLDS[str(rng.choice(list(self.weights), p=weights / weights.sum()))]
         while True:
             scene = sample_scene(rng, kind)
-            if things in (None, len(scene.things)):
+            if fits(scene):
                 return scene
 
 

@@ -48,11 +48,8 @@ class Size:
     """What rollouts are made with."""
     twin_memories: tuple[Policy, ...] = ()
     """What blocks see in turn where twins are in view."""
-
-    @property
-    def compressing_memories(self) -> tuple[PackForcing, ...]:
-        """Those of `twin_memories` that show twins."""
-        return tuple(memory for memory in self.twin_memories if isinstance(memory, PackForcing))
+    compressor_memories: tuple[PackForcing, ...] = ()
+    """What blocks see in turn where the compressor learns alone."""
 
 
 # Of Self-Forcing's ratios, at rates for so small a network.
@@ -78,7 +75,7 @@ MINIATURE = Size(
             compressor=replace(WAN_COMPRESSOR, learning_rate=2e-4),
             critic=replace(WAN_CRITIC, learning_rate=SMALL_RATE.learning_rate / 5),
         ),
-        "compressor": Course(SMALL_COMPRESSOR, 500, 8),
+        "compressor": Course(replace(SMALL_COMPRESSOR, learning_rate=2e-3, average=0.98), 1000, 8),
     },
     VAEConfig(16, 16),
     encoded_clips=2048,
@@ -91,6 +88,8 @@ MINIATURE = Size(
         replace(MINIATURE_MEMORY, sink_frames=4),
         replace(MINIATURE_MEMORY, sink_frames=0),
     ),
+    # A sink that shows the thing would leave the twins nothing to say.
+    compressor_memories=(*3 * (replace(MINIATURE_MEMORY, sink_frames=0),), replace(MINIATURE_MEMORY, sink_frames=4)),
 )
 
 WAN_1_3B = Size(
@@ -111,6 +110,7 @@ WAN_1_3B = Size(
         "compressor": Course(Optimisation(1e-4, final_rate=0.1, eps=COMPRESSOR_EPS, average=0.99), 3000, 16),
     },
     twin_memories=twin_memories(4),
+    compressor_memories=tuple(memory for memory in twin_memories(4) if isinstance(memory, PackForcing)),
 )
 
 SIZES = {size.name: size for size in (MINIATURE, WAN_1_3B)}

@@ -179,7 +179,7 @@ def build_compressor_job(setup: Setup) -> Job:
         setup.size.clips.frames_per_block,
         setup.seed,
         sigmas=FEW_STEPS.sigmas,
-        memories=setup.size.compressing_memories,
+        memories=setup.size.compressor_memories,
     )
     export = exporter(setup, "compressor", {"compressor": "compressor"})
     return Job(stage, course.steps, export, _given(path, setup.compressor), {"model": model.net})

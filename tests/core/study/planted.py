@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from packforcing_core.study.cases import case_of
 from packforcing_core.study.readings import CURVES, PICTURES
+from packforcing_core.study.rows import Row
 from packforcing_core.study.tables import MEASURES
 
 SPREAD = 0.1  # how far the seeds' values lie from their mean, up or down
@@ -32,3 +34,16 @@ def planted(seed: int, windows: list[float], spread: float = SPREAD) -> dict:
 
 def planted_row(seeds: int, windows: list[float], spread: float = SPREAD) -> list[dict]:
     return [planted(seed, windows, spread) for seed in range(seeds)]
+
+
+def planted_answers(rows: Sequence[Row], seeds: int) -> dict[str, list[dict]]:
+    """The first row recalls everything, the last nothing, each other one every second thing; all show something."""
+    recall = {rows[0].name: (1.0, 1.0), rows[-1].name: (0.0, 0.0)}
+    spent = {"render_seconds": 3.0, "reading_seconds": 0.0}
+    return {
+        row.name: [
+            {"seed": seed, **spent, "recall": recall.get(row.name, (0.0, 1.0))[seed % 2], "back": 1.0}
+            for seed in range(seeds)
+        ]
+        for row in rows
+    }

@@ -10,10 +10,12 @@ from packforcing_core.cache.config import Window
 from packforcing_core.errors import PackForcingError
 from packforcing_core.study.cases import case_of
 from packforcing_core.study.folder import Job, StudyFolder
+from packforcing_core.study.recall import Question
 from packforcing_core.study.rows import OTHERS, study_rows
 from packforcing_core.study.study import jobs_of
 
 SETTINGS = {"weights": "a", "seconds": 15.0}
+QUESTION = Question(0, "late")
 
 
 def test_what_was_written_is_not_missing(tmp_path):
@@ -53,8 +55,18 @@ def test_one_study_at_a_time(tmp_path):
         pass
 
 
+def test_another_compressor_leaves_what_does_not_use_it(tmp_path):
+    rows = {row.name: row for row in study_rows(True)}
+    jobs = [Job(rows[name], case) for name in ("window", "zero-shot", "trained") for case in (case_of(0), QUESTION)]
+    with StudyFolder(tmp_path, SETTINGS, "a").opened():
+        for job in jobs:
+            StudyFolder(tmp_path, SETTINGS, "a").write(job, {})
+    assert StudyFolder(tmp_path, SETTINGS, "a").missing(jobs) == []
+    assert StudyFolder(tmp_path, SETTINGS, "b").missing(jobs) == jobs[4:]
+
+
 def test_every_job_has_a_file_of_its_own(tmp_path):
-    folder, jobs = StudyFolder(tmp_path, SETTINGS), jobs_of(study_rows(True), range(2))
+    folder, jobs = StudyFolder(tmp_path, SETTINGS), jobs_of(study_rows(True), range(2), range(2))
     for job in jobs:
         folder.write(job, {})
     assert len(list((tmp_path / "results").rglob("*.json"))) == len(jobs)

@@ -14,27 +14,32 @@ pytest.importorskip("matplotlib")
 from packforcing_core.errors import PackForcingError
 from packforcing_core.study.drawing import draw_curves, draw_sheet
 from packforcing_core.study.page import BEGIN, END, Facts, as_json, as_markdown, facts_of, replace_part
+from packforcing_core.study.recall import AWAY
 from packforcing_core.study.rows import OTHERS, ZERO_SHOT
-from packforcing_core.study.tables import Results, Tables, build_tables
-from tests.core.study.planted import planted_row
+from packforcing_core.study.tables import Answers, Results, Tables, build_answers, build_tables
+from tests.core.study.planted import planted_answers, planted_row
 
 ROWS = (*OTHERS[:2], ZERO_SHOT)
 SETTINGS = {"weights": "0123456789abcdef", "seconds": 15.0}
 
 
-def made(seeds: int = 4) -> tuple[Results, Tables, Facts]:
+def made(seeds: int = 4) -> tuple[Results, Tables, Answers, Facts]:
     results = {row.name: planted_row(seeds, [0.9, 0.2 + 0.1 * at]) for at, row in enumerate(ROWS)}
     tables = build_tables(results, "zero-shot", (5.0, 15.0))
-    return results, tables, facts_of("packforcing study --quick", SETTINGS, results, ["trained"])
+    asked = {away: planted_answers(ROWS, seeds) for away in AWAY}
+    facts = facts_of("packforcing study --quick", SETTINGS, [results, *asked.values()], ["trained"])
+    return results, tables, build_answers(asked, "zero-shot"), facts
 
 
 def test_the_page_says_what_was_measured_and_how():
-    _, tables, facts = made()
-    page = as_markdown(tables, ROWS, facts)
+    _, tables, answers, facts = made()
+    page = as_markdown(tables, answers, ROWS, facts)
     assert "`packforcing study --quick`" in page
     assert "weights 0123456789abcdef, seconds 15.0" in page
     assert "4 seeds (0 to 3)" in page
-    assert "0.12 hours" in page  # 12 films of 36 s
+    assert "0.14 hours" in page  # 12 films of 36 s, 24 answers of 3 s
+    assert "| row | recalled, 2 s away | recalled, 7 s away | back at all, 2 s away | back at all, 7 s away |" in page
+    assert "| window | 50 [" in page
     assert "Left out, for want of trained compressor weights: trained." in page
     assert "Fewer than 16 seeds" in page
     assert "| row | 0 to 5 s | 5 to 15 s |" in page
@@ -42,14 +47,17 @@ def test_the_page_says_what_was_measured_and_how():
     assert "| window | 100 [100, 100] | 40 [40, 40] |" in page
     assert "| window | window | window_frames 20 | - |" in page
     assert "**-10" not in page  # Four seeds decide nothing, however alike they are.
-    page = as_markdown(made(16)[1], ROWS, facts)
+    _, tables, answers, _ = made(16)
+    page = as_markdown(tables, answers, ROWS, facts)
     assert "Fewer than 16 seeds" not in page
     assert "**-10 [-10, -10], p 0.0" in page
 
 
 def test_the_json_holds_the_same():
-    _, tables, facts = made()
-    found = json.loads(as_json(tables, ROWS, facts))
+    _, tables, answers, facts = made()
+    found = json.loads(as_json(tables, answers, ROWS, facts))
+    assert found["recall"]["measures"]["recall"]["late"]["full"]["mean"] == 1
+    assert found["recall"]["claims"]["soon"][0]["difference"]["mean"] == 1
     assert found["windows"]["right"]["full"][1]["mean"] == pytest.approx(0.3)
     assert found["claims"]["right"][0]["name"] == "full"
     assert found["claims"]["right"][0]["difference"]["mean"] == pytest.approx(-0.2)
@@ -70,7 +78,7 @@ def test_the_part_of_a_page_is_replaced(tmp_path):
 
 
 def test_the_pictures_show_every_row(tmp_path):
-    results, _, _ = made()
+    results, *_ = made()
     draw_curves(results, ROWS, "zero-shot", tmp_path / "curves.png")
     draw_sheet(results, ("two", "return"), tmp_path / "sheet.png")
     assert Image.open(tmp_path / "curves.png").width > 600

@@ -16,7 +16,7 @@ pytest.importorskip("matplotlib")
 from packforcing_core.cli import study as command
 from packforcing_core.study.cases import case_of
 from packforcing_core.study.folder import StudyFolder
-from packforcing_core.study.study import jobs_of, make_film, run_study
+from packforcing_core.study.study import do_job, jobs_of, run_study
 from packforcing_core.study.subject import render_row
 from tests.core.study.small_study import ROWS, SECONDS, load_seldom, load_small
 
@@ -42,7 +42,9 @@ def test_every_kind_of_row_renders_a_film_of_its_own(subject):
 def options(folder, **changes) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    chosen = parser.parse_args(["--output", str(folder), "--seeds", "2", "--seconds", str(SECONDS), "--workers", "1"])
+    chosen = parser.parse_args(
+        ["--output", str(folder), "--seeds", "2", "--questions", "2", "--seconds", str(SECONDS), "--workers", "1"]
+    )
     return argparse.Namespace(**{**vars(chosen), **changes})
 
 
@@ -57,14 +59,14 @@ def test_a_study_that_lost_a_result_makes_that_one_again_and_has_the_same_tables
     assert command.study(chosen, load_small) == 0
     first = tables(tmp_path)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
-    assert len(times) == 4
-    lost = tmp_path / "results" / "low" / "1.json"
+    assert len(times) == 12
+    lost = tmp_path / "results" / "low" / "seed-1.json"
     lost.unlink()
     capsys.readouterr()
     assert command.study(chosen, load_small) == 0
     said = capsys.readouterr().out
-    assert "3 of 4 films are there already" in said
-    assert "4 of 4 films, 0 min left (low, seed 1)" in said
+    assert "11 of 12 results are there already" in said
+    assert "12 of 12 results, 0 min left (low, seed 1)" in said
     assert tables(tmp_path) == first
     again = {path: path.stat().st_mtime_ns for path in times}
     assert {path for path in times if again[path] != times[path]} == {lost}
@@ -72,12 +74,12 @@ def test_a_study_that_lost_a_result_makes_that_one_again_and_has_the_same_tables
 
 
 def test_what_is_there_is_not_made_again(tmp_path, subject):
-    folder, jobs = StudyFolder(tmp_path, {}), jobs_of(ROWS[:1], range(2))
+    folder, jobs = StudyFolder(tmp_path, {}), jobs_of(ROWS[:1], range(2), range(1))
     with folder.opened():
         for job in jobs:
-            make_film(folder, SECONDS, subject, job)
+            do_job(folder, SECONDS, subject, job)
         told = list(run_study(folder, jobs, partial(load_seldom), SECONDS, workers=1))
-    assert [(progress.done, progress.total) for progress in told] == [(2, 2)]
+    assert [(progress.done, progress.total) for progress in told] == [(4, 4)]
 
 
 def test_the_rows_are_told(capsys, tmp_path):

@@ -23,6 +23,11 @@ def test_a_mix_has_its_worlds_as_often_as_it_says():
     assert {scene.kind for scene in (Worlds({"pan": 1}).sample(np.random.default_rng(i)) for i in range(5))} == {"pan"}
 
 
+def test_what_returns_unnamed_is_a_shape_to_the_prompt():
+    prompts = draw_clips(0, 0, range(12), 1, Worlds({"unnamed": 1})).prompts
+    assert all(prompt.startswith("a shape") and "leaves and returns" in prompt for prompt in prompts)
+
+
 def test_a_clip_of_a_mix_is_its_seed_its_shard_and_its_number():
     mix = Worlds({"two": 1, "pan": 1})
     whole = draw_clips(3, 2, range(4), 1, mix)
