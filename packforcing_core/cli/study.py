@@ -21,7 +21,7 @@ from ..study.recall import AWAY, Question
 from ..study.rows import QUICK, Row, base_row, chosen_rows, left_out, study_rows
 from ..study.study import jobs_of, run_study, settings_of
 from ..study.subject import DTYPES, Load, load_miniature
-from ..study.tables import build_answers, build_tables, whole_seeds
+from ..study.tables import build_recall_tables, build_tables, whole_seeds
 from .film import build_console
 
 QUICK_SEEDS, QUICK_SECONDS, QUICK_QUESTIONS = 4, 15.0, 8
@@ -146,13 +146,13 @@ def _write(
             found[kind][job.row.name][job.case.seed] = result
     results = {kind: whole_seeds(of_kind) for kind, of_kind in found.items()}
     tables = build_tables(results[FILMS], reference, moments_of(folder.settings["seconds"]))
-    answers = build_answers({away: results[away] for away in AWAY}, reference)
+    recall = build_recall_tables({away: results[away] for away in AWAY}, reference)
     trained = bool(folder.settings["trained_compressor"])
     settings = {**folder.settings, "compressor": folder.compressor or "none"}
     facts = facts_of(shlex.join(["packforcing", *sys.argv[1:]]), settings, results.values(), left_out(trained))
-    text = as_markdown(tables, answers, rows, facts)
+    text = as_markdown(tables, recall, rows, facts)
     (folder.path / "study.md").write_text(text, encoding="utf-8")
-    (folder.path / "tables.json").write_text(as_json(tables, answers, rows, facts), encoding="utf-8")
+    (folder.path / "tables.json").write_text(as_json(tables, recall, rows, facts), encoding="utf-8")
     places = [folder.path]
     if options.page:
         replace_part(Path(options.page), text)

@@ -19,7 +19,7 @@ from ..evaluation.statistics import Comparison
 from .cases import MEMORY_WORLDS
 from .recall import AWAY
 from .rows import Row
-from .tables import MEASURES, RECALL, Answers, Measure, Results, Tables
+from .tables import MEASURES, RECALL, Measure, RecallTables, Results, Tables
 
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
 CURVES_PICTURE, SHEET_PICTURE = "curves.png", "sheet.png"
@@ -52,16 +52,16 @@ def facts_of(
     return Facts(command, settings, tuple(left_out), sum(spent) / 3600, versions, date)
 
 
-def as_json(tables: Tables, answers: Answers, rows: Sequence[Row], facts: Facts) -> str:
-    found = {**vars(facts), "rows": [row.as_dict() for row in rows], **tables.as_dict(), "recall": answers.as_dict()}
+def as_json(tables: Tables, recall: RecallTables, rows: Sequence[Row], facts: Facts) -> str:
+    found = {**vars(facts), "rows": [row.as_dict() for row in rows], **tables.as_dict(), "recall": recall.as_dict()}
     return json.dumps(found, indent=1) + "\n"
 
 
-def as_markdown(tables: Tables, answers: Answers, rows: Sequence[Row], facts: Facts, pictures: bool = True) -> str:
+def as_markdown(tables: Tables, recall: RecallTables, rows: Sequence[Row], facts: Facts, pictures: bool = True) -> str:
     """The tables with what they rest on; `pictures` refers to those that lie beside the page."""
     parts = [
         *_told(tables, facts),
-        *_recall_tables(answers),
+        *_recall_tables(recall),
         *_claim_tables(tables),
         *_window_tables(tables),
         _row_table(rows),
@@ -86,7 +86,7 @@ def _told(tables: Tables, facts: Facts) -> Iterator[str]:
     yield f"`{facts.command}`, {facts.date}: {told}; {facts.versions}."
     yield (
         f"{len(tables.seeds)} seeds ({_span(tables.seeds)}), the same for all rows; {facts.hours:.2g} hours of one "
-        f"core for all films and answers. Means with bootstrap intervals at {_level(tables):.0%}; rates in percent."
+        f"core for all films and recall. Means with bootstrap intervals at {_level(tables):.0%}; rates in percent."
     )
     if facts.left_out:
         yield f"Left out, for want of trained compressor weights: {', '.join(facts.left_out)}."
@@ -103,26 +103,26 @@ def _level(tables: Tables) -> float:
     return next(iter(tables.windows["right"].values()))[0].level
 
 
-def _recall_tables(answers: Answers) -> Iterator[str]:
+def _recall_tables(recall: RecallTables) -> Iterator[str]:
     yield "### Recalled: given films, one block made, in which a thing comes back"
     heads = [f"{measure.title}, {frames / FPS:.0f} s away" for measure in RECALL for frames in AWAY.values()]
-    columns = [(measure, answers.measures[measure.key][away]) for measure in RECALL for away in AWAY]
+    columns = [(measure, recall.measures[measure.key][away]) for measure in RECALL for away in AWAY]
     names = list(columns[0][1])
     yield _table(
         ["row", *heads],
         [[name, *(measure.cell(intervals[name]) for measure, intervals in columns)] for name in names],
     )
-    count = sum(len(found) for found in answers.claims.values())
-    yield f"{len(answers.seeds)} questions ({_span(answers.seeds)}) of each kind, the same for all rows."
+    count = sum(len(found) for found in recall.claims.values())
+    yield f"{len(recall.seeds)} questions ({_span(recall.seeds)}) of each kind, the same for all rows."
     if count:
         yield _table(
-            [f"row less `{answers.reference}`", *(f"{frames / FPS:.0f} s away" for frames in AWAY.values())],
+            [f"row less `{recall.reference}`", *(f"{frames / FPS:.0f} s away" for frames in AWAY.values())],
             [
                 [found[0].name, *(_difference(RECALL[0], each) for each in found)]
-                for found in zip(*(answers.claims[away] for away in AWAY), strict=True)
+                for found in zip(*(recall.claims[away] for away in AWAY), strict=True)
             ],
         )
-        yield _corrected(count, answers.claims[next(iter(AWAY))][0])
+        yield _corrected(count, recall.claims[next(iter(AWAY))][0])
 
 
 def _claim_tables(tables: Tables) -> Iterator[str]:

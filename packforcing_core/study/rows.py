@@ -84,9 +84,10 @@ def study_rows(trained: bool) -> tuple[Row, ...]:
 def _ablations(base: Row) -> Iterator[Row]:
     plan = base.policy.partitions(FRAMES_PER_BLOCK)
     for name, group, knobs in KNOBS:
-        row = Row(name, group, replace(base.policy, **knobs), base.branches)
-        if row.policy.partitions(FRAMES_PER_BLOCK) != plan:  # "top 4" may be what the base has.
-            yield row
+        policy = replace(base.policy, **knobs)
+        own = policy.partitions(FRAMES_PER_BLOCK)
+        if own != plan:  # "top 4" may be what the base has.
+            yield Row(name, group, policy, base.branches if own.bank else None)
     if base.branches == "both":
         yield from (Row(name, BRANCHES, base.policy, branches) for name, branches in PARTS)
 

@@ -12,12 +12,13 @@ import torch
 from .. import __version__
 from ..evaluation.little_world.scene import FPS
 from ..evaluation.scientific import ndimage, opencv
+from .answers import Answers
 from .cases import case_of
 from .folder import Job, StudyFolder
 from .readings import moments_of, read_film
 from .recall import AWAY, Question
 from .rows import Row
-from .subject import Load, Subject, answer, render_row
+from .subject import Load, Subject, render_row
 from .workers import run_jobs
 
 
@@ -73,21 +74,21 @@ def run_study(folder: StudyFolder, jobs: Sequence[Job], load: Load, seconds: flo
         yield Progress(done, total, left, finished.job, finished.problem)
 
 
-def load_alone(load: Load) -> Subject:
+def load_alone(load: Load) -> Answers:
     """The subject of a worker that has one core."""
     torch.set_num_threads(1)
     opencv().setNumThreads(1)
-    return load()
+    return Answers(load())
 
 
-def do_job(folder: StudyFolder, seconds: float, subject: Subject, job: Job) -> None:
+def do_job(folder: StudyFolder, seconds: float, answers: Answers, job: Job) -> None:
     """Makes, reads and writes down one film or answer, with the seconds of its core that it took."""
     started = time.process_time()
     if isinstance(job.case, Question):
-        found = answer(subject, job.row, job.case)
+        found = answers.to(job.case, job.row)
         folder.write(job, {"render_seconds": time.process_time() - started, "reading_seconds": 0.0, **found})
         return
-    frames = render_row(subject, job.row, job.case, seconds)
+    frames = render_row(answers.subject, job.row, job.case, seconds)
     rendered = time.process_time()
     found = read_film(frames, job.case.prompt, FPS, moments_of(seconds))
     spent = {"render_seconds": rendered - started, "reading_seconds": time.process_time() - rendered}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,16 +15,14 @@ from torch import Tensor
 from ..compressor.compressor import Compressor
 from ..compressor.high_res import HighRes
 from ..evaluation.little_world.scene import FPS, HEIGHT, WIDTH
-from ..geometry import VideoGeometry, pixel_frames
+from ..geometry import VideoGeometry
 from ..miniature import load as miniature
 from ..model.causal import CausalWan
 from ..render import Recipe, latent_events
-from ..sampler.rollout import BlockDone, Denoising, Twins
-from ..sampler.start import Start
+from ..sampler.rollout import BlockDone, Decoder, Denoising, Twins
 from ..vae.streaming import StreamingDecoder, encode, to_frames
 from ..vae.wan_vae import WanVAE
 from .cases import Case
-from .recall import MADE_BLOCKS, Question, drawn, recalled
 from .rows import FRAMES_PER_BLOCK, Row
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -83,33 +81,23 @@ def _digest(*paths: Path) -> str:
 
 def render_row(subject: Subject, row: Row, case: Case, seconds: float) -> np.ndarray:
     """The frames uint8 [T, 64, 128, 3] of a row's film."""
-    with torch.inference_mode():
-        return _frames(subject, row, case.prompt, subject.recipe(row, case.seed, seconds))
+    recipe = subject.recipe(row, case.seed, seconds)
+    return film_frames(subject, row, case.prompt, recipe, StreamingDecoder(subject.vae))
 
 
-def answer(subject: Subject, row: Row, question: Question) -> dict[str, float]:
-    """What the row's memory makes of a question: `recalled` of the blocks that are made."""
-    given = pixel_frames(question.block * FRAMES_PER_BLOCK)
-    frames = pixel_frames((question.block + MADE_BLOCKS) * FRAMES_PER_BLOCK)
-    with torch.inference_mode():
-        start = Start(given=encode(subject.vae, drawn(question)).float())
-        recipe = replace(subject.recipe(row, question.seed, frames / FPS), start=start)
-        return recalled(question, _frames(subject, row, question.prompt, recipe)[given:])
-
-
-def _frames(subject: Subject, row: Row, prompt: str, recipe: Recipe) -> np.ndarray:
-    twins = _twins(subject, row) if recipe.partitions.bank else None
-    decoder = StreamingDecoder(subject.vae)
+def film_frames(subject: Subject, row: Row, prompt: str, recipe: Recipe, decoder: Decoder) -> np.ndarray:
+    """The frames uint8 [T, 64, 128, 3] of a recipe with a row's compressor, given blocks and all."""
+    twins = _twins(subject, row, decoder) if recipe.partitions.bank else None
     frames = []
-    for event in latent_events(subject.model, subject.texts([prompt]), recipe, twins=twins):
-        if isinstance(event, BlockDone):
-            video = decoder.push(event.latents) if event.video is None else event.video
-            frames.append(to_frames(video))
+    with torch.inference_mode():
+        for event in latent_events(subject.model, subject.texts([prompt]), recipe, twins=twins):
+            if isinstance(event, BlockDone):
+                video = decoder.push(event.latents) if event.video is None else event.video
+                frames.append(to_frames(video))
     return np.concatenate(frames)
 
 
-def _twins(subject: Subject, row: Row) -> Twins:
+def _twins(subject: Subject, row: Row, decoder: Decoder) -> Twins:
     high_res = subject.high_res if row.needs_training else None
     encoder = partial(encode, subject.vae)
-    compressor = Compressor(subject.model, row.branches or "low_res", high_res=high_res, encode=encoder)
-    return Twins(compressor, StreamingDecoder(subject.vae))
+    return Twins(Compressor(subject.model, row.branches or "low_res", high_res=high_res, encode=encoder), decoder)

@@ -74,7 +74,7 @@ class Tables:
 
 
 @dataclass(frozen=True)
-class Answers:
+class RecallTables:
     """`measures[measure][away][row]` are intervals over `seeds`; `claims[away]` compares what was recalled."""
 
     reference: str
@@ -96,7 +96,7 @@ def whole_seeds(results: Mapping[str, Mapping[int, dict]]) -> dict[str, list[dic
     return {name: [row[seed] for seed in shared] for name, row in results.items()}
 
 
-def build_answers(results: Mapping[str, Results], reference: str) -> Answers:
+def build_recall_tables(results: Mapping[str, Results], reference: str) -> RecallTables:
     """Of each of AWAY the answers of all rows to the same questions, in the same order."""
     _require_reference(results[next(iter(AWAY))], reference)
     seeds = {away: tuple(found["seed"] for found in rows[reference]) for away, rows in results.items()}
@@ -110,7 +110,7 @@ def build_answers(results: Mapping[str, Results], reference: str) -> Answers:
     recalled = {
         (away, name): _column(row, RECALL[0].key) for away, rows in results.items() for name, row in rows.items()
     }
-    return Answers(reference, seeds[next(iter(AWAY))], measures, _compared(recalled, reference))
+    return RecallTables(reference, seeds[next(iter(AWAY))], measures, _compared(recalled, reference))
 
 
 def _column(row: Sequence[dict], key: str) -> np.ndarray:

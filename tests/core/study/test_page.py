@@ -16,24 +16,24 @@ from packforcing_core.study.drawing import draw_curves, draw_sheet
 from packforcing_core.study.page import BEGIN, END, Facts, as_json, as_markdown, facts_of, replace_part
 from packforcing_core.study.recall import AWAY
 from packforcing_core.study.rows import OTHERS, ZERO_SHOT
-from packforcing_core.study.tables import Answers, Results, Tables, build_answers, build_tables
-from tests.core.study.planted import planted_answers, planted_row
+from packforcing_core.study.tables import RecallTables, Results, Tables, build_recall_tables, build_tables
+from tests.core.study.planted import planted_row
 
 ROWS = (*OTHERS[:2], ZERO_SHOT)
 SETTINGS = {"weights": "0123456789abcdef", "seconds": 15.0}
 
 
-def made(seeds: int = 4) -> tuple[Results, Tables, Answers, Facts]:
+def made(seeds: int = 4) -> tuple[Results, Tables, RecallTables, Facts]:
     results = {row.name: planted_row(seeds, [0.9, 0.2 + 0.1 * at]) for at, row in enumerate(ROWS)}
     tables = build_tables(results, "zero-shot", (5.0, 15.0))
     asked = {away: planted_answers(ROWS, seeds) for away in AWAY}
     facts = facts_of("packforcing study --quick", SETTINGS, [results, *asked.values()], ["trained"])
-    return results, tables, build_answers(asked, "zero-shot"), facts
+    return results, tables, build_recall_tables(asked, "zero-shot"), facts
 
 
 def test_the_page_says_what_was_measured_and_how():
-    _, tables, answers, facts = made()
-    page = as_markdown(tables, answers, ROWS, facts)
+    _, tables, recall, facts = made()
+    page = as_markdown(tables, recall, ROWS, facts)
     assert "`packforcing study --quick`" in page
     assert "weights 0123456789abcdef, seconds 15.0" in page
     assert "4 seeds (0 to 3)" in page
@@ -47,15 +47,15 @@ def test_the_page_says_what_was_measured_and_how():
     assert "| window | 100 [100, 100] | 40 [40, 40] |" in page
     assert "| window | window | window_frames 20 | - |" in page
     assert "**-10" not in page  # Four seeds decide nothing, however alike they are.
-    _, tables, answers, _ = made(16)
-    page = as_markdown(tables, answers, ROWS, facts)
+    _, tables, recall, _ = made(16)
+    page = as_markdown(tables, recall, ROWS, facts)
     assert "Fewer than 16 seeds" not in page
     assert "**-10 [-10, -10], p 0.0" in page
 
 
 def test_the_json_holds_the_same():
-    _, tables, answers, facts = made()
-    found = json.loads(as_json(tables, answers, ROWS, facts))
+    _, tables, recall, facts = made()
+    found = json.loads(as_json(tables, recall, ROWS, facts))
     assert found["recall"]["measures"]["recall"]["late"]["full"]["mean"] == 1
     assert found["recall"]["claims"]["soon"][0]["difference"]["mean"] == 1
     assert found["windows"]["right"]["full"][1]["mean"] == pytest.approx(0.3)

@@ -12,12 +12,15 @@ pytest.importorskip("scipy")
 
 from packforcing_core.evaluation.little_world.draw import draw
 from packforcing_core.evaluation.little_world.promise import parse_prompt
-from packforcing_core.evaluation.little_world.scene import COLOURS
+from packforcing_core.evaluation.little_world.scene import COLOURS, FPS
 from packforcing_core.evaluation.little_world.truth import truth_at
 from packforcing_core.geometry import pixel_frames
+from packforcing_core.sampler.start import Start
+from packforcing_core.study.answers import Answers, Replayed, given_by
 from packforcing_core.study.recall import AWAY, MADE_BLOCKS, Question, drawn, recalled
-from packforcing_core.study.rows import FRAMES_PER_BLOCK, SINK, TRAINED
-from packforcing_core.study.subject import answer
+from packforcing_core.study.rows import FRAMES_PER_BLOCK, SINK, TRAINED, Row
+from packforcing_core.study.subject import film_frames
+from packforcing_core.vae.streaming import StreamingDecoder
 from tests.core.study.small_study import ROWS, load_small
 
 QUESTIONS = [Question(seed, away) for seed in range(12) for away in AWAY]
@@ -92,5 +95,22 @@ def test_answers_are_read(away: str):
 @pytest.mark.integration
 def test_every_kind_of_row_answers():
     subject, question = load_small(), QUESTIONS[0]
+    answers = Answers(subject)
     for row in ROWS:
-        assert set(answer(subject, row, question)) == {"recall", "back"}
+        assert set(answers.to(question, row)) == {"recall", "back"}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_what_is_kept_of_a_question_changes_no_frame(row: Row):
+    """The slow twin: everything decoded again."""
+    subject, question = load_small(), QUESTIONS[0]
+    given = given_by(subject, question)
+    blocks = question.block + MADE_BLOCKS
+    recipe = subject.recipe(row, question.seed, pixel_frames(blocks * FRAMES_PER_BLOCK) / FPS)
+    recipe = replace(recipe, start=Start(given=given.latents))
+    kept = film_frames(subject, row, question.prompt, recipe, Replayed(subject, given))
+    again = film_frames(subject, row, question.prompt, recipe, StreamingDecoder(subject.vae))
+    print(f"largest difference {np.abs(kept.astype(int) - again).max()}")
+    assert len(kept) == pixel_frames(blocks * FRAMES_PER_BLOCK)
+    assert np.array_equal(kept, again)

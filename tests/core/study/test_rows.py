@@ -25,7 +25,7 @@ def test_every_row_is_a_plan_of_its_own_for_the_miniature(trained: bool):
     assert len({(repr(plan), row.branches) for plan, row in zip(plans, rows, strict=True)}) == len(rows)
     assert {row.group for row in rows} <= set(GROUPS)
     for row, plan in zip(rows, plans, strict=True):
-        assert (row.branches is None) == (row.policy.name != "packforcing"), row.name
+        assert (row.branches is None) == (plan.bank is None), row.name
         assert row.name == "no mid" or (plan.bank is None) == (row.branches is None), row.name
 
 

@@ -14,6 +14,7 @@ pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 
 from packforcing_core.cli import study as command
+from packforcing_core.study.answers import Answers
 from packforcing_core.study.cases import case_of
 from packforcing_core.study.folder import StudyFolder
 from packforcing_core.study.study import do_job, jobs_of, run_study
@@ -77,7 +78,7 @@ def test_what_is_there_is_not_made_again(tmp_path, subject):
     folder, jobs = StudyFolder(tmp_path, {}), jobs_of(ROWS[:1], range(2), range(1))
     with folder.opened():
         for job in jobs:
-            do_job(folder, SECONDS, subject, job)
+            do_job(folder, SECONDS, Answers(subject), job)
         told = list(run_study(folder, jobs, partial(load_seldom), SECONDS, workers=1))
     assert [(progress.done, progress.total) for progress in told] == [(4, 4)]
 
