@@ -17,7 +17,7 @@ from packforcing_core.study.page import BEGIN, END, Facts, as_json, as_markdown,
 from packforcing_core.study.recall import AWAY
 from packforcing_core.study.rows import OTHERS, ZERO_SHOT
 from packforcing_core.study.tables import RecallTables, Results, Tables, build_recall_tables, build_tables
-from tests.core.study.planted import planted_row
+from tests.core.study.planted import planted_answers, planted_row
 
 ROWS = (*OTHERS[:2], ZERO_SHOT)
 SETTINGS = {"weights": "0123456789abcdef", "seconds": 15.0}
