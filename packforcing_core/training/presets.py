@@ -75,7 +75,7 @@ MINIATURE = Size(
             compressor=replace(WAN_COMPRESSOR, learning_rate=2e-4),
             critic=replace(WAN_CRITIC, learning_rate=SMALL_RATE.learning_rate / 5),
         ),
-        "compressor": Course(replace(SMALL_COMPRESSOR, learning_rate=2e-3, average=0.98), 1000, 8),
+        "compressor": Course(replace(SMALL_COMPRESSOR, learning_rate=2e-3, average=0.98), 600, 8),
     },
     VAEConfig(16, 16),
     encoded_clips=2048,
@@ -89,7 +89,7 @@ MINIATURE = Size(
         replace(MINIATURE_MEMORY, sink_frames=0),
     ),
     # A sink that shows the thing would leave the twins nothing to say.
-    compressor_memories=(*3 * (replace(MINIATURE_MEMORY, sink_frames=0),), replace(MINIATURE_MEMORY, sink_frames=4)),
+    compressor_memories=(replace(MINIATURE_MEMORY, sink_frames=0),),
 )
 
 WAN_1_3B = Size(
