@@ -8,7 +8,7 @@ import av
 import numpy as np
 import psutil
 
-from packforcing_core.video import SegmentedWriter, VideoFormat
+from packforcing_core.video import FilmError, SegmentedWriter, VideoFormat, scan_film
 
 
 def picture(start: int, frames: int = 4, width: int = 64, height: int = 48) -> np.ndarray:
@@ -45,6 +45,14 @@ def kill_encoders() -> None:
     for encoder in encoders():
         encoder.kill()
         encoder.wait()
+
+
+def closed_segments(path: Path) -> int:
+    """How many segments of a growing film are complete; none before its first bytes are there."""
+    try:
+        return len(scan_film(path).segments)
+    except FilmError:
+        return 0
 
 
 def timestamps(path: Path) -> tuple[list[int], float]:

@@ -133,7 +133,7 @@ class OtherProcess:
         """Waits for the end and returns the exit code."""
         while self.receive() is not None:
             pass
-        self._process.join(60)
+        self._process.join(600)
         return self._process.exitcode
 
 

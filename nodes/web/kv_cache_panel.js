@@ -11,7 +11,7 @@ const MOST_HOPS = 32;
 const ASPECT = 128 / 300;
 const MARGIN = 10; // Around a DOM widget, on every side.
 
-const panels = new Map(); // node -> { element, asked: the values that the picture is of }
+const panels = new Map(); // node -> { element, asked: the values that the picture is of, blocks: how many were shown }
 let words = {};
 
 async function loadWords() {
@@ -65,9 +65,10 @@ async function look(node, panel) {
   const graph = graphAround(node);
   if (graph === panel.asked) return;
   panel.asked = graph;
+  const blocks = panel.blocks;
   const answer = await api.fetchApi("/packforcing/window", { method: "POST", body: graph });
   const window = answer.ok ? await answer.json() : { problem: await answer.text() };
-  if (graph !== panel.asked) return;
+  if (graph !== panel.asked || blocks !== panel.blocks) return; // What has been drawn meanwhile is newer.
   if (window.svg) panel.element.innerHTML = inWords(window.svg);
   else panel.element.textContent = window.problem;
 }
@@ -80,7 +81,9 @@ function lookAtAll() {
 
 function showBlock({ detail }) {
   const panel = panels.get(nodeOf(detail.node));
-  if (panel) panel.element.innerHTML = inWords(detail.svg);
+  if (!panel) return;
+  panel.blocks += 1;
+  panel.element.innerHTML = inWords(detail.svg);
 }
 
 function addPanel(node) {
@@ -91,7 +94,7 @@ function addPanel(node) {
   const options = { serialize: false, hideOnZoom: false, getMinHeight: height, getValue: () => "", setValue() {} };
   const widget = node.addDOMWidget(PANEL, PANEL, element, options);
   widget.serialize = false; // Nothing of it is saved: widget values of a workflow go by position.
-  panels.set(node, { element, asked: null });
+  panels.set(node, { element, asked: null, blocks: 0 });
   const removed = node.onRemoved;
   node.onRemoved = function () {
     panels.delete(node);

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from packforcing_core.video import probe
+from tests.comfyui.client import TIMEOUT_S
 from tests.comfyui.draw_workflows import WORKFLOWS, place_files, read_api
 from tests.comfyui.server import ComfyServer
 
@@ -17,7 +18,7 @@ def run(comfy: ComfyServer, workflow: dict, folder: Path, *arguments: str) -> su
     file.write_text(json.dumps(workflow), encoding="utf-8")
     command = [sys.executable, str(WORKFLOWS / "api" / "render.py"), str(file), "--server", f"127.0.0.1:{comfy.port}"]
     return subprocess.run(
-        [*command, "--folder", str(folder), *arguments], capture_output=True, encoding="utf-8", timeout=120
+        [*command, "--folder", str(folder), *arguments], capture_output=True, encoding="utf-8", timeout=TIMEOUT_S
     )
 
 

@@ -183,7 +183,7 @@ def test_while_it_renders_the_panel_follows_and_the_preview_moves(
     page.evaluate(LISTEN)
     with page.expect_response("**/api/prompt") as answer:
         page.get_by_test_id("queue-button").click()
-    page.wait_for_function("window.seen.includes('frame')", timeout=90_000)
+    page.wait_for_function("window.seen.includes('frame')")
     shots, changed = [lower_half_of_node(front_end, film)], []
     while len(changed) < 2 and len(shots) < 40:
         page.wait_for_timeout(120)
@@ -193,8 +193,8 @@ def test_while_it_renders_the_panel_follows_and_the_preview_moves(
         changed += [box] if box else []
     prompt_id = answer.value.json()["prompt_id"]
     running = comfy.client.get(f"/history/{prompt_id}") == {}
-    entry = comfy.client.wait(prompt_id, 120)
-    page.wait_for_timeout(500)
+    entry = comfy.client.wait(prompt_id)
+    page.wait_for_function(r"s => /block\s+[45]\s+\/\s+5/.test(document.querySelector(s).innerText)", arg=PANEL)
     during = panel_text(front_end)
     seen = page.evaluate("window.seen")
     frames_per_block = seen.count("frame") / sum(1 for item in seen if item != "frame")
@@ -219,8 +219,11 @@ SHOW_NODE = """type => {
 }"""
 
 
-def open_help(front_end: FrontEnd, node: str) -> str:
-    """Adds a node, opens its help as the button over a selected node does, and returns the page's text."""
+def open_help(front_end: FrontEnd, node: str, title: str) -> str:
+    """Adds a node, opens its help as the button over a selected node does, and returns the page's text.
+
+    `title` is what that page has in it: until it is there, another node's page may be.
+    """
     page = front_end.page
     button = page.get_by_test_id("info-button")
     for _ in range(20):  # A page that is still settling moves the node away from the click.
@@ -231,7 +234,8 @@ def open_help(front_end: FrontEnd, node: str) -> str:
         if button.is_visible():
             break
     button.click()
-    page.locator(".node-help-content h1").first.wait_for(timeout=10_000)
+    page.locator(".node-help-content h1").first.wait_for()
+    page.locator(".node-help-content", has_text=title).wait_for()
     return page.locator(".node-help-content").inner_text()
 
 
@@ -239,14 +243,14 @@ def test_every_nodes_help_opens_in_english_and_in_chinese(comfy: ComfyServer, fr
     chinese = read_json(LOCALES / "zh" / "nodeDefs.json")
     nodes = our_nodes(comfy)
     for node, info in nodes.items():
-        text = open_help(front_end, node)
+        text = open_help(front_end, node, info["display_name"])
         print(node, len(text), text[:60].replace("\n", " "))
         assert info["display_name"] in text
         assert len(text) > 300
     choose(front_end, "Comfy.Locale", "zh")
     front_end.open()
     for node, words in chinese.items():
-        text = open_help(front_end, node)
+        text = open_help(front_end, node, words["display_name"])
         print(node, len(text), text[:60].replace("\n", " "))
         assert words["display_name"] in text
     front_end.screenshot(tmp_path / "help.png")

@@ -14,7 +14,7 @@ import pytest
 
 from packforcing_core.folder.files import UNFINISHED
 from packforcing_core.video.reader import read_frames
-from tests.comfyui.client import PromptFailedError
+from tests.comfyui.client import TIMEOUT_S, PromptFailedError
 from tests.comfyui.graphs import Graph, Node
 from tests.comfyui.install import ComfyUIMissingError
 from tests.comfyui.server import ComfyServer
@@ -63,14 +63,14 @@ def told(entry: dict, film: Node) -> str:
 
 
 def sampled_blocks(comfy: ComfyServer) -> int:
-    return len(list((comfy.output / "packforcing").glob("auto-*/blocks/*.safetensors")))
+    return len(glob(f"{comfy.output}/packforcing/auto-*/blocks/*.safetensors"))
 
 
 def kill_soon(comfy: ComfyServer, graph: Graph, chance: random.Random, number: int) -> str:
     """Queues the prompt and kills the server at a random moment of it; every third in the middle of a snapshot."""
     before = sampled_blocks(comfy)
     prompt_id = comfy.client.queue(graph.prompt)
-    end = time.monotonic() + 60
+    end = time.monotonic() + TIMEOUT_S
     if number % 3 == 2:
         moment = "in a snapshot"
         while time.monotonic() < end and not glob(f"{comfy.output}/packforcing/*/snapshots/{UNFINISHED}/*"):

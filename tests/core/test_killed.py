@@ -13,7 +13,8 @@ import pytest
 
 from packforcing_core.folder.files import UNFINISHED
 from packforcing_core.sampler.rollout import BlockDone
-from packforcing_core.video import read_frames, scan_film
+from packforcing_core.video import read_frames
+from tests.films import closed_segments
 from tests.survivor import OtherProcess, Small, difference, frames, send_events
 
 pytestmark = pytest.mark.integration
@@ -78,7 +79,7 @@ def kill_and_resume(root: Path, unbroken, moment: Moment) -> str:
     with start(root) as process:  # Leaving it kills.
         moment(process, root / "film")
     growing = list(root.glob("film/film/*.growing.mp4"))
-    safe = sum(1 for _ in read_frames(growing[0])) if growing and scan_film(growing[0]).segments else 0
+    safe = sum(1 for _ in read_frames(growing[0])) if growing and closed_segments(growing[0]) else 0
     on_disk = len(list(root.glob("film/blocks/*.safetensors")))
     events = Small(blocks=BLOCKS).run(root)
     again = [event.block for event in events if isinstance(event, BlockDone) and not event.reused]

@@ -11,7 +11,7 @@ import torch
 
 from packforcing_core.pipeline import overlapped
 
-TIMEOUT = 30
+TIMEOUT = 300
 REQUEST = contextvars.ContextVar("REQUEST", default="none")
 
 

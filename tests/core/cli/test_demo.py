@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from packforcing_core.cli.main import main
-from packforcing_core.video import probe, read_frames, scan_film
+from packforcing_core.video import probe, read_frames
+from tests.films import closed_segments
 
 pytestmark = pytest.mark.integration
 
@@ -79,14 +80,16 @@ def test_ctrl_c_leaves_a_growing_film_that_plays(tmp_path):
         preexec_fn=heed_interrupts,
     )
     try:
-        while process.poll() is None and not (growing.exists() and len(scan_film(growing).segments) >= 2):
+        while process.poll() is None and closed_segments(growing) < 2:
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(0.05)
         os.killpg(process.pid, signal.SIGINT)  # The terminal interrupts encoders, too.
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=600)
     finally:
         process.kill()
-    assert said == "interrupted\n"
+    print(said)
+    assert said.splitlines()[-1] == "interrupted", "before it, libraries may have said what they lack in this processor"
+    assert "Traceback" not in said
     assert process.returncode == 130
     frames = len(list(read_frames(growing)))
     print(f"{frames} frames play")

@@ -131,7 +131,7 @@ def test_the_start_of_a_file_is_copied(tmp_path):
 
 def test_a_second_holder_of_the_lock_is_refused_and_a_dead_one_holds_nothing(tmp_path):
     hold = "import sys, time; from pathlib import Path; from packforcing_core.folder.files import locked\n"
-    hold += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    hold += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     words = [sys.executable, "-c", hold, str(tmp_path)]
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
