@@ -249,7 +249,7 @@ class LayerKV(RowLayout):
         mid = slice(past.stop, past.stop + self._mid_tokens)
         rows = {"k.past": self.k[:, past], "v.past": self.v[:, past], "k.mid": self.k[:, mid], "v.mid": self.v[:, mid]}
         rows |= {"timeless_k": self.timeless_k, "candidate_v": self.candidate_v, "query_sums": self.query_sums}
-        return {name: tensor.cpu().contiguous() for name, tensor in rows.items() if tensor.shape[1]}
+        return {name: tensor.to("cpu", copy=True) for name, tensor in rows.items() if tensor.shape[1]}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `saved`, also into more slots; RuntimeError or KeyError where the tensors do not fit."""

@@ -47,7 +47,7 @@ def follow(socket, prompt_id, workflow):
             continue
         if data["node"] is None:  # Said once the history has the films; "execution_success" comes before that.
             return None
-        print("--", workflow[data["node"]]["class_type"])
+        print("--", workflow[data["display_node"]]["class_type"])  # A node may run others in its place.
 
 
 def download(server, prompt_id, folder):

@@ -94,6 +94,17 @@ def test_a_restored_cache_goes_on_bit_for_bit_from_any_block(policy):
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
+def test_a_snapshot_stays_what_it_was(policy):
+    render, taken = Render(policy), None
+    for done in render.events():
+        if done.block == BLOCKS // 2:
+            taken, _ = render.cache.snapshot()
+            then = {name: tensor.clone() for name, tensor in taken.items()}
+    changed = [name for name, tensor in taken.items() if not torch.equal(tensor, then[name])]
+    assert not changed
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
 def test_replayed_blocks_between_the_snapshot_and_the_last_known_one_are_exact(policy):
     unbroken, made, saved = Render(policy), [], None
     for done in unbroken.events():
