@@ -33,6 +33,7 @@ TINY = replace(
     },
     memory=MEMORY,
     twin_memories=(Full(), MEMORY),
+    compressor_memories=(MEMORY,),
     vae=VAEConfig(8, 8, num_res_blocks=1),
 )
 
