@@ -27,7 +27,7 @@ from .film import build_console
 QUICK_SEEDS, QUICK_SECONDS, QUICK_QUESTIONS = 4, 15.0, 8
 SEEDS, SECONDS, QUESTIONS = 16, 120.0, 32
 SHEET_WORLDS = ("two", "return")
-FILMS = "films"
+FILMS, QUESTIONS_ALONE = "films", "questions"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("auto", *DTYPES),
         default="auto",
         help="what to compute in; auto: what this processor is fast at",
+    )
+    parser.add_argument(
+        "--only", choices=(FILMS, QUESTIONS_ALONE), help="make these alone; the tables show what there is of the others"
     )
     parser.add_argument("--list", action="store_true", help="say what the rows are, and do nothing")
     parser.add_argument("--tables", action="store_true", help="tables of what is there; render nothing")
@@ -77,10 +80,15 @@ def study(options: argparse.Namespace, load: Load) -> int:
     settings = settings_of(subject, seconds, options.dtype)
     folder = StudyFolder(_output(options), settings, subject.compressor)
     jobs = jobs_of(rows, range(seeds), range(questions))
+    wanted = [job for job in jobs if options.only in (None, _kind(job))]
     with folder.opened():
-        problems = 0 if options.tables else _render(folder, jobs, load, seconds, options.workers, console)
+        problems = 0 if options.tables else _render(folder, wanted, load, seconds, options.workers, console)
         _write(folder, jobs, rows, reference, options, console)
     return 1 if problems else 0
+
+
+def _kind(job: Job) -> str:
+    return QUESTIONS_ALONE if isinstance(job.case, Question) else FILMS
 
 
 def _output(options: argparse.Namespace) -> Path:
@@ -139,11 +147,11 @@ def _write(
     options: argparse.Namespace,
     console: Console,
 ) -> None:
-    found: dict[str, dict[str, dict[int, dict]]] = {kind: {row.name: {} for row in rows} for kind in (FILMS, *AWAY)}
+    found: dict[str, dict[str, dict[int, dict]]] = {kind: {} for kind in (FILMS, *AWAY)}
     for job in jobs:
-        if result := folder.read(job):
+        if result := folder.read(job):  # A row with no film, or no answer, is left out of those tables.
             kind = job.case.away if isinstance(job.case, Question) else FILMS
-            found[kind][job.row.name][job.case.seed] = result
+            found[kind].setdefault(job.row.name, {})[job.case.seed] = result
     results = {kind: whole_seeds(of_kind) for kind, of_kind in found.items()}
     tables = build_tables(results[FILMS], reference, moments_of(folder.settings["seconds"]))
     recall = build_recall_tables({away: results[away] for away in AWAY}, reference)
@@ -153,12 +161,12 @@ def _write(
     text = as_markdown(tables, recall, rows, facts)
     (folder.path / "study.md").write_text(text, encoding="utf-8")
     (folder.path / "tables.json").write_text(as_json(tables, recall, rows, facts), encoding="utf-8")
-    places = [folder.path]
+    places, filmed = [folder.path], [row for row in rows if row.name in results[FILMS]]
     if options.page:
         replace_part(Path(options.page), text)
         places.append(Path(options.page).parent)
     for place in places:
-        draw_curves(results[FILMS], rows, reference, place / CURVES_PICTURE)
+        draw_curves(results[FILMS], filmed, reference, place / CURVES_PICTURE)
         draw_sheet(results[FILMS], SHEET_WORLDS, place / SHEET_PICTURE)
     console.print(text)
     console.print(f"tables and pictures are in {folder.path}")

@@ -61,6 +61,7 @@ def as_markdown(tables: Tables, recall: RecallTables, rows: Sequence[Row], facts
     """The tables with what they rest on; `pictures` refers to those that lie beside the page."""
     parts = [
         *_told(tables, facts),
+        *_without(rows, tables, recall),
         *_recall_tables(recall),
         *_claim_tables(tables),
         *_window_tables(tables),
@@ -92,6 +93,14 @@ def _told(tables: Tables, facts: Facts) -> Iterator[str]:
         yield f"Left out, for want of trained compressor weights: {', '.join(facts.left_out)}."
     if len(tables.seeds) < 16:
         yield "**Fewer than 16 seeds: this shows that the study runs, it decides nothing.**"
+
+
+def _without(rows: Sequence[Row], tables: Tables, recall: RecallTables) -> Iterator[str]:
+    kinds = {"films": tables.windows["right"], "answers": next(iter(recall.measures["recall"].values()))}
+    for kind, found in kinds.items():
+        names = [row.name for row in rows if row.name not in found]
+        if names:
+            yield f"Without {kind}: {', '.join(names)}."
 
 
 def _span(seeds: Sequence[int]) -> str:

@@ -42,6 +42,10 @@ def test_the_page_says_what_was_measured_and_how():
     assert "| window | 50 [" in page
     assert "Left out, for want of trained compressor weights: trained." in page
     assert "Fewer than 16 seeds" in page
+    assert "Without" not in page
+    assert "Without films: deep forcing.\n\nWithout answers: deep forcing." in as_markdown(
+        tables, recall, (*ROWS, OTHERS[4]), facts
+    )
     assert "| row | 0 to 5 s | 5 to 15 s |" in page
     # All four seeds have the same value here, and then so have all resamples.
     assert "| window | 100 [100, 100] | 40 [40, 40] |" in page

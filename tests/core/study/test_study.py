@@ -74,6 +74,19 @@ def test_a_study_that_lost_a_result_makes_that_one_again_and_has_the_same_tables
     assert {path.name for path in tmp_path.iterdir()} >= {"study.md", "tables.json", "curves.png", "sheet.png"}
 
 
+def test_a_row_may_have_answers_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "study_rows", lambda trained: ROWS[:2])
+    monkeypatch.setattr(command, "chosen_rows", lambda rows, names: tuple(row for row in ROWS if row.name in names))
+    assert command.study(options(tmp_path, reference="low", rows="low"), load_small) == 0
+    assert command.study(options(tmp_path, reference="low", only="questions"), load_small) == 0
+    said = capsys.readouterr().out
+    assert "8 of 8 results" in said
+    assert "Without films: window." in said
+    found = tables(tmp_path)
+    assert list(found["windows"]["right"]) == ["low"]
+    assert set(found["recall"]["measures"]["recall"]["late"]) == {"window", "low"}
+
+
 def test_what_is_there_is_not_made_again(tmp_path, subject):
     folder, jobs = StudyFolder(tmp_path, {}), jobs_of(ROWS[:1], range(2), range(1))
     with folder.opened():
