@@ -152,21 +152,22 @@ def _write(
         if result := folder.read(job):  # A row with no film, or no answer, is left out of those tables.
             kind = job.case.away if isinstance(job.case, Question) else FILMS
             found[kind].setdefault(job.row.name, {})[job.case.seed] = result
-    results = {kind: whole_seeds(of_kind) for kind, of_kind in found.items()}
-    tables = build_tables(results[FILMS], reference, moments_of(folder.settings["seconds"]))
-    recall = build_recall_tables({away: results[away] for away in AWAY}, reference)
+    results = {kind: whole_seeds(of_kind) for kind, of_kind in found.items() if of_kind}
+    films, answers = results.get(FILMS, {}), {away: results[away] for away in AWAY if away in results}
+    tables = build_tables(films, reference, moments_of(folder.settings["seconds"])) if films else None
+    recall = build_recall_tables(answers, reference) if len(answers) == len(AWAY) else None
     trained = bool(folder.settings["trained_compressor"])
     settings = {**folder.settings, "compressor": folder.compressor or "none"}
     facts = facts_of(shlex.join(["packforcing", *sys.argv[1:]]), settings, results.values(), left_out(trained))
     text = as_markdown(tables, recall, rows, facts)
     (folder.path / "study.md").write_text(text, encoding="utf-8")
     (folder.path / "tables.json").write_text(as_json(tables, recall, rows, facts), encoding="utf-8")
-    places, filmed = [folder.path], [row for row in rows if row.name in results[FILMS]]
+    places, filmed = [folder.path], [row for row in rows if row.name in films]
     if options.page:
         replace_part(Path(options.page), text)
         places.append(Path(options.page).parent)
-    for place in places:
-        draw_curves(results[FILMS], filmed, reference, place / CURVES_PICTURE)
-        draw_sheet(results[FILMS], SHEET_WORLDS, place / SHEET_PICTURE)
+    for place in places if films else ():
+        draw_curves(films, filmed, reference, place / CURVES_PICTURE)
+        draw_sheet(films, SHEET_WORLDS, place / SHEET_PICTURE)
     console.print(text)
     console.print(f"tables and pictures are in {folder.path}")

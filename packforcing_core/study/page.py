@@ -19,7 +19,7 @@ from ..evaluation.statistics import Comparison
 from .cases import MEMORY_WORLDS
 from .recall import AWAY
 from .rows import Row
-from .tables import MEASURES, RECALL, Measure, RecallTables, Results, Tables
+from .tables import LEVEL, MEASURES, RECALL, Measure, RecallTables, Results, Tables
 
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
 CURVES_PICTURE, SHEET_PICTURE = "curves.png", "sheet.png"
@@ -52,22 +52,21 @@ def facts_of(
     return Facts(command, settings, tuple(left_out), sum(spent) / 3600, versions, date)
 
 
-def as_json(tables: Tables, recall: RecallTables, rows: Sequence[Row], facts: Facts) -> str:
-    found = {**vars(facts), "rows": [row.as_dict() for row in rows], **tables.as_dict(), "recall": recall.as_dict()}
-    return json.dumps(found, indent=1) + "\n"
+def as_json(tables: Tables | None, recall: RecallTables | None, rows: Sequence[Row], facts: Facts) -> str:
+    found = {**vars(facts), "rows": [row.as_dict() for row in rows], **(tables.as_dict() if tables else {})}
+    return json.dumps({**found, "recall": recall and recall.as_dict()}, indent=1) + "\n"
 
 
-def as_markdown(tables: Tables, recall: RecallTables, rows: Sequence[Row], facts: Facts, pictures: bool = True) -> str:
-    """The tables with what they rest on; `pictures` refers to those that lie beside the page."""
-    parts = [
-        *_told(tables, facts),
-        *_without(rows, tables, recall),
-        *_recall_tables(recall),
-        *_claim_tables(tables),
-        *_window_tables(tables),
-        _row_table(rows),
-    ]
-    if pictures:
+def as_markdown(tables: Tables | None, recall: RecallTables | None, rows: Sequence[Row], facts: Facts) -> str:
+    """The tables with what they rest on, and the pictures that lie beside the page; None where there are no films, or
+    no answers."""
+    parts = [*_told(facts), *_without(rows, tables, recall)]
+    if recall:
+        parts += _recall_tables(recall)
+    if tables:
+        parts += [*_told_of_films(tables), *_claim_tables(tables), *_window_tables(tables)]
+    parts.append(_row_table(rows))
+    if tables:
         parts.append(f"![what stays right over time]({CURVES_PICTURE})\n\n![a line for each row]({SHEET_PICTURE})")
     return "\n\n".join(parts) + "\n"
 
@@ -82,22 +81,27 @@ def replace_part(page: Path, part: str) -> None:
     page.write_text(f"{before}{BEGIN}\n{part.strip()}\n{END}{after}", encoding="utf-8")
 
 
-def _told(tables: Tables, facts: Facts) -> Iterator[str]:
+def _told(facts: Facts) -> Iterator[str]:
     told = ", ".join(f"{name} {value}" for name, value in facts.settings.items())
     yield f"`{facts.command}`, {facts.date}: {told}; {facts.versions}."
     yield (
-        f"{len(tables.seeds)} seeds ({_span(tables.seeds)}), the same for all rows; {facts.hours:.2g} hours of one "
-        f"core for all films and recall. Means with bootstrap intervals at {_level(tables):.0%}; rates in percent."
+        f"{facts.hours:.2g} hours of one core for all films and answers. Means over seeds with bootstrap intervals at "
+        f"{LEVEL:.0%}; rates in percent."
     )
     if facts.left_out:
         yield f"Left out, for want of trained compressor weights: {', '.join(facts.left_out)}."
+
+
+def _told_of_films(tables: Tables) -> Iterator[str]:
+    yield f"Films: {len(tables.seeds)} seeds ({_span(tables.seeds)}), the same for all rows."
     if len(tables.seeds) < 16:
         yield "**Fewer than 16 seeds: this shows that the study runs, it decides nothing.**"
 
 
-def _without(rows: Sequence[Row], tables: Tables, recall: RecallTables) -> Iterator[str]:
-    kinds = {"films": tables.windows["right"], "answers": next(iter(recall.measures["recall"].values()))}
-    for kind, found in kinds.items():
+def _without(rows: Sequence[Row], tables: Tables | None, recall: RecallTables | None) -> Iterator[str]:
+    filmed = tables.windows["right"] if tables else ()
+    answered = next(iter(recall.measures["recall"].values())) if recall else ()
+    for kind, found in (("films", filmed), ("answers", answered)):
         names = [row.name for row in rows if row.name not in found]
         if names:
             yield f"Without {kind}: {', '.join(names)}."
@@ -108,12 +112,8 @@ def _span(seeds: Sequence[int]) -> str:
     return f"{seeds[0]} to {seeds[-1]}" if whole else ", ".join(map(str, seeds))
 
 
-def _level(tables: Tables) -> float:
-    return next(iter(tables.windows["right"].values()))[0].level
-
-
 def _recall_tables(recall: RecallTables) -> Iterator[str]:
-    yield "### Recalled: given films, one block made, in which a thing comes back"
+    yield "### Recalled: given films, two blocks made, in which a thing comes back"
     heads = [f"{measure.title}, {frames / FPS:.0f} s away" for measure in RECALL for frames in AWAY.values()]
     columns = [(measure, recall.measures[measure.key][away]) for measure in RECALL for away in AWAY]
     names = list(columns[0][1])

@@ -36,7 +36,7 @@ def test_the_page_says_what_was_measured_and_how():
     page = as_markdown(tables, recall, ROWS, facts)
     assert "`packforcing study --quick`" in page
     assert "weights 0123456789abcdef, seconds 15.0" in page
-    assert "4 seeds (0 to 3)" in page
+    assert "Films: 4 seeds (0 to 3)" in page
     assert "0.14 hours" in page  # 12 films of 36 s, 24 answers of 3 s
     assert "| row | recalled, 2 s away | recalled, 7 s away | back at all, 2 s away | back at all, 7 s away |" in page
     assert "| window | 50 [" in page
@@ -55,6 +55,18 @@ def test_the_page_says_what_was_measured_and_how():
     page = as_markdown(tables, recall, ROWS, facts)
     assert "Fewer than 16 seeds" not in page
     assert "**-10 [-10, -10], p 0.0" in page
+
+
+def test_a_page_may_have_films_or_answers_alone():
+    _, tables, recall, facts = made()
+    films, answers = as_markdown(tables, None, ROWS, facts), as_markdown(None, recall, ROWS, facts)
+    assert "everything right" in films
+    assert "recalled" not in films
+    assert "everything right" not in answers
+    assert "recalled, 2 s away" in answers
+    assert f"Without films: {', '.join(row.name for row in ROWS)}." in answers
+    assert "curves.png" not in answers
+    assert "windows" not in json.loads(as_json(None, recall, ROWS, facts))
 
 
 def test_the_json_holds_the_same():
