@@ -10,6 +10,7 @@ with open_front_end(server) as front_end:
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -76,7 +77,9 @@ def open_front_end(server: ComfyServer, width: int = 1600, height: int = 900) ->
             # so that a run is the same with and without a network.
             context = browser.new_context(viewport={"width": width, "height": height}, bypass_csp=True)
             context.set_default_timeout(1000 * PAGE_TIMEOUT_S)
-            context.route(lambda url: not url.startswith((server.url, "data:", "blob:")), _not_found)
+            # By a pattern, which the browser's driver tells apart: a function would hold every request, those to the
+            # server too, while Python waits for something that is not the page; and films would not be shown.
+            context.route(re.compile(f"^(?!{re.escape(server.url)}|data:|blob:)"), _not_found)
             front_end = FrontEnd(server, context.new_page())
             front_end.open()
             yield front_end

@@ -39,8 +39,11 @@ PICTURE_SECONDS = 5.0
 SHORTEN = """seconds => window.app.rootGraph.nodes
     .filter(node => node.type === 'PackForcingSampler' || node.title === 'Seconds')
     .forEach(node => { node.widgets.find(w => ['seconds', 'value'].includes(w.name)).value = seconds; })"""
-FILMS_LOADED = """() => [...document.querySelectorAll('video')].filter(film => film.offsetWidth > 0)
-    .every(film => film.readyState >= 2)"""
+FILMS_SHOWN = """() => window.app.rootGraph.nodes.every(node => {
+    if (!window.app.nodeOutputs[node.id]?.animated) return true;
+    const film = node.videoContainer?.querySelector('video');
+    return film?.readyState >= 2 && film.offsetWidth > 0;
+})"""
 GRAPH_ON_PAGE = """margin => {
     const { canvas, ds } = window.app.canvas, page = canvas.getBoundingClientRect(), boxes = window.app.rootGraph.nodes
         .map(node => [...node.boundingRect]).map(([x, y, width, height]) => [x, y, x + width, y + height]);
@@ -181,7 +184,7 @@ def write_picture(front_end: FrontEnd, name: str, folder: Path) -> None:
         front_end.page.evaluate(SHORTEN, PICTURE_SECONDS)
         front_end.run(LONGEST_RENDER_S)
         front_end.show_all()  # nodes have grown
-        front_end.page.wait_for_function(FILMS_LOADED)
+        front_end.page.wait_for_function(FILMS_SHOWN, timeout=60_000)
         front_end.page.wait_for_timeout(1000)
     shown = front_end.page.screenshot(clip=front_end.page.evaluate(GRAPH_ON_PAGE, 20))
     picture = Image.open(io.BytesIO(shown)).convert("RGB")
@@ -191,7 +194,7 @@ def write_picture(front_end: FrontEnd, name: str, folder: Path) -> None:
 
 def save_small(picture: Image.Image, path: Path) -> None:
     """At the best quality at which the file has less than LARGEST_BYTES, or at the last."""
-    for quality in (85, 80, 75, 70, 65, 60):
+    for quality in (85, 80, 75, 70, 65, 60, 55, 50):
         picture.save(path, quality=quality, optimize=True)
         if path.stat().st_size < LARGEST_BYTES:
             return

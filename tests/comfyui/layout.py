@@ -29,12 +29,12 @@ COLUMN_GAP = 45
 MOST_COLUMNS = 6
 COLLAPSED_WIDTH = 200
 ROOM = {
-    "PackForcingDemoModels": 70,
+    "PackForcingDemoModels": 110,
     "PackForcingModelLoader": 70,
-    "PackForcingKVCache": 90,
+    "PackForcingKVCache": 110,
     "PackForcingSampler": 110,
     "PackForcingTimedPrompts": 110,
-    "PackForcingStreamingVAEDecode": 260,
+    "PackForcingStreamingVAEDecode": 280,
     "PackForcingStackVideos": 160,
     "SaveVideo": 200,
 }

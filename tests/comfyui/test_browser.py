@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +60,21 @@ def test_a_console_error_is_a_problem(front_end: FrontEnd):
         "uncaught: thrown on purpose",
         "console: Failed to load resource: the server responded with a status of 404",
     }
+
+
+def test_the_page_gets_what_it_asks_for_while_nobody_talks_to_it_and_nothing_from_elsewhere(front_end: FrontEnd):
+    front_end.page.evaluate(
+        """() => {
+            const started = performance.now();
+            fetch('/api/system_stats').then(answer => answer.json()).then(() => {
+                window.tookSeconds = (performance.now() - started) / 1000;
+            });
+            fetch('https://example.org/elsewhere').then(answer => { window.elsewhere = answer.status; });
+        }"""
+    )
+    time.sleep(6)
+    took = front_end.page.evaluate("window.tookSeconds")
+    front_end.page.wait_for_function("window.elsewhere")
+    print(f"{took:.2f} s")
+    assert took < 3
+    assert front_end.page.evaluate("window.elsewhere") == 404

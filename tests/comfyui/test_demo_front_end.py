@@ -49,6 +49,30 @@ FILM_ON_PAGE = """name => {
     return film?.readyState >= 2 && film.offsetWidth > 0 && film.duration;
 }"""
 
+FILM_OF_NODE = """id => {
+    const node = window.app.rootGraph.getNodeById(id), film = node.videoContainer?.querySelector('video');
+    if (!(film?.readyState >= 2 && film.offsetWidth > 0)) return null;
+    const [shown, around] = [film.getBoundingClientRect(), window.app.canvas.canvas.getBoundingClientRect()];
+    const { ds } = window.app.canvas, left = (node.pos[0] + ds.offset[0]) * ds.scale + around.x;
+    const top = (node.pos[1] + ds.offset[1]) * ds.scale + around.y;
+    const inside = shown.x >= left && shown.right <= left + node.size[0] * ds.scale
+        && shown.y >= top && shown.bottom <= top + node.size[1] * ds.scale + 1;
+    return { name: new URL(film.src).searchParams.get('filename'), inside };
+}"""
+NAME_FILMS = """prefix => window.app.rootGraph.nodes.forEach(({ id, widgets }) =>
+    (widgets ?? []).filter(w => w.name === 'filename_prefix').forEach(w => { w.value = prefix + id; }))"""
+NOTE_ORDER = """() => {
+    window.order = [];
+    window.comfyAPI.api.api.addEventListener('executed', ({ detail }) => window.order.push(`made ${detail.node}`));
+    const make = document.createElement;
+    document.createElement = function (kind) {
+        const element = make.apply(document, arguments);
+        if (kind === 'video') element.addEventListener('loadeddata', () =>
+            window.order.push(`shown ${new URL(element.src).searchParams.get('filename')}`));
+        return element;
+    };
+}"""
+
 
 def picture_of(data_url: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data_url.split(",")[1]))).convert("RGB")
@@ -161,6 +185,32 @@ def test_the_second_runs_preview_moves_too_and_each_film_takes_its_place(
         assert changed
     choose(front_end, "Comfy.VueNodes.Enabled", False)
     assert not page.evaluate(FILM_ON_PAGE, films[0].name)
+    assert front_end.problems == []
+
+
+def test_two_film_nodes_both_show_their_films_the_first_while_the_second_is_made(
+    comfy: ComfyServer, front_end: FrontEnd, tmp_path: Path
+):
+    front_end.pick_template(comfy.pack_name, "demo_continue_video")
+    page = front_end.page
+    page.evaluate(SET, ["seconds", 4.0])
+    page.evaluate(SET, ["seed", 921])
+    page.evaluate(NOTE_ORDER)
+    nodes = page.evaluate(NODES_OF, "PackForcingStreamingVAEDecode")
+    for run in ("sampled", "re-used"):
+        page.evaluate(NAME_FILMS, f"video/{run}")
+        page.evaluate("window.order = []")
+        entry = front_end.run()
+        films = [film_of(comfy, entry, node).name for node in nodes]
+        page.wait_for_function(FILM_ON_PAGE, arg=films[1])
+        front_end.show_all()
+        order, shown = page.evaluate("window.order"), [page.evaluate(FILM_OF_NODE, int(node)) for node in nodes]
+        front_end.screenshot(tmp_path / f"{run}.png")
+        said = [entry["outputs"][node]["text"][0] for node in nodes]
+        print(tmp_path, run, said, order, shown)
+        assert ["no block re-used" in text for text in said] == [run == "sampled"] * 2
+        assert shown == [{"name": name, "inside": True} for name in films]
+        assert order.index(f"shown {films[0]}") < order.index(f"made {nodes[1]}")
     assert front_end.problems == []
 
 
