@@ -36,7 +36,7 @@ FAMILY = FAMILIES["miniature"]
 SIZE = (WIDTH, HEIGHT)
 """Pixels, width first: the only size it was trained at."""
 MEMORY = MINIATURE_MEMORY
-"""The memory that model and compressor were trained with. The study (`study/README.md`) found none that is better."""
+"""The memory that the model was trained with. The study (`study/README.md`) found none that is better."""
 PROMPT = "a red circle at the top left bounces on a dark background"
 
 
