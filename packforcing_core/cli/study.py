@@ -13,9 +13,9 @@ from rich.console import Console
 
 from ..errors import PackForcingError
 from ..miniature.load import fast_dtype
-from ..study.drawing import draw_curves, draw_sheet
+from ..study.drawing import draw_curves, draw_recall, draw_sheet
 from ..study.folder import Job, StudyFolder
-from ..study.page import CURVES_PICTURE, SHEET_PICTURE, as_json, as_markdown, facts_of, replace_part
+from ..study.page import CURVES_PICTURE, RECALL_PICTURE, SHEET_PICTURE, as_json, as_markdown, facts_of, replace_part
 from ..study.readings import moments_of
 from ..study.recall import AWAY, Question
 from ..study.rows import QUICK, Row, base_row, chosen_rows, left_out, study_rows
@@ -166,8 +166,11 @@ def _write(
     if options.page:
         replace_part(Path(options.page), text)
         places.append(Path(options.page).parent)
-    for place in places if films else ():
-        draw_curves(films, filmed, reference, place / CURVES_PICTURE)
-        draw_sheet(films, SHEET_WORLDS, place / SHEET_PICTURE)
+    for place in places:
+        if recall:
+            draw_recall(recall, place / RECALL_PICTURE)
+        if films:
+            draw_curves(films, filmed, reference, place / CURVES_PICTURE)
+            draw_sheet(films, SHEET_WORLDS, place / SHEET_PICTURE)
     console.print(text)
     console.print(f"tables and pictures are in {folder.path}")

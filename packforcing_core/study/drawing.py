@@ -1,4 +1,4 @@
-"""The study as pictures: what stays right over time, a line for each row; and a contact sheet."""
+"""The study as pictures: what is recalled; what stays right over time, a line for each row; a contact sheet."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..evaluation.little_world.scene import FPS
 from ..evaluation.scientific import library
 from .readings import CURVES, unpacked_pictures
+from .recall import AWAY
 from .rows import GROUPS, Row
-from .tables import Results
+from .tables import RECALL, RecallTables, Results
 
 TITLES = {
     "right": "everything right",
@@ -44,6 +46,28 @@ def draw_curves(results: Results, rows: Sequence[Row], reference: str, path: Pat
         line[0].legend(fontsize=7, loc="lower left")
     for panel in panels[-1]:
         panel.set_xlabel("seconds")
+    figure.savefig(path, dpi=90)
+
+
+def draw_recall(recall: RecallTables, path: Path) -> None:
+    """What is recalled, a bar for each row with its interval, one panel for each time away."""
+    figure_module = library("matplotlib.figure", "matplotlib", "Drawing plots")
+    panels_of = recall.measures[RECALL[0].key]
+    names = list(next(iter(panels_of.values())))
+    figure = figure_module.Figure(figsize=(8, 0.9 + 0.26 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(AWAY), squeeze=False, sharey=True)[0]
+    for (away, frames), panel in zip(AWAY.items(), panels, strict=True):
+        found = [panels_of[away][name] for name in names]
+        means = np.array([interval.mean for interval in found])
+        spread = np.abs(np.array([[interval.low, interval.high] for interval in found]).T - means)
+        colours = ["black" if name == recall.reference else "tab:blue" for name in names]
+        panel.barh(names, means, xerr=spread, color=colours, error_kw={"lw": 1, "ecolor": "grey"})
+        panel.set_title(f"recalled, {frames / FPS:.0f} s away", loc="left", fontsize=9)
+        panel.set_xlim(0, 1.03)
+        panel.xaxis.set_major_formatter("{x:.0%}")
+        panel.tick_params(labelsize=8)
+        panel.grid(axis="x", alpha=0.3)
+    panels[0].invert_yaxis()
     figure.savefig(path, dpi=90)
 
 

@@ -22,7 +22,7 @@ from .rows import Row
 from .tables import LEVEL, MEASURES, RECALL, Measure, RecallTables, Results, Tables
 
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
-CURVES_PICTURE, SHEET_PICTURE = "curves.png", "sheet.png"
+RECALL_PICTURE, CURVES_PICTURE, SHEET_PICTURE = "recall.png", "curves.png", "sheet.png"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def as_markdown(tables: Tables | None, recall: RecallTables | None, rows: Sequen
     no answers."""
     parts = [*_told(facts), *_without(rows, tables, recall)]
     if recall:
-        parts += _recall_tables(recall)
+        parts += [*_recall_tables(recall), f"![what is recalled]({RECALL_PICTURE})"]
     if tables:
         parts += [*_told_of_films(tables), *_claim_tables(tables), *_window_tables(tables)]
     parts.append(_row_table(rows))

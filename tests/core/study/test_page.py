@@ -12,7 +12,7 @@ pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 
 from packforcing_core.errors import PackForcingError
-from packforcing_core.study.drawing import draw_curves, draw_sheet
+from packforcing_core.study.drawing import draw_curves, draw_recall, draw_sheet
 from packforcing_core.study.page import BEGIN, END, Facts, as_json, as_markdown, facts_of, replace_part
 from packforcing_core.study.recall import AWAY
 from packforcing_core.study.rows import OTHERS, ZERO_SHOT
@@ -94,7 +94,13 @@ def test_the_part_of_a_page_is_replaced(tmp_path):
 
 
 def test_the_pictures_show_every_row(tmp_path):
-    results, *_ = made()
+    results, _, recall, _ = made()
+    draw_recall(recall, tmp_path / "recall.png")
+    bars = np.asarray(Image.open(tmp_path / "recall.png").convert("RGB"))
+    drawn = (bars == (31, 119, 180)).all(-1)  # of the rows that are not the reference, which recalled nothing here
+    halves = [int(drawn[:, :360].sum()), int(drawn[:, 360:].sum())]
+    print(f"blue pixels in the two panels: {halves}")
+    assert min(halves) > 1000
     draw_curves(results, ROWS, "zero-shot", tmp_path / "curves.png")
     draw_sheet(results, ("two", "return"), tmp_path / "sheet.png")
     assert Image.open(tmp_path / "curves.png").width > 600
