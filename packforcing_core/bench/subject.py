@@ -6,8 +6,7 @@ Random weights serve for time and memory, not for quality, and not for what a me
 from __future__ import annotations
 
 from collections.abc import Iterator
-from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,16 +53,18 @@ class Scale:
         return VideoGeometry(self.width, self.height, fps=16.0, frames_per_block=FRAMES_PER_BLOCK, blocks=self.blocks)
 
 
+# Wide enough that matrix work outweighs Python's.
+_SMALL = Scale(
+    "small",
+    WanConfig(dim=512, ffn_dim=2048, num_layers=8, num_heads=4, text_dim=64),
+    VAEConfig(encoder_dim=16, decoder_dim=16),
+    width=128,
+    height=64,
+    blocks=201,
+)
 SCALES = {
-    # Wide enough that matrix work outweighs Python's.
-    "small": Scale(
-        "small",
-        WanConfig(dim=512, ffn_dim=2048, num_layers=8, num_heads=4, text_dim=64),
-        VAEConfig(encoder_dim=16, decoder_dim=16),
-        width=128,
-        height=64,
-        blocks=201,
-    ),
+    "quick": replace(_SMALL, name="quick", config=replace(_SMALL.config, num_layers=4)),
+    "small": _SMALL,
     "1.3B": Scale("1.3B", WAN_SIZES["1.3B"], VAEConfig(), width=832, height=480),
 }
 
@@ -161,16 +162,13 @@ class Stream:
 
     def stay(self) -> Stream:
         """This stream, which `again` brings back to here."""
-        tensors, plain = self.cache.snapshot()
-        # On a CPU a snapshot may share the memory of the cache, and of the lists that it goes on to change.
-        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-        self._there = tensors, deepcopy(plain), dict(self.twins.waiting)
+        self._there = *self.cache.snapshot(), dict(self.twins.waiting)
         return self
 
     def again(self) -> None:
         """Back to where the stream was told to `stay`; with a decoder its state stays as it is."""
         tensors, plain, waiting = self._there
-        self.cache.restore(tensors, deepcopy(plain))
+        self.cache.restore(tensors, plain)
         self.twins.waiting.clear()
         self.twins.waiting.update(waiting)
 

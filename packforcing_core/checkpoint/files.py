@@ -236,8 +236,12 @@ def _load_torch(path: Path, *, is_zip: bool) -> dict[str, Tensor]:
     if is_zip and not zipfile.is_zipfile(path):
         raise PackForcingError(f"{path.name} is truncated: its end is missing. {_AGAIN}")
     try:
-        # Only the zip format can be mapped into memory; files older than torch 1.6 are read whole.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        if path.suffix == ".safetensors":  # From 2.13 on torch believes the name, unless it is given the open file.
+            with path.open("rb") as file:
+                content = torch.load(file, map_location="cpu", weights_only=True)
+        else:
+            # Only the zip format can be mapped into memory; files older than torch 1.6 are read whole.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise PackForcingError(_refusal(path, str(error))) from error
     except Exception as error:  # a damaged pickle may raise anything

@@ -28,7 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="auto: bf16 on a GPU, else fp32")
     parser.add_argument(
-        "--scale", choices=("auto", *SCALES), default="auto", help="auto: 1.3B on a GPU, small on a CPU"
+        "--scale",
+        choices=("auto", *SCALES),
+        default="auto",
+        help="auto: 1.3B on a GPU, small on a CPU, with --quick quick: half as many layers",
     )
     parser.add_argument("--attention", choices=("auto", *BACKENDS), default="sdpa", help="the transformer's backend")
     parser.add_argument("--compile", action="store_true", help="run the layers through torch.compile")
@@ -56,14 +59,16 @@ def _plan(options: argparse.Namespace) -> Plan:
     if not cuda:
         torch.set_num_threads(options.threads)
     dtype = DTYPES["bf16" if cuda else "fp32"] if options.dtype == "auto" else DTYPES[options.dtype]
-    scale = SCALES[("1.3B" if cuda else "small") if options.scale == "auto" else options.scale]
+    scale = "1.3B" if cuda else "quick" if options.quick else "small"
+    if options.scale != "auto":
+        scale = options.scale
     rounds, repeats = QUICK if options.quick else WHOLE if cuda else WHOLE_ON_CPU
     positions = TWO_MINUTES if cuda or options.quick else POSITIONS
     if options.rounds is not None:
         if options.rounds < 1:
             raise PackForcingError(f"--rounds is {options.rounds}; expected 1 or more.")
         rounds = options.rounds
-    return Plan(scale, device, dtype, rounds, repeats, positions, options.attention, options.compile)
+    return Plan(SCALES[scale], device, dtype, rounds, repeats, positions, options.attention, options.compile)
 
 
 def _device(name: str) -> torch.device:

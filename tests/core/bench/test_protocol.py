@@ -92,7 +92,7 @@ def test_a_stream_that_stays_makes_the_same_block_again():
 
 
 def test_the_command_writes_its_files(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(subject.SCALES, "small", TINY)
+    monkeypatch.setitem(subject.SCALES, "quick", TINY)
     folder = tmp_path / "out"
     assert main(["bench", "--quick", "--json", "--rounds", "1", "--output", str(folder), "--plot"]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -111,7 +111,7 @@ def test_wrong_options_are_refused_with_what_helps(capsys):
 
 
 def test_a_plot_without_matplotlib_says_what_is_missing(result, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(subject.SCALES, "small", TINY)
+    monkeypatch.setitem(subject.SCALES, "quick", TINY)
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     assert main(["bench", "--quick", "--rounds", "1", "--output", str(tmp_path), "--plot"]) == 1
     assert "pip install matplotlib" in capsys.readouterr().err

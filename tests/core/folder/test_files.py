@@ -67,7 +67,7 @@ def test_any_name_is_refused_or_stays_in_its_folder(name):
         checked_name(name)
     except FolderError:
         return
-    assert (Path("/root/folder") / name).resolve().parent == Path("/root/folder")
+    assert (Path("/anywhere/folder") / name).resolve().parent == Path("/anywhere/folder")
     assert name.isascii()
 
 
