@@ -8,24 +8,20 @@ in bfloat16 temporal positions above 256 would collide.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 THETA = 10000.0
 
+Rotation = Tensor
+"""cos + i sin of the angle of each token and channel pair: [L, 1, pairs] complex64, broadcast over batch and heads."""
 
-class Rotation(NamedTuple):
-    """Cosines and sines, each [L, 1, pairs] float32, broadcast over batch and heads."""
 
-    cos: Tensor
-    sin: Tensor
-
-    @classmethod
-    def of(cls, angles: Tensor, device: torch.device | str) -> Rotation:
-        """The rotation by `angles` [L, pairs] (float64)."""
-        return cls(*(f(angles).float().unsqueeze(1).to(device) for f in (torch.cos, torch.sin)))
+def rotation_by(angles: Tensor, device: torch.device | str) -> Rotation:
+    """The rotation by `angles` [L, pairs] (float64)."""
+    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64).unsqueeze(1).to(device)
 
 
 def axis_channels(head_dim: int) -> tuple[int, int, int]:
@@ -41,16 +37,10 @@ def axis_angles(positions: Tensor, channels: int) -> Tensor:
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turns the leading channel pairs of `x` [B, L, heads, head_dim], as many as `rotation` has; dtype and shape are
-    kept.
-
-    Time comes first in a head, so a rotation by time alone has fewer pairs and leaves the spatial channels as they are.
-    """
-    cos, sin = rotation
-    channels = 2 * cos.shape[-1]
-    even, odd = x[..., :channels].float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
-    return turned if channels == x.shape[-1] else torch.cat((turned, x[..., channels:]), dim=-1)
+    """Turns the channel pairs of `x` [B, L, heads, head_dim]; dtype and shape are kept."""
+    # As complex numbers, since one product is one pass over memory where its four and their sums are seven.
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
 
 
 class GridRope:
@@ -77,35 +67,28 @@ class GridRope:
         self._time_channels, row_channels, column_channels = axis_channels(head_dim)
         row_angles = axis_angles(rows, row_channels).repeat_interleave(len(columns), dim=0)
         column_angles = axis_angles(columns, column_channels).repeat(len(rows), 1)
-        self._spatial = Rotation.of(torch.cat((row_angles, column_angles), dim=1), device)
+        angles = torch.cat((row_angles, column_angles), dim=1)
+        self._spatial = rotation_by(F.pad(angles, (self._time_channels // 2, 0)), device)
 
     def frames(self, positions: Sequence[float]) -> Rotation:
         """The rotation of whole latent frames at temporal `positions`: [len(positions) x tokens_per_frame, 1,
         pairs].
         """
-        time = self.time(positions)
-        frames, tokens = len(positions), self._spatial.cos.shape[0]
-        return Rotation(
-            *(
-                torch.cat((t.expand(-1, tokens, -1), s.squeeze(1).expand(frames, -1, -1)), dim=-1)
-                .flatten(0, 1)
-                .unsqueeze(1)
-                for t, s in zip(time, self._spatial, strict=True)
-            )
-        )
+        # Where one of the two turns, the other is 1: the product keeps the bits of both.
+        return (self.time(positions) * self._spatial.squeeze(1)).flatten(0, 1).unsqueeze(1)
 
     def spatial(self, frames: int) -> Rotation:
         """The rotation of `frames` latent frames by height and width alone (the angle of time is zero)."""
         return self.frames([0.0] * frames)
 
     def time(self, positions: Sequence[float]) -> Rotation:
-        """The rotation by time alone, one row per position: [len(positions), 1, pairs of time]."""
-        return Rotation.of(axis_angles(_coordinates(positions), self._time_channels), self.device)
+        """The rotation by time alone (spatial angles are zero), one row per position: [len(positions), 1, pairs]."""
+        angles = axis_angles(_coordinates(positions), self._time_channels)
+        return rotation_by(F.pad(angles, (0, (self.head_dim - self._time_channels) // 2)), self.device)
 
     def frame_times(self, positions: Sequence[float]) -> Rotation:
-        """`time` for every token of whole latent frames: [len(positions) x tokens_per_frame, 1, pairs of time]."""
-        tokens = self._spatial.cos.shape[0]
-        return Rotation(*(table.repeat_interleave(tokens, dim=0) for table in self.time(positions)))
+        """`time` for every token of whole latent frames: [len(positions) x tokens_per_frame, 1, pairs]."""
+        return self.time(positions).repeat_interleave(len(self._spatial), dim=0)
 
 
 def _coordinates(positions: Sequence[float]) -> Tensor:

@@ -198,7 +198,8 @@ class LayerKV(RowLayout):
     def show_copy(self, window: BlockWindow, index: int, rotation: Rotation | None) -> None:
         """Shows a frame of the ring, turned by `rotation` in time or as it is, in front of the current blocks too."""
         source, target = self.tokens(window.copied[index].slot), self.copy(window, index)
-        self.k[:, target] = rotate(self.timeless_k[:, source], rotation) if rotation else self.k[:, source]
+        timeless = rotation is not None
+        self.k[:, target] = rotate(self.timeless_k[:, source], rotation) if timeless else self.k[:, source]
         self.v[:, target] = self.v[:, source]
 
     def put_frame(self, slot: int, timeless: Tensor, v: Tensor, rotation: Rotation) -> None:

@@ -69,8 +69,7 @@ class TwinRope:
     def times(self, positions: Sequence[float]) -> Rotation:
         """The rotation in time of several twins, one behind the other; the layers share it."""
         if self._several[0] != tuple(positions):
-            tables = zip(*map(self._time, positions), strict=True)
-            self._several = tuple(positions), Rotation(*(torch.cat(parts) for parts in tables))
+            self._several = tuple(positions), torch.cat([self._time(position) for position in positions])
         return self._several[1]
 
     def _time(self, position: float) -> Rotation:
@@ -164,11 +163,16 @@ class MidMemory:
                 kv.show_mid([slots[block] for block in choice], self.twin_rope.times(positions))
             return
         wanted = dict(zip(choice, positions, strict=True))
-        for slot in range(len(choice)):
-            block, position = shown[slot]
-            if position != wanted[block]:
-                kv.k[:, kv.mid(slot)] = self.twin_rope.at(wanted[block], self._timeless(layer, slot, block))
-                shown[slot] = block, wanted[block]
+        stale = [slot for slot in range(len(choice)) if shown[slot][1] != wanted[shown[slot][0]]]
+        if not stale:
+            return
+        # All slots between the first and the last in one: what stands right among them comes out the same.
+        first, slots = stale[0], range(stale[0], stale[-1] + 1)
+        blocks = [shown[slot][0] for slot in slots]
+        rotation = self.twin_rope.times([wanted[block] for block in blocks])
+        kv.k[:, kv.mid(first, len(slots))] = rotate(self._timeless(layer, slots, blocks), rotation)
+        for slot, block in zip(slots, blocks, strict=True):
+            shown[slot] = block, wanted[block]
 
     def fetch(self, layer: int, kv: LayerKV | PackedKV, choice: Choice) -> None:
         """Begins to bring those chosen blocks into the first mid slots of `kv` that are not there yet."""
@@ -187,9 +191,12 @@ class MidMemory:
             shown[slot] = block, None
             self.fetched += 1
 
-    def _timeless(self, layer: int, slot: int, block: int) -> Tensor:
-        resident = self._resident[layer]
-        return resident[slot] if len(resident) else self._banks[layer].keys(self.blocks.index(block))
+    def _timeless(self, layer: int, slots: range, blocks: Sequence[int]) -> Tensor:
+        """Keys of the blocks in those mid slots, one behind the other, without rotation in time."""
+        resident, bank = self._resident[layer], self._banks[layer]
+        if len(resident):
+            return resident[slots.start : slots.stop].transpose(0, 1).flatten(1, 2)
+        return torch.cat([bank.keys(self.blocks.index(block)) for block in blocks], dim=1)
 
     def write(self, layer: int, slot: int, keys: Tensor, values: Tensor) -> None:
         """Stores one layer of a twin in bank slot `slot`; `keys` are spatially rotated."""

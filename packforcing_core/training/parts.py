@@ -147,7 +147,7 @@ class PartsPlan:
 
     def _padding(self, end: int) -> list[Part]:
         tokens = self.padding_tokens
-        rotation = Rotation(*(table[:tokens] for table in self.rope.frames([0.0])))
+        rotation = self.rope.frames([0.0])[:tokens]
         return [Part(Reading(slice(end - tokens, end), rotation))] if tokens else []
 
     def _block(self, block: int, start: int) -> Part:
