@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     prompts = _prompts(options)
     models = Models.load(options.models) if options.models else None
     dimensions, unmeasured = available_dimensions()
-    notes = [unmeasured] if unmeasured else []
+    notes = [*unmeasured]
     if models is None:
         notes.append("CLIP and DINO were not measured: no --models.")
     films = [

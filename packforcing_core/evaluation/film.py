@@ -82,7 +82,8 @@ def evaluate_film(
     if models:
         seconds = [number / fps for number, _ in looked_at]
         scores = models.score([picture for _, picture in looked_at], seconds, prompt)
-    vbench = vbench_scores(path, vbench_dimensions) if vbench_dimensions else {}
+    vbench, unmeasured = vbench_scores(path, vbench_dimensions)
+    notes = (*notes, *unmeasured)
     return FilmEvaluation(path.name, prompt, info, measure(seen), seen, tuple(sheet), world, scores, vbench, notes)
 
 

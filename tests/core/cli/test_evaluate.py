@@ -15,7 +15,6 @@ from packforcing_core.cli.main import main
 from packforcing_core.evaluation.little_world.draw import draw
 from packforcing_core.evaluation.little_world.prompt import describe
 from packforcing_core.evaluation.little_world.scene import KINDS, sample_scene
-from packforcing_core.evaluation.vbench_scores import WEIGHTS, available_dimensions
 from packforcing_core.video import SegmentedWriter, VideoFormat
 from tests.films import picture
 
@@ -95,18 +94,13 @@ def test_a_film_that_is_none_is_refused(tmp_path, capsys):
     assert "cannot be read" in capsys.readouterr().err
 
 
-def test_what_vbench_lacks_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert available_dimensions(tmp_path) == (
-        [],
-        "VBench was not measured: the package `vbench` is not installed (pip install vbench).",
-    )
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    (tmp_path / "clip_model").mkdir()
-    (tmp_path / "clip_model" / "ViT-B-32.pt").touch()
-    dimensions, said = available_dimensions(tmp_path)
-    assert dimensions == ["background_consistency"]
-    assert all(name in said for name in set(WEIGHTS) - {"background_consistency"})
+def test_without_vbench_the_rest_is_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vbench", None)  # as where it is not installed
+    film = write_film(tmp_path / "waves.mp4", picture(0, 4))
+    assert main(["evaluate", str(film), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["films"][0]["vbench"] is None
+    assert any("the package `vbench` is not installed" in note for note in told["notes"])
 
 
 def test_a_missing_library_is_named_with_its_remedy(tmp_path):
