@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -95,8 +96,9 @@ def small_cache(
     latent_frames: int = 1 << 20,
     config: WanConfig = CONFIG,
     current_blocks: int = 1,
+    batch: int = 1,
 ) -> KVCache:
-    shape = small_shape(frames_per_block, config)
+    shape = replace(small_shape(frames_per_block, config), batch=batch)
     partitions = policy.partitions(frames_per_block, current_blocks).limited_to(latent_frames)
     return KVCache(partitions, shape, GridRope(config.head_dim, GRID), sdpa)
 

@@ -23,12 +23,13 @@ def run(cache, blocks: int, seed: int = 0) -> list:
         view = cache.begin_block()
         with cache.commit(view) as writer:
             for layer in range(CONFIG.num_layers):
-                writer.attend(layer, *torch.randn(3, 1, tokens, *SHAPE, generator=generator))
+                writer.attend(layer, *torch.randn(3, cache.shape.batch, tokens, *SHAPE, generator=generator))
         selections.append(view.selection())
         if cache.due_twin is not None:
             with cache.commit_twin() as writer:
                 for layer in range(CONFIG.num_layers):
-                    writer.attend(layer, *torch.randn(3, 1, cache.shape.twin_tokens, *SHAPE, generator=generator))
+                    sizes = 3, cache.shape.batch, cache.shape.twin_tokens, *SHAPE
+                    writer.attend(layer, *torch.randn(sizes, generator=generator))
     return selections
 
 
@@ -64,6 +65,28 @@ def test_only_misses_are_fetched():
     print(f"{fetched} twins fetched for {blocks * layers} choices of 3 and as many twin passes")
     # The pass over a twin gets one block back that its block had selected; the next block gets the two newest.
     assert fetched == 3 * blocks * layers
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("storage", ["host", "device"])
+def test_the_mid_slots_show_the_banks_keys_as_if_each_was_turned_alone(storage, batch):
+    """Slots are turned together, those that stand right among them again; with 5 of 9 blocks many stay, many move."""
+    cache = small_cache(PackForcing(3, 3, 5, 9, mid_span=1.5, selector="random", bank_storage=storage), 3, batch=batch)
+    checked = 0
+    for _ in range(14):
+        run(cache, 1, seed=cache.next_block)
+        view = cache.begin_block()
+        queries = torch.randn(batch, 3 * GRID[0] * GRID[1], *SHAPE)
+        for layer, kv in enumerate(cache.layers):
+            view.choose(layer, queries)
+            shown = dict(zip(view.choices.get(layer, ()), view.window.mid_positions, strict=True))
+            keys = {block: cache.mid._banks[layer].keys(cache.mid.blocks.index(block)) for block in shown}
+            alone = [cache.mid.twin_rope.at(position, keys[block]) for block, position in shown.items()]
+            slots = [kv.k[:, kv.mid(slot)] for slot in range(len(shown))]
+            assert all(any(torch.equal(own, slot) for slot in slots) for own in alone)
+            checked += len(alone)
+    print(f"{checked} twins bit-equal")
+    assert checked > 80
 
 
 def test_host_and_device_banks_show_the_same():
