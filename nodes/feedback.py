@@ -15,6 +15,8 @@ from .preview import MovingPreview
 from .stream import LatentStream
 from .watch import BlockWatch
 
+NO_BREAK = "\u00a0"
+
 
 def say(node_id: str, text: str) -> None:
     """Shows `text` on the node in every open browser."""
@@ -74,6 +76,6 @@ class RenderFeedback:
         done = block + 1
         g = self._geometry
         pace = (time.monotonic() - self._started) / max(1, self._sampled)
-        how = "re-used" if reused else f"{pace:.2f} s/block, {pace * (g.blocks - done):.0f} s left"
+        how = "re-used" if reused else f"{pace:.2f} s/block, {pace * (g.blocks - done):.0f}{NO_BREAK}s{NO_BREAK}left"
         made = f"{self._recipe.frames_before(done) / g.fps:.1f} of {self._recipe.film_frames / g.fps:.1f} s of video"
         return f"block {done}/{g.blocks} | {made} | {how} | cache {self._cache}"

@@ -43,7 +43,10 @@ def checkpoint_path(name: str) -> str:
         path = folder_paths.get_full_path(folder, name)
         if path is not None:
             return path
-    raise PackForcingError(f"Got checkpoint {name!r}, which is in none of models/{', models/'.join(FOLDERS)}.")
+    raise PackForcingError(
+        f"Got checkpoint {name!r}, which is in none of models/{', models/'.join(FOLDERS)}: "
+        "put the file there and press R, or choose another one."
+    )
 
 
 class ModelLoader(io.ComfyNode):

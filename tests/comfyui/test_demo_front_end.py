@@ -14,7 +14,7 @@ from PIL import Image, ImageChops
 from packforcing_core.video import probe
 from packforcing_core.video.reader import read_frames
 from tests.comfyui.browser import FrontEnd
-from tests.comfyui.draw_workflows import DEMO, api_names
+from tests.comfyui.draw_workflows import DEMO, FILMS_SHOWN, api_names
 from tests.comfyui.server import ComfyServer
 from tests.comfyui.test_front_end import NODES_LIKE, choose, lower_half_of_node, panel_text
 from tests.comfyui.test_render import film_of
@@ -50,15 +50,37 @@ FILM_ON_PAGE = """name => {
 }"""
 
 FILM_OF_NODE = """id => {
-    const node = window.app.rootGraph.getNodeById(id), film = node.videoContainer?.querySelector('video');
+    const node = window.app.rootGraph.getNodeById(id), vue = document.querySelector(`.lg-node[data-node-id="${id}"]`);
+    const film = (vue ?? node.videoContainer)?.querySelector('video');
     if (!(film?.readyState >= 2 && film.offsetWidth > 0)) return null;
-    const [shown, around] = [film.getBoundingClientRect(), window.app.canvas.canvas.getBoundingClientRect()];
-    const { ds } = window.app.canvas, left = (node.pos[0] + ds.offset[0]) * ds.scale + around.x;
-    const top = (node.pos[1] + ds.offset[1]) * ds.scale + around.y;
-    const inside = shown.x >= left && shown.right <= left + node.size[0] * ds.scale
-        && shown.y >= top && shown.bottom <= top + node.size[1] * ds.scale + 1;
+    const { canvas, ds } = window.app.canvas, page = canvas.getBoundingClientRect();
+    const [x, y] = [page.x, page.y].map((from, i) => from + (node.pos[i] + ds.offset[i]) * ds.scale);
+    const [width, height] = [...node.size].map(length => length * ds.scale);
+    const shown = film.getBoundingClientRect();
+    const frame = vue?.getBoundingClientRect() ?? { x, y, right: x + width, bottom: y + height };
+    const inside = shown.x >= frame.x && shown.right <= frame.right
+        && shown.y >= frame.y && shown.bottom <= frame.bottom + 1;
     return { name: new URL(film.src).searchParams.get('filename'), inside };
 }"""
+PLAY = """async id => {
+    const node = window.app.rootGraph.getNodeById(id), vue = document.querySelector(`.lg-node[data-node-id="${id}"]`);
+    const film = (vue ?? node.videoContainer).querySelector('video');
+    await film.play();
+    const end = performance.now() + 20000;
+    while (film.currentTime < 0.5 && performance.now() < end) await new Promise(done => setTimeout(done, 50));
+    film.pause();
+    return film.currentTime;
+}"""
+NOTE_FRAMES = """() => {
+    window.frames_of = {};
+    setInterval(() => window.app.rootGraph.nodes.forEach(({ id, imgs }) => {
+        const vue = document.querySelector(`.lg-node[data-node-id="${id}"]`);
+        const pictures = vue ? [...vue.querySelectorAll('img')] : (imgs ?? []);
+        pictures.filter(picture => picture.naturalWidth).forEach(({ src }) =>
+            (window.frames_of[id] ??= new Set()).add(src));
+    }), 50);
+}"""
+COUNT_FRAMES = "id => window.frames_of[id]?.size ?? 0"
 NAME_FILMS = """prefix => window.app.rootGraph.nodes.forEach(({ id, widgets }) =>
     (widgets ?? []).filter(w => w.name === 'filename_prefix').forEach(w => { w.value = prefix + id; }))"""
 NOTE_ORDER = """() => {
@@ -188,29 +210,37 @@ def test_the_second_runs_preview_moves_too_and_each_film_takes_its_place(
     assert front_end.problems == []
 
 
+@pytest.mark.parametrize("nodes", ["classic", pytest.param("vue", marks=pytest.mark.long)])
 def test_two_film_nodes_both_show_their_films_the_first_while_the_second_is_made(
-    comfy: ComfyServer, front_end: FrontEnd, tmp_path: Path
+    comfy: ComfyServer, front_end: FrontEnd, nodes: str, tmp_path: Path
 ):
     front_end.pick_template(comfy.pack_name, "demo_continue_video")
+    choose(front_end, "Comfy.VueNodes.Enabled", NODES_LIKE[nodes])
     page = front_end.page
     page.evaluate(SET, ["seconds", 4.0])
-    page.evaluate(SET, ["seed", 921])
+    page.evaluate(SET, ["seed", 921 + NODES_LIKE[nodes]])
     page.evaluate(NOTE_ORDER)
-    nodes = page.evaluate(NODES_OF, "PackForcingStreamingVAEDecode")
+    page.evaluate(NOTE_FRAMES)
+    makers = page.evaluate(NODES_OF, "PackForcingStreamingVAEDecode")
     for run in ("sampled", "re-used"):
-        page.evaluate(NAME_FILMS, f"video/{run}")
+        page.evaluate(NAME_FILMS, f"video/{nodes}-{run}")
         page.evaluate("window.order = []")
         entry = front_end.run()
-        films = [film_of(comfy, entry, node).name for node in nodes]
+        films = [film_of(comfy, entry, node).name for node in makers]
         page.wait_for_function(FILM_ON_PAGE, arg=films[1])
         front_end.show_all()
-        order, shown = page.evaluate("window.order"), [page.evaluate(FILM_OF_NODE, int(node)) for node in nodes]
-        front_end.screenshot(tmp_path / f"{run}.png")
-        said = [entry["outputs"][node]["text"][0] for node in nodes]
-        print(tmp_path, run, said, order, shown)
+        order, shown = page.evaluate("window.order"), [page.evaluate(FILM_OF_NODE, int(node)) for node in makers]
+        played = [page.evaluate(PLAY, int(node)) for node in makers]
+        frames = [page.evaluate(COUNT_FRAMES, int(node)) for node in makers]
+        front_end.screenshot(tmp_path / f"{nodes}-{run}.png")
+        said = [entry["outputs"][node]["text"][0] for node in makers]
+        print(tmp_path, run, said, order, shown, f"played to {played}, {frames} frames seen before")
         assert ["no block re-used" in text for text in said] == [run == "sampled"] * 2
         assert shown == [{"name": name, "inside": True} for name in films]
-        assert order.index(f"shown {films[0]}") < order.index(f"made {nodes[1]}")
+        assert min(played) >= 0.5
+        assert min(frames) >= 3
+        assert order.index(f"shown {films[0]}") < order.index(f"made {makers[1]}")
+    choose(front_end, "Comfy.VueNodes.Enabled", False)
     assert front_end.problems == []
 
 
@@ -219,6 +249,8 @@ def test_two_film_nodes_both_show_their_films_the_first_while_the_second_is_made
 def test_run_finishes(comfy: ComfyServer, front_end: FrontEnd, name: str, tmp_path: Path):
     front_end.open_template(comfy.pack_name, name)
     entry = front_end.run(1800)
+    front_end.show_all()  # nodes have grown
+    front_end.page.wait_for_function(FILMS_SHOWN)
     front_end.screenshot(tmp_path / f"{name}.png")
     print(tmp_path, entry["status"]["status_str"])
     assert entry["status"]["status_str"] == "success"

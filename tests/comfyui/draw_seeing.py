@@ -1,0 +1,96 @@
+"""Draws `nodes/web/docs/seeing.jpg`: what is seen while the miniature renders, and its telemetry.
+
+`python -m tests.comfyui.draw_seeing` starts a ComfyUI and a browser, opens demo_text_to_long_video, presses Run, takes
+the two nodes that follow the render when most of it is done, and the telemetry when all of it is.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from tests.comfyui.browser import FrontEnd, open_front_end
+from tests.comfyui.draw_workflows import LARGE, LONGEST_RENDER_S, SHORTEN, save_small
+from tests.comfyui.install import PACK
+from tests.comfyui.server import ComfyServer
+
+PICTURE = PACK / "nodes" / "web" / "docs" / "seeing.jpg"
+PROMPT = "a blue square and a yellow circle bounce on a purple background"
+SECONDS, LOOK_AT_BLOCK = 20.0, 15
+HEIGHT, GAP = 420, 24
+SHOWN = ("PackForcingKVCache", "PackForcingStreamingVAEDecode")
+SAY = """prompt => {
+    const node = window.app.rootGraph.nodes.find(node => node.type === 'CLIPTextEncode');
+    node.widgets.find(widget => widget.name === 'text').value = prompt;
+}"""
+COUNT_BLOCKS = """() => {
+    window.blocks = 0;
+    window.comfyAPI.api.api.addEventListener('packforcing.block', () => { window.blocks += 1; });
+}"""
+NODE_ON_PAGE = """([type, margin]) => {
+    const { canvas, ds } = window.app.canvas, page = canvas.getBoundingClientRect();
+    const [x, y, width, height] = window.app.rootGraph.nodes.find(node => node.type === type).boundingRect;
+    const [left, top] = [x - margin + ds.offset[0], y - 1.4 * margin + ds.offset[1]];
+    return { x: page.x + left * ds.scale, y: page.y + top * ds.scale,
+             width: (width + 2 * margin) * ds.scale, height: (height + 2.4 * margin) * ds.scale };
+}"""
+
+
+def seen(front_end: FrontEnd, kind: str) -> Image.Image:
+    """A node as it is now, with its frame and the badge above it."""
+    clip = front_end.page.evaluate(NODE_ON_PAGE, [kind, 20])
+    return Image.open(io.BytesIO(front_end.page.screenshot(clip=clip))).convert("RGB")
+
+
+def draw(server: ComfyServer, front_end: FrontEnd) -> Image.Image:
+    """The nodes and the telemetry side by side, each as high as HEIGHT allows."""
+    page = front_end.page
+    front_end.open_template(server.pack_name, "demo_text_to_long_video")
+    page.evaluate(SHORTEN, SECONDS)
+    page.evaluate(SAY, PROMPT)
+    page.evaluate(COUNT_BLOCKS)
+    with page.expect_response("**/api/prompt") as answer:
+        page.get_by_test_id("queue-button").click()
+    page.wait_for_function("window.blocks > 0")
+    front_end.show_all()  # nodes have grown
+    page.wait_for_function("n => window.blocks >= n", arg=LOOK_AT_BLOCK)
+    page.wait_for_timeout(300)
+    pictures = [seen(front_end, kind) for kind in SHOWN]
+    server.client.wait(answer.value.json()["prompt_id"], LONGEST_RENDER_S)
+    (telemetry,) = server.base.rglob("telemetry.png")
+    pictures.append(Image.open(telemetry).convert("RGB"))
+    return side_by_side(pictures)
+
+
+def side_by_side(pictures: list[Image.Image]) -> Image.Image:
+    """One height for all that are higher; the ground is that of the last."""
+    fitted = []
+    for picture in pictures:
+        scale = min(1.0, HEIGHT / picture.height)
+        size = (round(picture.width * scale), round(picture.height * scale))
+        fitted.append(picture.resize(size, Image.Resampling.LANCZOS))
+    width = sum(picture.width for picture in fitted) + GAP * (len(fitted) - 1)
+    sheet = Image.new("RGB", (width, max(picture.height for picture in fitted)), fitted[-1].getpixel((0, 0)))
+    left = 0
+    for picture in fitted:
+        sheet.paste(picture, (left, 0))
+        left += picture.width + GAP
+    return sheet
+
+
+def main() -> None:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ComfyServer(Path(folder)) as server,
+        open_front_end(server, *LARGE) as front_end,
+    ):
+        front_end.page.set_default_timeout(LONGEST_RENDER_S * 1000)
+        save_small(draw(server, front_end), PICTURE)
+        print(f"problems {front_end.problems or 'none'}")
+
+
+if __name__ == "__main__":
+    main()
