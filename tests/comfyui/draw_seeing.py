@@ -18,9 +18,9 @@ from tests.comfyui.install import PACK
 from tests.comfyui.server import ComfyServer
 
 PICTURE = PACK / "nodes" / "web" / "docs" / "seeing.jpg"
-PROMPT = "a blue square and a yellow circle bounce on a purple background"
+PROMPT = "a yellow circle bounces on a purple background"
 SECONDS, LOOK_AT_BLOCK = 20.0, 15
-HEIGHT, GAP = 420, 24
+HEIGHT, GAP = 520, 16
 SHOWN = ("PackForcingKVCache", "PackForcingStreamingVAEDecode")
 SAY = """prompt => {
     const node = window.app.rootGraph.nodes.find(node => node.type === 'CLIPTextEncode');
@@ -46,7 +46,7 @@ def seen(front_end: FrontEnd, kind: str) -> Image.Image:
 
 
 def draw(server: ComfyServer, front_end: FrontEnd) -> Image.Image:
-    """The nodes and the telemetry side by side, each as high as HEIGHT allows."""
+    """What the nodes show at LOOK_AT_BLOCK, and the telemetry of the whole render."""
     page = front_end.page
     front_end.open_template(server.pack_name, "demo_text_to_long_video")
     page.evaluate(SHORTEN, SECONDS)
@@ -58,27 +58,27 @@ def draw(server: ComfyServer, front_end: FrontEnd) -> Image.Image:
     front_end.show_all()  # nodes have grown
     page.wait_for_function("n => window.blocks >= n", arg=LOOK_AT_BLOCK)
     page.wait_for_timeout(300)
-    pictures = [seen(front_end, kind) for kind in SHOWN]
+    nodes = [seen(front_end, kind) for kind in SHOWN]
     server.client.wait(answer.value.json()["prompt_id"], LONGEST_RENDER_S)
     (telemetry,) = server.base.rglob("telemetry.png")
-    pictures.append(Image.open(telemetry).convert("RGB"))
-    return side_by_side(pictures)
+    return side_by_side(nodes, Image.open(telemetry).convert("RGB"))
 
 
-def side_by_side(pictures: list[Image.Image]) -> Image.Image:
-    """One height for all that are higher; the ground is that of the last."""
-    fitted = []
-    for picture in pictures:
-        scale = min(1.0, HEIGHT / picture.height)
-        size = (round(picture.width * scale), round(picture.height * scale))
-        fitted.append(picture.resize(size, Image.Resampling.LANCZOS))
+def side_by_side(nodes: list[Image.Image], telemetry: Image.Image) -> Image.Image:
+    """The nodes at one scale, at which the highest has HEIGHT, and the telemetry beside them on its own ground."""
+    scale = HEIGHT / max(picture.height for picture in nodes)
+    fitted = [shrunk(picture, scale) for picture in nodes] + [shrunk(telemetry, HEIGHT / telemetry.height)]
     width = sum(picture.width for picture in fitted) + GAP * (len(fitted) - 1)
-    sheet = Image.new("RGB", (width, max(picture.height for picture in fitted)), fitted[-1].getpixel((0, 0)))
+    sheet = Image.new("RGB", (width, HEIGHT), telemetry.getpixel((0, 0)))
     left = 0
     for picture in fitted:
         sheet.paste(picture, (left, 0))
         left += picture.width + GAP
     return sheet
+
+
+def shrunk(picture: Image.Image, scale: float) -> Image.Image:
+    return picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
 
 
 def main() -> None:
