@@ -16,7 +16,7 @@ from rich.text import Text
 from ..errors import PackForcingError
 from ..filmed import FilmJob, Note, RenderEvent, Source, filmed_render, growing_film
 from ..folder.folder import RenderFolder
-from ..geometry import GB
+from ..geometry import size_text
 from ..recorded import Replayed
 from ..render import FilmedBlock, Recipe, film_events
 from ..sampler.rollout import Event, StepDone
@@ -117,7 +117,7 @@ def _show(events: Iterator[RenderEvent], recipe: Recipe, cache_bytes: int, conso
         _SecondsPerBlock(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn(f"cache {cache_bytes / GB:.3g} GB"),
+        TextColumn(f"cache {size_text(cache_bytes)}"),
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(
