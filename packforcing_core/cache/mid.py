@@ -67,7 +67,7 @@ class TwinRope:
         return rotate(keys, self._time(position))
 
     def times(self, positions: Sequence[float]) -> Rotation:
-        """The rotation in time of several twins, one behind the other; the layers share it."""
+        """The rotation in time of several twins, one behind the other; passes that ask for the same share it."""
         if self._several[0] != tuple(positions):
             self._several = tuple(positions), torch.cat([self._time(position) for position in positions])
         return self._several[1]

@@ -26,12 +26,13 @@ from safetensors.torch import save_file
 
 from packforcing_core.bench.clock import ratio
 from packforcing_core.bench.protocol import EARLY, POSITIONS
+from packforcing_core.bench.subject import SCALES
 from packforcing_core.model.config import WanConfig
 from tests.checkpoints import wan_state_dict
 from tests.comfyui.install import PACK, comfyui_folder
 
 SCRIPT = PACK / "tests" / "comfyui" / "scripts" / "grow.py"
-CONFIG = WanConfig(dim=512, ffn_dim=2048, num_layers=8, num_heads=4, text_dim=64)
+CONFIG = SCALES["small"].config
 OURS, BARE = "packforcing", "bare passes"
 RUNS = (OURS, BARE, "window")
 
