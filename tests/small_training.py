@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from packforcing_core.geometry import compressed_grid
-from packforcing_core.training.data import LatentBatch
-from packforcing_core.training.learner import Learner, Optimisation
-from packforcing_core.training.loop import Stage
+from packforcing_core.laboratory.training.data import LatentBatch
+from packforcing_core.laboratory.training.learner import Learner, Optimisation
+from packforcing_core.laboratory.training.loop import Stage
 from tests.small import CONFIG, GRID, small_model
 
 FRAMES_PER_BLOCK = 2

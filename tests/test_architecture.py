@@ -43,11 +43,13 @@ ROWS = (
     ("filmed",),
     ("plan", "source"),
     ("drawing",),
-    ("bench",),
-    ("training", "evaluation"),
     ("miniature",),
-    ("study",),
     ("cli",),
+    ("laboratory.bench",),
+    ("laboratory.training", "laboratory.evaluation"),
+    ("laboratory.study",),
+    ("laboratory.cli",),
+    ("laboratory",),
 )
 ROW = {room: number for number, row in enumerate(ROWS) for room in row}
 

@@ -9,7 +9,6 @@ from rich.console import Console
 
 from ..cache.config import PackForcing
 from ..compressor.high_res import HighRes
-from ..evaluation.little_world.scene import FPS
 from ..miniature.load import (
     FAMILY,
     MEMORY,
@@ -21,6 +20,7 @@ from ..miniature.load import (
     load_text,
     load_vae,
 )
+from ..miniature.world import FPS
 from ..plan import plan_render
 from ..render import Recipe, build_twins, latent_events
 from ..sampler.rollout import Denoising

@@ -5,23 +5,33 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 
 from .. import __version__
 from ..errors import PackForcingError
-from . import batch, bench, convert_lora, demo, evaluate, inspect, plan, render, study, train
+from . import batch, convert_lora, demo, inspect, plan, render
 
-COMMANDS = {
+PRODUCT = {
     "render": render,
     "batch": batch,
     "demo": demo,
     "inspect": inspect,
     "plan": plan,
-    "evaluate": evaluate,
-    "study": study,
-    "train": train,
-    "bench": bench,
     "convert-lora": convert_lora,
 }
+LABORATORY = ("evaluate", "study", "train", "bench")
+"""Subcommands of the laboratory, which an installed ComfyUI pack may lack."""
+
+
+def commands() -> dict[str, ModuleType]:
+    """The subcommands that this installation has."""
+    found = dict(PRODUCT)
+    laboratory = f"{__package__.rpartition('.')[0]}.laboratory"
+    if find_spec(laboratory) is not None:
+        found.update({name: import_module(f"{laboratory}.cli.{name}") for name in LABORATORY})
+    return found
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,10 +39,10 @@ def build_parser() -> argparse.ArgumentParser:
         prog="packforcing", description="Minutes of video from block-by-block Wan2.1 models in constant memory."
     )
     parser.add_argument("--version", action="version", version=f"packforcing {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, module in COMMANDS.items():
+    choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in commands().items():
         summary = module.__doc__.splitlines()[0]
-        command = commands.add_parser(
+        command = choices.add_parser(
             name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
         module.add_arguments(command)
@@ -43,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line. Exit status: 0 done, 1 an error that the user can mend, 130 interrupted."""
     options = build_parser().parse_args(arguments)
     try:
-        return COMMANDS[options.command].run(options)
+        return commands()[options.command].run(options)
     except PackForcingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -22,13 +22,12 @@ from ..checkpoint.files import TensorFile, open_tensors
 from ..checkpoint.load import Checkpoint, read_checkpoint
 from ..compressor import weights as compressors
 from ..errors import PackForcingError
-from ..evaluation.little_world.prompt import WORDS
-from ..evaluation.little_world.scene import HEIGHT, WIDTH
 from ..model.causal import CausalWan
 from ..model.ops import Ops, TorchOps
 from ..text.words import FIRST_WORD, WordEncoder
 from ..vae import load as vaes
 from ..vae.wan_vae import WanVAE
+from .world import HEIGHT, WIDTH, WORDS
 
 WEIGHTS = Path(__file__).with_name("weights")
 MODEL, VAE, TEXT, COMPRESSOR = (WEIGHTS / f"{part}.safetensors" for part in ("wan", "vae", "text", "compressor"))

@@ -12,11 +12,11 @@ import torch
 
 from packforcing_core.cache.config import POLICY_PRESETS
 from packforcing_core.checkpoint.families import DEFAULT_FAMILY
-from packforcing_core.evaluation.little_world.checker import check_video
-from packforcing_core.evaluation.little_world.report import WorldReport
-from packforcing_core.evaluation.little_world.scene import FPS
 from packforcing_core.geometry import VideoGeometry
+from packforcing_core.laboratory.evaluation.little_world.checker import check_video
+from packforcing_core.laboratory.evaluation.little_world.report import WorldReport
 from packforcing_core.miniature import load as miniature
+from packforcing_core.miniature.world import FPS
 from packforcing_core.model.causal import CausalWan
 from packforcing_core.model.ops import TorchOps
 from packforcing_core.render import Recipe, build_cache, build_twins

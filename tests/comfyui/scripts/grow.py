@@ -33,10 +33,10 @@ import comfy.ops  # noqa: E402
 from comfy.k_diffusion.sampling import sample_ar_video  # noqa: E402
 from comfy.ldm.wan.ar_model import CausalWanModel  # noqa: E402
 
-from packforcing_core.bench.bare import BarePasses  # noqa: E402
-from packforcing_core.bench.protocol import compiled_graphs  # noqa: E402
-from packforcing_core.bench.subject import FRAMES_PER_BLOCK, SCALES, Stream  # noqa: E402
 from packforcing_core.cache.config import build_policy  # noqa: E402
+from packforcing_core.laboratory.bench.bare import BarePasses  # noqa: E402
+from packforcing_core.laboratory.bench.protocol import compiled_graphs  # noqa: E402
+from packforcing_core.laboratory.bench.subject import FRAMES_PER_BLOCK, SCALES, Stream  # noqa: E402
 from packforcing_core.model.causal import CausalWan  # noqa: E402
 from packforcing_core.model.config import WanConfig  # noqa: E402
 from packforcing_core.model.ops import TorchOps  # noqa: E402

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from packforcing_core.cli.main import main
-from packforcing_core.evaluation.little_world.draw import draw
-from packforcing_core.evaluation.little_world.prompt import describe
-from packforcing_core.evaluation.little_world.scene import KINDS, sample_scene
+from packforcing_core.laboratory.evaluation.little_world.draw import draw
+from packforcing_core.laboratory.evaluation.little_world.prompt import describe
+from packforcing_core.laboratory.evaluation.little_world.scene import KINDS, sample_scene
 from packforcing_core.video import SegmentedWriter, VideoFormat
 from tests.films import picture
 

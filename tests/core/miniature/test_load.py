@@ -8,9 +8,10 @@ import torch
 
 from packforcing_core.checkpoint.load import inspect, read_checkpoint
 from packforcing_core.cli.main import main
-from packforcing_core.evaluation.little_world.prompt import WORDS, describe
-from packforcing_core.evaluation.little_world.scene import sample_scene
+from packforcing_core.laboratory.evaluation.little_world.prompt import describe
+from packforcing_core.laboratory.evaluation.little_world.scene import sample_scene
 from packforcing_core.miniature import load
+from packforcing_core.miniature.world import WORDS
 from packforcing_core.model.config import WanConfig
 from packforcing_core.vae.config import VAEConfig
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from packforcing_core.bench.protocol import compiled_graphs
 from packforcing_core.cache.config import PackForcing
+from packforcing_core.laboratory.bench.protocol import compiled_graphs
 from packforcing_core.model.causal import CausalWan
 from packforcing_core.sampler.noise import seeded_noise
 from packforcing_core.sampler.rollout import BlockDone, Twins, rollout

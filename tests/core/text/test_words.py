@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from packforcing_core.errors import PackForcingError
-from packforcing_core.evaluation.little_world.prompt import WORDS, describe
-from packforcing_core.evaluation.little_world.scene import KINDS, sample_scene
+from packforcing_core.laboratory.evaluation.little_world.prompt import describe
+from packforcing_core.laboratory.evaluation.little_world.scene import KINDS, sample_scene
+from packforcing_core.miniature.world import WORDS
 from packforcing_core.text.words import WordEncoder
 
 

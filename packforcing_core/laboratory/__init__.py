@@ -1,0 +1,1 @@
+"""What no render needs: training, evaluation, the study and the benchmark. The product never imports it."""

@@ -1,0 +1,58 @@
+"""The passes of a block without the loop around them: what the memory and the sampler cost on top is the rest."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...attention import Attention
+from ...rope import Rotation, rotate
+from ...sampler.rollout import frame_timesteps
+from .subject import Stream
+
+
+class StaticHistory:
+    """A history that never changes: the pass's tokens attend to fixed keys and values of the same number."""
+
+    def __init__(self, k: Tensor, v: Tensor, rotation: Rotation, attention: Attention):
+        self._k, self._v, self._rotation, self._attention = k, v, rotation, attention
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        rotate(k, self._rotation)
+        return self._attention(rotate(q, self._rotation), self._k, self._v)
+
+    def keep(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+        rotate(k, self._rotation)
+
+
+class BarePasses:
+    """The model calls of one block of `stream` in its steady state: the steps, the commit, the compression and its
+    pass. No views, selection, writes, noise or checks; attention reads as many keys.
+    """
+
+    def __init__(self, stream: Stream):
+        model, cache = stream.model, stream.cache
+        shape, rope = cache.shape, cache.rope
+        self._stream = stream
+        self._schedule = stream.denoising.schedule
+        self._latents = torch.randn(stream.recipe.geometry.block_shape).to(model.device)
+        seen = shape.attended_tokens(cache.partitions)
+        keys = torch.randn(2, shape.batch, seen, shape.heads, shape.head_dim).to(model.device, shape.dtype)
+        frames = stream.recipe.geometry.frames_per_block
+        self._block = StaticHistory(*keys, rope.frames(range(frames)), model.attention)
+        self._twin: StaticHistory | None = None
+        if cache.mid:
+            recent = cache.partitions.recent_frames + frames
+            seen_by_twin = seen - recent * shape.tokens_per_frame + shape.twin_tokens
+            spatial, one = cache.mid.twin_rope.rotation(0), keys[:, :, :seen_by_twin]
+            self._twin = StaticHistory(*one, spatial, model.attention)
+
+    @torch.no_grad()
+    def block(self) -> None:
+        model, text, latents = self._stream.model, self._stream.text, self._latents
+        for timestep in self._schedule.timesteps:
+            model.flow(latents, frame_timesteps(timestep, latents), text, self._block)
+        model.commit(latents, frame_timesteps(0.0, latents), text, self._block)
+        if self._twin:
+            tokens = self._stream.twins.compressor.tokens(latents, None, False)
+            model.commit_tokens(tokens, torch.zeros(tokens.shape[0], 1), text, self._twin)

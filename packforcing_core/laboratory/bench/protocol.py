@@ -1,0 +1,246 @@
+"""The whole measurement, as one dictionary that JSON can hold."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+from ...attention import Capability, attention_named
+from ...cache.config import TRAINED_FRAMES, Window
+from ...geometry import PIXEL_FRAMES_PER_LATENT
+from ...model.causal import CausalWan
+from ...render import film_events
+from ...sampler.rollout import BlockDone, rollout
+from .bare import BarePasses
+from .clock import Laps, in_turns, p95, ratio, seconds_of
+from .micro import attention_rates, conv_rates, matmul_rate
+from .subject import FRAMES_PER_BLOCK, Scale, Stream, build_model, build_vae
+from .work import Work, commit_work, decode_work, pass_work
+
+EARLY = 21
+"""The block, counted from 1, that is the first with a full window."""
+POSITIONS, TWO_MINUTES = (5, EARLY, 60, 200), (EARLY, 115)
+"""Blocks to time: on a CPU with models that are soon there, and where two minutes are long enough."""
+BARE, WINDOW = "bare passes", "window"
+PARTS = ("steps", "commit", "twin", "decode", "to host")
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure on what. `rounds` is how many blocks each stream makes in turns, `repeats` that of a kernel.
+
+    A stream stands in front of each of the `positions` (blocks counted from 1, 21 among them). On a CPU it makes that
+    very block every time; elsewhere it goes on from there, since its memory is too large to be put back.
+    """
+
+    scale: Scale
+    device: torch.device
+    dtype: torch.dtype
+    rounds: int
+    repeats: int
+    positions: tuple[int, ...] = TWO_MINUTES
+    attention: str = "sdpa"
+    compiled: bool = False
+
+    @property
+    def decoded_rounds(self) -> int:
+        """Blocks that are also decoded; fewer, for nothing fine is read off them."""
+        return min(15, max(1, self.rounds // 2))
+
+    @property
+    def returns(self) -> bool:
+        """Whether a stream makes one block again and again."""
+        return self.device.type == "cpu"
+
+
+def measure(plan: Plan, tell: Tell) -> dict[str, Any]:
+    """Runs everything; `tell` hears what comes next. On a CPU only the ratios mean anything."""
+    capability = Capability.of(plan.device, plan.dtype, plan.scale.config.head_dim)
+    attention = attention_named(plan.attention, capability)
+    model = build_model(plan.scale, plan.device, plan.dtype, attention, plan.compiled)
+    tell("blocks in turns")
+    result = {"settings": _settings(plan), **_blocks(plan, model)}
+    tell("decoding")
+    result |= _decoding(plan, model)
+    tell("kernels")
+    return result | _kernels(plan, model, result)
+
+
+def _settings(plan: Plan) -> dict[str, Any]:
+    cuda = plan.device.type == "cuda"
+    return {
+        "scale": plan.scale.name,
+        "pixels": f"{plan.scale.width}x{plan.scale.height}",
+        "frames_per_block": FRAMES_PER_BLOCK,
+        "device": torch.cuda.get_device_name(plan.device) if cuda else platform.processor() or platform.machine(),
+        "device_type": plan.device.type,
+        "dtype": str(plan.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "attention": plan.attention,
+        "compiled": plan.compiled,
+        "rounds": plan.rounds,
+        "positions": "the same block each round" if plan.returns else "blocks from there on",
+    }
+
+
+def named(position: int) -> str:
+    """What a stream in front of block `position` is called."""
+    return f"block {position}"
+
+
+def _blocks(plan: Plan, model: CausalWan) -> dict[str, Any]:
+    """Blocks at each position of a render, a rolling window's and the bare passes, all in turns."""
+    streams = {named(position): Stream(model, plan.scale).placed(position) for position in plan.positions}
+    early = streams[named(EARLY)]
+    streams[WINDOW] = Stream(model, plan.scale, Window(TRAINED_FRAMES)).placed(EARLY)
+    if plan.returns:
+        streams = {name: stream.stay() for name, stream in streams.items()}
+    back = {name: stream.again for name, stream in streams.items()} if plan.returns else {}
+    runs = {name: stream.block for name, stream in streams.items()} | {BARE: BarePasses(early).block}
+    for name, run in runs.items():
+        back.get(name, lambda: None)()
+        run()
+    graphs = compiled_graphs()
+    seconds = in_turns(runs, plan.rounds, plan.device, warm_up=0, before=back)
+    at_early = seconds[named(EARLY)]
+    growth = {named(position): ratio(seconds[named(position)], at_early) for position in plan.positions}
+    sizes = {s.cache.nbytes + s.cache.host_nbytes for name, s in streams.items() if name != WINDOW}
+    return {
+        "flatness": max(growth[named(position)] for position in plan.positions if position > EARLY),
+        "growth": growth,
+        "loop_overhead": ratio(at_early, seconds[BARE]) - 1,
+        "window_over_ours": ratio(seconds[WINDOW], at_early),
+        "block_seconds": {name: {"median": median(s), "p95": p95(s)} for name, s in seconds.items()},
+        "samples": seconds,
+        "compiled_graphs": {"before": graphs, "after": compiled_graphs()},
+        "bytes": {
+            "cache": early.cache.shape.cache_bytes(early.cache.partitions),
+            "buffers": early.cache.nbytes,
+            "constant": len(sizes) == 1,
+        },
+    }
+
+
+def _decoding(plan: Plan, model: CausalWan) -> dict[str, Any]:
+    """The split of a block with its decode, the first frame, decoding beside the transformer, peaks."""
+    vae = build_vae(plan.scale, plan.device, plan.dtype)
+    _reset_peak(plan.device)
+    first = Stream(model, plan.scale, vae=vae)
+    latency = seconds_of(first.block, plan.device)
+    stream = Stream(model, plan.scale, vae=vae)
+    stream.skip(EARLY - 2)
+    stream.block()
+    parts: dict[str, list[float]] = {name: [] for name in PARTS}
+    for _ in range(plan.decoded_rounds):
+        laps = Laps(plan.device)
+        stream.block(laps)
+        for name, seconds in laps.seconds().items():
+            parts[name].append(seconds)
+    split = {name: median(seconds) for name, seconds in parts.items()}
+    in_turn = [sum(round_) for round_ in zip(*parts.values(), strict=True)]
+    frames = PIXEL_FRAMES_PER_LATENT * FRAMES_PER_BLOCK
+    dit = split["steps"] + split["commit"] + split["twin"]
+    beside = _beside(plan, model, vae)
+    return {
+        "first_frame_seconds": latency,
+        "split": split,
+        "fps": {
+            "transformer only": frames / dit,
+            "decoded in turn": frames / median(in_turn),
+            # The wall's clock counts two threads at once; on a CPU the others are of one thread's work.
+            **({"end to end": frames / beside} if plan.device.type == "cuda" else {}),
+        },
+        "end_to_end_seconds": beside,
+        "peak_bytes": _peak(plan.device),
+    }
+
+
+class _Discard:
+    """A film that nobody keeps."""
+
+    def write(self, frames) -> None: ...
+
+    def end_segment(self) -> None: ...
+
+
+def _beside(plan: Plan, model: CausalWan, vae) -> float:
+    """Seconds a block, by the clock on the wall, to frames on the host, decoding while the next block is made."""
+    stream = Stream(model, plan.scale, vae=vae)
+    stream.skip(EARLY - 1)
+    blocks = EARLY - 1 + plan.decoded_rounds + 1
+    with torch.no_grad():
+        events = rollout(
+            model,
+            stream.text,
+            stream.cache,
+            stream.noise,
+            stream.denoising,
+            blocks + 1,
+            twins=stream.twins,
+            stop=blocks,
+        )
+        film = film_events(events, stream.decoder, _Discard(), blocks_per_segment=blocks)
+        while not isinstance(next(film), BlockDone):
+            continue  # The first decode of a render does other work than the rest.
+        seconds = seconds_of(lambda: list(film), plan.device)
+    return seconds / plan.decoded_rounds
+
+
+def _kernels(plan: Plan, model: CausalWan, result: dict[str, Any]) -> dict[str, Any]:
+    """Rates of the kernels, and what part of them the whole reaches."""
+    scale, device, dtype = plan.scale, plan.device, plan.dtype
+    stream = Stream(model, scale)
+    seen = stream.cache.shape.attended_tokens(stream.cache.partitions)
+    matmul = matmul_rate(scale, device, dtype, plan.repeats)
+    attention = attention_rates(scale, seen, device, dtype, plan.repeats)
+    conv = conv_rates(scale, device, dtype, plan.repeats)
+    rates = {"linear": matmul, "attention": max(attention.values()), "conv": max(conv.values())}
+    tokens = scale.geometry.tokens_per_frame * FRAMES_PER_BLOCK
+    steps = Work().plus(pass_work(scale.config, tokens, seen), len(stream.denoising.schedule))
+    work = {
+        "steps": steps,
+        "commit": commit_work(scale.config, tokens, seen),
+        "decode": decode_work(scale.vae, scale.height, scale.width, FRAMES_PER_BLOCK),
+    }
+    share = {name: part.floor_seconds(rates) / result["split"][name] for name, part in work.items()}
+    return {
+        "kernels": {"matmul": matmul, "attention": attention, "conv": conv},
+        "operations": {name: sum(part) for name, part in work.items()},
+        "roofline_share": share,
+    }
+
+
+def compiled_graphs() -> int:
+    """How many graphs torch.compile has made in this process."""
+    if "torch._dynamo.utils" not in sys.modules:  # Importing it takes seconds.
+        return 0
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"]
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak(device: torch.device) -> int | None:
+    """The most bytes in use: allocated on a GPU since the reset, resident in this process elsewhere; None where the
+    system does not say.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

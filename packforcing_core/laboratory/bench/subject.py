@@ -1,0 +1,203 @@
+"""What is measured: models of exact shapes with random weights, built where they run, and streams of blocks.
+
+Random weights serve for time and memory, not for quality, and not for what a memory selects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...attention import Attention, sdpa
+from ...cache.cache import KVCache
+from ...cache.config import FULL_SPAN, PackForcing, Policy
+from ...checkpoint.families import DEFAULT_FAMILY
+from ...compressor.compressor import Compressor
+from ...compressor.high_res import build_high_res
+from ...geometry import VideoGeometry
+from ...model.causal import CausalWan
+from ...model.config import WAN_SIZES, WanConfig
+from ...model.ops import TorchOps, build_on_meta
+from ...model.wan import Wan
+from ...render import Recipe, build_cache
+from ...sampler.noise import seeded_noise
+from ...sampler.rollout import Denoising, Twins, commit_block, commit_due_twin, denoise_block
+from ...vae.config import VAEConfig
+from ...vae.streaming import StreamingDecoder, to_frames
+from ...vae.wan_vae import WanVAE
+from .clock import Laps
+
+FRAMES_PER_BLOCK = 4
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The sizes of a measurement: a transformer, a VAE and a picture of `width` x `height` pixels; a memory planned for
+    `blocks`, by default two minutes.
+    """
+
+    name: str
+    config: WanConfig
+    vae: VAEConfig
+    width: int
+    height: int
+    blocks: int = 120
+
+    @property
+    def geometry(self) -> VideoGeometry:
+        return VideoGeometry(self.width, self.height, fps=16.0, frames_per_block=FRAMES_PER_BLOCK, blocks=self.blocks)
+
+
+# Wide enough that matrix work outweighs Python's.
+_SMALL = Scale(
+    "small",
+    WanConfig(dim=512, ffn_dim=2048, num_layers=8, num_heads=4, text_dim=64),
+    VAEConfig(encoder_dim=16, decoder_dim=16),
+    width=128,
+    height=64,
+    blocks=201,
+)
+SCALES = {
+    "quick": replace(_SMALL, name="quick", config=replace(_SMALL.config, num_layers=4)),
+    "small": _SMALL,
+    "1.3B": Scale("1.3B", WAN_SIZES["1.3B"], VAEConfig(), width=832, height=480),
+}
+
+
+def build_model(
+    scale: Scale,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention: Attention = sdpa,
+    compiled: bool = False,
+) -> CausalWan:
+    """A causal Wan with random weights, made on `device`."""
+    net = build_on_meta(lambda: Wan(scale.config, TorchOps)).to(dtype)
+    net.patch_embedding.float()
+    net = _random_weights(net, device)
+    return CausalWan(net, scale.config, dtype=dtype, device=device, attention=attention, compiled=compiled)
+
+
+def build_vae(scale: Scale, device: torch.device, dtype: torch.dtype) -> WanVAE:
+    """A Wan VAE with random weights, made on `device`."""
+    return _random_weights(build_on_meta(lambda: WanVAE(scale.vae)).to(dtype), device)
+
+
+def _random_weights(net: nn.Module, device: torch.device) -> nn.Module:
+    """`net` from the meta device to `device`: matrices that keep a variance of about 1, gains of 1, biases of 0."""
+    net = net.to_empty(device=device).eval().requires_grad_(False)
+    generator = torch.Generator(device).manual_seed(SEED)
+    for name, parameter in net.named_parameters():
+        if name.endswith("bias"):
+            parameter.zero_()
+        elif parameter.ndim == 1 or name.endswith("gamma"):
+            parameter.fill_(1)
+        else:
+            parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
+    return net
+
+
+class Stream:
+    """A render, block by block; `skip` fills the memory with random keys instead of running the model.
+
+    With a decoder every block is decoded to frames on the host. A stream that was `placed` can make the same block
+    again and again: `again` takes back what was made since.
+    """
+
+    def __init__(self, model: CausalWan, scale: Scale, policy: Policy | None = None, vae: WanVAE | None = None):
+        self.model = model
+        policy = PackForcing(mid_span=FULL_SPAN) if policy is None else policy
+        self.recipe = Recipe(scale.geometry, policy, Denoising.of_family(DEFAULT_FAMILY), SEED)
+        self.cache: KVCache = build_cache(model, self.recipe)
+        self.decoder = StreamingDecoder(vae) if vae else None
+        self.noise = seeded_noise(SEED, scale.geometry.block_shape)
+        generator = torch.Generator().manual_seed(SEED)
+        context = torch.randn(1, scale.config.text_len, scale.config.text_dim, generator=generator)
+        self.text = model.encode_text(context)
+        high_res = _random_weights(
+            build_on_meta(lambda: build_high_res(scale.config.dim)).to(model.dtype), model.device
+        )
+        self.twins = Twins(Compressor(model, "high_res", high_res=high_res))
+        self._latents = torch.randn(scale.geometry.block_shape, generator=generator).to(model.device)
+        self._there: tuple[dict[str, Tensor], dict[str, Any], dict[int, Any]] | None = None
+
+    @property
+    def denoising(self) -> Denoising:
+        return self.recipe.denoising
+
+    @torch.no_grad()
+    def block(self, laps: Laps | None = None) -> None:
+        """Makes the next block; `laps` gets the parts "steps", "decode", "to host", "commit", "twin"."""
+        laps = laps or Laps(self.model.device)
+        view = self.cache.begin_block()
+        latents = _last(
+            denoise_block(self.model, self.text, view, self.noise, self.denoising.of_block(view.block), view.block)
+        )
+        laps.mark("steps")
+        if self.decoder:
+            video = self.decoder.push(latents)
+            laps.mark("decode")
+            to_frames(video)
+            laps.mark("to host")
+        commit_block(self.model, self.text, self.cache, view, latents, self.denoising.context_noise)
+        laps.mark("commit")
+        if self.cache.mid:
+            self.twins.waiting[view.block] = latents, None
+            commit_due_twin(self.model, self.text, self.cache, self.twins.compressor, self.twins.waiting)
+            laps.mark("twin")
+
+    def placed(self, number: int) -> Stream:
+        """This stream, in front of block `number` (counted from 1, at least 2): all before are skipped but the last.
+
+        That one is made, so that what follows finds the mid slots as a render leaves them.
+        """
+        self.skip(number - 2 - self.cache.next_block)
+        self.block()
+        return self
+
+    def stay(self) -> Stream:
+        """This stream, which `again` brings back to here."""
+        self._there = *self.cache.snapshot(), dict(self.twins.waiting)
+        return self
+
+    def again(self) -> None:
+        """Back to where the stream was told to `stay`; with a decoder its state stays as it is."""
+        tensors, plain, waiting = self._there
+        self.cache.restore(tensors, plain)
+        self.twins.waiting.clear()
+        self.twins.waiting.update(waiting)
+
+    @torch.no_grad()
+    def skip(self, blocks: int) -> None:
+        """Lets `blocks` blocks pass with random keys and values."""
+        cache, shape = self.cache, self.cache.shape
+        tokens = shape.tokens_per_frame * FRAMES_PER_BLOCK
+        generator = torch.Generator(self.model.device).manual_seed(SEED)
+        sizes = (3, shape.batch, tokens, shape.heads, shape.head_dim)
+        made = torch.randn(sizes, generator=generator, device=self.model.device, dtype=shape.dtype)
+        for _ in range(blocks):
+            view = cache.begin_block()
+            self.twins.waiting[view.block] = self._latents, None
+            with cache.commit(view) as writer:
+                for layer in range(shape.layers):
+                    writer.keep(layer, *made)
+            if cache.due_twin is not None:
+                for block in [b for b in self.twins.waiting if b <= cache.due_twin]:
+                    del self.twins.waiting[block]
+                with cache.commit_twin() as writer:
+                    for layer in range(shape.layers):
+                        writer.keep(layer, *made[:, :, : shape.twin_tokens])
+
+
+def _last(events: Iterator) -> Tensor:
+    """What a generator returns, its events passed over."""
+    while True:
+        try:
+            next(events)
+        except StopIteration as done:
+            return done.value

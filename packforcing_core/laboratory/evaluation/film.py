@@ -1,0 +1,96 @@
+"""All that can be said of a film: what it holds, measures, models' scores, and the checker's report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ...miniature.world import HEIGHT, WIDTH
+from ...video.reader import VideoInfo, probe, read_frames
+from .little_world.checker import check_video
+from .little_world.promise import belongs
+from .little_world.report import WorldReport
+from .measures import Measures, measure
+from .models import Models, ModelScores
+from .observe import Observations, observe
+from .vbench_scores import vbench_scores
+
+PICTURES_PER_SECOND = 2.0  # that CLIP and DINO look at
+SHEET_PICTURES = 8
+
+
+@dataclass(frozen=True)
+class FilmEvaluation:
+    """`world` is None where the prompt is none of the little world's. `pictures` are (frame number, uint8 [H, W, 3]),
+    evenly spread from the first frame to the last."""
+
+    name: str
+    prompt: str | None
+    info: VideoInfo
+    measures: Measures
+    seen: Observations
+    pictures: tuple[tuple[int, np.ndarray], ...]
+    world: WorldReport | None = None
+    models: ModelScores | None = None
+    vbench: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict:
+        return {
+            "file": self.name,
+            "prompt": self.prompt,
+            "width": self.info.width,
+            "height": self.info.height,
+            "fps": float(self.info.fps),
+            **self.measures.as_dict(),
+            "little_world": self.world.as_dict() if self.world else None,
+            "models": self.models.as_dict() if self.models else None,
+            "vbench": self.vbench or None,
+            "notes": list(self.notes),
+        }
+
+
+def evaluate_film(
+    path: Path | str,
+    prompt: str | None = None,
+    models: Models | None = None,
+    vbench_dimensions: tuple[str, ...] | list[str] = (),
+) -> FilmEvaluation:
+    """Reads a film once (once more for the checker). Raises FilmError where it cannot be read."""
+    path = Path(path)
+    info = probe(path)
+    fps = float(info.fps)
+    on_sheet = set(np.linspace(0, info.frames - 1, min(SHEET_PICTURES, info.frames)).round().astype(int).tolist())
+    interval = max(1, round(fps / PICTURES_PER_SECOND))
+    sheet: list[tuple[int, np.ndarray]] = []
+    looked_at: list[tuple[int, np.ndarray]] = []
+
+    def watched() -> Iterator[np.ndarray]:
+        for number, frame in enumerate(read_frames(path)):
+            if number in on_sheet:
+                sheet.append((number, frame))
+            if models and number % interval == 0:
+                looked_at.append((number, frame))
+            yield frame
+
+    seen = observe(watched(), fps)
+    world, notes = _world(path, info, prompt)
+    scores = None
+    if models:
+        seconds = [number / fps for number, _ in looked_at]
+        scores = models.score([picture for _, picture in looked_at], seconds, prompt)
+    vbench, unmeasured = vbench_scores(path, vbench_dimensions)
+    notes = (*notes, *unmeasured)
+    return FilmEvaluation(path.name, prompt, info, measure(seen), seen, tuple(sheet), world, scores, vbench, notes)
+
+
+def _world(path: Path, info: VideoInfo, prompt: str | None) -> tuple[WorldReport | None, tuple[str, ...]]:
+    if prompt is None or not belongs(prompt):
+        return None, ()
+    if (info.width, info.height) != (WIDTH, HEIGHT):
+        size = f"{info.width} x {info.height}"
+        return None, (f"{path.name}: the checker reads {WIDTH} x {HEIGHT} pixels alone; this film is {size}.",)
+    return check_video(read_frames(path), prompt), ()

@@ -1,0 +1,101 @@
+"""Bars against a prompt: evenly spaced, and each the colour it had before the view went away and came back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ....miniature.world import HEIGHT, WIDTH
+from .motion import Track
+from .promise import Promise
+from .reading import Reading, Seen
+from .report import Reason, Verdict
+from .scene import BAR_SPACING, BAR_WIDTH
+
+FIRST_SIGHTINGS = 5
+SPACING_TOLERANCE = 4.0  # pixels
+WIDTHS = (BAR_WIDTH - 5, BAR_WIDTH + 5)
+SMALL = 100.0  # square pixels; a leftover smaller than this is no thing
+EDGE = BAR_SPACING + BAR_WIDTH / 2  # pixels from the left or right edge within which there is a whole bar
+
+
+def check_bars(readings: Sequence[Reading], promise: Promise) -> tuple[list[Verdict], list[Track]]:
+    """A verdict for each frame, and the track of the view: its offset to the first frame's."""
+    wholes = [[seen for seen in reading.things if seen.shape == "bar" and not seen.cut] for reading in readings]
+    views = _views(wholes)
+    known = _colours(wholes, views)
+    verdicts = []
+    for frame, (reading, whole) in enumerate(zip(readings, wholes, strict=True)):
+        reasons = []
+        if reading.background != promise.background:
+            reasons.append(Reason("background", f"background {reading.background}, not {promise.background}"))
+        reasons += _spacing(whole)
+        reasons += [
+            Reason("extra", f"also a {seen}")
+            for seen in reading.things
+            if seen.shape != "bar" and not seen.cut and seen.area >= SMALL
+        ]
+        for seen in whole:
+            reasons += _faults(seen, known.get(_index(seen, views[frame])))
+        verdicts.append(Verdict(frame, len(reading.things), tuple(reasons)))
+    track = [(frame, float(view), 0.0) for frame, view in enumerate(views) if wholes[frame]]
+    return verdicts, [track]
+
+
+def _views(wholes: Sequence[Sequence[Seen]]) -> np.ndarray:
+    """Where the view is at each frame [T], pixels from the first: the bars' phase, unwrapped. A frame without a whole
+    bar leaves it where it was; more than half a spacing in one frame cannot be told from less the other way."""
+    views = np.zeros(len(wholes))
+    for frame, whole in enumerate(wholes):
+        before = views[frame - 1] if frame else 0.0
+        if not whole:
+            views[frame] = before
+            continue
+        # The mean of angles: bars at 1 and at 39 of 40 are neighbours.
+        angles = np.exp(-2j * np.pi * np.array([seen.x for seen in whole]) / BAR_SPACING)
+        phase = float(np.angle(angles.mean())) / (2 * np.pi) * BAR_SPACING
+        step = (phase - before + BAR_SPACING / 2) % BAR_SPACING - BAR_SPACING / 2
+        views[frame] = before + step if frame else phase
+    return views
+
+
+def _index(seen: Seen, view: float) -> int:
+    return round((seen.x + view) / BAR_SPACING)
+
+
+def _colours(wholes: Sequence[Sequence[Seen]], views: np.ndarray) -> dict[int, str]:
+    """The colour of each bar of the row: the commonest of its first sightings."""
+    sightings: dict[int, list[str]] = {}
+    for whole, view in zip(wholes, views, strict=True):
+        for seen in whole:
+            if seen.colour:
+                sightings.setdefault(_index(seen, view), []).append(seen.colour)
+    return {index: Counter(found[:FIRST_SIGHTINGS]).most_common(1)[0][0] for index, found in sightings.items()}
+
+
+def _spacing(whole: Sequence[Seen]) -> Iterable[Reason]:
+    if not whole:
+        yield Reason("missing", "no bars")
+        return
+    places = [seen.x for seen in whole]
+    if places[0] > EDGE + SPACING_TOLERANCE or places[-1] < WIDTH - EDGE - SPACING_TOLERANCE:
+        yield Reason("missing", f"no whole bar within {EDGE:g} px of an edge: they are at {_listed(places)}")
+    for distance in np.diff(places):
+        if abs(distance - BAR_SPACING) > SPACING_TOLERANCE:
+            kind = "missing" if distance > BAR_SPACING else "extra"
+            yield Reason(kind, f"bars {distance:.0f} px apart, not {BAR_SPACING:g}")
+
+
+def _faults(seen: Seen, colour: str | None) -> Iterable[Reason]:
+    if seen.colour is None:
+        yield Reason("colour", str(seen))
+    elif seen.colour != colour:
+        yield Reason("identity", f"{seen}, {colour} before")
+    if not WIDTHS[0] <= seen.area / HEIGHT <= WIDTHS[1]:
+        yield Reason("size", f"{seen} {seen.area / HEIGHT:.0f} px wide, not {BAR_WIDTH:g}")
+
+
+def _listed(places: Sequence[float]) -> str:
+    return ", ".join(f"{place:.0f}" for place in places)

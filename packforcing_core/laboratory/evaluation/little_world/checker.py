@@ -1,0 +1,122 @@
+"""The checker of the little world: is what a film shows what it was to show?
+
+Against a scene (`check_scene`) every fact has a ground truth: for reconstructions, and for the checker's own error.
+Against a prompt (`check_video`) a film has to show what the prompt names, all the time, but for what the world allows:
+a thing may be hidden behind another, one that "leaves and returns" may be out of sight. What a prompt leaves open, such
+as the colour of "a shape", is what the film shows first, and has to stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ....errors import PackForcingError
+from ....miniature.world import HEIGHT, WIDTH
+from ..scientific import assign
+from .bars import check_bars
+from .motion import Track, motion_of
+from .promise import parse_prompt
+from .prompt import describe
+from .reading import Reading, Seen, read_frame
+from .report import Reason, Verdict, WorldReport
+from .scene import Scene
+from .shapes import check_shapes
+from .truth import Visible, truth_at
+
+MUST_SEE = 100.0  # square pixels in sight; of less, the colour of a blurred frame may be lost
+WHOLE = 0.97  # share in sight from which a shape must be recognised
+POSITION_TOLERANCE = 3.0  # pixels
+NEAR = 12.0  # pixels around a sliver of a thing within which anything may be that sliver
+SMALL = 60.0  # square pixels; a leftover smaller than this is no thing
+FAR = 16.0  # pixels; another colour farther away than this is another thing
+
+
+def check_video(frames: Iterable[np.ndarray], prompt: str) -> WorldReport:
+    """A film, uint8 [HEIGHT, WIDTH, 3] each, against the prompt it was made for.
+
+    Raises PackForcingError where the prompt is none of this world or the frames have another size.
+    """
+    return check_readings(read_video(frames), prompt)
+
+
+def read_video(frames: Iterable[np.ndarray]) -> list[Reading]:
+    """What is seen in each frame, whatever was asked for. Raises PackForcingError where frames have another size."""
+    return [read_frame(_checked(frame)) for frame in frames]
+
+
+def check_readings(readings: Sequence[Reading], prompt: str) -> WorldReport:
+    """`check_video` of a film, or of a part of one, that has been read."""
+    promise = parse_prompt(prompt)
+    verdicts, tracks = (check_bars if promise.kind == "pan" else check_shapes)(readings, promise)
+    return WorldReport(prompt, tuple(verdicts), motion_of(tracks))
+
+
+def check_scene(frames: Iterable[np.ndarray], scene: Scene, first: int = 0) -> WorldReport:
+    """Pictures of a scene's frames `first`, `first` + 1, ... (drawn, or decoded from latents) against its facts."""
+    verdicts, errors = [], []
+    tracks: dict[int, list[tuple[int, float, float]]] = {}
+    for number, frame in enumerate(frames, first):
+        reading, truth = read_frame(_checked(frame)), truth_at(scene, number)
+        reasons, pairs = _compare(reading, truth)
+        if reading.background != scene.background:
+            reasons.insert(0, Reason("background", f"background {reading.background}, not {scene.background}"))
+        verdicts.append(Verdict(number, len(reading.things), tuple(reasons)))
+        for index, seen in pairs:
+            errors.append(float(np.hypot(seen.x - truth[index].x, seen.y - truth[index].y)))
+            if truth[index].share >= WHOLE:
+                tracks.setdefault(index, []).append((number, seen.x, seen.y))
+    error = float(np.mean(errors)) if errors else None
+    return WorldReport(describe(scene), tuple(verdicts), motion_of(list[Track](tracks.values())), error)
+
+
+def _checked(frame: np.ndarray) -> np.ndarray:
+    if frame.shape != (HEIGHT, WIDTH, 3) or frame.dtype != np.uint8:
+        raise PackForcingError(
+            f"A frame is {frame.dtype} {list(frame.shape)}; the little world's are uint8 [{HEIGHT}, {WIDTH}, 3]: "
+            "render at that size, or leave the checker out."
+        )
+    return frame
+
+
+def _compare(reading: Reading, truth: tuple[Visible, ...]) -> tuple[list[Reason], list[tuple[int, Seen]]]:
+    """What is wrong with the things of a frame, and the pairs (index in the truth, what is seen of it)."""
+    due = [index for index, thing in enumerate(truth) if thing.area >= MUST_SEE]
+    slivers = [thing for thing in truth if 0 < thing.area < MUST_SEE]
+    left, reasons, pairs = list(reading.things), [], []
+    costs = np.array([[_cost(truth[index], seen) for seen in left] for index in due])
+    for row, column in assign(costs.reshape(len(due), len(left))):
+        thing, seen = truth[due[row]], reading.things[column]
+        if not (seen.colour != thing.colour and _distance(thing, seen) > FAR):
+            left.remove(seen)
+            pairs.append((due[row], seen))
+            reasons += _faults(thing, seen)
+    found = {index for index, _ in pairs}
+    missing = [f"{truth[index].colour} {truth[index].shape}" for index in due if index not in found]
+    extra = [
+        seen for seen in left if seen.area >= SMALL and not any(_distance(thing, seen) < NEAR for thing in slivers)
+    ]
+    reasons += [Reason("missing", f"no {name}") for name in missing]
+    reasons += [Reason("extra", f"also a {seen}") for seen in extra]
+    return reasons, pairs
+
+
+def _faults(thing: Visible, seen: Seen) -> Iterable[Reason]:
+    if seen.colour != thing.colour:
+        yield Reason("colour", f"{seen}, to be {thing.colour}")
+    # What adjoins the frame's edge or another thing may be hidden in part, as far as the pixels tell.
+    partly = seen.shape is None and (seen.cut or seen.touching)
+    if thing.share >= WHOLE and seen.shape != thing.shape and not partly:
+        yield Reason("shape", f"{seen}, to be a {thing.shape}")
+    if (away := _distance(thing, seen)) > POSITION_TOLERANCE:
+        yield Reason("position", f"{seen}, {away:.1f} px away from its place")
+
+
+def _distance(thing: Visible, seen: Seen) -> float:
+    return float(np.hypot(seen.x - thing.x, seen.y - thing.y))
+
+
+def _cost(thing: Visible, seen: Seen) -> float:
+    wrong_shape = seen.shape is not None and seen.shape != thing.shape
+    return _distance(thing, seen) + 30.0 * (seen.colour != thing.colour) + 10.0 * wrong_shape

@@ -1,0 +1,131 @@
+"""The little world's facts: what is in a clip and where, before anything is drawn.
+
+Everything moves by fixed rules, so a clip is decided by its first instant: a model that has seen the past can know the
+future, and a wrong colour or a lost shape is the model's fault. A scene goes on for as many frames as one asks for.
+
+Three kinds. `bounce`: one or two named shapes move in a straight line and bounce off the frame. `return`: a shape
+leaves through a side, is away for seconds and comes back; its prompt may keep its colour for itself, which only memory
+can then know. `pan`: the view moves over a row of coloured bars, to and fro.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ....miniature.world import BACKGROUNDS, COLOURS, HEIGHT, SHAPES, WIDTH
+
+KINDS: Mapping[str, float] = {"bounce": 0.7, "return": 0.2, "pan": 0.1}
+"""What a scene may be, and how often it is."""
+
+PLACED = 0.7
+"""How often a prompt says where things begin. What it leaves open, a model's first block has to choose."""
+
+RADIUS = (10.0, 12.0)  # pixels, of the circle of the same area
+SPEED = (0.7, 1.4)  # pixels a frame
+AWAY = (12, 28)  # frames out of sight, of those that leave
+MARGIN = 1.6  # radii between a centre and the frame that keep the corners of a triangle inside
+BAR_WIDTH, BAR_SPACING, BARS = 16.0, 40.0, 8
+
+
+@dataclass(frozen=True)
+class Path:
+    """To and fro between `low` and `high` at `speed` pixels a frame, `start` pixels along the way and back."""
+
+    low: float
+    high: float
+    speed: float
+    start: float
+
+    def at(self, frames: np.ndarray) -> np.ndarray:
+        """Positions at frame numbers [T]."""
+        span = self.high - self.low
+        along = (self.start + self.speed * frames) % (2 * span)
+        return self.low + np.minimum(along, 2 * span - along)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A shape of the area of a circle of `radius` pixels, whose centre moves along `x` and `y`."""
+
+    shape: str
+    colour: str
+    radius: float
+    x: Path
+    y: Path
+    named: bool = True
+    """Whether the prompt says what it is."""
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A row of full-height bars, BAR_SPACING apart; the view's left edge is at `view` in the row."""
+
+    colours: tuple[str, ...]
+    view: Path
+
+
+@dataclass(frozen=True)
+class Scene:
+    """`things` are those in front first. `placed`: the prompt says where they begin."""
+
+    kind: str
+    background: str
+    things: tuple[Thing, ...] = ()
+    bars: Bars | None = None
+    placed: bool = False
+
+
+def sample_scene(rng: np.random.Generator, kind: str | None = None) -> Scene:
+    """A scene drawn from `rng`; `kind` is one of KINDS, None chooses."""
+    scene = _sample(rng, kind)
+    return replace(scene, placed=bool(scene.things) and bool(rng.random() < PLACED))
+
+
+def _sample(rng: np.random.Generator, kind: str | None) -> Scene:
+    kind = kind or str(rng.choice(list(KINDS), p=list(KINDS.values())))
+    background = str(rng.choice(list(BACKGROUNDS)))
+    if kind == "pan":
+        return Scene(kind, background, bars=_sample_bars(rng))
+    if kind == "return":
+        return Scene(kind, background, (_sample_leaving(rng),))
+    count = 1 if rng.random() < 0.6 else 2
+    colours = rng.choice(list(COLOURS), size=count, replace=False)
+    return Scene(kind, background, tuple(_sample_bouncing(rng, str(colour)) for colour in colours))
+
+
+def _sample_bouncing(rng: np.random.Generator, colour: str) -> Thing:
+    radius = rng.uniform(*RADIUS)
+    speed, angle = rng.uniform(*SPEED), rng.uniform(0.2, 0.9)
+    x = _bouncing(rng, MARGIN * radius, WIDTH - MARGIN * radius, speed * np.cos(angle))
+    y = _bouncing(rng, MARGIN * radius, HEIGHT - MARGIN * radius, speed * np.sin(angle))
+    return Thing(str(rng.choice(SHAPES)), colour, radius, x, y)
+
+
+def _sample_leaving(rng: np.random.Generator) -> Thing:
+    """A shape that turns round out of sight, behind the left or the right edge of the frame."""
+    radius, speed = rng.uniform(*RADIUS), rng.uniform(1.2, 1.6)
+    beyond = MARGIN * radius + speed * rng.uniform(*AWAY) / 2
+    inner, start = WIDTH * rng.uniform(0.4, 0.6), WIDTH * rng.uniform(0.1, 0.3)
+    # It begins in sight, on its way out.
+    if rng.random() < 0.5:
+        x = Path(-beyond, inner, speed, 2 * inner + beyond - start)
+    else:
+        x = Path(WIDTH - inner, WIDTH + beyond, speed, inner - start)
+    y = Path(MARGIN * radius, HEIGHT - MARGIN * radius, 0.0, rng.uniform(0.0, HEIGHT - 2 * MARGIN * radius))
+    return Thing(str(rng.choice(SHAPES)), str(rng.choice(list(COLOURS))), radius, x, y, named=bool(rng.random() < 0.5))
+
+
+def _sample_bars(rng: np.random.Generator) -> Bars:
+    colours = [str(rng.choice(list(COLOURS)))]
+    while len(colours) < BARS:
+        colours.append(str(rng.choice([colour for colour in COLOURS if colour != colours[-1]])))
+    low = rng.uniform(0.0, BAR_SPACING)
+    high = low + rng.uniform(0.5, 1.0) * WIDTH
+    return Bars(tuple(colours), _bouncing(rng, low, high, rng.uniform(1.0, 2.0)))
+
+
+def _bouncing(rng: np.random.Generator, low: float, high: float, speed: float) -> Path:
+    return Path(low, high, speed, rng.uniform(0.0, 2 * (high - low)))

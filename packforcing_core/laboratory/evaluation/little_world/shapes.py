@@ -1,0 +1,118 @@
+"""Shapes against a prompt: who is who over time, what may be out of sight, what must not change."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+from ....miniature.world import WIDTH
+from ..scientific import assign
+from .motion import Track
+from .promise import Promise, Promised
+from .reading import Reading, Seen
+from .report import Reason, Verdict
+
+FIRST_SIGHTINGS = 8  # by whose majority what the prompt leaves open is known from then on
+SMALL = 60.0  # square pixels; of less, no colour is judged, and it is no thing of its own
+SIZES = (200.0, 700.0)  # square pixels of a whole shape; this world draws 314 to 452
+LONGEST_AWAY = 56  # frames out of sight of what leaves and returns: 28, and the way to the edge and back
+LONGEST_HIDDEN = 64  # frames behind another thing that goes the same way
+
+
+@dataclass
+class _Role:
+    """A promised thing and its sightings by frame; `shape` and `colour` are None until known."""
+
+    shape: str | None
+    colour: str | None
+    open: bool
+    sightings: dict[int, Seen] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return " ".join(word for word in (self.colour, self.shape or "shape") if word)
+
+    def cost(self, seen: Seen) -> float:
+        """How little `seen` looks like it: colour before shape, shape before place; specks last."""
+        wrong_colour = self.colour is not None and seen.colour != self.colour
+        wrong_shape = None not in (self.shape, seen.shape) and seen.shape != self.shape
+        last = next(reversed(self.sightings.values()), None)
+        far = float(np.hypot(seen.x - last.x, seen.y - last.y)) / WIDTH if last else 0.0
+        return 100.0 * wrong_colour + 20.0 * wrong_shape + 30.0 * far + 15.0 * (seen.area < SMALL)
+
+
+def check_shapes(readings: Sequence[Reading], promise: Promise) -> tuple[list[Verdict], list[Track]]:
+    """A verdict for each frame, and the tracks of what was seen whole."""
+    roles = [_role(thing, readings) for thing in promise.things]
+    reasons: list[list[Reason]] = []
+    for frame, reading in enumerate(readings):
+        found = []
+        if reading.background != promise.background:
+            found.append(Reason("background", f"background {reading.background}, not {promise.background}"))
+        found += _cast(roles, frame, reading)
+        reasons.append(found)
+    for role in roles:
+        for frame in _absences(role, len(readings), promise.kind):
+            reasons[frame].append(Reason("missing", f"no {role}"))
+    verdicts = [Verdict(frame, len(reading.things), tuple(reasons[frame])) for frame, reading in enumerate(readings)]
+    return verdicts, [_track(role) for role in roles]
+
+
+def _role(thing: Promised, readings: Sequence[Reading]) -> _Role:
+    """A role; what the prompt leaves open is the commonest of the first sightings in which it can be told."""
+    if thing.colour is not None:
+        return _Role(thing.shape, thing.colour, open=False)
+    seen = [seen for reading in readings for seen in reading.things if seen.area >= SMALL]
+    shapes, colours = [one.shape for one in seen if one.shape], [one.colour for one in seen if one.colour]
+    return _Role(_first(shapes), _first(colours), open=True)
+
+
+def _first(names: Sequence[str]) -> str | None:
+    return Counter(names[:FIRST_SIGHTINGS]).most_common(1)[0][0] if names else None
+
+
+def _cast(roles: Sequence[_Role], frame: int, reading: Reading) -> Iterable[Reason]:
+    """Gives each role what looks most like it, and says what is wrong with it and with what is left."""
+    costs = np.array([[role.cost(seen) for seen in reading.things] for role in roles])
+    left = list(reading.things)
+    for row, column in assign(costs.reshape(len(roles), len(left))):
+        role, seen = roles[row], reading.things[column]
+        role.sightings[frame] = seen
+        left.remove(seen)
+        if seen.area >= SMALL:
+            yield from _faults(role, seen)
+    yield from (Reason("extra", f"also a {seen}") for seen in left if seen.area >= SMALL)
+
+
+def _faults(role: _Role, seen: Seen) -> Iterable[Reason]:
+    text = f"{seen}, to be a {role}"
+    if role.colour is None or seen.colour != role.colour:
+        yield Reason("identity" if role.open and seen.colour else "colour", text)
+    if seen.shape is None:
+        if not (seen.cut or seen.touching):
+            yield Reason("shape", text)
+    elif seen.shape != role.shape:
+        yield Reason("identity" if role.open else "shape", text)
+    if seen.shape is not None and not seen.touching and not SIZES[0] <= seen.area <= SIZES[1]:
+        yield Reason("size", f"{seen} of {seen.area:.0f} square pixels; {SIZES[0]:g} to {SIZES[1]:g} are right")
+
+
+def _absences(role: _Role, frames: int, kind: str) -> Iterable[int]:
+    """The frames at which it is away without leave: not behind the edge it went to, not behind another thing."""
+    sighted = [-1, *role.sightings, frames]
+    for before, after in pairwise(sighted):
+        gap = range(before + 1, after)
+        if not gap:
+            continue
+        ends = [role.sightings[end] for end in (before, after) if end in role.sightings]
+        if kind == "return" and ends and all(end.cut for end in ends):
+            yield from gap[LONGEST_AWAY:]
+        elif not (ends and all(end.touching for end in ends) and len(gap) <= LONGEST_HIDDEN):
+            yield from gap
+
+
+def _track(role: _Role) -> Track:
+    return [(frame, seen.x, seen.y) for frame, seen in role.sightings.items() if seen.shape and not seen.cut]

@@ -1,0 +1,131 @@
+"""Scores of models from a local folder: CLIP (does the film show its prompt?), CLIP and DINO (does it stay the same?).
+
+Nothing is downloaded: a folder holds models as `save_pretrained` of transformers writes them, itself or one level down.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ...errors import PackForcingError
+from .scientific import library
+
+WINDOW_SECONDS = 10.0
+MODEL_TYPES = {"clip": "clip", "dinov2": "dino", "dinov2_with_registers": "dino", "vit": "dino"}
+"""What a model's config.json calls itself, and what it is used as (DINO of 2021 has the form of a plain ViT)."""
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """`clip_windows`: 100 x the cosine of a picture and the prompt, the mean of each WINDOW_SECONDS; empty without a
+    prompt or without CLIP. The consistencies, 0..1, are None without their model: the mean over the pictures of the
+    cosine with the first and with the previous one, as VBench defines subject (DINO) and background (CLIP)
+    consistency, on pictures taken at a fixed rate and not on every frame."""
+
+    clip_windows: tuple[float, ...] = ()
+    clip_consistency: float | None = None
+    dino_consistency: float | None = None
+
+    @property
+    def clip_score(self) -> float | None:
+        return float(np.mean(self.clip_windows)) if self.clip_windows else None
+
+    def as_dict(self) -> dict:
+        return {
+            "clip_score": self.clip_score,
+            "clip_windows": list(self.clip_windows),
+            "clip_consistency": self.clip_consistency,
+            "dino_consistency": self.dino_consistency,
+        }
+
+
+class Models:
+    """The models of a folder, loaded: `Models.load(folder).score(pictures, seconds, prompt)`."""
+
+    def __init__(self, found: dict[str, Path]):
+        transformers = library("transformers", "transformers", "A score of CLIP or DINO")
+        self.names = {kind: path.name for kind, path in found.items()}
+        self._models = {
+            kind: transformers.AutoModel.from_pretrained(path, local_files_only=True).eval()
+            for kind, path in found.items()
+        }
+        self._images = {
+            kind: transformers.AutoImageProcessor.from_pretrained(path, local_files_only=True)
+            for kind, path in found.items()
+        }
+        clip = found.get("clip")
+        self._words = transformers.AutoTokenizer.from_pretrained(clip, local_files_only=True) if clip else None
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Models:
+        """Raises PackForcingError where the folder holds no model of MODEL_TYPES, or one that cannot be read."""
+        found = find_models(Path(folder))
+        try:
+            return cls(found)
+        except (OSError, ValueError) as error:
+            raise PackForcingError(f"The models of {folder} cannot be loaded: {error}") from error
+
+    def score(self, pictures: Sequence[np.ndarray], seconds: Sequence[float], prompt: str | None) -> ModelScores:
+        """Pictures uint8 [H, W, 3] taken `seconds` into a film."""
+        features = {kind: self._look(kind, pictures) for kind in self._models}
+        consistency = {kind: _consistency(found) for kind, found in features.items()}
+        windows: tuple[float, ...] = ()
+        if prompt and "clip" in features:
+            cosines = 100 * (features["clip"] @ self._read(prompt)).numpy()
+            numbers = (np.asarray(seconds) / WINDOW_SECONDS).astype(int)
+            windows = tuple(float(cosines[numbers == number].mean()) for number in np.unique(numbers))
+        return ModelScores(windows, consistency.get("clip"), consistency.get("dino"))
+
+    @torch.inference_mode()
+    def _look(self, kind: str, pictures: Sequence[np.ndarray]) -> torch.Tensor:
+        """Unit features [N, D]: CLIP's image embeddings, DINO's class token."""
+        found = []
+        for start in range(0, len(pictures), BATCH):
+            pixels = self._images[kind](images=list(pictures[start : start + BATCH]), return_tensors="pt").pixel_values
+            model = self._models[kind]
+            if kind == "clip":
+                found.append(model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output))
+            else:
+                found.append(model(pixel_values=pixels).last_hidden_state[:, 0])
+        return torch.nn.functional.normalize(torch.cat(found).float(), dim=-1)
+
+    @torch.inference_mode()
+    def _read(self, prompt: str) -> torch.Tensor:
+        """The unit text embedding [D] of a prompt, cut to what CLIP reads."""
+        model = self._models["clip"]
+        longest = model.config.text_config.max_position_embeddings
+        words = self._words([prompt], return_tensors="pt", truncation=True, max_length=longest)
+        text = model.text_model(input_ids=words.input_ids, attention_mask=words.attention_mask).pooler_output
+        return torch.nn.functional.normalize(model.text_projection(text).float(), dim=-1)[0]
+
+
+def find_models(folder: Path) -> dict[str, Path]:
+    """The folders of a CLIP and of a DINO ("clip", "dino") in `folder`, by their config.json; the first by name."""
+    if not folder.is_dir():
+        raise PackForcingError(f"The folder of models {folder} does not exist; expected one with CLIP or DINO in it.")
+    found: dict[str, Path] = {}
+    for config in sorted([*folder.glob("config.json"), *folder.glob("*/config.json")]):
+        kind = MODEL_TYPES.get(json.loads(config.read_text(encoding="utf-8")).get("model_type"))
+        if kind:
+            found.setdefault(kind, config.parent)
+    if not found:
+        raise PackForcingError(
+            f"The folder {folder} holds no model that is known here; expected a config.json of the model type "
+            f"{', '.join(MODEL_TYPES)} in it or one folder down, as transformers' save_pretrained writes it."
+        )
+    return found
+
+
+def _consistency(features: torch.Tensor) -> float | None:
+    if len(features) < 2:
+        return None
+    to_first = (features[1:] @ features[0]).clamp(min=0)
+    to_previous = (features[1:] * features[:-1]).sum(-1).clamp(min=0)
+    return float((to_first + to_previous).mean() / 2)

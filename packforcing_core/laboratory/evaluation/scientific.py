@@ -1,0 +1,35 @@
+"""Libraries that only the evaluation needs, imported when first used: a render must not ask for them."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import numpy as np
+
+from ...errors import PackForcingError
+
+
+def library(module: str, package: str, use: str) -> ModuleType:
+    """A module of the `evaluation` extra. Raises PackForcingError that says what needs it and how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise PackForcingError(
+            f"{use} needs {package}, which is not installed here ({error}); install it with: "
+            f"pip install {package}, or all of the evaluation with: pip install 'comfyui-packforcing[evaluation]'"
+        ) from error
+
+
+def ndimage() -> ModuleType:
+    return library("scipy.ndimage", "scipy", "The checker of the little world")
+
+
+def opencv() -> ModuleType:
+    return library("cv2", "opencv-python-headless", "Measuring a video (colours, optical flow)")
+
+
+def assign(costs: np.ndarray) -> list[tuple[int, int]]:
+    """The pairs (row, column) of least total cost [N, M]; min(N, M) of them."""
+    rows, columns = library("scipy.optimize", "scipy", "The checker of the little world").linear_sum_assignment(costs)
+    return list(zip(rows.tolist(), columns.tolist(), strict=True))

@@ -1,0 +1,156 @@
+"""What a study may claim from a few seeds: intervals of means, and paired comparisons corrected for their number.
+
+The same seeds under every policy are pairs: a seed that is easy for one is easy for all, and only the differences are
+of interest. The intervals are bootstrap percentiles over seeds; with few seeds such intervals are too narrow (16 seeds:
+92 % where 95 % was meant), so the percentiles are taken as much farther out as Student's t lies beyond the normal
+distribution (Hesterberg, "What Teachers Should Know about the Bootstrap", 2015, section 5.3). For K comparisons each
+interval has the level 1 - (1 - level) / K, so that all of them together hold at `level` (Bonferroni), and the p values
+of the sign-flip test are corrected after Holm, which rejects at least as much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from ...errors import PackForcingError
+from .scientific import library
+
+RESAMPLES = 100_000
+CHUNK = 20_000  # resamples at a time; bounds the memory
+EXACT_SEEDS = 16  # up to so many, all 2^n flips of sign are tried
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds and the interval that holds the true one at `level`."""
+
+    mean: float
+    low: float
+    high: float
+    level: float
+    seeds: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How much more than the baseline a row has, seed by seed. The interval and `p` allow for all comparisons made."""
+
+    name: str
+    difference: Interval
+    p: float
+
+    @property
+    def decided(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.difference.low > 0 or self.difference.high < 0
+
+
+def mean_interval(
+    values: Sequence[float] | np.ndarray, rng: np.random.Generator, level: float = 0.95, resamples: int = RESAMPLES
+) -> Interval:
+    """The mean of a value per seed [S], with its interval. Raises PackForcingError for fewer than 2 or for NaN."""
+    return mean_intervals(_checked("the values", values)[:, None], rng, level, resamples)[0]
+
+
+def mean_intervals(
+    columns: np.ndarray, rng: np.random.Generator, level: float = 0.95, resamples: int = RESAMPLES
+) -> list[Interval]:
+    """The intervals of each column of values [S, K], each on its own: nothing is corrected for their number."""
+    return _intervals(columns, rng, level, level, resamples)
+
+
+def compare(
+    baseline: Sequence[float] | np.ndarray,
+    others: Mapping[str, Sequence[float] | np.ndarray],
+    rng: np.random.Generator,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+) -> list[Comparison]:
+    """Each row of `others` less the baseline, values of the same seeds in the same order [S], in the rows' order.
+
+    All comparisons that a claim rests on belong into one call: they are what is corrected for. Raises PackForcingError
+    where a row has other seeds than the baseline.
+    """
+    if not others:
+        return []
+    base = _checked("the baseline", baseline)
+    rows = [_checked(name, values) for name, values in others.items()]
+    for name, row in zip(others, rows, strict=True):
+        if len(row) != len(base):
+            raise PackForcingError(
+                f"{name} has {len(row)} seeds, the baseline {len(base)}; expected the same seeds in the same order: "
+                "render the missing ones, or leave them out of all rows."
+            )
+    differences = np.stack(rows, 1) - base[:, None]
+    each = 1 - (1 - level) / len(rows)
+    intervals = _intervals(differences, rng, each, level, resamples)
+    p = _holm(_sign_flips(differences, rng, resamples))
+    return [Comparison(*found) for found in zip(others, intervals, p, strict=True)]
+
+
+def _checked(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
+    found = np.asarray(values, np.float64)
+    if found.ndim != 1 or len(found) < 2 or not np.isfinite(found).all():
+        raise PackForcingError(f"Got {name} as {found.tolist()}; expected a finite number for each of 2 seeds or more.")
+    return found
+
+
+def _intervals(
+    columns: np.ndarray, rng: np.random.Generator, each: float, level: float, resamples: int
+) -> list[Interval]:
+    """Intervals at the level `each` of the means of columns [S, K], labelled with `level`."""
+    seeds = len(columns)
+    tail = _expanded_tail(each, seeds)
+    means = np.concatenate([weights @ columns for weights in _resampled(seeds, resamples, rng)])
+    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
+    return [
+        Interval(float(mean), float(least), float(most), level, seeds)
+        for mean, least, most in zip(columns.mean(0), low, high, strict=True)
+    ]
+
+
+def _expanded_tail(level: float, seeds: int) -> float:
+    """The share of resamples beyond each end: that of a normal distribution beyond sqrt(n / (n - 1)) t."""
+    stats = library("scipy.stats", "scipy", "Statistics over seeds")
+    t = stats.t.ppf((1 + level) / 2, seeds - 1)
+    return float(stats.norm.sf(np.sqrt(seeds / (seeds - 1)) * t))
+
+
+def _resampled(seeds: int, resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Weights of the seeds [up to CHUNK, S]: how often each was drawn, as a share."""
+    for start in range(0, resamples, CHUNK):
+        count = min(CHUNK, resamples - start)
+        yield rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=count) / seeds
+
+
+def _sign_flips(differences: np.ndarray, rng: np.random.Generator, resamples: int) -> list[float]:
+    """The two-sided p value of the mean of each column [S, K], were each seed's sign a matter of chance."""
+    seeds = len(differences)
+    observed = np.abs(differences.sum(0)) * (1 - 1e-9)  # equal sums may differ in their last bit
+    if seeds <= EXACT_SEEDS:
+        return (np.abs(_all_signs(seeds) @ differences) >= observed).mean(0).tolist()
+    beyond = np.zeros(differences.shape[1])
+    for start in range(0, resamples, CHUNK):
+        signs = rng.choice([-1.0, 1.0], (min(CHUNK, resamples - start), seeds))
+        beyond += (np.abs(signs @ differences) >= observed).sum(0)
+    return ((beyond + 1) / (resamples + 1)).tolist()
+
+
+@cache
+def _all_signs(seeds: int) -> np.ndarray:
+    return 1.0 - 2.0 * ((np.arange(2**seeds)[:, None] >> np.arange(seeds)) & 1)
+
+
+def _holm(p: Sequence[float]) -> list[float]:
+    corrected, largest = [0.0] * len(p), 0.0
+    for rank, index in enumerate(np.argsort(p)):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[index]))
+        corrected[index] = largest
+    return corrected

@@ -1,0 +1,93 @@
+"""A study's folder: what it is a study of, and one file for each row and case, there whole or not at all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from ...errors import PackForcingError
+from ...folder.files import FolderError, locked, read_json, write_json
+from ...folder.fingerprint import fingerprint
+from .cases import Case
+from .recall import Question
+from .rows import Row
+
+LARGEST = 4 << 20  # bytes of one result
+
+
+@dataclass(frozen=True)
+class Job:
+    """One film, or one question: a row and a case."""
+
+    row: Row
+    case: Case | Question
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """`settings` decide every film of the folder: weights, seconds, dtype, sampling, version. `compressor` names the
+    trained branch, which only some rows use: those of another one are missing, the others stay.
+    """
+
+    path: Path
+    settings: Mapping[str, object]
+    compressor: str = ""
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Makes the folder or takes it up again. Raises PackForcingError where it holds a study with other settings or
+        another process works on it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with locked(self.path):
+            self._agree()
+            yield
+
+    def _agree(self) -> None:
+        file, wanted = self.path / "study.json", dict(self.settings)
+        if not file.exists():
+            write_json(file, wanted)
+            return
+        found = read_json(file, LARGEST)
+        if found != wanted:
+            names = [name for name in wanted if not isinstance(found, dict) or found.get(name) != wanted[name]]
+            raise PackForcingError(
+                f"{self.path} holds a study with other settings ({', '.join(names) or 'more of them'}), so its "
+                "results cannot stand beside new ones. Choose another --output, or take that folder away."
+            )
+
+    def key(self, job: Job) -> str:
+        """Changes with all that decides the job's result but the settings."""
+        used = self.compressor if job.row.needs_training else ""
+        return fingerprint([job.row.as_dict(), case_facts(job.case), used])[:16]
+
+    def write(self, job: Job, result: Mapping[str, object]) -> None:
+        path = self._path(job)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"key": self.key(job), "row": job.row.name, **case_facts(job.case), **result})
+
+    def read(self, job: Job) -> dict | None:
+        """The result of a job; None where it is missing, damaged, or of a row that was something else then."""
+        try:
+            result = read_json(self._path(job), LARGEST)
+        except FolderError:
+            return None
+        return result if isinstance(result, dict) and result.get("key") == self.key(job) else None
+
+    def missing(self, jobs: Sequence[Job]) -> list[Job]:
+        return [job for job in jobs if self.read(job) is None]
+
+    def _path(self, job: Job) -> Path:
+        return self.path / "results" / _plain(job.row.name) / f"{_plain(job.case.name)}.json"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower())
+
+
+def case_facts(case: Case | Question) -> dict:
+    """What decides a case, by name."""
+    return {field.name: getattr(case, field.name) for field in fields(case)}

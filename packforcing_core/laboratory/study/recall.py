@@ -1,0 +1,108 @@
+"""Questions to the memory alone: a thing that was seen, and is long out of sight, comes back. Is it what it was?
+
+What came before is given, not made: a scene is drawn, encoded and committed block by block, so no film has drifted and
+no other mistake is counted. Its thing comes into sight when the sink is full already, and has left the recent frames
+when the blocks that are made begin, in which it has to be back. The prompt keeps its colour for itself. So what is
+right comes from the memory between sink and recent frames, or by chance: the world has five colours.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...geometry import pixel_frames
+from ...miniature.world import WIDTH
+from ..evaluation.little_world.checker import MUST_SEE, read_video
+from ..evaluation.little_world.draw import draw
+from ..evaluation.little_world.prompt import describe
+from ..evaluation.little_world.scene import MARGIN, Scene, sample_scene
+from .rows import FRAMES_PER_BLOCK, SINK
+
+QUESTION_KEY = 2604
+"""With the seed, decides the scene."""
+
+AWAY: Mapping[str, int] = {"soon": 28, "late": 112}
+"""Frames that the thing is out of sight: 2 and 7 seconds. The newest four blocks that the base has compressed show it
+in the first case, which the model knows from its training, and do not in the second.
+"""
+MADE_BLOCKS = 2
+COMES = pixel_frames(SINK)
+"""The first frame at which a thing may come into sight: behind the sink. Before it there is none."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A scene of the seed's thing, out of sight for AWAY[away] frames."""
+
+    seed: int
+    away: str
+
+    @property
+    def name(self) -> str:
+        return f"recall {self.away} {self.seed}"
+
+    @cached_property
+    def scene(self) -> Scene:
+        return self._asked[0]
+
+    @property
+    def block(self) -> int:
+        """The block with which the thing comes back: all before it is given."""
+        return self._asked[1]
+
+    @property
+    def prompt(self) -> str:
+        return describe(self.scene)
+
+    @cached_property
+    def _asked(self) -> tuple[Scene, int]:
+        rng = np.random.default_rng([QUESTION_KEY, self.seed])
+        scene = sample_scene(rng, "return")
+        while scene.things[0].named:
+            scene = sample_scene(rng, "return")
+        return _timed(scene, AWAY[self.away])
+
+
+def _timed(scene: Scene, away: int) -> tuple[Scene, int]:
+    """The scene with its thing `away` frames out of sight, begun such that it comes back with a block; that block."""
+    [thing] = scene.things
+    path, hidden = thing.x, away * thing.x.speed / 2
+    # What sticks out of the frame is at most MARGIN radii on either side of the centre.
+    beyond = MARGIN * thing.radius + hidden
+    leaves_left = path.low < 0
+    path = replace(path, low=-beyond) if leaves_left else replace(path, high=WIDTH + beyond)
+    period = 2 * (path.high - path.low) / path.speed
+    block = next(b for b in range(1 << 10) if _first(b) - period >= COMES)
+    # At its farthest point, half the time away before the thing is back.
+    farthest = _first(block) - away / 2
+    start = 0.0 if leaves_left else path.high - path.low
+    path = replace(path, start=(start - path.speed * farthest) % (2 * (path.high - path.low)))
+    return replace(scene, things=(replace(thing, x=path),), placed=False), block
+
+
+def _first(block: int) -> int:
+    """The first pixel frame of a block."""
+    return pixel_frames(block * FRAMES_PER_BLOCK)
+
+
+def drawn(question: Question) -> Tensor:
+    """The scene up to the blocks that are made: video [1, 3, T, H, W] in -1..1."""
+    before = draw(replace(question.scene, things=()), COMES)  # Where its thing would already have come and gone.
+    pixels = torch.from_numpy(np.concatenate([before, draw(question.scene, _first(question.block))[COMES:]]))
+    return pixels.permute(3, 0, 1, 2)[None].float().div_(127.5).sub_(1)
+
+
+def recalled(question: Question, frames: np.ndarray) -> dict[str, float]:
+    """What the frames uint8 [T, 64, 128, 3] that were made show: `back` is 1 where anything comes into sight, and
+    `recall` where most of it has the colour of the thing. Neither asks when and where it comes back.
+    """
+    colours = Counter(seen.colour for reading in read_video(frames) for seen in reading.things if seen.area >= MUST_SEE)
+    most = dict(colours.most_common(1))
+    return {"recall": float(question.scene.things[0].colour in most), "back": float(bool(most))}

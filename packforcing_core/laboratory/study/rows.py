@@ -1,0 +1,109 @@
+"""The rows of the study: policies with their knobs, and what the compressor is made of. All of it is data.
+
+Every row that is no policy of its own changes one thing about the base: the memory with the trained compressor, or,
+where there is none, the zero-shot one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from ...cache.config import AUTO, DeepForcing, Full, PackForcing, Policy, SinkWindow, Window
+from ...compressor.compressor import Branches
+from ...errors import PackForcingError
+from ...miniature.load import FAMILY, MEMORY
+
+FRAMES_PER_BLOCK = FAMILY.frames_per_block
+TRAINED_WINDOW = 20
+"""Latent frames that the miniature was trained with: no window of the study shows it more by its own choice."""
+SINK = 8
+POLICIES, SINKS, GAP, SELECTION, SPAN, BRANCHES = "policies", "sink", "sink gap", "selection", "mid_span", "branches"
+GROUPS = (POLICIES, SINKS, GAP, SELECTION, SPAN, BRANCHES)
+QUICK = ("full", "window", "sink+window realigned", "zero-shot", "trained")
+
+
+@dataclass(frozen=True)
+class Row:
+    """`branches` is what the compressor is made of; None where the policy compresses nothing."""
+
+    name: str
+    group: str
+    policy: Policy
+    branches: Branches | None = None
+
+    @property
+    def needs_training(self) -> bool:
+        """Whether the row cannot be had without trained weights of the compressor."""
+        return self.branches in ("both", "high_res")
+
+    def as_dict(self) -> dict:
+        knobs = asdict(self.policy)
+        return {"name": self.name, "policy": self.policy.name, "knobs": knobs, "branches": self.branches}
+
+
+ZERO_SHOT = Row("zero-shot", POLICIES, PackForcing(), "low_res")
+TRAINED = Row("trained", POLICIES, MEMORY, "both")
+OTHERS = (
+    Row("full", POLICIES, Full()),
+    Row("window", POLICIES, Window(TRAINED_WINDOW)),
+    Row("sink+window", POLICIES, SinkWindow(TRAINED_WINDOW, SINK, realign=False)),
+    Row("sink+window realigned", POLICIES, SinkWindow(TRAINED_WINDOW, SINK, realign=True)),
+    Row("deep forcing", POLICIES, DeepForcing(window_frames=TRAINED_WINDOW)),
+)
+KNOBS = (
+    ("sink 0", SINKS, {"sink_frames": 0}),
+    ("sink 4", SINKS, {"sink_frames": 4}),
+    ("gap 12", GAP, {"sink_gap": 12}),
+    ("gap 20", GAP, {"sink_gap": 20}),
+    ("no mid", SELECTION, {"top_k_blocks": 0}),
+    ("FIFO", SELECTION, {"selector": "recency"}),
+    ("random", SELECTION, {"selector": "random"}),
+    ("attention mass", SELECTION, {"selector": "attention_mass"}),
+    ("top 4", SELECTION, {"top_k_blocks": 4}),
+    ("top 16", SELECTION, {"top_k_blocks": 16}),
+    ("span 1", SPAN, {"mid_span": 1.0}),
+    ("span 2", SPAN, {"mid_span": 2.0}),
+    ("span 4", SPAN, {"mid_span": 4.0}),
+    ("span auto", SPAN, {"mid_span": float(AUTO)}),
+)
+PARTS: tuple[tuple[str, Branches], ...] = (("HR alone", "high_res"), ("LR alone", "low_res"))
+
+
+def base_row(trained: bool) -> Row:
+    """What the ablations change one thing about, and all rows are compared with."""
+    return TRAINED if trained else ZERO_SHOT
+
+
+def study_rows(trained: bool) -> tuple[Row, ...]:
+    """All rows; without `trained` compressor weights, those that need none. None repeats another."""
+    policies = (*OTHERS, ZERO_SHOT, *((TRAINED,) if trained else ()))
+    return (*policies, *_ablations(base_row(trained)))
+
+
+def _ablations(base: Row) -> Iterator[Row]:
+    plan = base.policy.partitions(FRAMES_PER_BLOCK)
+    for name, group, knobs in KNOBS:
+        policy = replace(base.policy, **knobs)
+        own = policy.partitions(FRAMES_PER_BLOCK)
+        if own != plan:  # "top 4" may be what the base has.
+            yield Row(name, group, policy, base.branches if own.bank else None)
+    if base.branches == "both":
+        yield from (Row(name, BRANCHES, base.policy, branches) for name, branches in PARTS)
+
+
+def left_out(trained: bool) -> tuple[str, ...]:
+    """The names of the rows that `study_rows` has with trained weights alone."""
+    here = {row.name for row in study_rows(trained)}
+    return tuple(row.name for row in study_rows(True) if row.name not in here)
+
+
+def chosen_rows(rows: Sequence[Row], names: Sequence[str]) -> tuple[Row, ...]:
+    """The rows with those names, in the study's order; PackForcingError for a name that is none."""
+    unknown = sorted(set(names) - {row.name for row in rows})
+    if unknown:
+        raise PackForcingError(
+            f"The study has no row {', '.join(map(repr, unknown))} with these weights; expected names out of: "
+            f"{', '.join(row.name for row in rows)}."
+        )
+    return tuple(row for row in rows if row.name in names)

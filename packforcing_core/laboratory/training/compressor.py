@@ -1,0 +1,235 @@
+"""Training of the compressor: with the causal model by teacher forcing, or alone against the full history.
+
+Where the paper trains both by Self-Forcing (`dmd`), these are the affordable ways: one pass over a clip of data, or,
+with the model frozen, a few passes over its blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ...cache.cache import History
+from ...cache.config import FULL_SPAN, Full, PackForcing, Policy
+from ...compressor.compressor import fuse
+from ...compressor.high_res import HighRes
+from ...compressor.low_res import low_res_latents
+from ...errors import PackForcingError
+from ...geometry import compressed_grid
+from ...model.causal import CausalWan, TextKV
+from ...rope import GridRope
+from ...sampler.schedule import Schedule
+from ...vae.streaming import StreamingDecoder, encode
+from ...vae.wan_vae import WanVAE
+from .data import LatentBatch
+from .flow import Batches, CausalStage, autocast, noised
+from .functional_cache import FunctionalCache, FunctionalView, SideBySide, teacher_forced_views
+from .learner import Optimisation
+from .loop import Update
+from .parts import seen_twins
+from .randomness import SampleNoise
+
+
+@torch.no_grad()
+def small_latents(
+    batch: LatentBatch, blocks: Sequence[int], frames_per_block: int, vae: WanVAE | None
+) -> dict[int, Tensor]:
+    """The low-resolution branch's latents [B, 16, g_t, 2 g_h, 2 g_w] of `blocks`: the batch's own, or made by the
+    frozen `vae`, which decodes the clip up to the last of them. PackForcingError where there is neither.
+    """
+    if batch.low_res is not None:
+        times = compressed_grid(frames_per_block, *batch.latents.shape[3:])[0]
+        return {block: batch.low_res[:, :, block * times : (block + 1) * times] for block in blocks}
+    if vae is None:
+        raise PackForcingError(
+            "The batch has no low-resolution latents and the stage no VAE to make them with. Give the stage the VAE, "
+            "or encode the clips again into a folder that holds them."
+        )
+    decoder, small = StreamingDecoder(vae), {}
+    for block in range(max(blocks, default=-1) + 1):
+        latents = block_of(batch.latents, block, frames_per_block)
+        video = decoder.push(latents)
+        if block in blocks:
+            small[block] = low_res_latents(partial(encode, vae), video, latents.shape, block == 0)
+    return small
+
+
+def block_of(latents: Tensor, block: int, frames_per_block: int) -> Tensor:
+    """Block `block` of latents [B, 16, F, h, w]."""
+    return latents[:, :, block * frames_per_block : (block + 1) * frames_per_block]
+
+
+def twin_tokens(
+    model: CausalWan,
+    high_res: HighRes | None,
+    latents: Tensor,
+    small: dict[int, Tensor],
+    frames_per_block: int,
+) -> dict[int, Tensor]:
+    """Hidden tokens [B, N_c, D] of the blocks of `small`, made of the clip's `latents` and those."""
+    return {
+        block: fuse(model, high_res, block_of(latents, block, frames_per_block), low_res)
+        for block, low_res in small.items()
+    }
+
+
+def twin_memories(frames_per_block: int) -> tuple[Policy, ...]:
+    """What teacher forcing with twins lets blocks see, in turn: the full history, the paper's memory, and two with so
+    few frames at full resolution that a short clip has several twins, which more of its blocks see.
+    """
+    short = PackForcing(sink_frames=frames_per_block, recent_frames=frames_per_block, mid_span=FULL_SPAN)
+    return Full(), PackForcing(mid_span=FULL_SPAN), short, replace(short, sink_frames=0)
+
+
+@dataclass(kw_only=True)
+class TwinsStage(CausalStage):
+    """Teacher forcing in which model and compressor learn together, with the PackForcing memory in view.
+
+    One pass holds the clean clip, the twins of the blocks that reach the mid, and the noisy clip; gradients flow
+    through all of it. Far cheaper than Self-Forcing, and without its training on what the model itself makes. The
+    compressor stays as it is without `optimisation_of_compressor`, and is the low-resolution branch alone without
+    `high_res`.
+    """
+
+    high_res: HighRes | None = None
+    optimisation_of_compressor: Optimisation | None = None
+    vae: WanVAE | None = None
+    memories: Sequence[Policy] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.memories = self.memories or twin_memories(self.frames_per_block)
+        if self.high_res is not None and self.optimisation_of_compressor is None:
+            self.high_res.requires_grad_(False)
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        learns = self.high_res is not None and self.optimisation_of_compressor is not None
+        return {"causal": self.model.net, **({"compressor": self.high_res} if learns else {})}
+
+    @property
+    def optimisation(self) -> dict[str, Optimisation]:
+        both = {"causal": self.optimisation_of_model, "compressor": self.optimisation_of_compressor}
+        return {name: both[name] for name in self.networks}
+
+    def flow(self, history: Tensor, x: Tensor, sigma: Tensor, batch: LatentBatch, policy: Policy) -> Tensor:
+        plan, seen = self.plan(policy, history.shape[2] // self.frames_per_block)
+        small = small_latents(batch, plan.twins, self.frames_per_block, self.vae)
+        twins = twin_tokens(self.model, self.high_res, history, small, self.frames_per_block)
+        before = padded(self.model.embed(history), twins.values(), plan.padding_tokens)
+        clean = sigma.new_zeros(len(sigma), history.shape[2] + plan.twin_frames)
+        timesteps = torch.cat((clean, 1000 * sigma), dim=1)
+        return self.model.flow_behind(before, x, timesteps, self.model.encode_text(batch.context), seen)
+
+
+def padded(clean: Tensor, twins: Iterable[Tensor], padding: int) -> Tensor:
+    """[clean | twins | `padding` tokens of zeros], each [B, L, D]."""
+    return torch.cat((clean, *twins, clean.new_zeros(clean.shape[0], padding, clean.shape[2])), dim=1)
+
+
+@dataclass
+class CompressorStage:
+    """The compressor alone: the model is frozen, and every block that sees twins shall have the flow that it has with
+    the full history.
+
+    The clean clip is committed twice, once under each memory, without a gradient; then the blocks that see twins run at
+    the noise levels of a few-step sampler. What a gradient needs is those blocks and the twins' own passes, so that one
+    consumer GPU can afford Wan 1.3B. `layer_weight` adds the attention outputs of every layer to what shall be equal.
+    """
+
+    model: CausalWan
+    high_res: HighRes
+    batches: Batches
+    rope: GridRope
+    optimisation_of_compressor: Optimisation
+    frames_per_block: int = 4
+    seed: int = 0
+    vae: WanVAE | None = None
+    sigmas: Sequence[float] = Schedule.warped((1000.0, 750.0, 500.0, 250.0), shift=5.0).sigmas
+    memories: Sequence[Policy] = (PackForcing(mid_span=FULL_SPAN),)
+    target: Policy = field(default_factory=Full)
+    layer_weight: float = 0.0
+    precision: torch.dtype = torch.bfloat16
+
+    def __post_init__(self) -> None:
+        self.model.net.requires_grad_(False)
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        return {"compressor": self.high_res}
+
+    @property
+    def optimisation(self) -> dict[str, Optimisation]:
+        return {"compressor": self.optimisation_of_compressor}
+
+    def step(self, number: int) -> Update:
+        batch = self.batches(number)
+        random, device = SampleNoise(self.seed, number, batch.indices), self.model.device
+        x0 = batch.latents.to(device)
+        memory = self.memories[number % len(self.memories)]
+        with autocast(device, self.precision):
+            with torch.no_grad():
+                text = self.model.encode_text(batch.context)
+                targets = teacher_forced_views(self.model, text, self._cache(self.target), x0)
+            students = self.views(memory, text, batch)
+            blocks = [block for block, view in enumerate(students) if view.window.mid_positions]
+            if not blocks:
+                raise PackForcingError(
+                    f"No block of a clip of {x0.shape[2]} latent frames sees a compressed block under policy "
+                    f"'{memory.name}'. Train on longer clips, or lower sink_frames or recent_frames."
+                )
+            x0 = torch.cat([block_of(x0, block, self.frames_per_block) for block in blocks], dim=2)
+            sigma = torch.tensor(self.sigmas)[random.integers(len(self.sigmas), (len(blocks),))]
+            sigma = sigma.repeat_interleave(self.frames_per_block, dim=1).to(device)
+            x = noised(x0, sigma, random.normal(x0.shape[1:]).to(device))
+            with torch.no_grad():
+                wanted, wanted_layers = self._flow(x, sigma, text, [targets[block] for block in blocks])
+            flow, layers = self._flow(x, sigma, text, [students[block] for block in blocks])
+        error = (flow - wanted).square().mean()
+        figures = {"relative_error": (error / wanted.square().mean()).item()}
+        if not self.layer_weight:
+            return Update("compressor", error, figures)
+        return Update("compressor", error + self.layer_weight * relative_error(layers, wanted_layers), figures)
+
+    def views(self, policy: Policy, text: list[TextKV], batch: LatentBatch) -> list[FunctionalView]:
+        """What every block of the clean clip sees under `policy`; the gradient goes through its twins."""
+        cache, x0 = self._cache(policy), batch.latents.to(self.model.device)
+        twins = seen_twins(cache.partitions, x0.shape[2] // self.frames_per_block)
+        small = small_latents(batch, twins, self.frames_per_block, self.vae)
+        tokens = twin_tokens(self.model, self.high_res, x0, small, self.frames_per_block)
+        return teacher_forced_views(self.model, text, cache, x0, tokens.__getitem__)
+
+    def _cache(self, policy: Policy) -> FunctionalCache:
+        partitions = policy.partitions(self.frames_per_block)
+        return FunctionalCache(partitions, self.model.config.num_layers, self.rope, self.model.attention)
+
+    def _flow(
+        self, x: Tensor, sigma: Tensor, text: list[TextKV], views: Sequence[FunctionalView]
+    ) -> tuple[Tensor, list[Tensor]]:
+        history = Recorded(SideBySide(views))
+        return self.model.flow(x, 1000 * sigma, text, history), history.outputs
+
+
+class Recorded:
+    """A history that keeps what it gave: the attention output of every layer."""
+
+    def __init__(self, history: History):
+        self._history = history
+        self.outputs: list[Tensor] = []
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.outputs.append(self._history.attend(layer, q, k, v))
+        return self.outputs[-1]
+
+
+def relative_error(given: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """Mean over the layers of the squared error relative to the wanted output's mean square."""
+    errors = [
+        (own.float() - other.float()).square().mean() / other.float().square().mean()
+        for own, other in zip(given, wanted, strict=True)
+    ]
+    return torch.stack(errors).mean()

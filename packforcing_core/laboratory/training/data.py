@@ -1,0 +1,231 @@
+"""Training data of the flow stages: latents of clips, encoded once and kept in a folder, with their prompts.
+
+A shard is a safetensors file: `latents` [n, 16, F, h, w] in model space and `low_res` [n, 16, blocks x g_t, 2 g_h,
+2 g_w], the small latents of the compressor's low-resolution branch, float16; `context` [n, text_len, text_dim] bfloat16
+where the text encoder is too large to run beside the training; the metadata hold the `prompts` as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...compressor.low_res import Encode, low_res_latents
+from ...errors import PackForcingError
+from ...geometry import pixel_frames
+from ...source import at_rate, fitted
+from ...vae.config import normalise
+from ...vae.streaming import encode
+from ...vae.wan_vae import WanVAE
+from ...video.reader import probe, read_frames
+from .clips import Worlds, draw_clips
+from .precision import autocast
+from .randomness import step_generator
+from .ranks import rank, share, turns
+from .vae import encode_clip
+
+SHARD_CLIPS = 64
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """`latents` [B, 16, F, h, w] float32 in model space and text embeddings `context` [B, text_len, text_dim].
+
+    `indices` are the samples' numbers in the batch of all ranks. `low_res` [B, 16, blocks x g_t, 2 g_h, 2 g_w] are the
+    small latents of the compressor's low-resolution branch, block by block, where the data has them.
+    """
+
+    latents: Tensor
+    context: Tensor
+    indices: Sequence[int]
+    low_res: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """Clips of `latent_frames` in blocks of `frames_per_block`, pictures of `width` x `height` pixels."""
+
+    latent_frames: int
+    frames_per_block: int
+    width: int
+    height: int
+
+    @property
+    def pixel_frames(self) -> int:
+        return pixel_frames(self.latent_frames)
+
+    def block_pieces(self, video: Tensor) -> Iterator[tuple[Tensor, torch.Size, bool]]:
+        """The pixel frames of each block of a clip [B, 3, T, H, W], the shape of its latents, and whether it is the
+        first.
+        """
+        shape = torch.Size((video.shape[0], 16, self.frames_per_block, self.height // 8, self.width // 8))
+        ends = range(self.frames_per_block, self.latent_frames + 1, self.frames_per_block)
+        start = 0
+        for end in map(pixel_frames, ends):
+            yield video[:, :, start:end], shape, start == 0
+            start = end
+
+
+def encoded_with_twins(video: Tensor, shape: ClipShape, encoder: Encode) -> tuple[Tensor, Tensor]:
+    """A clip's latents, and the low-resolution latents of its blocks; float16.
+
+    These are of the clip's own frames: decoding what was just encoded would give nearly the same ones again.
+    """
+    low_res = [low_res_latents(encoder, *piece) for piece in shape.block_pieces(video)]
+    return encoder(video).half(), torch.cat(low_res, dim=2).half()
+
+
+@torch.no_grad()
+def encode_little_world(
+    vae: WanVAE,
+    folder: Path,
+    clips: int,
+    shape: ClipShape,
+    seed: int,
+    shard_clips: int = SHARD_CLIPS,
+    worlds: Worlds | None = None,
+) -> Iterator[Path]:
+    """Writes shards of clips of the little world, yielding each; those that exist are kept. Ranks share the shards.
+
+    Clip i of a shard is of the mix `worlds` and depends on (seed, shard, i) alone.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def encoder(video: Tensor) -> Tensor:
+        with autocast(device, torch.bfloat16):
+            return normalise(encode_clip(vae, video.to(device))[0]).cpu()
+
+    device = next(vae.parameters()).device
+    for shard in turns(-(-clips // shard_clips)):
+        path = folder / f"{shard:05d}.safetensors"
+        if not path.exists():
+            count = min(shard_clips, clips - shard * shard_clips)
+            drawn = [draw_clips(seed, shard, [i], shape.pixel_frames, worlds) for i in range(count)]
+            pairs = [encoded_with_twins(clip.video, shape, encoder) for clip in drawn]
+            _write(path, pairs, [clip.prompts[0] for clip in drawn])
+        yield path
+
+
+@torch.no_grad()
+def encode_videos(
+    vae: WanVAE,
+    videos: Path,
+    folder: Path,
+    shape: ClipShape,
+    encode_text: Callable[[Sequence[str]], Sequence[Tensor]],
+    fps: float = 16.0,
+) -> Iterator[Path]:
+    """Writes a shard for every film of `videos`, NAME.mp4 with its prompt in NAME.txt, yielding each.
+
+    Of a film the first `shape.pixel_frames` at `fps` are taken, scaled to cover the size, the middle of it.
+    `encode_text` gives [1, text_len, text_dim] for each prompt. Shards that exist are kept; ranks share the films.
+    PackForcingError where there are no films, or one has no prompt or is too short.
+    """
+    films = sorted(path for path in videos.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
+    if not films:
+        raise PackForcingError(f"{videos} has no films ({', '.join(VIDEO_SUFFIXES)}).")
+    own = [films[i] for i in turns(len(films)) if not (folder / f"{films[i].stem}.safetensors").exists()]
+    prompts = [_prompt(film) for film in own]
+    folder.mkdir(parents=True, exist_ok=True)
+    contexts = encode_text(prompts) if own else ()
+    for film, prompt, context in zip(own, prompts, contexts, strict=True):
+        video = fitted(_first_frames(film, shape.pixel_frames, fps), shape.width, shape.height)
+        path = folder / f"{film.stem}.safetensors"
+        _write(path, [encoded_with_twins(video, shape, lambda video: encode(vae, video).cpu())], [prompt], context)
+        yield path
+
+
+def encode_unprompted(
+    path: Path, encode_text: Callable[[Sequence[str]], Sequence[Tensor]], prompt: str = ""
+) -> Iterator[Path]:
+    """Writes what guidance leads away from, the `context` [1, text_len, text_dim] of no prompt or of a negative one, to
+    `path`, which it yields; a file that exists is kept.
+    """
+    if rank() == 0 and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {"context": encode_text([prompt])[0].cpu().bfloat16().contiguous()},
+            f"{path}.part",
+            {"prompt": prompt},
+        )
+        os.replace(f"{path}.part", path)
+        yield path
+
+
+def _prompt(film: Path) -> str:
+    text = film.with_suffix(".txt")
+    if not text.is_file() or not (prompt := text.read_text(encoding="utf-8").strip()):
+        raise PackForcingError(f"{film.name} has no prompt; expected it in {text.name} beside the film.")
+    return prompt
+
+
+def _first_frames(film: Path, count: int, fps: float) -> np.ndarray:
+    frames = list(islice(at_rate(read_frames(film), float(probe(film).fps), fps), count))
+    if len(frames) < count:
+        raise PackForcingError(
+            f"{film.name} has {len(frames)} frames at {fps:g} frames per second; expected at least {count}. "
+            "Leave it out, or train on fewer latent frames."
+        )
+    return np.stack(frames)
+
+
+def _write(
+    path: Path, pairs: Iterable[tuple[Tensor, Tensor]], prompts: Sequence[str], context: Tensor | None = None
+) -> None:
+    latents, low_res = (torch.cat(tensors).contiguous() for tensors in zip(*pairs, strict=True))
+    tensors = {"latents": latents, "low_res": low_res}
+    if context is not None:
+        tensors["context"] = context.cpu().bfloat16().contiguous()
+    save_file(tensors, f"{path}.part", {"prompts": json.dumps(list(prompts))})
+    os.replace(f"{path}.part", path)
+
+
+class LatentFolder:
+    """The shards of a folder, read clip by clip. Batches are drawn from (seed, step); every rank takes its share.
+
+    `encode` makes the context of prompts, where the shards have none.
+    """
+
+    def __init__(self, folder: Path, encode: Callable[[Sequence[str]], Tensor] | None, batch: int, seed: int):
+        self.encode, self.batch, self.seed = encode, batch, seed
+        self._rows: list[tuple[Path, int, str]] = []
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, "pt") as file:
+                prompts = json.loads(file.metadata()["prompts"])
+            self._rows += [(path, row, prompt) for row, prompt in enumerate(prompts)]
+        if not self._rows:
+            raise PackForcingError(f"{folder} has no latents (*.safetensors); run `packforcing train latents` first.")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __call__(self, step: int) -> LatentBatch:
+        indices = share(self.batch)
+        chosen = torch.randint(len(self), (self.batch,), generator=step_generator(self.seed, "batch", step))
+        rows = [self._rows[int(chosen[i])] for i in indices]
+        clips = [self._read(path, row) for path, row, _ in rows]
+        latents, low_res = (_stacked(clips, name) for name in ("latents", "low_res"))
+        context = _stacked(clips, "context")
+        if context is None:
+            context = self.encode([prompt for *_, prompt in rows])
+        return LatentBatch(latents, context, indices, low_res)
+
+    @staticmethod
+    def _read(path: Path, row: int) -> dict[str, Tensor]:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_slice(name)[row].float() for name in file.keys()}  # noqa: SIM118
+
+
+def _stacked(clips: Sequence[dict[str, Tensor]], name: str) -> Tensor | None:
+    return torch.stack([clip[name] for clip in clips]) if all(name in clip for clip in clips) else None

@@ -1,0 +1,321 @@
+"""The cache of training: what `KVCache` executes in place, from the same plan, in tensors that are never written to.
+
+    cache = FunctionalCache(partitions, layers, rope, attention)
+    view = cache.begin_block()
+    flow = model.flow(x, ..., view)       # with or without a graph, as often as wanted, also after later commits
+    with cache.commit(view) as writer:    # the block's keys and values are kept detached
+        model.commit(x0, ..., writer)
+    if cache.due_twin is not None:        # the twin's keys and values keep the graph of this pass
+        with cache.commit_twin() as writer:
+            model.commit_tokens(tokens, ..., writer)
+
+The calls are those of `KVCache`, so the sampler's `commit_block` and `commit_due_twin` serve both. A view holds what
+was there when it began: a clip may commit all its clean blocks first and denoise them afterwards, each through its own
+view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...attention import Attention, sdpa
+from ...cache.cache import Selection
+from ...cache.mid import Choice, TwinRope
+from ...cache.partitions import BlockWindow, Partitions, Placement
+from ...cache.select import SELECTORS, Question, choose
+from ...errors import PackForcingError
+from ...model.causal import CausalWan, TextKV
+from ...rope import GridRope, Rotation, rotate
+from ...sampler.rollout import commit_block
+from .parts import Repeatable
+
+
+class Rows(NamedTuple):
+    """One layer's keys, rotated by height and width alone, and values of a block or a twin: [B, L, heads, head_dim].
+
+    `query_sums` [B, F, heads, head_dim] float32 are a block's queries, rotated likewise and summed over each frame.
+    """
+
+    k: Tensor
+    v: Tensor
+    query_sums: Tensor | None = None
+
+
+class Run(NamedTuple):
+    """Frames of one block that are read side by side: its rows `first` to `stop`, turned by `times`."""
+
+    block: int
+    first: int
+    stop: int
+    times: Rotation
+
+
+class FunctionalCache:
+    """Executes one `Partitions` plan for a clip, with a batch of any size; a selection is made for the whole batch.
+
+    PackForcingError for a plan that prunes tokens: nothing of it can be learnt through.
+    """
+
+    def __init__(self, partitions: Partitions, layers: int, rope: GridRope, attention: Attention = sdpa):
+        if partitions.pruning:
+            raise PackForcingError(
+                "Policy 'deep_forcing' drops tokens for good and is not trained. Choose another policy for training."
+            )
+        self.partitions, self.layers, self.rope, self.attention = partitions, layers, rope, attention
+        self.bank = partitions.bank
+        self.twin_rope = TwinRope(rope, self.bank, partitions.frames_per_block) if self.bank else None
+        self.tokens_per_frame = rope.grid[0] * rope.grid[1]
+        self.spatial = rope.spatial(partitions.frames_per_block)
+        self.committed_frames = 0
+        self.due_twin: int | None = None
+        # Replaced, never changed: views hold on to those they began with.
+        self.past: Mapping[int, tuple[Rows, ...]] = {}
+        self.twins: Mapping[int, tuple[Rows, ...]] = {}
+        self._selected_by: dict[int, Selection] = {}
+        self._shares: dict[int, tuple[int, int]] = {}  # By twin: how often layers chose it, how often they could.
+
+    @property
+    def next_block(self) -> int:
+        """The block of the clip that comes next."""
+        return self.committed_frames // self.partitions.frames_per_block
+
+    def begin_block(self, selection: Selection | None = None) -> FunctionalView:
+        """The view of the next block; with `selection`, what an earlier run selected."""
+        if self.due_twin is not None:
+            raise PackForcingError(f"Block {self.due_twin} is due for its compressed twin; commit that first.")
+        window = self.partitions.window(self.committed_frames, len(self.twins))
+        return FunctionalView(self, window, selection)
+
+    @contextmanager
+    def commit(self, view: FunctionalView) -> Iterator[FunctionalWriter]:
+        """A writer for the pass over the clean block of `view`; what it keeps has no graph."""
+        writer = FunctionalWriter(view)
+        yield writer
+        partitions = self.partitions
+        frames = partitions.frames_per_block
+        self.committed_frames += frames
+        newest = self.committed_frames - partitions.recent_frames
+        kept = {
+            block: rows
+            for block, rows in {**self.past, view.block: writer.rows()}.items()
+            if block * frames < partitions.sink_frames or (block + 1) * frames > newest
+        }
+        self.past = kept
+        if self.bank:
+            selection = view.selection()
+            self._count(selection)
+            self._selected_by[view.block] = selection
+            leaving = newest - frames
+            self.due_twin = leaving // frames if leaving >= partitions.sink_frames else None
+
+    @contextmanager
+    def commit_twin(self) -> Iterator[FunctionalTwinWriter]:
+        """A writer for the pass over the compressed tokens of block `due_twin`; what it keeps has its graph."""
+        if self.bank is None or self.due_twin is None:
+            raise PackForcingError("No block is due for a compressed twin; commit blocks until `due_twin` names one.")
+        selection = self._selected_by.pop(self.due_twin)
+        choices = [tuple(block for block in choice if block in self.twins) for choice in selection]
+        writer = FunctionalTwinWriter(self, choices)
+        yield writer
+        twins = dict(self.twins)
+        if len(twins) == self.bank.bank_blocks:
+            del twins[min(twins, key=self._worth)]
+        self.twins = {**twins, self.due_twin: writer.rows()}
+        self._shares = {block: self._shares.get(block, (0, 0)) for block in self.twins}
+        self.due_twin = None
+
+    def _count(self, selection: Selection) -> None:
+        for choice in selection:
+            for block, (chosen, chances) in self._shares.items():
+                self._shares[block] = chosen + (block in choice), chances + 1
+
+    def _worth(self, block: int) -> tuple[float, int]:
+        if self.bank.eviction == "fifo":
+            return 0.0, block
+        chosen, chances = self._shares[block]
+        return (chosen / chances if chances else 1.0), block
+
+    def runs(self, placements: Sequence[Placement]) -> list[Run]:
+        """The placements as few runs, in order of time."""
+        frames = self.partitions.frames_per_block
+        ordered = sorted(placements)
+        runs = []
+        for (block, _), group in groupby(ordered, key=lambda p: (p.frame // frames, p.position - p.frame)):
+            run = list(group)
+            first = (run[0].frame - block * frames) * self.tokens_per_frame
+            times = self.rope.frame_times([p.position for p in run])
+            runs.append(Run(block, first, first + len(run) * self.tokens_per_frame, times))
+        return runs
+
+
+class FunctionalView(Repeatable):
+    """What one block sees: any number of passes may read it, then and later.
+
+    What a layer selects when its first queries come holds for all passes.
+    """
+
+    def __init__(self, cache: FunctionalCache, window: BlockWindow, selection: Selection | None):
+        self.cache, self.window, self.block = cache, window, cache.next_block
+        self.past, self.twins = cache.past, cache.twins
+        self.rotation = cache.rope.frames(window.current_positions)
+        self._runs = cache.runs(window.past)
+        self._choices: dict[int, Choice] = dict(enumerate(selection)) if selection is not None else {}
+
+    def selection(self) -> Selection:
+        """What each layer chose, once it has."""
+        return tuple(self._choices.get(layer, ()) for layer in range(self.cache.layers))
+
+    def choose(self, layer: int, q: Tensor) -> Choice:
+        """`layer`'s choice, made from its queries the first time."""
+        if not self.window.mid_positions:
+            return ()
+        if layer not in self._choices:
+            self._choices[layer] = self._choose(layer, q)
+        return self._choices[layer]
+
+    @torch.no_grad()
+    def _choose(self, layer: int, q: Tensor) -> Choice:
+        plan, blocks = self.cache.bank, list(self.twins)
+        queries = rotate(q, self.cache.spatial)
+        recent = self._recent_query_sums(layer)
+        tokens = q.shape[1] + recent.shape[1] * self.cache.tokens_per_frame
+        mean_query = (queries.float().sum(dim=1) + recent.sum(dim=1)) / tokens
+        keys = [self.twins[block][layer].k for block in blocks]
+        means = torch.stack([k.float().mean(dim=1) for k in keys])
+        question = Question(mean_query, queries, blocks, means, keys.__getitem__, plan.selector_seed, self.block, layer)
+        return choose(SELECTORS[plan.selector](question), blocks, len(self.window.mid_positions))
+
+    def _recent_query_sums(self, layer: int) -> Tensor:
+        """[B, recent frames, heads, head_dim] of whole blocks, as plans with a bank have them."""
+        partitions = self.cache.partitions
+        blocks = range(self.block - partitions.query_frames // partitions.frames_per_block, self.block)
+        return torch.cat([self.past[block][layer].query_sums for block in blocks], dim=1)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = read(self.past, self._runs, layer)
+        for block, position in zip(self.choose(layer, q), self.window.mid_positions, strict=True):
+            rows = self.twins[block][layer]
+            keys.append(self.cache.twin_rope.at(position, rows.k))
+            values.append(rows.v)
+        keys.append(rotate(k, self.rotation))
+        values.append(v)
+        return self.cache.attention(rotate(q, self.rotation), torch.cat(keys, dim=1), torch.cat(values, dim=1))
+
+
+def read(past: Mapping[int, tuple[Rows, ...]], runs: Sequence[Run], layer: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Keys, turned in time, and values of `runs` in one layer."""
+    keys = [rotate(past[run.block][layer].k[:, run.first : run.stop], run.times) for run in runs]
+    return keys, [past[run.block][layer].v[:, run.first : run.stop] for run in runs]
+
+
+class Keeper:
+    """What a commit's pass leaves behind, layer by layer."""
+
+    def __init__(self, layers: int):
+        self._kept: list[Rows | None] = [None] * layers
+
+    def rows(self) -> tuple[Rows, ...]:
+        missing = [layer for layer, rows in enumerate(self._kept) if rows is None]
+        if missing:
+            raise PackForcingError(
+                f"The commit ended without layers {missing}; run the whole model through the writer."
+            )
+        return tuple(self._kept)
+
+
+class FunctionalWriter(Keeper):
+    """A view whose pass also keeps its block, detached."""
+
+    def __init__(self, view: FunctionalView):
+        super().__init__(view.cache.layers)
+        self._view = view
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = self._view.attend(layer, q, k, v)
+        self.keep(layer, q, k, v)
+        return out
+
+    @torch.no_grad()
+    def keep(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+        self._view.choose(layer, q)
+        cache = self._view.cache
+        sums = rotate(q, cache.spatial).float().unflatten(1, (-1, cache.tokens_per_frame)).sum(dim=2)
+        self._kept[layer] = Rows(rotate(k, cache.spatial), v.detach(), sums)
+
+
+class FunctionalTwinWriter(Keeper):
+    """The pass over a twin: it sees the sink, the mid blocks that its block had selected and that are still there, and
+    itself, at the place behind them.
+    """
+
+    def __init__(self, cache: FunctionalCache, choices: Sequence[Choice]):
+        super().__init__(cache.layers)
+        self._cache, self._choices = cache, choices
+        self._past, self._twins = cache.past, cache.twins
+        self._sink = cache.runs([Placement(frame, 0, frame) for frame in range(cache.partitions.sink_frames)])
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        rope, choice = self._cache.twin_rope, self._choices[layer]
+        first, span = self._cache.partitions.sink_frames, self._cache.bank.span
+        keys, values = read(self._past, self._sink, layer)
+        for index, block in enumerate(choice):
+            rows = self._twins[block][layer]
+            keys.append(rope.at(first + index * span, rows.k))
+            values.append(rows.v)
+        own = first + len(choice) * span
+        self.keep(layer, q, k, v)
+        query = rope.at(own, rope.spatial(q))
+        keys.append(rope.at(own, self._kept[layer].k))
+        values.append(v)
+        return self._cache.attention(query, torch.cat(keys, dim=1), torch.cat(values, dim=1))
+
+    def keep(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+        self._kept[layer] = Rows(self._cache.twin_rope.spatial(k), v)
+
+
+class SideBySide(Repeatable):
+    """Several views as the history of one pass over their blocks, one behind the other: blocks do not see each other
+    except through their views.
+    """
+
+    def __init__(self, views: Sequence[FunctionalView]):
+        self._views = views
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        parts = (x.chunk(len(self._views), dim=1) for x in (q, k, v))
+        return torch.cat([view.attend(layer, *part) for view, *part in zip(self._views, *parts, strict=True)], dim=1)
+
+
+def teacher_forced_views(
+    model: CausalWan,
+    text: list[TextKV],
+    cache: FunctionalCache,
+    clean: Tensor,
+    tokens: Callable[[int], Tensor] | None = None,
+) -> list[FunctionalView]:
+    """The view of every block of a clean clip [B, 16, F, h, w], all of it committed to a fresh `cache`: blocks without
+    a graph, the twin of block i, whose hidden tokens are `tokens(i)` [B, N_c, D], with one where gradients are enabled.
+
+    Layers choose by the queries of the clean blocks.
+    """
+    *before, _ = clean.split(cache.partitions.frames_per_block, dim=2)
+    views = []
+    for block in before:
+        views.append(cache.begin_block())
+        with torch.no_grad():
+            commit_block(model, text, cache, views[-1], block, 0.0)
+        if cache.due_twin is not None:
+            commit_twin(model, text, cache, tokens(cache.due_twin))
+    return [*views, cache.begin_block()]
+
+
+def commit_twin(model: CausalWan, text: list[TextKV], cache: FunctionalCache, tokens: Tensor) -> None:
+    """Brings the twin that is due, of hidden `tokens` [B, N_c, D], into the bank."""
+    with cache.commit_twin() as writer:
+        model.commit_tokens(tokens, torch.zeros(tokens.shape[0], 1), text, writer)

@@ -1,0 +1,166 @@
+"""One network that learns: its optimisers, the average of its weights, and the tensors that all of it is saved as."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from ...errors import PackForcingError
+from . import ranks
+from .sharding import reshard, whole
+
+LAYERS = "blocks."  # what the names of parameters inside a transformer's layers hold
+Matrices = Literal["adamw", "muon"]
+COMPRESSOR_EPS = 1e-12
+"""AdamW's own 1e-8 would hold back most of a compressor's weights: of the miniature's, with the memory that it ships
+with, 75 % have smaller gradients than that, since one block in five sees a twin.
+"""
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How one network is updated: AdamW after a linear warm-up, falling along a cosine to `final_rate` of the rate.
+
+    With `matrices` "muon" the matrices of the transformer's layers follow Muon instead (https://kellerjordan.github.io/
+    posts/muon/), scaled so that its updates are as large as AdamW's (arXiv 2502.16982) and one learning rate serves
+    both. AdamW's `eps` has to lie below the gradients of single weights. `average` is the decay of the exponential
+    moving average of the weights, None for none, and `average_from` the step it begins at.
+    """
+
+    learning_rate: float
+    warmup: int = 100
+    final_rate: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    eps: float = 1e-8
+    clip: float = 1.0
+    matrices: Matrices = "adamw"
+    average: float | None = None
+    average_from: int = 0
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of step `step` (from 0) of `steps`."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, steps - self.warmup)
+        return self.learning_rate * (self.final_rate + (1 - self.final_rate) * (1 + math.cos(math.pi * done)) / 2)
+
+
+def build_optimisers(network: nn.Module, optimisation: Optimisation) -> list[torch.optim.Optimizer]:
+    """AdamW for the trainable parameters of `network`, or Muon for the matrices of its layers and AdamW for the rest.
+
+    PackForcingError where this PyTorch has no Muon, or the network no such matrices.
+    """
+    matrices, rest = [], []
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            muon = optimisation.matrices == "muon" and parameter.ndim == 2 and LAYERS in name
+            (matrices if muon else rest).append(parameter)
+    adamw = torch.optim.AdamW(
+        rest,
+        lr=optimisation.learning_rate,
+        betas=optimisation.betas,
+        eps=optimisation.eps,
+        weight_decay=optimisation.weight_decay,
+    )
+    if optimisation.matrices == "adamw":
+        return [adamw]
+    if not hasattr(torch.optim, "Muon"):
+        raise PackForcingError(
+            f"matrices is 'muon', but PyTorch {torch.__version__} has no torch.optim.Muon, which came with 2.9. "
+            "Install a newer PyTorch, or choose 'adamw'."
+        )
+    if not matrices:
+        raise PackForcingError(
+            f"matrices is 'muon', but a {type(network).__name__} has no matrices in layers called '{LAYERS}N'. "
+            "Choose 'adamw'."
+        )
+    muon = torch.optim.Muon(
+        matrices,
+        lr=optimisation.learning_rate,
+        weight_decay=optimisation.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [adamw, muon]
+
+
+class Learner:
+    """One network with its optimisers and the average of its weights. Gradients it had before are forgotten."""
+
+    def __init__(self, network: nn.Module, optimisation: Optimisation):
+        self.network, self.optimisation = network, optimisation
+        trainable = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+        self.names, self.parameters = [name for name, _ in trainable], [p for _, p in trainable]
+        self.optimisers = build_optimisers(network, optimisation)
+        self.average = None if optimisation.average is None else [p.detach().clone() for p in self.parameters]
+        self._make_moments()
+
+    def clear(self) -> None:
+        """Forgets the gradients of the step before."""
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+
+    def gather_gradients(self) -> float:
+        """After the backward pass: makes the gradients those of the batch of all ranks; returns their norm, which is
+        then clipped.
+        """
+        reshard(self.network)
+        ranks.average(p.grad for p in self.parameters if not isinstance(p, DTensor))
+        return float(whole(nn.utils.clip_grad_norm_(self.parameters, self.optimisation.clip)))
+
+    def update(self, step: int, steps: int) -> None:
+        """One optimiser step along the gradients that are there."""
+        self._move(self.optimisation.rate(step, steps))
+        if self.average is not None:
+            decay = self.optimisation.average if step >= self.optimisation.average_from else 0.0
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+
+    def _move(self, rate: float) -> None:
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.step()
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The network's state dict, unsharded, with the averaged weights where there are some. All ranks call it."""
+        state = self.network.state_dict()
+        if self.average is not None:
+            state |= dict(zip(self.names, self.average, strict=True))
+        return {name: whole(tensor).detach() for name, tensor in state.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that the next step depends on, by name; tensors of this rank, to be saved or to be loaded into."""
+        found = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        if self.average is not None:
+            found |= {f"average.{name}": tensor for name, tensor in zip(self.names, self.average, strict=True)}
+        return found | dict(self._moments())
+
+    def _moments(self) -> Iterator[tuple[str, Tensor]]:
+        names = {id(p): name for name, p in zip(self.names, self.parameters, strict=True)}
+        for optimiser in self.optimisers:
+            kind = type(optimiser).__name__.lower()
+            for parameter, state in optimiser.state.items():
+                for key, value in state.items():
+                    yield f"{kind}.{names[id(parameter)]}.{key}", value
+
+    def _make_moments(self) -> None:
+        """The optimisers' tensors, all zero. They would come with a parameter's first gradient, which for some is late;
+        so every state has the same ones.
+        """
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        self._move(0.0)
+        self.clear()
+        for _, moment in self._moments():
+            moment.zero_()
+
+
+def stage_tensors(learners: Mapping[str, Learner]) -> dict[str, Tensor]:
+    """The tensors of all learners of a stage, each behind its learner's name."""
+    return {f"{own}.{name}": t for own, learner in learners.items() for name, t in learner.tensors().items()}

@@ -1,0 +1,193 @@
+"""Attention among the parts of one pass, each of which sees chosen others: what training has in place of a cache.
+
+A pass of teacher forcing holds a clip twice, clean and noisy. Every noisy block sees the clean blocks that the cache's
+plan would show it, at the positions at which the cache would show them; so does every clean block, whose keys and
+values are those that a commit would write. Gradients flow through all of it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from ...attention import Attention, sdpa
+from ...cache.mid import TwinRope
+from ...cache.partitions import Partitions
+from ...errors import PackForcingError
+from ...rope import GridRope, Rotation, rotate
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Tokens of the pass, read by keys that are turned by `rotation`."""
+
+    tokens: slice
+    rotation: Rotation
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tokens that attend together: to `sees`, and to themselves."""
+
+    own: Reading
+    sees: tuple[Reading, ...] = ()
+
+
+class Repeatable:
+    """A base of histories that keep nothing: calling `attend` again gives the same, so a layer may be recomputed."""
+
+
+class PartsHistory(Repeatable):
+    """A `History` for a pass whose tokens are those of `parts`, in order and without a hole."""
+
+    def __init__(self, parts: Sequence[Part], attention: Attention = sdpa):
+        self.attention = attention
+        self._own = [part.own.rotation for part in parts]
+        self._lengths = [part.own.tokens.stop - part.own.tokens.start for part in parts]
+        self._starts = [part.own.tokens.start for part in parts]
+        # What is read alike by several parts is turned once: (part, rows of it, rotation), and who reads which.
+        distinct: dict[tuple[int, int], int] = {}
+        self._readings: list[tuple[int, slice, Rotation]] = []
+        self._seen: list[list[int]] = []
+        for part in parts:
+            seen = []
+            for reading in (*part.sees, part.own):
+                name = reading.tokens.start, id(reading.rotation)
+                if name not in distinct:
+                    distinct[name] = len(self._readings)
+                    self._readings.append(self._place(reading))
+                seen.append(distinct[name])
+            self._seen.append(seen)
+
+    def _place(self, reading: Reading) -> tuple[int, slice, Rotation]:
+        part = bisect_right(self._starts, reading.tokens.start) - 1
+        first = reading.tokens.start - self._starts[part]
+        return part, slice(first, first + reading.tokens.stop - reading.tokens.start), reading.rotation
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        # Split once: the gradient of a split is one concatenation, that of many slices a sum of as many whole tensors.
+        q_parts, k_parts, v_parts = (x.split(self._lengths, dim=1) for x in (q, k, v))
+        keys = [rotate(k_parts[part][:, rows], rotation) for part, rows, rotation in self._readings]
+        values = [v_parts[part][:, rows] for part, rows, _ in self._readings]
+        outputs = [
+            self.attention(
+                rotate(own, rotation),
+                torch.cat([keys[i] for i in seen], dim=1),
+                torch.cat([values[i] for i in seen], dim=1),
+            )
+            for own, rotation, seen in zip(q_parts, self._own, self._seen, strict=True)
+        ]
+        return torch.cat(outputs, dim=1)
+
+
+def made_twins(partitions: Partitions, block: int) -> int:
+    """How many twins there have been when `block` begins."""
+    left = block * partitions.frames_per_block - partitions.past_frames
+    return max(0, left // partitions.frames_per_block) if partitions.bank else 0
+
+
+def seen_twins(partitions: Partitions, blocks: int) -> range:
+    """The blocks whose twins some block of a clip of `blocks` blocks sees."""
+    first = partitions.sink_frames // partitions.frames_per_block
+    return range(first, first + made_twins(partitions, blocks - 1))
+
+
+class PartsPlan:
+    """The parts of a clip of `blocks` blocks under a cache's plan.
+
+    Tokens of a pass lie as [clean blocks | twins of the blocks that reach the mid | padding | noisy blocks]. With the
+    padding, which nobody sees, the twins fill `twin_frames` whole frames, since timesteps are given by the frame.
+    """
+
+    def __init__(self, partitions: Partitions, blocks: int, rope: GridRope):
+        self.partitions, self.blocks, self.rope = partitions, blocks, rope
+        self.tokens_per_frame = rope.grid[0] * rope.grid[1]
+        self.block_tokens = partitions.frames_per_block * self.tokens_per_frame
+        self.twin_rope = TwinRope(rope, partitions.bank, partitions.frames_per_block) if partitions.bank else None
+        self._rotations: dict[tuple, Rotation] = {}
+        if partitions.pruning:
+            raise PackForcingError(
+                "A policy that drops tokens chooses them by their keys, but teacher forcing plans ahead what is seen. "
+                "Train with windows, sinks or compressed blocks."
+            )
+
+    @property
+    def twins(self) -> range:
+        """The blocks whose twins some block of the clip sees."""
+        return seen_twins(self.partitions, self.blocks)
+
+    def parts(self, noisy_copies: int = 1) -> list[Part]:
+        """Clean blocks, twins and the noisy blocks of every copy."""
+        twins = [self._twin(index) for index in range(len(self.twins))]
+        clean = [self._block(block, block * self.block_tokens) for block in range(self.blocks)]
+        first = self.blocks * self.block_tokens + self.twin_frames * self.tokens_per_frame
+        noisy_blocks = [
+            self._block(index % self.blocks, first + index * self.block_tokens)
+            for index in range(noisy_copies * self.blocks)
+        ]
+        return [*clean, *twins, *self._padding(first), *noisy_blocks]
+
+    @property
+    def twin_frames(self) -> int:
+        """Frames' worth of tokens that the twins and the padding behind them take."""
+        return -(-self._twin_tokens // self.tokens_per_frame)
+
+    @property
+    def padding_tokens(self) -> int:
+        return -self._twin_tokens % self.tokens_per_frame
+
+    @property
+    def _twin_tokens(self) -> int:
+        return self.twin_rope.tokens * len(self.twins) if self.twin_rope else 0
+
+    def _padding(self, end: int) -> list[Part]:
+        tokens = self.padding_tokens
+        rotation = self.rope.frames([0.0])[:tokens]
+        return [Part(Reading(slice(end - tokens, end), rotation))] if tokens else []
+
+    def _block(self, block: int, start: int) -> Part:
+        banked = made_twins(self.partitions, block)
+        window = self.partitions.window(block * self.partitions.frames_per_block, banked)
+        past = sorted((p.frame, p.position) for p in window.past)
+        frames_per_block = self.partitions.frames_per_block
+        runs = [list(run) for _, run in groupby(past, key=lambda p: (p[1] - p[0], p[0] // frames_per_block))]
+        sees = [self._frames(run) for run in runs]
+        newest = range(banked - len(window.mid_positions), banked)
+        sees += [self._twin_reading(i, at) for i, at in zip(newest, window.mid_positions, strict=True)]
+        own = Reading(slice(start, start + self.block_tokens), self._rotation(window.current_positions))
+        return Part(own, tuple(sees))
+
+    def _frames(self, run: list[tuple[int, float]]) -> Reading:
+        first, n = run[0][0], self.tokens_per_frame
+        return Reading(slice(first * n, (first + len(run)) * n), self._rotation(tuple(at for _, at in run)))
+
+    def _twin(self, index: int) -> Part:
+        """A twin sees the sink, the twins that its block has seen and that are still in the bank, and itself."""
+        sink, block, bank = self.partitions.sink_frames, self.partitions.frames_per_block, self.partitions.bank
+        seen = self._seen_twins(self.twins[index])
+        seen = range(max(seen.start, index - bank.bank_blocks), seen.stop)
+        sees = [self._frames([(first + i, first + i) for i in range(block)]) for first in range(0, sink, block)]
+        sees += [self._twin_reading(i, sink + at * bank.span) for at, i in enumerate(seen)]
+        return Part(self._twin_reading(index, sink + len(seen) * bank.span), tuple(sees))
+
+    def _seen_twins(self, block: int) -> range:
+        """Which twins `block` sees: the newest, where there are more than it may see."""
+        banked = made_twins(self.partitions, block)
+        return range(max(0, banked - self.partitions.bank.top_k_blocks), banked)
+
+    def _twin_reading(self, index: int, position: float) -> Reading:
+        start = self.blocks * self.block_tokens + index * self.twin_rope.tokens
+        key = ("twin", position)
+        if key not in self._rotations:
+            self._rotations[key] = self.twin_rope.rotation(position)
+        return Reading(slice(start, start + self.twin_rope.tokens), self._rotations[key])
+
+    def _rotation(self, positions: tuple[float, ...]) -> Rotation:
+        if positions not in self._rotations:
+            self._rotations[positions] = self.rope.frames(positions)
+        return self._rotations[positions]

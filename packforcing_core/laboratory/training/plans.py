@@ -1,0 +1,35 @@
+"""What a stage takes on every rank, before it starts."""
+
+from __future__ import annotations
+
+from ...cache.config import Full
+from . import ranks
+from .memory import Activations, Plan, activations, plan_memory
+from .presets import Size
+from .setup import Job, Setup
+
+
+def measured_passes(size: Size) -> dict[str, Activations]:
+    """Activations of a clip in the passes of training, by name."""
+    return {
+        "a whole clip, bidirectional": activations(size.model, size.clips),
+        "teacher forcing": activations(size.model, size.clips, Full()),
+    }
+
+
+def plan_job(name: str, job: Job, setup: Setup) -> Plan:
+    """The memory of a job on each rank."""
+    networks = [(own, net, job.stage.optimisation[own]) for own, net in job.stage.networks.items()]
+    networks += [(own, net, None) for own, net in job.frozen.items()]
+    passes = measured_passes(setup.size)
+    seen = {"teacher": "a whole clip, bidirectional"}.get(name, "teacher forcing")
+    count = ranks.ranks()
+    samples = 0 if name == "vae" else -(-setup.course(name).batch // count)
+    return plan_memory(
+        f"Memory of stage '{name}' at size {setup.size.name}",
+        networks,
+        [(seen, passes[seen])] if samples else [],
+        samples=samples,
+        ranks=count,
+        recompute=setup.recompute,
+    )

@@ -1,0 +1,83 @@
+"""What each process of a distributed run does: its share of a batch, and what it has in common with the others.
+
+One process alone is the same as a run of one rank. Started by torchrun, which sets the environment that is read here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ...errors import PackForcingError
+
+
+def join(device: torch.device) -> torch.device:
+    """Joins the other processes of a torchrun, if there are any; returns this rank's own device of that type."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def leave() -> None:
+    """Ends what `join` began."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def ranks() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def share(batch: int) -> range:
+    """The indices of this rank among the `batch` of a step.
+
+    PackForcingError unless all ranks have the same number: the mean of their means would not be the batch's.
+    """
+    if batch % ranks():
+        raise PackForcingError(f"A batch of {batch} cannot be shared by {ranks()} ranks; choose a multiple of them.")
+    return range(rank(), batch, ranks())
+
+
+def turns(count: int) -> range:
+    """The indices of this rank among `count` pieces of work that may differ in number."""
+    return range(rank(), count, ranks())
+
+
+def wait_for_all() -> None:
+    """Returns when every rank has come here."""
+    if ranks() > 1:
+        dist.barrier()
+
+
+def mean_figures(figures: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    """Every figure's mean over all ranks, which must have the same names."""
+    if ranks() == 1:
+        return dict(figures)
+    values = torch.tensor(list(figures.values()), dtype=torch.float64, device=device)
+    dist.all_reduce(values)
+    return dict(zip(figures, (values / ranks()).tolist(), strict=True))
+
+
+def average(tensors: Iterable[Tensor | None]) -> None:
+    """Replaces every tensor by its mean over all ranks, in one message."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    if ranks() == 1 or not present:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in present])
+    dist.all_reduce(flat)
+    flat /= ranks()
+    for tensor, mean in zip(present, flat.split([tensor.numel() for tensor in present]), strict=True):
+        tensor.copy_(mean.view_as(tensor))

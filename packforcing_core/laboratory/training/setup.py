@@ -1,0 +1,110 @@
+"""What a stage is built from: a size, a folder and the files that are given; and what comes of it, a job for the loop.
+
+Everything lies in one folder: `<stage>/` with state and log, `<stage>.safetensors` with the weights it ended with and
+`<stage>-compressor.safetensors` with those of the compressor that learnt beside them, `latents/` with the encoded
+clips, `text.safetensors` with the tables of the little world's text encoder, or, with films, `unprompted.safetensors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ...attention import Attention
+from ...errors import PackForcingError
+from ...rope import GridRope
+from .attention import training_attention
+from .data import LatentFolder
+from .loop import Stage, Training
+from .presets import Course, Size
+from .words import word_encoder
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a stage is built from. `steps` and `batch` None are the size's own; files that are None are the folder's."""
+
+    size: Size
+    folder: Path
+    steps: int | None = None
+    batch: int | None = None
+    seed: int = 0
+    device: torch.device = CPU
+    recompute: bool = False
+    compiled: bool = False
+    weights: Path | None = None
+    compressor: Path | None = None
+    teacher: Path | None = None
+    critic: Path | None = None
+    vae: Path | None = None
+    text: Path | None = None
+
+    def course(self, stage: str) -> Course:
+        """The stage's course at this size; PackForcingError where it has none."""
+        if stage not in self.size.courses:
+            raise PackForcingError(
+                f"At size {self.size.name} there is no stage '{stage}'; expected one of {', '.join(self.size.courses)}."
+            )
+        course = self.size.courses[stage]
+        return replace(course, steps=self.steps or course.steps, batch=self.batch or course.batch)
+
+    def batches(self, batch: int) -> LatentFolder:
+        """The clips of the folder `latents`. Prompts of the little world are encoded as they are needed."""
+        encode = None
+        if self.size.vae:
+            model = self.size.model
+            encode = word_encoder(self.exported("text"), self.text, model.text_dim, model.text_len)
+        return LatentFolder(self.folder / "latents", encode, batch, self.seed)
+
+    @property
+    def rope(self) -> GridRope:
+        clips = self.size.clips
+        return GridRope(self.size.model.head_dim, (clips.height // 16, clips.width // 16), self.device)
+
+    @property
+    def attention(self) -> Attention:
+        return training_attention(self.device)
+
+    @property
+    def empty_context(self) -> Tensor | None:
+        """What stands for no prompt, [1, text_len, text_dim]; None for zeros, as in the little world.
+
+        PackForcingError where the text encoder's own is missing.
+        """
+        if self.size.vae:
+            return None
+        path = self.exported("unprompted")
+        if not path.exists():
+            raise PackForcingError(
+                f"{path} is missing, the text encoder's answer to no prompt: `{self.command('latents')}` makes it, "
+                "with --videos and --text-encoder; what is encoded already is kept."
+            )
+        return load_file(path)["context"].float()
+
+    def exported(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+    def command(self, stage: str) -> str:
+        """The command of another stage in this folder."""
+        return f"packforcing train {stage} --folder {self.folder} --size {self.size.name}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage, how many steps of it, and what is written to the setup's folder at its end.
+
+    `begins` are the files it begins with; `frozen` networks take memory beside those that learn.
+    """
+
+    stage: Stage
+    steps: int
+    export: Callable[[Training], Sequence[Path]]
+    begins: Sequence[Path] = ()
+    frozen: Mapping[str, nn.Module] = field(default_factory=dict)

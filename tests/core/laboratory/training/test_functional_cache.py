@@ -1,0 +1,144 @@
+"""The cache of training against the cache of rendering, on the same weights: block by block the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from packforcing_core.attention import sdpa
+from packforcing_core.cache.cache import KVCache
+from packforcing_core.cache.config import DeepForcing, Full, PackForcing, SinkWindow, Window
+from packforcing_core.errors import PackForcingError
+from packforcing_core.laboratory.training.functional_cache import FunctionalCache
+from packforcing_core.rope import GridRope
+from packforcing_core.sampler.noise import seeded_noise
+from packforcing_core.sampler.rollout import commit_block, commit_due_twin, denoise_block
+from tests.small import (
+    CONFIG,
+    DENOISING,
+    GRID,
+    SmallCompressor,
+    block_shape,
+    small_cache,
+    small_context,
+    small_model,
+)
+
+BLOCKS = 9
+POLICIES = {
+    "full": (Full(), 3),
+    "window": (Window(window_frames=7), 3),
+    "sink_window": (SinkWindow(window_frames=8, sink_frames=2), 3),
+    "sink_window, gap left": (SinkWindow(window_frames=8, sink_frames=2, realign=False), 3),
+    "packforcing": (PackForcing(sink_frames=2, recent_frames=2, top_k_blocks=2, bank_blocks=3, mid_span=0), 2),
+    "least selected": (
+        PackForcing(
+            sink_frames=2, recent_frames=2, top_k_blocks=2, bank_blocks=3, mid_span=1.5, eviction="least_selected"
+        ),
+        2,
+    ),
+    "two recent blocks": (
+        PackForcing(sink_frames=4, recent_frames=4, top_k_blocks=2, bank_blocks=4, selector="best_row"),
+        2,
+    ),
+    "attention mass": (
+        PackForcing(sink_frames=0, recent_frames=2, top_k_blocks=2, bank_blocks=4, selector="attention_mass"),
+        2,
+    ),
+}
+
+
+def functional_cache(policy, frames_per_block: int) -> FunctionalCache:
+    rope = GridRope(CONFIG.head_dim, GRID)
+    return FunctionalCache(policy.partitions(frames_per_block), CONFIG.num_layers, rope, sdpa)
+
+
+def rolled_out(cache: FunctionalCache | KVCache, frames_per_block: int, blocks: int = BLOCKS):
+    """(clean latents, selection) of each block of a rollout on `cache`."""
+    model = small_model()
+    text = model.encode_text(small_context())
+    noise = seeded_noise(7, block_shape(frames_per_block))
+    compressor, waiting = SmallCompressor(frames_per_block), {}
+    for block in range(blocks):
+        view = cache.begin_block()
+        steps = denoise_block(model, text, view, noise, DENOISING.schedule, block)
+        try:
+            while True:
+                next(steps)
+        except StopIteration as done:
+            latents = done.value
+        yield latents, view.selection()
+        waiting[block] = latents, None
+        commit_block(model, text, cache, view, latents, 0.0)
+        commit_due_twin(model, text, cache, compressor, waiting)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", POLICIES)
+def test_it_equals_the_cache_of_rendering_block_by_block(name: str):
+    policy, frames = POLICIES[name]
+    rendered = rolled_out(small_cache(policy, frames, BLOCKS * frames), frames)
+    trained = rolled_out(functional_cache(policy, frames), frames)
+    selected, worst = 0, 0.0
+    for (expected, selection), (latents, own) in zip(rendered, trained, strict=True):
+        assert own == selection
+        selected += sum(len(choice) for choice in selection)
+        worst = max(worst, (latents - expected).abs().max().item())
+    print(f"{name}: {BLOCKS} blocks, {selected} twins selected, largest difference {worst:.2e}")
+    assert worst < 1e-4
+    assert (selected > 0) == isinstance(policy, PackForcing)
+
+
+@torch.no_grad()
+def test_a_view_may_be_read_after_later_commits():
+    policy, frames = POLICIES["packforcing"]
+    model, text = small_model(), small_model().encode_text(small_context())
+    noise = seeded_noise(7, block_shape(frames))
+    cache, compressor, waiting = functional_cache(policy, frames), SmallCompressor(frames), {}
+    views, before = [], []
+    for block in range(6):
+        view, latents = cache.begin_block(), noise(block, 0)
+        before.append(model.flow(latents, torch.full((1, frames), 500.0), text, view))
+        views.append(view)
+        waiting[block] = latents, None
+        commit_block(model, text, cache, view, latents, 0.0)
+        commit_due_twin(model, text, cache, compressor, waiting)
+    for block, view in enumerate(views):
+        again = model.flow(noise(block, 0), torch.full((1, frames), 500.0), text, view)
+        assert torch.equal(again, before[block])
+
+
+def test_full_rows_have_no_graph_and_twins_keep_theirs():
+    policy, frames = POLICIES["packforcing"]
+    model = small_model()
+    text = model.encode_text(small_context())
+    cache, noise = functional_cache(policy, frames), seeded_noise(7, block_shape(frames))
+    leaves, tokens = {}, {}
+    for block in range(5):
+        leaves[block] = noise(block, 0).requires_grad_()
+        commit_block(model, text, cache, cache.begin_block(), leaves[block], 0.0)
+        if cache.due_twin is not None:
+            due = cache.due_twin
+            tokens[due] = SmallCompressor(frames).tokens(leaves[due].detach(), None, False).requires_grad_()
+            with cache.commit_twin() as writer:
+                model.commit_tokens(tokens[due], torch.zeros(1, 1), text, writer)
+    assert not any(rows.k.requires_grad or rows.v.requires_grad for kept in cache.past.values() for rows in kept)
+    model.flow(noise(5, 0), torch.full((1, frames), 500.0), text, cache.begin_block()).square().sum().backward()
+    assert all(leaf.grad is None for leaf in leaves.values())
+    norms = {block: float(t.grad.norm()) for block, t in tokens.items()}
+    print("gradient at the tokens of each twin:", norms)
+    assert set(norms) == set(cache.twins)
+    assert all(norm > 0 for norm in norms.values())
+
+
+def test_a_twin_that_is_due_and_a_pruning_plan_are_refused():
+    policy, frames = POLICIES["packforcing"]
+    model, cache = small_model(), functional_cache(policy, frames)
+    text = model.encode_text(small_context())
+    with torch.no_grad():
+        for block in range(3):
+            commit_block(model, text, cache, cache.begin_block(), seeded_noise(7, block_shape(frames))(block, 0), 0.0)
+    with pytest.raises(PackForcingError, match="Block 1 is due"):
+        cache.begin_block()
+    with pytest.raises(PackForcingError, match="deep_forcing"):
+        functional_cache(DeepForcing(), 2)
