@@ -73,7 +73,17 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
         Layout("krea-realtime-video-14b.safetensors", prefix=""),
         Layout("krea/krea-realtime-video-14b.safetensors"),
     ),
-    "causvid": (Layout("model.pt", "generator"), Layout("causvid/model.pt", "model", "")),
+    "causvid": (Layout("causvid/model.pt", "model", ""), Layout("CausVid/model.pt", "generator")),
+    "minwm": (
+        Layout("Wan21/Action2V/dmd/model.pt", "generator"),
+        Layout("minWM/model.pt", "generator_ema", "model._fsdp_wrapped_module."),
+        Layout("renamed.pt", "generator"),
+    ),
+    "raven": (Layout("raven_model.pt", prefix=""), Layout("cmgrpo_raven_merge.pt", prefix="")),
+    "one-forcing": (Layout("one_forcing.pt", "generator_ema"), Layout("self-forcing/one_forcing.pt", "generator")),
+    "wave-forcing": (Layout("WaveForcing/model.safetensors", prefix=""),),
+    "streamdiffusion-v2": (Layout("wan_causal_dmd_v2v/model.pt", "generator"),),
+    "livewan": (Layout("step002250_noema.pt", prefix=""), Layout("LiveWan/step002250_noema.pt", "generator")),
     "comfyui-causal": (Layout("causal_forcing-framewise.safetensors", prefix="", metadata=CAUSAL_METADATA),),
     "packforcing-partial": (Layout("partial/model.pt", "generator_ema"),),
 }
@@ -90,7 +100,45 @@ def write_family(folder: Path, name: str, state_dict: Mapping[str, Tensor] | Non
     state_dict = dict(wan_state_dict() if state_dict is None else state_dict)
     if name == "packforcing-partial":
         state_dict |= partial_compressor()
+    if name == "minwm":
+        state_dict |= camera_path()
     return [write_layout(folder, layout, state_dict) for layout in LAYOUTS[name]]
+
+
+def camera_path(config: WanConfig = SMALL) -> dict[str, Tensor]:
+    """The extra keys of minWM: a projection per layer, which starts at zero."""
+    names = [f"blocks.{layer}.self_attn.prope_o" for layer in range(config.num_layers)]
+    weights = {f"{name}.weight": torch.zeros(config.dim, config.dim) for name in names}
+    return weights | {f"{name}.bias": torch.zeros(config.dim) for name in names}
+
+
+def in_diffusers_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state_dict` (official names) as diffusers' WanTransformer3DModel names it, written out name by name."""
+    fixed = {
+        "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+        "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+        "time_projection.1": "condition_embedder.time_proj",
+        "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+        "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+        "head.head": "proj_out",
+    }
+    inner = {"norm3": "norm2", "ffn.0": "ffn.net.0.proj", "ffn.2": "ffn.net.2"}
+    for attention, theirs in (("self_attn", "attn1"), ("cross_attn", "attn2")):
+        inner |= {f"{attention}.{x}": f"{theirs}.to_{x}" for x in "qkv"} | {f"{attention}.o": f"{theirs}.to_out.0"}
+        inner |= {f"{attention}.norm_{x}": f"{theirs}.norm_{x}" for x in "qk"}
+    named = {}
+    for name, tensor in state_dict.items():
+        layer, _, kind = name.rpartition(".")
+        if name == "head.modulation":
+            named["scale_shift_table"] = tensor
+        elif name.endswith(".modulation"):
+            named[f"{layer}.scale_shift_table"] = tensor
+        elif name.startswith("blocks."):
+            blocks, number, rest = layer.split(".", 2)
+            named[f"{blocks}.{number}.{inner[rest]}.{kind}"] = tensor
+        else:
+            named[f"{fixed.get(layer, layer)}.{kind}"] = tensor
+    return named
 
 
 def partial_compressor(channels: tuple[int, ...] = (16, 8, 8, 8, 128), seed: int = 3) -> dict[str, Tensor]:

@@ -1,22 +1,19 @@
-"""The families of block-by-block Wan checkpoints: how each is sampled, and how to recognise its files.
+"""The families of autoregressive Wan checkpoints: how each is sampled, and what its files look like.
 
-An autoregressive file cannot be told from a bidirectional one by its tensors, so recognition goes by file
-name, by metadata, and by the few tell-tale keys there are.
+`recognition.py` finds the family of a file.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from os import PathLike
 
 from ..errors import PackForcingError
 
 FOUR_STEPS = (1000.0, 750.0, 500.0, 250.0)
+FIVE_STEPS = (1000.0, 800.0, 600.0, 400.0, 200.0)
 SIXTEEN_STEPS = tuple(62.5 * step for step in range(16, 0, -1))
 
 
@@ -40,7 +37,8 @@ class Family:
     attended. `attended_frames` is given where upstream's buffer of `window_frames` is larger than what a pass
     of it attends to. `rollout` is "block" (one block after the other) or "rolling" (a window of blocks, each at
     its own noise level). `patterns` are regular expressions on the lower-case "folder/file"; `generic_files` are
-    whole file names that say too little alone, and count only with one of `top_keys` ("" is a bare file).
+    whole file names that say too little alone, and count only with one of `top_keys` ("" is a bare file). `own_keys`
+    are regular expressions of tensor names that no other family has.
     """
 
     name: str
@@ -48,6 +46,7 @@ class Family:
     patterns: tuple[str, ...] = ()
     generic_files: tuple[str, ...] = ()
     top_keys: tuple[str, ...] = ("generator_ema",)
+    own_keys: tuple[str, ...] = ()
     frames_per_block: int = 3
     denoising_steps: tuple[float, ...] = FOUR_STEPS
     first_block_steps: tuple[float, ...] | None = None
@@ -79,6 +78,17 @@ class Family:
                 f"Got {self.sink_frames} sink frames in a window of {window}; "
                 "expected at least 0 and fewer than the window holds."
             )
+
+    @property
+    def sampling(self) -> str:
+        """One line to read: block length, steps, shift, window and sink."""
+        steps = ", ".join(f"{step:g}" for step in self.denoising_steps)
+        window = "full history" if self.window_frames is None else f"window {self.window_frames}"
+        way = ", as a rolling window" if self.rollout == "rolling" else ""
+        return (
+            f"blocks of {self.frames_per_block}, steps {steps}{'' if self.warp else ' (not warped)'}, "
+            f"shift {self.shift:g}, {window}, sink {self.sink_frames}{way}"
+        )
 
 
 _TABLE = (
@@ -136,7 +146,7 @@ _TABLE = (
         "rolling-forcing",
         "Rolling Forcing",
         patterns=(r"rolling[-_ ]?forcing(_dmd)?",),
-        denoising_steps=(1000.0, 800.0, 600.0, 400.0, 200.0),
+        denoising_steps=FIVE_STEPS,
         window_frames=24,
         attended_frames=21,
         sink_frames=3,
@@ -190,6 +200,62 @@ _TABLE = (
         notes=("Shift 8 and the top-level key of this family are unverified.",),
     ),
     Family(
+        "minwm",
+        "minWM",
+        patterns=(r"min[-_ ]?wm", r"action2v/\w+/model\.pt"),
+        generic_files=("model.pt",),
+        top_keys=("generator_ema", "generator"),
+        own_keys=(r"\.self_attn\.prope_o\.",),
+        frames_per_block=4,
+        window_frames=20,
+    ),
+    Family(
+        "raven",
+        "RAVEN",
+        patterns=(r"(cmgrpo[-_ ]?)?raven([-_ ](model|merge))?",),
+        top_keys=("",),
+    ),
+    Family(
+        "one-forcing",
+        "One-Forcing",
+        patterns=(r"one[-_ ]?forcing",),
+        frames_per_block=1,
+        denoising_steps=(1000.0,),
+    ),
+    Family(
+        "wave-forcing",
+        "WaveForcing",
+        patterns=(r"wave[-_ ]?forcing",),
+        top_keys=("",),
+        denoising_steps=FIVE_STEPS,
+        window_frames=24,
+        attended_frames=21,
+        sink_frames=3,
+        rollout="rolling",
+        notes=("Its window and sink are taken to be Rolling Forcing's.",),
+    ),
+    Family(
+        "streamdiffusion-v2",
+        "StreamDiffusionV2",
+        patterns=(r"stream[-_ ]?diffusion[-_ ]?v2", r"wan_causal_dmd(_v2v)?"),
+        generic_files=("model.pt",),
+        top_keys=("generator", "model"),
+        frames_per_block=1,
+        denoising_steps=(700.0, 500.0, 400.0, 200.0),
+        warp=False,
+        shift=8.0,
+        window_frames=6,
+        sink_frames=3,
+        notes=("Made for video to video: its first step is 700, so it expects a video to start from.",),
+    ),
+    Family(
+        "livewan",
+        "LiveWan",
+        patterns=(r"live[-_ ]?wan", r"step\d{6}_noema"),
+        top_keys=("", "generator"),
+        notes=("Trained at 640x368. Its schedule is not published: the steps and blocks are Self-Forcing's.",),
+    ),
+    Family(
         "comfyui-causal",
         "Causal-Forcing frame-wise, repacked for ComfyUI",
         patterns=(r"causal[-_ ]?forcing[-_]frame[-_]?wise\.safetensors",),
@@ -200,6 +266,7 @@ _TABLE = (
     Family(
         "packforcing-partial",
         "an independent partial PackForcing",
+        own_keys=(r"(^|\.)pack_compressor\.",),
         notes=("Its compressor keys (pack_compressor) are set aside: they are not this project's compressor.",),
     ),
     Family(
@@ -226,10 +293,8 @@ _TABLE = (
 
 FAMILIES: Mapping[str, Family] = {family.name: family for family in _TABLE}
 
-# What an unrecognised file is sampled as: most block-by-block models of Wan descend from Self-Forcing.
+# What an unrecognised file is sampled as: most autoregressive Wan models descend from Self-Forcing.
 DEFAULT_FAMILY = FAMILIES["self-forcing"]
-
-_SAYS_CAUSAL = re.compile(r"causal|causvid|autoregressive|forcing|long[-_ ]?live|packforcing")
 
 
 def by_name(name: str) -> Family:
@@ -237,24 +302,6 @@ def by_name(name: str) -> Family:
     if name not in FAMILIES:
         raise PackForcingError(f"Got preset {name!r}; expected one of {', '.join(FAMILIES)}.")
     return FAMILIES[name]
-
-
-def recognise(path: str | PathLike[str], metadata: Mapping[str, str] | None, keys: Iterable[str]) -> Family | None:
-    """The family of a file, or None where neither name, metadata nor keys tell.
-
-    `keys` are the names as they are in the file, top-level keys joined with a dot ("generator_ema.model...").
-    """
-    keys = list(keys)
-    if any("pack_compressor." in key for key in keys):
-        return FAMILIES["packforcing-partial"]
-    where = _folder_and_file(path)
-    tops = {top for top in ("generator_ema", "generator", "model", "critic") if _has_top(keys, top)} or {""}
-    causal = metadata_says_causal(metadata)
-    return (
-        _match_patterns(where, tops, causal)
-        or (FAMILIES["comfyui-causal"] if causal else None)
-        or _match_generic(where.rsplit("/", 1)[-1], tops)
-    )
 
 
 def with_overrides(
@@ -277,37 +324,6 @@ def with_overrides(
     return replace(family, **chosen)
 
 
-def metadata_says_causal(metadata: Mapping[str, str] | None) -> bool:
-    """Whether safetensors metadata carries ComfyUI's mark: config = {"transformer": {"causal_ar": true}}."""
-    try:
-        config = json.loads((metadata or {}).get("config", "{}"))
-    except ValueError:
-        return False
-    transformer = config.get("transformer") if isinstance(config, dict) else None
-    return isinstance(transformer, dict) and transformer.get("causal_ar") is True
-
-
-def origin_warnings(family: Family | None, path: str | PathLike[str], metadata: Mapping[str, str] | None) -> list[str]:
-    """What the user should know about a file's origin: likely bidirectional, a guess, the family's notes."""
-    where = _folder_and_file(path)
-    file = str(path).replace("\\", "/").rsplit("/", 1)[-1]
-    if family is None and _SAYS_CAUSAL.search(where):
-        return [
-            f"{file} is of no known family: it is sampled like {DEFAULT_FAMILY.title}; "
-            "choose a preset if that is wrong."
-        ]
-    if family is None or not (family.autoregressive or metadata_says_causal(metadata)):
-        return [
-            f"{file} is likely a bidirectional model: neither its name nor its metadata says autoregressive. "
-            "Rendered block by block it falls apart; use a Self-Forcing-style checkpoint, "
-            "or choose its preset if it is one."
-        ]
-    warnings = [f"{family.title}: {note}" for note in family.notes]
-    if file.lower() in family.generic_files and not any(re.search(pattern, where) for pattern in family.patterns):
-        warnings.insert(0, f"{file} says little: taken for {family.title}; choose a preset if that is wrong.")
-    return warnings
-
-
 def choice_warnings(trained: Family | None, chosen: Family) -> list[str]:
     """What the user should know about a choice that departs from how the file was trained."""
     warnings = []
@@ -323,37 +339,3 @@ def choice_warnings(trained: Family | None, chosen: Family) -> list[str]:
             f"{ways[chosen.rollout]}: expect a worse picture."
         )
     return warnings
-
-
-def _folder_and_file(path: str | PathLike[str]) -> str:
-    return "/".join(str(path).replace("\\", "/").lower().split("/")[-2:])
-
-
-def _has_top(keys: list[str], top: str) -> bool:
-    return any(key.startswith(top + ".") for key in keys)
-
-
-def _match_patterns(where: str, tops: set[str], causal: bool) -> Family | None:
-    """The family with the longest match in the file's own name, then in all; the folder alone goes last.
-
-    Of equals (causal_forcing.pt), it is the one whose top key is there.
-    """
-    own = where.rfind("/") + 1
-    best: tuple[int, int, bool] = (0, 0, False)
-    found = None
-    for family in FAMILIES.values():
-        if not family.autoregressive and (causal or _SAYS_CAUSAL.search(where, own)):
-            continue
-        has_top = bool(tops.intersection(family.top_keys))
-        for match in (match for pattern in family.patterns for match in re.finditer(pattern, where)):
-            rank = (max(0, match.end() - max(own, match.start())), match.end() - match.start(), has_top)
-            if rank > best:
-                best, found = rank, family
-    return found
-
-
-def _match_generic(file: str, tops: set[str]) -> Family | None:
-    if "critic" in tops or "generator_ema" in tops:  # a training save, of whatever family
-        return None
-    named = (family for family in FAMILIES.values() if file in family.generic_files)
-    return next((family for family in named if tops.intersection(family.top_keys)), None)

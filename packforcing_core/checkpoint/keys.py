@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -15,9 +16,35 @@ WRAPPERS = frozenset({"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_
 # What may stand in front of an official name: top-level keys of training saves, and prefixes of other tools.
 TOP_KEYS = ("generator_ema", "generator", "generator_lora", "model", "state_dict")
 CRITICS = ("critic", "critic_lora")
-FRONTS = frozenset({*TOP_KEYS, *CRITICS, "diffusion_model", "net", "module", "base_model"})
+FRONTS = frozenset({*TOP_KEYS, *CRITICS, "diffusion_model", "net", "module", "base_model", "transformer"})
 
 COMPRESSOR_FRONTS = ("pack_compressor.", "compressor.")
+
+# A part of a file that text-to-video has no use for -> what it is.
+UNUSED_PARTS = {".self_attn.prope_o.": "minWM's camera path (prope_o), which does nothing without a camera"}
+
+# diffusers' name of a part -> the official one, at the beginning of a name and inside of a layer.
+_DIFFUSERS_SIGN = "condition_embedder.time_embedder.linear_1.weight"
+_DIFFUSERS = {
+    "condition_embedder.time_embedder.linear_1.": "time_embedding.0.",
+    "condition_embedder.time_embedder.linear_2.": "time_embedding.2.",
+    "condition_embedder.time_proj.": "time_projection.1.",
+    "condition_embedder.text_embedder.linear_1.": "text_embedding.0.",
+    "condition_embedder.text_embedder.linear_2.": "text_embedding.2.",
+    "condition_embedder.image_embedder.": "img_emb.",
+    "proj_out.": "head.head.",
+}
+_DIFFUSERS_LAYER = {
+    "attn1.": "self_attn.",
+    "attn2.": "cross_attn.",
+    "to_q.": "q.",
+    "to_k.": "k.",
+    "to_v.": "v.",
+    "to_out.0.": "o.",
+    "norm2.": "norm3.",
+    "ffn.net.0.proj.": "ffn.0.",
+    "ffn.net.2.": "ffn.2.",
+}
 
 _LORA = re.compile(r"(^|\.)(lora_[AB]|lora_down|lora_up|lora\.(down|up)|lora_embedding_[AB])(\.|$)")
 
@@ -69,7 +96,34 @@ def group_names(names: Iterable[str]) -> dict[str, dict[str, str]]:
                 f"The file has {official} twice, as {group[official]} and as {name}: it is not one state dict."
             )
         group[official] = name
-    return groups
+    return {front: _in_official_names(group) for front, group in groups.items()}
+
+
+def _in_official_names(group: dict[str, str]) -> dict[str, str]:
+    """A part in diffusers' names under official ones; any other as it is."""
+    if _DIFFUSERS_SIGN not in group:
+        return group
+    renamed = {_from_diffusers(name): there for name, there in group.items()}
+    if len(renamed) < len(group):
+        raise PackForcingError("The file has tensors under diffusers' names and under Wan's own: it is not one model.")
+    return renamed
+
+
+def _from_diffusers(name: str) -> str:
+    """The official name of diffusers' `name`; one that is unknown there stays."""
+    if name == "scale_shift_table":
+        return "head.modulation"
+    if not name.startswith("blocks."):
+        front = next((front for front in _DIFFUSERS if name.startswith(front)), "")
+        return _DIFFUSERS.get(front, "") + name.removeprefix(front)
+    blocks, layer, inner = name.split(".", 2)
+    if inner == "scale_shift_table":
+        return f"{blocks}.{layer}.modulation"
+    for theirs, official in _DIFFUSERS_LAYER.items():
+        head, found, tail = inner.partition(theirs)
+        if found and (not head or head.endswith(".")):
+            inner = head + official + tail
+    return f"{blocks}.{layer}.{inner}"
 
 
 def is_transformer(names: Iterable[str]) -> bool:
@@ -124,6 +178,18 @@ def set_compressor_aside(names: Iterable[str]) -> tuple[list[str], list[str]]:
         [name for name in names if not name.startswith(COMPRESSOR_FRONTS)],
         [name for name in names if name.startswith(COMPRESSOR_FRONTS)],
     )
+
+
+def set_unused_aside(names: Iterable[str]) -> tuple[list[str], dict[str, int]]:
+    """(names that are used, what the others are -> how many there are)."""
+    used, unused = [], Counter()
+    for name in names:
+        what = next((what for part, what in UNUSED_PARTS.items() if part in name), None)
+        if what:
+            unused[what] += 1
+        else:
+            used.append(name)
+    return used, dict(unused)
 
 
 def expected_shapes(config: WanConfig) -> dict[str, tuple[int, ...]]:

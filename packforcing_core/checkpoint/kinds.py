@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..model.config import WAN_SIZES, WanConfig
-from .files import TensorFile
-from .keys import COMPRESSOR_FRONTS, is_lora_name
+from .files import TensorFile, TensorInfo
+from .keys import COMPRESSOR_FRONTS, is_lora_name, is_quantisation_name, is_transformer
 
 
 @dataclass(frozen=True)
 class Kind:
-    """`name` for programs ("vae", "text encoder", "lora", "compressor", "diffusers", "unknown"), the rest to read."""
+    """`name` for programs ("vae", "text encoder", "lora", "compressor", "foreign", "unknown"), the rest to read."""
 
     name: str
     title: str
@@ -53,14 +54,6 @@ _SIGNS = (
             "or a transformers folder of google/umt5-xxl on the command line.",
         ),
     ),
-    (
-        "condition_embedder.text_embedder.linear_1.weight",
-        Kind(
-            "diffusers",
-            "a Wan transformer with diffusers' names",
-            "Expected Wan's official names (blocks.0.self_attn.q.weight ...): get the original or ComfyUI's file.",
-        ),
-    ),
 )
 
 _UNKNOWN_ADVICE = "Expected a Wan2.1 text-to-video (T2V) checkpoint of a Self-Forcing-style family."
@@ -80,6 +73,55 @@ def classify(groups: Mapping[str, Mapping[str, str]], file: TensorFile) -> Kind:
         return Kind("compressor", "compressor weights without a transformer", advice)
     some = ", ".join(names[:3]) or "no tensor at all"
     return Kind("unknown", f"of no kind known here (it has {some})", _UNKNOWN_ADVICE)
+
+
+def foreign(names: Iterable[str], shapes: Mapping[str, tuple[int, ...]], where: str) -> Kind | None:
+    """A relative of Wan that cannot be sampled here, by its name; None for any other file.
+
+    `names` and `shapes` are those of one part under official names, `where` is the file's path.
+    """
+    names = list(names)
+    patch = shapes.get("patch_embedding.weight", ())
+    if len(patch) == 5 and patch[1] == 48:
+        longlive = ", as LongLive 2.0 5B is" if re.search(r"long[-_ ]?live", where.lower()) else ""
+        return Kind(
+            "foreign",
+            f"a Wan2.2 TI2V-5B of 48 latent channels{longlive}",
+            "It has another VAE and another latent; expected a Wan2.1 T2V (16 channels), for LongLive its 1.0 file.",
+        )
+    if any(name.endswith(".int8_weight") for name in names):
+        return Kind(
+            "foreign",
+            "a TurboDiffusion file, quantised to int8 (int8_weight and scale)",
+            "Its scales are not read here, and it makes the whole clip at once; expected an autoregressive Wan2.1.",
+        )
+    if any(".base_layer." in name for name in names):
+        return Kind(
+            "foreign",
+            "a transformer with its LoRA beside it, not merged (PEFT's base_layer and lora_A)",
+            "Get the merged file (RAVEN's is cmgrpo_raven_merge.pt), or merge it where it was trained.",
+        )
+    attention = {name.split(".", 3)[3] for name in names if name.startswith("blocks.0.self_attn.")}
+    if attention and "k.weight" not in attention and is_transformer(names):
+        return Kind(
+            "foreign",
+            f"a Wan with another self-attention, as VideoMLA has (it has {', '.join(sorted(attention)[:3])}, but no k)",
+            "Its keys and values are not Wan's and no cache here holds them; expected a Wan2.1 T2V.",
+        )
+    return None
+
+
+def quantisation(names: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> str | None:
+    """How a file is quantised, by its scales and marks; `names` are those of one part under official names."""
+    rows = [info for name, info in names.items() if name.endswith(".weight_scale") and info.elements > 1]
+    if "_quantization_metadata" in metadata or any(name.endswith("comfy_quant") for name in names):
+        return "quantised as ComfyUI writes it (comfy_quant)"
+    if rows:
+        dtypes = {info.dtype for name, info in names.items() if f"{name}_scale" in names}
+        return f"quantised to {' and '.join(sorted(dtypes))} with a weight_scale for each row, as LightX2V writes it"
+    if any(map(is_quantisation_name, names)):
+        return "quantised to fp8 with a scale for each weight"
+    return None
 
 
 def size_name(config: WanConfig) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import PackForcingError
 from ..model.config import WanConfig
-from .families import Family, origin_warnings, recognise
+from .families import Family
 from .files import TensorFile, TensorInfo, open_tensors
 from .keys import (
     check_keys,
@@ -23,9 +23,11 @@ from .keys import (
     group_names,
     is_quantisation_name,
     set_compressor_aside,
+    set_unused_aside,
     split_name,
 )
-from .kinds import Kind, classify, size_name
+from .kinds import Kind, classify, foreign, quantisation, size_name
+from .recognition import origin_warnings, recognise
 
 FP8 = frozenset({"F8_E4M3", "F8_E5M2"})
 
@@ -45,7 +47,8 @@ class Checkpoint:
 
     `state_dict` is on the CPU, memory-mapped where the file allows; `compressor` holds the names that begin with
     `compressor.` or `pack_compressor.`, or is None; `quantised` says that scales came along (see `read_checkpoint`).
-    `taken` is the top-level key (with prefixes) that was read and `others` those that were not.
+    `taken` is the top-level key (with prefixes) that was read and `others` those that were not. `how` says by which
+    signs the family is known.
     """
 
     path: Path
@@ -58,6 +61,7 @@ class Checkpoint:
     others: tuple[str, ...]
     quantised: bool
     warnings: tuple[str, ...]
+    how: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class Inspection:
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     quantised: bool = False
+    how: tuple[str, ...] = ()
 
     @property
     def usable(self) -> bool:
@@ -106,6 +111,7 @@ class _Selection:
     metadata: Mapping[str, str]
     quantised: bool
     warnings: tuple[str, ...]
+    how: tuple[str, ...]
 
 
 def read_checkpoint(path: str | PathLike[str], key: str | None = None, *, keep_quantised: bool = False) -> Checkpoint:
@@ -117,6 +123,9 @@ def read_checkpoint(path: str | PathLike[str], key: str | None = None, *, keep_q
     """
     file = open_tensors(path)
     groups = group_names(file.tensors)
+    other = _foreign(file, groups)
+    if other:
+        raise PackForcingError(f"{file.path.name} is {other.title}. {other.advice}")
     selection = _select(file, groups, key)
     if selection is None:
         kind = classify(groups, file)
@@ -140,6 +149,7 @@ def read_checkpoint(path: str | PathLike[str], key: str | None = None, *, keep_q
         others=selection.others,
         quantised=selection.quantised,
         warnings=selection.warnings,
+        how=selection.how,
     )
 
 
@@ -150,12 +160,15 @@ def inspect(path: str | PathLike[str], key: str | None = None) -> Inspection:
     """
     file = open_tensors(path)
     groups = group_names(file.tensors)
-    selection = _select(file, groups, key)
     fronts = tuple(groups)
+    other = _foreign(file, groups)
+    selection = None if other else _select(file, groups, key)
     if selection is None:
-        return _inspection(file, file.tensors.values(), classify(groups, file), fronts=fronts)
+        return _inspection(file, file.tensors.values(), other or classify(groups, file), fronts=fronts)
     config, problems = _check(file, selection)
     title = "a Wan2.1 T2V transformer" + (f", {size_name(config)}" if config else ", but not a usable one")
+    scales = {name: file.tensors[there] for name, there in (*selection.weights.items(), *selection.scales.items())}
+    title = ", ".join(filter(None, (title, quantisation(scales, file.metadata))))
     advice = _QUANTISED_ADVICE if selection.quantised else _PLAIN_ADVICE
     return _inspection(
         file,
@@ -168,6 +181,7 @@ def inspect(path: str | PathLike[str], key: str | None = None) -> Inspection:
         problems=problems,
         warnings=selection.warnings,
         quantised=selection.quantised,
+        how=(*selection.how, *_shapes_say(config)),
     )
 
 
@@ -179,13 +193,26 @@ _QUANTISED_ADVICE = (
 )
 
 
+def _foreign(file: TensorFile, groups: Mapping[str, Mapping[str, str]]) -> Kind | None:
+    """A relative of Wan that no part of the file can be sampled as."""
+    shapes = ({name: file.tensors[there].shape for name, there in group.items()} for group in groups.values())
+    found = (foreign(part, part, str(file.path)) for part in shapes)
+    return next((kind for kind in found if kind), None)
+
+
+def _shapes_say(config: WanConfig | None) -> tuple[str, ...]:
+    return (f"shapes: Wan2.1 T2V, {size_name(config)}",) if config else ()
+
+
 def _select(file: TensorFile, groups: Mapping[str, Mapping[str, str]], key: str | None) -> _Selection | None:
-    family = recognise(file.path, file.metadata, file.tensors)
+    recognised = recognise(file.path, file.metadata, file.tensors)
+    family = recognised.family
     front = choose_group(groups, key, family.top_keys if family else ())
     if front is None:
         return None
     group = groups[front]
     names, compressor = set_compressor_aside(group)
+    names, unused = set_unused_aside(names)
     beside = groups.get("", {}) if front else {}
     scales = {name: group[name] for name in names if is_quantisation_name(name)}
     others = tuple(other for other in groups if other != front)
@@ -202,10 +229,12 @@ def _select(file: TensorFile, groups: Mapping[str, Mapping[str, str]], key: str 
         metadata=_official_metadata(file),
         quantised=quantised,
         warnings=tuple(
-            origin_warnings(family, file.path, file.metadata)
+            origin_warnings(recognised, file.path, file.metadata)
+            + [f"{count} tensors are left out: {what}." for what, count in unused.items()]
             + _taken_warnings(front, others)
             + ([] if quantised else _dtype_warnings([file.tensors[name] for name in weights.values()]))
         ),
+        how=recognised.how,
     )
 
 

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from ..errors import PackForcingError
 from ..model.config import WAN_SIZES
-from .families import recognise
 from .files import TensorFile, open_tensors
 from .keys import choose_front, expected_shapes, group_names, is_critic, is_lora_name
+from .recognition import recognise
 
 # What the stock loaders read beside a layer's name: the halves of its LoRA as one of the trainers names them, and what
 # changes their strength or stands beside them. PEFT puts its adapter's name before "weight".
@@ -83,7 +83,7 @@ def _choose_part(file: TensorFile, key: str | None) -> Mapping[str, str]:
     if not fronts:
         under = f" under {key!r}" if key else ""
         raise PackForcingError(f"{file.path.name} holds no LoRA{under}: expected names with lora_A and lora_B.")
-    family = recognise(file.path, file.metadata, file.tensors)
+    family = recognise(file.path, file.metadata, file.tensors).family
     return groups[choose_front(fronts, key, family.top_keys if family else ())]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from ..checkpoint.families import Family
+from ..checkpoint.families import DEFAULT_FAMILY
 from ..checkpoint.kinds import size_name
 from ..checkpoint.load import Inspection, inspect
 from ..geometry import GB
@@ -43,15 +43,12 @@ def _rows(found: Inspection):
     if found.taken is not None:
         yield "taken from", found.taken or "the top of the file"
     if found.family is not None:
-        yield "preset", f"{found.family.name} ({_sampling(found.family)})"
+        yield "preset", f"{found.family.name} ({found.family.sampling})"
+    elif found.taken is not None:
+        yield "preset", f"unknown: sampled as {DEFAULT_FAMILY.name} ({DEFAULT_FAMILY.sampling})"
+    if found.how:
+        yield "known by", list(found.how)
     for name, lines in (("problem", found.problems), ("warning", found.warnings)):
         if lines:
             yield name, list(lines)
     yield "advice", found.advice
-
-
-def _sampling(family: Family) -> str:
-    steps = ", ".join(f"{step:g}" for step in family.denoising_steps)
-    window = "full history" if family.window_frames is None else f"window {family.window_frames}"
-    trained = f"{window}, sink {family.sink_frames}"
-    return f"blocks of {family.frames_per_block}, steps {steps}, shift {family.shift:g}, {trained}"

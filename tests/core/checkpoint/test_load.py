@@ -17,6 +17,7 @@ from tests.checkpoints import (
     SMALL,
     SMALL_STOCK,
     Layout,
+    in_diffusers_names,
     partial_compressor,
     truncate,
     wan_state_dict,
@@ -183,7 +184,6 @@ def test_a_lora_without_its_base_is_answered_with_what_to_do(tmp_path, where):
         ("decoder.conv_in.weight", "vae", "a VAE of another family"),
         ("encoder.block.0.layer.0.SelfAttention.q.weight", "text encoder", "a T5 text encoder"),
         ("blocks.0.attn.q.weight", "text encoder", "Wan's own umT5"),
-        ("condition_embedder.text_embedder.linear_1.weight", "diffusers", "diffusers' names"),
         ("compressor.hr.0.weight", "compressor", "compressor weights"),
         ("something.else", "unknown", "no kind known"),
     ],
@@ -196,6 +196,84 @@ def test_another_kind_of_file_is_called_by_its_name(tmp_path, name, kind, words)
     assert report.parameters == 3
     with pytest.raises(PackForcingError, match=words):
         read_checkpoint(path)
+
+
+def test_diffusers_names_are_read_bit_for_bit(tmp_path):
+    folder = tmp_path / "Self-Forcing-diffusers" / "transformer"
+    folder.mkdir(parents=True)
+    named = in_diffusers_names(STATE)
+    assert len(named) == len(STATE)
+    assert not {"head.head.weight", "blocks.0.self_attn.q.weight"} & set(named)
+    checkpoint = read_checkpoint(write(folder / "diffusion_pytorch_model.safetensors", named))
+    assert same(checkpoint.state_dict, STATE)
+    assert checkpoint.family == by_name("self-forcing")
+    both = {**named, **{name: STATE[name].clone() for name in ("head.head.weight", "head.modulation")}}
+    with pytest.raises(PackForcingError, match="under diffusers' names and under Wan's own"):
+        read_checkpoint(write(folder / "both.safetensors", both))
+
+
+def test_minwms_camera_path_is_left_out_and_said(tmp_path):
+    for path in write_family(tmp_path, "minwm", STATE):
+        checkpoint = read_checkpoint(path)
+        assert (checkpoint.family.name, checkpoint.family.frames_per_block) == ("minwm", 4)
+        assert same(checkpoint.state_dict, STATE)
+        assert any("4 tensors are left out: minWM's camera path" in warning for warning in checkpoint.warnings)
+        assert inspect(path).how[0].startswith("keys: only minWM has")
+        assert inspect(path).how[-1].startswith("shapes: Wan2.1 T2V")
+
+
+def five_b():
+    return {**STATE, "patch_embedding.weight": torch.ones(128, 48, 1, 2, 2), "head.head.weight": torch.ones(192, 128)}
+
+
+def without(part: str, *added: str):
+    kept = {name: tensor for name, tensor in STATE.items() if part not in name}
+    return kept | {f"blocks.{layer}.{name}": torch.ones(8, 128) for layer in range(2) for name in added}
+
+
+@pytest.mark.parametrize(
+    ("file", "state", "words"),
+    [
+        ("LongLive-2.0-5B/model_bf16.safetensors", five_b(), "Wan2.2 TI2V-5B of 48 latent channels, as LongLive 2.0"),
+        (
+            "stage3_la6_sink1/model.safetensors",
+            without(".self_attn.k.", "self_attn.kv_down.weight", "self_attn.k_up.weight"),
+            r"another self-attention, as VideoMLA has \(it has .*kv_down",
+        ),
+        ("turbo.safetensors", without(".q.weight", "self_attn.q.int8_weight", "self_attn.q.scale"), "TurboDiffusion"),
+        (
+            "cmgrpo_raven_full.safetensors",
+            without(".self_attn.q.", "self_attn.q.base_layer.weight", "self_attn.q.lora_A.default.weight"),
+            r"not merged.*cmgrpo_raven_merge\.pt",
+        ),
+    ],
+)
+def test_a_relative_that_cannot_be_sampled_is_refused_by_its_name(tmp_path, file, state, words):
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    write(path, state)
+    with pytest.raises(PackForcingError, match=words) as refusal:
+        read_checkpoint(path)
+    report = inspect(path)
+    print(refusal.value)
+    assert (report.kind, report.usable, report.usable_by_host, report.family) == ("foreign", False, False, None)
+    assert report.title in str(refusal.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+def test_lightx2vs_scales_for_each_row_are_named(tmp_path, dtype):
+    state = dict(STATE)
+    for name in [
+        name for name in STATE if name.startswith("blocks.") and STATE[name].dim() == 2 and "norm" not in name
+    ]:
+        if name.endswith(".weight"):
+            state[name] = STATE[name].to(dtype)
+            state[f"{name}_scale"] = torch.ones(len(STATE[name]), 1)
+    report = inspect(write(tmp_path / "self_forcing_lightx2v.safetensors", state))
+    print(report.title)
+    assert report.quantised
+    assert report.title.endswith("with a weight_scale for each row, as LightX2V writes it")
+    assert ("F8_E4M3" if dtype != torch.int8 else "I8") in report.title
 
 
 def test_plain_fp8_is_cast_exactly_and_said(tmp_path):
