@@ -8,6 +8,8 @@ import json
 from ..checkpoint.families import DEFAULT_FAMILY
 from ..checkpoint.kinds import size_name
 from ..checkpoint.load import Inspection, inspect
+from ..compressor.weights import described
+from ..errors import PackForcingError
 from ..geometry import GB
 
 
@@ -48,7 +50,16 @@ def _rows(found: Inspection):
         yield "preset", f"unknown: sampled as {DEFAULT_FAMILY.name} ({DEFAULT_FAMILY.sampling})"
     if found.how:
         yield "known by", list(found.how)
+    if found.kind == "compressor":
+        yield from _compressor_rows(found)
     for name, lines in (("problem", found.problems), ("warning", found.warnings)):
         if lines:
             yield name, list(lines)
     yield "advice", found.advice
+
+
+def _compressor_rows(found: Inspection):
+    try:
+        yield from described(found.path)
+    except PackForcingError as error:  # of another project
+        yield "problem", str(error)

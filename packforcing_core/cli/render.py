@@ -128,7 +128,8 @@ def _high_res(
             "Add --policy packforcing, or leave the compressor out."
         )
     frames = recipe.geometry.frames_per_block
-    return load_compressor(options.compressor, checkpoint.config, frames, device=device, dtype=dtype).high_res
+    config, base = checkpoint.config, checkpoint.state_dict
+    return load_compressor(options.compressor, config, frames, device=device, dtype=dtype, base=base).high_res
 
 
 def _compute(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:

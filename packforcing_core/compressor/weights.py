@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -13,11 +14,13 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from ..checkpoint.files import TensorFile, TensorInfo, open_tensors
 from ..errors import PackForcingError
 from ..model.config import WanConfig
 from ..model.ops import Ops, TorchOps, build_on_meta
+from . import base as bases
 from .high_res import HighRes
 
 FORMAT = "packforcing-compressor"
@@ -26,6 +29,10 @@ GRID_RULE = "ceil(T/2) x max(1, floor(h/8)) x max(1, floor(w/8))"
 KEY_PREFIX = "compressor.high_res."
 DTYPES = ("F32", "F16", "BF16")
 METADATA_KEYS = ("format_version", "base_model", "base_dim", "frames_per_block", "grid", "trained_with")
+BASE_SAMPLES = "base_samples"
+FUSION = "sum of both branches"
+TOLD_KEYS = ("base_family", "fusion", "memory", "size", "clips", "steps", "hours", "data_seed", "licence", "score")
+"""What a file may say besides, for people to read; `score` is JSON, errors relative to the full history."""
 
 EXPECTED = "expected a compressor file that this project's training wrote"
 
@@ -34,11 +41,15 @@ EXPECTED = "expected a compressor file that this project's training wrote"
 class CompressorInfo:
     """What compressor weights were trained for: the base model's name, the block length in latent frames, and the cache
     policy in the loop, as free text.
+
+    `base_samples` are numbers of that model (`base.sampled`), where known; `told` has values of TOLD_KEYS.
     """
 
     base_model: str
     frames_per_block: int
     trained_with: str
+    base_samples: Mapping[str, list[float]] | None = None
+    told: Mapping[str, str] = field(default_factory=dict)
 
 
 class LoadedCompressor(NamedTuple):
@@ -62,7 +73,10 @@ def save_compressor(path: str | PathLike[str], high_res: HighRes, info: Compress
         "frames_per_block": str(info.frames_per_block),
         "grid": GRID_RULE,
         "trained_with": info.trained_with,
+        **info.told,
     }
+    if info.base_samples:
+        metadata[BASE_SAMPLES] = json.dumps(info.base_samples)
     tensors = {_file_key(name): tensor.detach().cpu().contiguous() for name, tensor in high_res.state_dict().items()}
     partial = path.with_name(path.name + ".partial")
     try:
@@ -80,16 +94,21 @@ def load_compressor(
     ops: type[Ops] = TorchOps,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    base: Mapping[str, Tensor] | None = None,
 ) -> LoadedCompressor:
     """The high-resolution branch for a model of `model_config` and blocks of `frames_per_block` latent frames.
 
-    `device` and `dtype` None leave the weights as they are in the file. Raises PackForcingError for a file of another
-    kind or project, of a newer version, for another width or block length, or whose tensors do not fit exactly.
+    `device` and `dtype` None leave the weights as they are in the file. `base` are the model's own weights under their
+    official names, where they are at hand. Raises PackForcingError for a file of another kind or project, of a newer
+    version, for another width, block length or `base`, or whose tensors do not fit exactly.
     """
     file = open_tensors(path)
     _refuse_foreign(file)
     metadata = _require_metadata(file)
     _require_trained_for(file, metadata, model_config.dim, frames_per_block)
+    samples = bases.parse(metadata[BASE_SAMPLES]) if BASE_SAMPLES in metadata else None
+    if samples and base is not None:
+        _require_same_base(file, samples, bases.sampled(base))
     high_res = build_on_meta(lambda: HighRes(model_config.dim, ops))
     keys = {name: _file_key(name) for name in high_res.state_dict()}
     shapes = {keys[name]: tuple(tensor.shape) for name, tensor in high_res.state_dict().items()}
@@ -97,8 +116,31 @@ def load_compressor(
     tensors = file.load(keys.values())
     weights = {name: tensors[key].to(device=device, dtype=dtype) for name, key in keys.items()}
     high_res.load_state_dict(weights, assign=True)
-    info = CompressorInfo(metadata["base_model"], frames_per_block, metadata["trained_with"])
+    told = {key: metadata[key] for key in TOLD_KEYS if key in metadata}
+    info = CompressorInfo(metadata["base_model"], frames_per_block, metadata["trained_with"], samples, told)
     return LoadedCompressor(high_res.requires_grad_(False).eval(), info)
+
+
+def described(path: str | PathLike[str]) -> Iterator[tuple[str, str]]:
+    """(what, value) of all that a compressor file says of itself, for people; tensors are not read.
+
+    Raises PackForcingError for a file of another kind or project, or of a newer version.
+    """
+    file = open_tensors(path)
+    _refuse_foreign(file)
+    metadata = _require_metadata(file)
+    yield "trained for", fits(metadata)
+    yield "trained with", metadata["trained_with"]
+    yield from ((key.replace("_", " "), metadata[key]) for key in TOLD_KEYS if key in metadata)
+    known = bases.parse(metadata.get(BASE_SAMPLES, ""))
+    yield "base", "known by its weights; another is refused" if known else "known by its width alone"
+
+
+def fits(metadata: Mapping[str, str]) -> str:
+    """With what the compressor of these metadata fits."""
+    family = f" ({metadata['base_family']})" if metadata.get("base_family") else ""
+    width, frames = metadata["base_dim"], metadata["frames_per_block"]
+    return f"{metadata['base_model']}{family}, width {width}, blocks of {frames} latent frames"
 
 
 def _file_key(name: str) -> str:
@@ -154,6 +196,18 @@ def _require_trained_for(file: TensorFile, metadata: Mapping[str, str], dim: int
             f"{name} was trained for the token grid '{metadata['grid']}'; this version of PackForcing makes "
             f"'{GRID_RULE}'. Load another compressor, or none (zero-shot)."
         )
+
+
+def _require_same_base(file: TensorFile, trained: Mapping[str, list[float]], given: Mapping[str, list[float]]) -> None:
+    """Refuses weights that a rounding to another dtype cannot explain."""
+    apart = bases.difference(trained, given)
+    if apart is None or apart <= (bases.DOUBTFUL if bases.was_fp8(given) else bases.SAME):
+        return
+    raise PackForcingError(
+        f"{file.path.name} was trained for {fits(file.metadata)}; this model has the same sizes and other weights "
+        f"(they differ by {100 * apart:.2g}%). Load it with that model, train one for this model "
+        "(`packforcing train compressor --checkpoint`), or load none (zero-shot)."
+    )
 
 
 def _count(file: TensorFile, key: str) -> int:
