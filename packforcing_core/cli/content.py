@@ -100,8 +100,11 @@ def timed_script(
     return script
 
 
-def begun(options: argparse.Namespace, recipe: Recipe, vae: WanVAE) -> Recipe:
-    """The recipe with what the options say it begins from, encoded."""
+def begun(options: argparse.Namespace, recipe: Recipe, vae: WanVAE, console: Console) -> Recipe:
+    """The recipe with what the options say it begins from, encoded; says what is changed about that on the way."""
+    given = options.start_image or options.continue_video or options.repaint_video
+    for note in probe(given).notes if given else ():
+        console.print(f"{Path(given).name}: {note}", style="yellow")
     start = _start(options, recipe, vae)
     return recipe if start is None else recipe.begun(start, options.seconds)
 

@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     checkpoint = read_checkpoint(options.checkpoint)
     recipe = _recipe(options, checkpoint, console)
     vae = load_vae(options.vae, device=device, dtype=dtype)
-    recipe = begun(options, recipe, vae)
+    recipe = begun(options, recipe, vae, console)
     console.print(recipe.describe_length(options.seconds))
     g = recipe.geometry
     decoder_bytes = decode_bytes(vae.config, g.height, g.width, dtype)

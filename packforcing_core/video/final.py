@@ -10,8 +10,8 @@ from pathlib import Path
 
 from .boxes import FilmError
 from .format import VideoFormat
+from .packets import read_packets
 from .process import film_url, run_ffmpeg
-from .reader import probe
 
 # use_metadata_tags: ComfyUI's front end finds the keys prompt and workflow only in that form of the metadata.
 _FINAL = ("-movflags", "+faststart+use_metadata_tags")
@@ -39,17 +39,17 @@ def write_final(
 
 def _arguments(growing: Path, target: Path, video_format: VideoFormat) -> list[str]:
     return [
-        *("-v", "error", "-y", "-i", film_url(growing), "-f", "ffmetadata", "-i", "pipe:0"),
+        *("-v", "error", "-y", "-f", "mov", "-i", film_url(growing), "-f", "ffmetadata", "-i", "pipe:0"),
         *("-map", "0:v:0", "-map_metadata", "1", "-c", "copy", "-bitexact", *_FINAL),
         *("-video_track_timescale", str(video_format.timescale), "-f", "mp4", film_url(target)),
     ]
 
 
 def _check(path: Path, frames: int, video_format: VideoFormat) -> None:
-    info = probe(path)
-    if (info.frames, info.fps) != (frames, video_format.rate):
+    packets = read_packets(path)
+    if (packets.frames, packets.rate) != (frames, video_format.rate):
         raise FilmError(
-            f"The final file has {info.frames} frames at {info.fps} frames per second "
+            f"The final file has {packets.frames} frames at {packets.rate} frames per second "
             f"but expected {frames} at {video_format.rate}"
         )
 

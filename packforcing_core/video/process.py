@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import subprocess
 import threading
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +20,7 @@ import imageio_ffmpeg
 from ..errors import PackForcingError
 
 _LAST_WORDS = 12
+_OLDEST = (4, 2)
 # The child must not see the terminal's Ctrl-C: it would end the segment before the frames that are still to come.
 _DETACHED = (
     {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
@@ -37,8 +40,8 @@ def film_url(path: Path) -> str:
 
 def start_ffmpeg(arguments: Sequence[str], *, reads_stdin: bool = False) -> subprocess.Popen:
     """Start ffmpeg with stdout and stderr piped (and stdin too if `reads_stdin`). Raises FfmpegError."""
+    executable = _executable()
     try:
-        executable = imageio_ffmpeg.get_ffmpeg_exe()
         return subprocess.Popen(
             [executable, "-hide_banner", "-nostdin", *arguments],
             stdin=subprocess.PIPE if reads_stdin else subprocess.DEVNULL,
@@ -47,14 +50,65 @@ def start_ffmpeg(arguments: Sequence[str], *, reads_stdin: bool = False) -> subp
             env={**os.environ, "SVT_LOG": "1"},  # the AV1 encoder otherwise prints its settings as if errors
             **_DETACHED,
         )
+    except OSError as error:
+        raise _not_started(error) from error
+
+
+def all_frames() -> tuple[str, str]:
+    """The option that hands every frame on as it comes, none dropped or repeated; it was renamed in ffmpeg 5.1."""
+    version = _version(_executable())
+    return ("-vsync" if version is not None and version < (5, 1) else "-fps_mode"), "passthrough"
+
+
+@lru_cache(maxsize=8)
+def has_filter(name: str) -> bool:
+    """Whether this ffmpeg was built with the filter `name`."""
+    listing = run_ffmpeg(["-v", "quiet", "-filters"]).decode("utf-8", "replace")
+    return any(line.split()[1:2] == [name] for line in listing.splitlines())
+
+
+def _executable() -> str:
+    try:
+        executable = imageio_ffmpeg.get_ffmpeg_exe()
+        version = _version(executable)
     except (OSError, RuntimeError) as error:
+        raise _not_started(error) from error
+    if version is not None and version < _OLDEST:
         raise FfmpegError(
-            f"ffmpeg cannot be started: {error}. Reinstall imageio-ffmpeg, or set IMAGEIO_FFMPEG_EXE to an ffmpeg."
-        ) from error
+            f"{executable} is ffmpeg {version[0]}.{version[1]}; expected {_OLDEST[0]}.{_OLDEST[1]} or newer. "
+            "Run `pip install --upgrade imageio-ffmpeg`, or set IMAGEIO_FFMPEG_EXE to a newer ffmpeg."
+        )
+    return executable
+
+
+def _not_started(error: Exception) -> FfmpegError:
+    return FfmpegError(
+        f"ffmpeg cannot be started: {error}. Reinstall imageio-ffmpeg, or set IMAGEIO_FFMPEG_EXE to an ffmpeg."
+    )
+
+
+@lru_cache(maxsize=8)
+def _version(executable: str) -> tuple[int, int] | None:
+    """Major and minor version; None for a build between releases, which calls itself by its date or commit."""
+    said = subprocess.run(
+        [executable, "-version"], stdin=subprocess.DEVNULL, capture_output=True, check=False, **_DETACHED
+    ).stdout.decode("utf-8", "replace")
+    found = re.match(r"ffmpeg version n?(\d+)\.(\d+)", said)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def run_ffmpeg(arguments: Sequence[str], stdin: bytes = b"") -> bytes:
     """Run ffmpeg to its end and return its stdout. Raises FfmpegError if it fails."""
+    return _outputs(arguments, stdin)[0]
+
+
+def ffmpeg_says(arguments: Sequence[str]) -> list[str]:
+    """Run ffmpeg to its end and return the lines of its stderr. Raises FfmpegError if it fails."""
+    return _outputs(arguments)[1].decode("utf-8", "replace").splitlines()
+
+
+def _outputs(arguments: Sequence[str], stdin: bytes = b"") -> tuple[bytes, bytes]:
+    """(stdout, stderr) of ffmpeg run to its end. Raises FfmpegError if it fails."""
     with start_ffmpeg(arguments, reads_stdin=True) as process:
         try:
             stdout, stderr = process.communicate(stdin)
@@ -63,7 +117,7 @@ def run_ffmpeg(arguments: Sequence[str], stdin: bytes = b"") -> bytes:
             raise
     if process.returncode != 0:
         raise FfmpegError(failure(process.returncode, stderr.decode("utf-8", "replace").splitlines()))
-    return stdout
+    return stdout, stderr
 
 
 def failure(returncode: int | None, lines: Sequence[str]) -> str:

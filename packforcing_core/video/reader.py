@@ -1,27 +1,38 @@
-"""Reading a film back: what is in it, and its frames. Works on a growing film and on one cut off by a crash."""
+"""Reading a video or an image: what is in it, and its frames. Works on a growing film and on one cut off by a crash."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
 
 from .boxes import FilmError
-from .process import FfmpegError, LastWords, failure, film_url, run_ffmpeg, start_ffmpeg
+from .images import is_image, read_image
+from .packets import Packets, input_arguments, read_packets
+from .plain import Plain, look
+from .process import LastWords, all_frames, failure, start_ffmpeg
+
+_FPS_OF_AN_IMAGE = Fraction(25)
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file holds. `fps` is exact; `codec` is ffmpeg's name (h264, hevc, av1)."""
+    """What `read_frames` gives of a file: upright frames with square pixels at a constant rate.
+
+    `fps` is exact; `codec` is ffmpeg's name (h264, hevc, av1), or of an image Pillow's (png, jpeg). `notes` are
+    sentences about what is changed on the way, for the user to read.
+    """
 
     frames: int
     width: int
     height: int
     fps: Fraction
     codec: str
+    notes: tuple[str, ...] = ()
 
     @property
     def duration(self) -> float:
@@ -30,63 +41,48 @@ class VideoInfo:
 
 
 def probe(path: Path | str) -> VideoInfo:
-    """Count and measure a video by reading every packet (no decoding). Raises FilmError if it cannot be read."""
+    """Count and measure a video: every packet is read, one frame decoded. Raises FilmError if it cannot be read."""
     path = Path(path)
-    try:
-        listing = run_ffmpeg([*_input(path), "-c", "copy", "-f", "framecrc", "pipe:1"]).decode("utf-8")
-    except FfmpegError as error:
-        raise FilmError(f"The video {path} cannot be read: {error}") from error
-    header, packets = _parse(listing)
-    if not packets:
-        raise FilmError(f"The video {path} holds no frames.")
-    width, height = header["dimensions 0"].split("x")
-    rate = _rate(packets, Fraction(header["tb 0"]))
-    return VideoInfo(len(packets), int(width), int(height), rate, header["codec_id 0"])
+    if is_image(path):
+        image = read_image(path)
+        height, width = image.pixels.shape[:2]
+        return VideoInfo(1, width, height, _FPS_OF_AN_IMAGE, image.format.lower(), image.notes)
+    packets, plain = read_packets(path), look(path)
+    notes = (*packets.notes, *plain.notes)
+    return VideoInfo(packets.frames, plain.width, plain.height, packets.rate, packets.codec, notes)
 
 
 def read_frames(path: Path | str) -> Iterator[np.ndarray]:
-    """Decode a video frame by frame: uint8 [H, W, 3], RGB. Raises FilmError if it cannot be read.
+    """Decode a video or an image frame by frame: uint8 [H, W, 3], RGB. Raises FilmError if it cannot be read.
 
-    Of a growing film it reads the closed segments.
+    Frames come at the constant rate that `probe` tells. Of a growing film it reads the closed segments.
     """
-    info = probe(path)
-    size = info.width * info.height * 3
-    arguments = [*_input(Path(path)), "-fps_mode", "passthrough", *_TO_RGB, "-f", "rawvideo", "pipe:1"]
-    with start_ffmpeg(arguments) as process:
+    path = Path(path)
+    if is_image(path):
+        yield read_image(path).pixels
+        return
+    packets, plain = read_packets(path), look(path)
+    yield from _shown(_decoded(path, plain), packets)
+
+
+def _shown(frames: Iterator[np.ndarray], packets: Packets) -> Iterator[np.ndarray]:
+    repeats: Sequence[int] = packets.repeats or ()
+    for frame, times in zip(frames, chain(repeats, repeat(1)), strict=False):
+        yield from repeat(frame, times)
+
+
+def _decoded(path: Path, plain: Plain) -> Iterator[np.ndarray]:
+    """Every frame of the file, once."""
+    size = plain.width * plain.height * 3
+    output = ("-vf", plain.filters, "-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1")
+    with start_ffmpeg([*input_arguments(path), *all_frames(), *output]) as process:
         words = LastWords(process.stderr)
         try:
             while len(data := process.stdout.read(size)) == size:
-                yield np.frombuffer(data, np.uint8).reshape(info.height, info.width, 3)
+                yield np.frombuffer(data, np.uint8).reshape(plain.height, plain.width, 3)
         except BaseException:
             process.kill()
             raise
         lines = words.lines()
     if process.returncode != 0:
         raise FilmError(f"The video {path} cannot be decoded: {failure(process.returncode, lines)}")
-
-
-_TO_RGB = ("-vf", "scale=flags=bicubic+accurate_rnd+full_chroma_int+bitexact,format=rgb24", "-pix_fmt", "rgb24")
-
-
-def _input(path: Path) -> list[str]:
-    return ["-v", "error", "-i", film_url(path), "-map", "0:v:0"]
-
-
-def _parse(listing: str) -> tuple[dict[str, str], list[tuple[int, int]]]:
-    """A framecrc listing as its header ("tb 0": "1/16384") and each packet's (pts, duration) in ticks."""
-    header: dict[str, str] = {}
-    packets: list[tuple[int, int]] = []
-    for line in listing.splitlines():
-        if line.startswith("#"):
-            key, _, value = line[1:].partition(":")
-            header[key.strip()] = value.strip()
-        else:
-            _, _, pts, duration, *_ = line.split(",")
-            packets.append((int(pts), int(duration)))
-    return header, packets
-
-
-def _rate(packets: list[tuple[int, int]], tick: Fraction) -> Fraction:
-    times = [pts for pts, _ in packets]
-    span = max(times) - min(times)
-    return (len(packets) - 1) / (span * tick) if span else 1 / (max(packets[0][1], 1) * tick)

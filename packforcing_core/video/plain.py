@@ -1,0 +1,92 @@
+"""Any decoded frame as plain RGB: square pixels, no fields, no alpha, standard dynamic range.
+
+What has to be done is read off the first decoded frame, after ffmpeg has turned it upright, and never off a header.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .boxes import FilmError
+from .packets import input_arguments
+from .process import FfmpegError, ffmpeg_says, has_filter
+
+_FRAME = re.compile(r"\] n: *0 .*fmt:(\S+) .*sar:(\d+)/(\d+) s:(\d+)x(\d+) i:(\S)")
+_COLOURS = re.compile(r"color_space:(\S+).*color_trc:(\S+)")
+_WITH_ALPHA = re.compile(r"yuva|ya\d|gbrap|rgba|bgra|argb|abgr|rgb32|bgr32|pal8")
+_YUV = re.compile(r"yuv|nv\d|p0\d\d|uyvy|yuyv")
+_HDR = {"smpte2084": "PQ", "arib-std-b67": "HLG"}
+# The widest and the narrowest pixels in use are 2:1 and 8:9; a file may state anything.
+_NARROWEST, _WIDEST = 1 / 4, 4.0
+# Players take untagged colours of more than 576 rows, the most of standard definition, for BT.709.
+_ROWS_OF_SD = 576
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The size of a video's frames as they are shown, the `filters` that make them so, and what is to be said."""
+
+    width: int
+    height: int
+    filters: str
+    notes: tuple[str, ...]
+
+
+def look(path: Path) -> Plain:
+    """Decodes the first frame of a video. Raises FilmError where there is none."""
+    arguments = [*input_arguments(path, "info"), "-frames:v", "1", "-vf", "showinfo", "-f", "null", "-"]
+    try:
+        said = ffmpeg_says(arguments)
+    except FfmpegError as error:
+        raise FilmError(f"The video {path} cannot be decoded: {error}") from error
+    frame = next((found for line in said if (found := _FRAME.search(line))), None)
+    if frame is None:
+        raise FilmError(f"The video {path} cannot be decoded: ffmpeg finds no frame in it.")
+    colours = next((found for line in said if (found := _COLOURS.search(line))), None)
+    space, curve = colours.groups() if colours else ("unknown", "unknown")
+    return _plain(frame.groups(), space, curve)
+
+
+def _plain(frame: Sequence[str], space: str, curve: str) -> Plain:
+    pixels, (across, down, width, height), field = frame[0], map(int, frame[1:5]), frame[5]
+    filters, notes = [], []
+    if field in "TB":
+        filters.append("yadif=deint=interlaced")
+        notes.append("It is interlaced: its fields are made whole frames.")
+    if _WITH_ALPHA.match(pixels):
+        filters.append("format=gbrap,premultiply=inplace=1")
+        notes.append("It has transparency: what is transparent is shown on black.")
+    if curve in _HDR and has_filter("zscale"):
+        filters.append(_TONE_MAP)
+        notes.append(f"It is HDR ({_HDR[curve]}): its brightness is mapped to standard range.")
+    elif curve in _HDR:
+        notes.append(f"It is HDR ({_HDR[curve]}), which this ffmpeg cannot map to standard range: it looks pale.")
+    if across != down and across and down:
+        width, height, said = _square(width, height, across, down)
+        notes.append(said)
+    untagged = space == "unknown" and _YUV.match(pixels) and min(width, height) > _ROWS_OF_SD
+    matrix = ":in_color_matrix=bt709" if untagged else ""
+    exact = f"flags=bicubic+accurate_rnd+full_chroma_int+bitexact{matrix}"
+    # The size is given, so that a video that changes its size half-way keeps that of its first frame.
+    return Plain(width, height, ",".join([*filters, f"scale={width}:{height}:{exact}", "format=rgb24"]), tuple(notes))
+
+
+_TONE_MAP = (
+    "zscale=transfer=linear:npl=100,format=gbrpf32le,zscale=primaries=bt709,tonemap=hable:desat=0,"
+    "zscale=transfer=bt709:matrix=bt709:range=tv,format=yuv444p"
+)
+
+
+def _square(width: int, height: int, across: int, down: int) -> tuple[int, int, str]:
+    """The size with square pixels: one side grows, so that nothing is lost."""
+    shape = f"Its pixels are {across}:{down}, not square"
+    if not _NARROWEST <= across / down <= _WIDEST:
+        return width, height, f"{shape}: that is taken for a mistake and left out."
+    if across > down:
+        width = round(width * across / down)
+    else:
+        height = round(height * down / across)
+    return width, height, f"{shape}: it is stretched to {width} x {height}."
