@@ -87,7 +87,9 @@ class Script:
     def tensors(self) -> dict[str, Tensor]:
         """The script for a file: `context.N`, and `cues` [N, 3] with first block, blend blocks and re-cache."""
         numbers = [[cue.first_block, cue.blend_blocks, int(cue.recache)] for cue in self.cues]
-        contexts = {f"context.{number}": cue.context for number, cue in enumerate(self.cues)}
+        # Copies: a text that comes back later is one tensor here, and a file takes no tensors that share memory.
+        whole = torch.contiguous_format
+        contexts = {f"context.{number}": cue.context.clone(memory_format=whole) for number, cue in enumerate(self.cues)}
         return {**contexts, "cues": torch.tensor(numbers, dtype=torch.int64)}
 
     @classmethod

@@ -5,34 +5,26 @@
     [12.5s] Rain begins to fall.
     [1m05s] It lies on the bank, the sun is out.
 
-A text without marks is one prompt for the whole film.
+Times may also stand in full-width or round brackets, begin lines (0:05 a sea), or be the keys of a JSON map: see
+`marks`. A text without times is one prompt for the whole video.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from ..errors import PackForcingError
 from ..geometry import PIXEL_FRAMES_PER_LATENT, VideoGeometry, pixel_frames
+from .marks import EXPECTED_TIME, TIME, find_entries, narrow
 
 MOST_PROMPTS = 1000
 # umT5 reads 512 tokens, some 2,500 characters of English; what lies behind is cut off.
 LONGEST_PROMPT = 20_000
 LONGEST_TEXT = 2_000_000
 LATEST_SECONDS = 1e6
-EXPECTED_TIME = "expected a time such as [0s], [12.5s], [1m05s] or [1:05]"
-
-# Brackets are common in prompts: only those that begin like a number have to be a time.
-_MARK = re.compile(r"\[[ \t]*([-+.\d][^\[\]\n]{0,40})\]")
-_WORD_IN_PLACE_OF_MARK = re.compile(r"^[ \t]*\[([^\[\]\n]{0,40})\]", re.MULTILINE)
-_TIME = re.compile(
-    r"(?:(?P<minutes>\d{1,6})\s*m(?:in)?\s*)?(?:(?P<seconds>\d{1,7}(?:\.\d{1,6})?|\.\d{1,6})\s*s(?:ec)?)?"
-    r"|(?P<clock_minutes>\d{1,6}):(?P<clock_seconds>[0-5]?\d(?:\.\d{1,6})?)"
-)
 
 
 @dataclass(frozen=True)
@@ -60,30 +52,24 @@ def parse_timeline(text: str, prefix: str = "") -> tuple[TimedPrompt, ...]:
     """
     if len(text) + len(prefix) > LONGEST_TEXT:
         raise PackForcingError(f"Got a timeline of {len(text) + len(prefix):,} characters; expected a few thousand.")
-    marks = list(_MARK.finditer(text))
-    head = text[: marks[0].start()] if marks else ""
-    if not marks:
+    head, entries = find_entries(text)
+    if not entries:
         return (_prompt(0.0, [prefix, text]),)
-    if len(marks) > MOST_PROMPTS:
-        raise PackForcingError(f"Got {len(marks):,} timed prompts; expected at most {MOST_PROMPTS:,}.")
-    _refuse_words(text)
-    ends = [*(mark.start() for mark in marks[1:]), len(text)]
-    prompts = tuple(
-        _prompt(parse_time(mark[1]), [prefix, head, text[mark.end() : end]], own=text[mark.end() : end])
-        for mark, end in zip(marks, ends, strict=True)
-    )
+    if len(entries) > MOST_PROMPTS:
+        raise PackForcingError(f"Got {len(entries):,} timed prompts; expected at most {MOST_PROMPTS:,}.")
+    prompts = tuple(_prompt(parse_time(entry.mark), [prefix, head, entry.text], own=entry.text) for entry in entries)
     require_rising([prompt.seconds for prompt in prompts])
     return prompts
 
 
 def parse_time(text: str) -> float:
-    """Seconds of "12.5s", "1m05s", "2m" or "1:05"; PackForcingError for anything else."""
-    text = text.strip()
-    found = _TIME.fullmatch(text)
+    """Seconds of "12.5s", "1m05s", "2m", "1:05" or "1:00:05"; PackForcingError for anything else."""
+    text = narrow(text).strip()
+    found = TIME.fullmatch(text)
     if not text or not found:
         raise PackForcingError(f"Got the time [{text}]; {EXPECTED_TIME}.")
-    minutes = found["minutes"] or found["clock_minutes"] or 0
-    return 60 * int(minutes) + float(found["seconds"] or found["clock_seconds"] or 0)
+    minutes = 60 * int(found["hours"] or 0) + int(found["minutes"] or found["clock_minutes"] or 0)
+    return 60 * minutes + float(found["seconds"] or found["clock_seconds"] or 0)
 
 
 def require_rising(times: Sequence[float]) -> None:
@@ -155,10 +141,3 @@ def _prompt(seconds: float, parts: Sequence[str], own: str | None = None) -> Tim
             "text encoder reads some 2,500)."
         )
     return TimedPrompt(seconds, prompt)
-
-
-def _refuse_words(text: str) -> None:
-    """Where other lines begin with a time, one that begins with a word in brackets is a mistake."""
-    for found in _WORD_IN_PLACE_OF_MARK.finditer(text):
-        if not _MARK.match(found[0].strip()):
-            raise PackForcingError(f"A line begins with [{found[1].strip()}]; {EXPECTED_TIME}.")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from packforcing_core.errors import PackForcingError
 from packforcing_core.text.script import Cue, Script
@@ -23,6 +24,14 @@ def texts(script: Script, first: int, end: int) -> list[float]:
 def test_a_plain_prompt_is_one_stretch():
     (stretch,) = Script.of(context(1.0)).stretches(3, 9)
     assert (stretch.first, stretch.end, stretch.recache) == (3, 9, False)
+
+
+def test_a_text_that_comes_back_is_written_and_read(tmp_path):
+    again = context(1.0)
+    script = Script((Cue(0, again), Cue(2, context(2.0)), Cue(5, again), Cue(7, again.expand(1, 4, 8)[:, :2])))
+    save_file(script.tensors(), tmp_path / "prompt.safetensors")
+    read = Script.from_tensors(load_file(tmp_path / "prompt.safetensors"))
+    assert texts(read, 0, 8) == texts(script, 0, 8) == [1, 1, 2, 2, 2, 1, 1, 1]
 
 
 def test_each_block_has_the_text_of_the_last_cue_before_it():

@@ -32,9 +32,101 @@ def test_prompts_begin_with_the_prefix_and_with_what_stands_before_the_first_mar
     ]
 
 
+TWO = [(0.0, "a sea"), (5.0, "a storm")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[0s] a sea [5s] a storm",
+        "[0 s] a sea [5 sec] a storm",
+        "\u30100s\u3011a sea \u30105s\u3011a storm",
+        "\uff3b0s\uff3da sea \uff3b5s\uff3d a storm",
+        "\u3010\uff10\u79d2\u3011a sea\n\u3010\uff15\u79d2\u3011a storm",
+        "\uff080s\uff09a sea\uff085s\uff09a storm",
+        "(0s) a sea (5s) a storm",
+        "(0:00) a sea (0:05) a storm",
+        "[0:00:00] a sea [0:00:05] a storm",
+        "0:00 a sea\n0:05 a storm",
+        "0s: a sea\n5s: a storm",
+        "0s - a sea\n5s - a storm\n",
+        "  00:00 | a sea\n\n  00:05 | a storm",
+        "0\uff1a00 a sea\n0\uff1a05 a storm",
+        '{"0s": "a sea", "5s": "a storm"}',
+        '"0": "a sea",\n"5": "a storm",',
+        "{\u201c0:00\u201d: \u201ca sea\u201d, \u201c0:05\u201d: \u201ca storm\u201d}",
+    ],
+)
+def test_times_in_the_punctuation_that_people_type(text):
+    assert told(text) == TWO
+    assert told(text, "Ink.") == [(seconds, f"Ink. {prompt}") for seconds, prompt in TWO]
+
+
+def test_what_stands_before_timed_lines_begins_every_prompt():
+    assert told("Watercolour.\n0:00 a sea\n0:05 a storm") == [
+        (0.0, "Watercolour. a sea"),
+        (5.0, "Watercolour. a storm"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "10s timelapse of a flower",
+        "12:30 in the afternoon, a clock tower",
+        "a photo, cinematic (16:9), (waves:1.3), (2 people)",
+        "at 5s of exposure: stars",
+        "1. a list\n2. of things",
+        "ratio 2.39:1, f/1.8, 35 mm; 1920x1080",
+        '"quoted words": a title card',
+        "a sign that says (open 24h)",
+    ],
+)
+def test_numbers_and_brackets_of_plain_prompts_are_no_times(text):
+    assert told(text) == [(0.0, text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("0: a sea\n80: a storm", "0: a sea"),
+        ("frame 0: a sea\nframe 80: a storm", "frame 0: a sea"),
+        ("<0s> a sea <5s> a storm", "<0s> a sea <5s> a storm"),
+        ("{0s} a sea {5s} a storm", "{0s} a sea {5s} a storm"),
+        ("a sea, 5s: a storm", "a sea, 5s: a storm"),
+        ("0s: a sea, 5s: a storm", "0s: a sea, 5s: a storm"),
+        ("0s a sea, 5s a storm", "0s a sea, 5s a storm"),
+        ("0s-5s: a sea\n5s-9s: a storm", "0s-5s: a sea"),
+        ("0:00 - 0:05 a sea\n0:05 - 0:10 a storm", "0:00 - 0:05 a sea"),
+        ("[0s] a sea (5s) a storm", "[0s] a sea (5s) a storm"),
+        ("[0s] a sea\n5s: a storm\n9s: rain", "5s: a storm"),
+        ('{"0s": "a sea", "5s": 3}', '{"0s": "a sea", "5s": 3}'),
+        ("{'0s': 'a sea'}", "{'0s': 'a sea'}"),
+        ('{"0s": "a sea" "5s": "a storm"}', '{"0s": "a sea" "5s": "a storm"}'),
+    ],
+)
+def test_what_looks_like_a_timeline_is_refused_with_its_line(text, line):
+    with pytest.raises(PackForcingError) as refused:
+        parse_timeline(text)
+    print(refused.value)
+    assert repr(line) in str(refused.value)
+    assert len(str(refused.value)) < 400
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("0s", 0), ("12.5s", 12.5), (".5 s", 0.5), ("1m05s", 65), ("1m", 60), ("2 min 3.25 sec", 123.25), ("1:05", 65)],
+    [
+        ("1:00:05", 3605),
+        ("\uff11\uff12.\uff15\uff53", 12.5),
+        ("1\u520605\u79d2", 65),
+        ("0s", 0),
+        ("12.5s", 12.5),
+        (".5 s", 0.5),
+        ("1m05s", 65),
+        ("1m", 60),
+        ("2 min 3.25 sec", 123.25),
+        ("1:05", 65),
+    ],
 )
 def test_times(text, seconds):
     assert parse_time(text) == seconds
@@ -74,7 +166,7 @@ def test_a_timeline_that_cannot_be_meant_is_refused_in_words(text, message):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.text(alphabet="[]0123456789.:sm -+e\nax", max_size=60))
+@given(st.text(alphabet="[](){}<>0123456789.:sm -+e\nax,|\"'\u3010\u3011\uff15\uff53\u79d2", max_size=60))
 def test_any_text_is_read_or_refused(text):
     try:
         prompts = parse_timeline(text)
