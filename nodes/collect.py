@@ -35,10 +35,10 @@ class CollectLatents(io.ComfyNode):
 
     @classmethod
     def execute(cls, stream: LatentStream) -> io.NodeOutput:
-        feedback = RenderFeedback(stream, cls.hidden.unique_id)
         blocks = []
         stream.folder.ensure(stream.script)
-        with locked(stream.folder.path), closing(stream.events()) as events:
+        feedback = RenderFeedback(stream, cls.hidden.unique_id)
+        with feedback, locked(stream.folder.path), closing(stream.events()) as events:
             for event in events:
                 if isinstance(event, BlockDone):
                     blocks.append(event.latents)

@@ -18,7 +18,8 @@ from ..packforcing_core.filmed import FilmJob, filmed_render, growing_film
 from ..packforcing_core.render import FilmedBlock
 from ..packforcing_core.video.format import CODECS, VideoFormat
 from . import host
-from .feedback import RenderFeedback, say
+from .feedback import RenderFeedback
+from .growing import GrowingVideo
 from .output import film_path
 from .sockets import CATEGORY, StreamSocket
 from .stream import LatentStream
@@ -137,12 +138,12 @@ def _film(stream: LatentStream, vae, job: FilmJob, node_id: str) -> tuple[torch.
     folder = stream.folder
     folder.ensure(stream.script)
     growing = growing_film(folder, job)
-    say(node_id, f"the film grows in {growing}")
-    feedback = RenderFeedback(stream, node_id)
+    g = stream.recipe.geometry
+    feedback = RenderFeedback(stream, node_id, GrowingVideo(growing, job.path, g.width, g.height, g.fps))
     tail: deque[np.ndarray] = deque(maxlen=job.tail_frames)
     try:
         filmed = filmed_render(folder, stream.recipe, job, partial(stream.events, vae, job.vae))
-        with closing(feedback), closing(filmed) as events:
+        with feedback, closing(filmed) as events:
             for event in events:
                 if isinstance(event, FilmedBlock):
                     tail.extend(event.frames)

@@ -6,9 +6,9 @@ from comfy_api.v0_0_2 import io
 
 from ..packforcing_core.miniature import load as miniature
 from . import host
-from .feedback import say
 from .loader import DTYPES, build_model
 from .sockets import CATEGORY
+from .tell import say
 from .words import words_clip
 
 NAME = "PackForcing miniature"

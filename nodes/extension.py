@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.v0_0_2 import ComfyExtension, io
 from server import PromptServer
 
+from . import tell, window
 from .collect import CollectLatents
 from .decode import StreamingVAEDecode
 from .demo import DemoModels
@@ -14,14 +15,14 @@ from .prompts import PromptAt, TimedPrompts
 from .sampler import Sampler
 from .stack import StackVideos
 from .start import StartFromNode
-from .window import add_route
 
 
 class PackForcingExtension(ComfyExtension):
     async def on_load(self) -> None:
         # Tools that only list nodes have no server.
         if hasattr(PromptServer, "instance"):
-            add_route(PromptServer.instance.routes)
+            tell.add_route(PromptServer.instance.routes)
+            window.add_route(PromptServer.instance.routes)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

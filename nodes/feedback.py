@@ -1,52 +1,66 @@
-"""What the user sees while a node works: the progress bar, the newest frames, and a line of text."""
+"""What the user sees while a node works and afterwards: the progress bar, the video so far, and a line of text."""
 
 from __future__ import annotations
 
 import time
+from types import TracebackType
 
+import comfy.model_management
 import comfy.utils
-from server import PromptServer
 
 from ..packforcing_core.filmed import Note, RenderEvent
 from ..packforcing_core.geometry import size_text
 from ..packforcing_core.recorded import Replayed
 from ..packforcing_core.sampler.rollout import BlockDone, StepDone
+from .growing import GrowingVideo, as_told
 from .preview import MovingPreview
 from .stream import LatentStream
+from .tell import Line
 from .watch import BlockWatch
 
 NO_BREAK = "\u00a0"
 
 
-def say(node_id: str, text: str) -> None:
-    """Shows `text` on the node in every open browser."""
-    PromptServer.instance.send_progress_text(text, node_id)
-
-
 class RenderFeedback:
-    """Turns a render's events into ComfyUI's progress: every denoising call and every commit is one tick."""
+    """Turns a render's events into ComfyUI's progress and into what the node shows, as long as the `with` block lasts.
 
-    def __init__(self, stream: LatentStream, node_id: str):
+    Every denoising call and every commit is one tick. `video`, where one is made, is shown as it grows, and stays when
+    the render has ended, in whatever way.
+    """
+
+    def __init__(self, stream: LatentStream, node_id: str, video: GrowingVideo | None = None):
         self._recipe = stream.recipe
         self._geometry = stream.recipe.geometry
         self._render = stream.folder.path.name
         self._known = stream.folder.known_blocks
-        self._node_id = node_id
+        self._video = video
         self._cache = size_text(stream.plan().cache_bytes)
         denoising = stream.recipe.denoising
         self._ends = [0]
         for block in range(self._geometry.blocks):
             self._ends.append(self._ends[-1] + denoising.calls(block) + 1)
         self._bar = comfy.utils.ProgressBar(self._ends[-1], node_id=node_id)
+        self._line = Line.of(node_id)
         self._started = time.monotonic()
-        self._sampled = 0
+        self._sampled = self._done = 0
         self._notes: list[str] = []
-        self._preview = MovingPreview(self._bar, node_id, self._geometry.fps)
+        self._preview = MovingPreview(self._bar, self._line, self._geometry.fps)
         self._watch = BlockWatch(stream)
+        self._tell("running", "the first block is being made")
 
-    def close(self) -> None:
-        """Stops what still plays on the node."""
+    def __enter__(self) -> RenderFeedback:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._preview.close()
+        if error is None:
+            self._tell("done", self.summary())
+        elif isinstance(error, comfy.model_management.InterruptProcessingException):
+            self._tell("stopped", f"stopped at {self._made(self._done)}; Run continues")
+        else:
+            self._tell("failed", f"{error}\nFailed at {self._made(self._done)}.")
 
     def show(self, event: RenderEvent) -> None:
         if isinstance(event, StepDone):
@@ -54,28 +68,55 @@ class RenderFeedback:
             self._bar.update_absolute(self._ends[event.block + 1] - (event.steps - event.step))
         elif isinstance(event, BlockDone):
             self._sampled += not event.reused
-            self._bar.update_absolute(self._ends[event.block + 1])
-            say(self._node_id, self._line(event.block, event.reused))
+            self._block(event.block, event.reused)
             self._watch.done(event)
         elif isinstance(event, Replayed):
-            self._bar.update_absolute(self._ends[event.block + 1])
-            say(self._node_id, self._line(event.block, True))
+            self._block(event.block, True)
         elif isinstance(event, Note):
             self._notes.append(event.text)
-            say(self._node_id, event.text)
+            self._tell("running", event.text)
         else:
             self._preview.play(event.frames)
+            if self._video is not None and self._video.has_grown():
+                self._tell("running", self._progress(False))
 
     def summary(self) -> str:
-        """What was re-used and what was made, for the history."""
+        """What was made and what was re-used, for the history."""
         reused = f"blocks 1 to {self._known} re-used" if self._known else "no block re-used"
         lines = [f"render {self._render}: {reused}, {self._sampled} of {self._geometry.blocks} sampled", *self._notes]
         return "\n".join(lines)
 
-    def _line(self, block: int, reused: bool) -> str:
-        done = block + 1
-        g = self._geometry
+    def _block(self, block: int, reused: bool) -> None:
+        self._done = block + 1
+        self._bar.update_absolute(self._ends[self._done])
+        self._tell("running", self._progress(reused))
+
+    def _tell(self, state: str, text: str) -> None:
+        if self._video is None:
+            self._line.tell(state=state, text=text)
+            return
+        seen = self._video.seen(finished=state == "done")
+        if state == "done":
+            text = f"{self._made(self._geometry.blocks)} | {as_told(self._video.path)}\n{text}"
+        elif state != "running" and seen["segments"]:
+            text = f"{text}\nThe video so far: {as_told(self._video.growing)}"
+        share = self._done / self._geometry.blocks
+        self._line.tell(state=state, text=text, video=seen, share=share)
+
+    def _made(self, blocks: int) -> str:
+        return clock(self._recipe.frames_before(blocks) / self._geometry.fps)
+
+    def _progress(self, reused: bool) -> str:
+        g, done = self._geometry, self._done
         pace = (time.monotonic() - self._started) / max(1, self._sampled)
-        how = "re-used" if reused else f"{pace:.2f} s/block, {pace * (g.blocks - done):.0f}{NO_BREAK}s{NO_BREAK}left"
-        made = f"{self._recipe.frames_before(done) / g.fps:.1f} of {self._recipe.film_frames / g.fps:.1f} s of video"
+        left = clock(pace * (g.blocks - done)).replace(" ", NO_BREAK)
+        how = "re-used" if reused else f"{left}{NO_BREAK}left | {pace:.2f}{NO_BREAK}s per block"
+        made = f"{self._made(done)} of {self._made(g.blocks)}"
         return f"block {done}/{g.blocks} | {made} | {how} | cache {self._cache}"
+
+
+def clock(seconds: float) -> str:
+    """ "12.5 s" below a minute, "1:05" from there on."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"

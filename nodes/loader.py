@@ -15,8 +15,8 @@ from ..packforcing_core.checkpoint.load import Checkpoint, inspect, read_checkpo
 from ..packforcing_core.compressor.weights import LoadedCompressor, load_compressor
 from ..packforcing_core.errors import PackForcingError
 from . import host
-from .feedback import say
 from .sockets import CATEGORY
+from .tell import say
 
 FOLDERS = ("diffusion_models", "checkpoints")
 COMPRESSOR_FOLDER = "packforcing_compressors"

@@ -1,21 +1,25 @@
 """A preview that moves: the newest block's frames, one after the other, while the next block is made.
 
-The front end shows a preview as a still and replaces it by the next, in its canvas and in its Vue nodes alike; so the
-server sends the frames at the pace at which they should be seen. Each frame is sent once. ComfyUI's own event loop
-paces them: no thread of ours, and no check for interruption, which belongs to the thread that samples.
+The page shows a frame until the next one comes, so the server sends them at the pace at which they should be seen.
+Each is sent once. ComfyUI's own event loop paces them: no thread of ours, and no check for interruption, which belongs
+to the thread that samples. They go to the pack's own part of the node: the front end would show its own beside it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import threading
 import time
 
 import comfy.utils
 import numpy as np
-from comfy_api.v0_0_2 import ComfyAPI
+from comfy_api import feature_flags
 from PIL import Image
 from server import PromptServer
+
+from .tell import FRAME, Line
 
 PREVIEW_SIZE = 512
 SLOWEST_S = 0.25
@@ -35,8 +39,8 @@ def pace(frames: int, fps: float, made_in: float) -> tuple[list[int], float]:
 class MovingPreview:
     """Plays blocks of frames uint8 [T, H, W, 3] on a node until `close`."""
 
-    def __init__(self, bar: comfy.utils.ProgressBar, node_id: str, fps: float):
-        self._bar, self._node_id, self._fps = bar, node_id, fps
+    def __init__(self, bar: comfy.utils.ProgressBar, line: Line, fps: float):
+        self._bar, self._line, self._fps = bar, line, fps
         self._last = time.monotonic()
         self._turn = 0
         self._lock = threading.Lock()
@@ -49,21 +53,32 @@ class MovingPreview:
         with self._lock:
             self._turn += 1
         pictures = [Image.fromarray(frames[index]) for index in indices]
-        # The first goes the way that clients know which cannot tell whose preview it is.
-        self._bar.update_absolute(self._bar.current, preview=("JPEG", pictures[0], PREVIEW_SIZE))
-        playing = self._play(pictures[1:], interval, self._turn)
+        if not _is_front_end(self._line.client):
+            self._bar.update_absolute(self._bar.current, preview=("JPEG", pictures[0], PREVIEW_SIZE))
+        playing = self._play(pictures, interval, self._turn)
         asyncio.run_coroutine_threadsafe(playing, PromptServer.instance.loop)
 
     async def _play(self, pictures: list[Image.Image], interval: float, turn: int) -> None:
-        execution = ComfyAPI().execution
         for picture in pictures:
-            await asyncio.sleep(interval)
-            with self._lock:  # After `close`, a late frame would mark the node as running again.
+            with self._lock:
                 if turn != self._turn:
                     return
-                bar = self._bar
-                await execution.set_progress(bar.current, bar.total, self._node_id, picture)
+                self._line.send(FRAME, image=_data_url(picture))
+            await asyncio.sleep(interval)
 
     def close(self) -> None:
         with self._lock:
             self._turn += 1
+
+
+def _is_front_end(client: str | None) -> bool:
+    """Whether a client says that it can tell whose preview it gets, as ComfyUI's own front end does."""
+    sockets = PromptServer.instance.sockets_metadata
+    return feature_flags.supports_feature(sockets, client, "supports_preview_metadata")
+
+
+def _data_url(picture: Image.Image) -> str:
+    picture.thumbnail((PREVIEW_SIZE, PREVIEW_SIZE))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -10,8 +10,8 @@ from comfy_api.v0_0_2 import io
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.text.timeline import LATEST_SECONDS, parse_timeline
 from .conditioning import from_second
-from .feedback import say
 from .sockets import CATEGORY
+from .tell import say
 
 EXAMPLE = """A paper boat on a pond, watercolour, soft light.
 [0s] It drifts slowly between lilies.

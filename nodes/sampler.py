@@ -31,10 +31,10 @@ from ..packforcing_core.text.script import Script
 from ..packforcing_core.text.timeline import describe
 from . import host
 from .conditioning import timed_script
-from .feedback import say
 from .sockets import CATEGORY, CacheSocket, StartSocket, StreamSocket
 from .start import StartFrom
 from .stream import LatentStream
+from .tell import say
 
 OUTPUT_FOLDER = "packforcing"
 

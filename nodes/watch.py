@@ -1,6 +1,6 @@
 """What a render tells while it runs: an event per block for the KV Cache node's panel.
 
-The event "packforcing.block" goes to the client that queued the prompt: `{"node": id of the KV Cache node, "block",
+The event "packforcing.block" is told (`tell.py`): `{"node": id of the KV Cache node, "block",
 "blocks", "seconds", "cache_bytes", "selected": {block: share of the layers}, "svg": the window, words in braces}`.
 """
 
@@ -9,11 +9,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from server import PromptServer
-
 from ..packforcing_core.drawing.window import Moment, draw_window, selected_shares
 from ..packforcing_core.sampler.rollout import BlockDone
 from .stream import LatentStream
+from .tell import Line
 
 EVENT = "packforcing.block"
 
@@ -23,6 +22,7 @@ class BlockWatch:
 
     def __init__(self, stream: LatentStream):
         self._stream, self._plan = stream, stream.plan()
+        self._line = Line.of(stream.cache_node) if stream.cache_node is not None else None
         self._since = time.monotonic()
 
     def done(self, event: BlockDone) -> None:
@@ -35,11 +35,10 @@ class BlockWatch:
         return selected_shares(event.selection) if self._stream.recipe.partitions.bank else None
 
     def _send(self, block: int, seconds: float, selected: dict[int, float] | None) -> None:
-        server, recipe = PromptServer.instance, self._stream.recipe
-        if server.client_id is None:
+        if self._line is None or self._line.client is None:
             return
+        recipe = self._stream.recipe
         data: dict[str, Any] = {
-            "node": self._stream.cache_node,
             "block": block,
             "blocks": recipe.geometry.blocks,
             "seconds": seconds,
@@ -47,4 +46,4 @@ class BlockWatch:
             "selected": selected or {},
             "svg": draw_window(recipe.geometry, recipe.partitions, self._plan, Moment(block, selected)),
         }
-        server.send_sync(EVENT, data, server.client_id)
+        self._line.tell(EVENT, **data)

@@ -13,7 +13,7 @@ from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..packforcing_core.text.words import WordEncoder
-from .feedback import say
+from .tell import say
 
 KIND = "packforcing_words"
 

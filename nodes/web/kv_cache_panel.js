@@ -2,10 +2,11 @@
 // The server plans and draws; this file collects widget values, puts words in the user's language, and shows.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { nodeOf } from "./graph.js";
+import { isHere, lastTold, nodeOf, onTold } from "./graph.js";
 
 const CACHE = "PackForcingKVCache";
 const PANEL = "packforcing_window";
+const BLOCK = "packforcing.block";
 const LOOK_EVERY_MS = 500;
 const MOST_HOPS = 32;
 const ASPECT = 128 / 300;
@@ -30,7 +31,8 @@ function fedValue(node, widget) {
 
 function valuesOf(node) {
   if (!node) return null;
-  const widgets = (node.widgets ?? []).filter((widget) => widget.name !== PANEL);
+  // What the front end and this pack show on a node ("$$...", the panel) is none of its values, and comes and goes.
+  const widgets = (node.widgets ?? []).filter(({ name, serialize }) => serialize !== false && !name.startsWith("$$"));
   return Object.fromEntries(widgets.map((widget) => [widget.name, fedValue(node, widget) ?? widget.value]));
 }
 
@@ -64,6 +66,7 @@ async function look(node, panel) {
   if (!named(node, "policy")) return; // A front end that does not know menus with parts.
   const graph = graphAround(node);
   if (graph === panel.asked) return;
+  const told = panel.asked === null && lastTold(BLOCK, node); // The page was loaded again while or after it ran.
   panel.asked = graph;
   const blocks = panel.blocks;
   const answer = await api.fetchApi("/packforcing/window", { method: "POST", body: graph });
@@ -71,6 +74,7 @@ async function look(node, panel) {
   if (graph !== panel.asked || blocks !== panel.blocks) return; // What has been drawn meanwhile is newer.
   if (window.svg) panel.element.innerHTML = inWords(window.svg);
   else panel.element.textContent = window.problem;
+  if (told) showBlock(told);
 }
 
 function lookAtAll() {
@@ -79,11 +83,11 @@ function lookAtAll() {
   }
 }
 
-function showBlock({ detail }) {
-  const panel = panels.get(nodeOf(detail.node));
+function showBlock(event) {
+  const panel = isHere(event) && panels.get(nodeOf(event.node));
   if (!panel) return;
   panel.blocks += 1;
-  panel.element.innerHTML = inWords(detail.svg);
+  panel.element.innerHTML = inWords(event.svg);
 }
 
 function addPanel(node) {
@@ -102,10 +106,11 @@ function addPanel(node) {
   };
 }
 
+onTold(BLOCK, showBlock);
+
 app.registerExtension({
   name: "packforcing.kv_cache_panel",
   async setup() {
-    api.addEventListener("packforcing.block", showBlock);
     await loadWords().catch(() => {}); // Without them the words are English.
     setInterval(lookAtAll, LOOK_EVERY_MS);
   },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import struct
 import threading
@@ -21,6 +22,9 @@ Prompt = dict[str, dict[str, Any]]
 
 TIMEOUT_S = 600
 """Seconds until something that does not come is given up: only a failure waits for it, however slow the machine."""
+
+TOLD, FRAME = "packforcing.monitor", "packforcing.frame"
+"""The events by which a node of this pack says something, and shows a picture of what it makes."""
 
 # Kinds of binary message on the socket: the first four bytes, big-endian.
 PREVIEW_IMAGE, TEXT, PREVIEW_IMAGE_WITH_METADATA = 1, 3, 4
@@ -98,7 +102,13 @@ class Events:
     def record(self, payload: str | bytes) -> None:
         with self._changed:
             if isinstance(payload, str):
-                self.messages.append(json.loads(payload))
+                message = json.loads(payload)
+                self.messages.append(message)
+                if message["type"] == TOLD:
+                    self.texts.append((message["data"]["node"], message["data"]["text"]))
+                elif message["type"] == FRAME:
+                    image = base64.b64decode(message["data"]["image"].partition(",")[2])
+                    self.previews, self.last_preview = self.previews + 1, Preview(image, message["data"])
             else:
                 self._record_binary(payload)
             self._changed.notify_all()

@@ -41,7 +41,8 @@ SHORTEN = """seconds => window.app.rootGraph.nodes
     .forEach(node => { node.widgets.find(w => ['seconds', 'value'].includes(w.name)).value = seconds; })"""
 FILMS_SHOWN = """() => window.app.rootGraph.nodes.every(node => {
     if (!window.app.nodeOutputs[node.id]?.animated) return true;
-    const film = node.videoContainer?.querySelector('video');
+    const monitor = node.widgets.find(w => w.name === 'packforcing_monitor')?.element ?? node.videoContainer;
+    const film = monitor?.querySelector('video');
     return film?.readyState >= 2 && film.offsetWidth > 0;
 })"""
 GRAPH_ON_PAGE = """margin => {

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.comfyui.client import ComfyClient
+from tests.comfyui.front_end_package import front_end_arguments, front_end_version
 from tests.comfyui.install import PACK, comfyui_folder
 
 TEST_NODES = Path(__file__).with_name("test_nodes")
@@ -29,7 +30,7 @@ STOP_TIMEOUT_S = 30
 # A user who has seen the welcome, so that no dialog lies over the graph.
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
-    "Comfy.InstalledVersion": "1.47.12",
+    "Comfy.InstalledVersion": front_end_version(),
     "Comfy.Notification.ShowVersionUpdates": False,
     "Comfy.Minimap.Visible": False,
 }
@@ -118,7 +119,7 @@ class ComfyServer:
         """Starts the process and returns when it answers. Can be called again after `stop` or `kill`."""
         command = [sys.executable, str(comfyui_folder() / "main.py"), "--cpu", "--port", str(self.port)]
         command += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"]
-        command += ["--disable-auto-launch", "--disable-api-nodes", *self.arguments]
+        command += ["--disable-auto-launch", "--disable-api-nodes", *front_end_arguments(), *self.arguments]
         # Unbuffered, or a crash's last words are lost; one thread, as tiny tensors gain nothing from a second.
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
         with self.log.open("ab") as log:

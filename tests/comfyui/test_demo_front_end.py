@@ -29,57 +29,52 @@ KEEP = """() => {
     window.blocks = [];
     const api = window.comfyAPI.api.api;
     api.addEventListener('packforcing.block', (event) => window.blocks.push(event.detail.block));
-    api.addEventListener('b_preview_with_metadata', ({ detail }) => {
-        const reader = new FileReader();
-        reader.onload = () => window.kept.push([detail.displayNodeId, reader.result]);
-        reader.readAsDataURL(detail.blob);
-    });
+    api.addEventListener('packforcing.frame', ({ detail }) => window.kept.push([detail.node, detail.image]));
 }"""
-PICTURE_ON_NODE = """id => {
-    const picture = window.app.rootGraph.getNodeById(id).imgs?.[0];
-    if (!picture?.naturalWidth) return null;
+MONITOR = "window.app.rootGraph.getNodeById(id).widgets.find(w => w.name === 'packforcing_monitor')?.element"
+PICTURE_ON_NODE = f"""id => {{
+    const monitor = {MONITOR};
+    const [video, frame] = ['video', 'img'].map(kind => monitor?.querySelector(`${{kind}}:not([hidden])`));
+    const shown = video?.readyState >= 2 ? video : frame?.naturalWidth ? frame : null;
+    if (!shown) return null;
     const canvas = document.createElement('canvas');
-    [canvas.width, canvas.height] = [picture.naturalWidth, picture.naturalHeight];
-    canvas.getContext('2d').drawImage(picture, 0, 0);
+    [canvas.width, canvas.height] = [shown.videoWidth ?? shown.naturalWidth, shown.videoHeight ?? shown.naturalHeight];
+    canvas.getContext('2d').drawImage(shown, 0, 0);
     return canvas.toDataURL();
-}"""
+}}"""
 FILM_ON_PAGE = """name => {
     const films = [...document.querySelectorAll('video')];
     const film = films.find(video => new URL(video.src).searchParams.get('filename') === name);
     return film?.readyState >= 2 && film.offsetWidth > 0 && film.duration;
 }"""
 
-FILM_OF_NODE = """id => {
-    const node = window.app.rootGraph.getNodeById(id), vue = document.querySelector(`.lg-node[data-node-id="${id}"]`);
-    const film = (vue ?? node.videoContainer)?.querySelector('video');
+FILM_OF_NODE = f"""id => {{
+    const node = window.app.rootGraph.getNodeById(id), vue = document.querySelector(`.lg-node[data-node-id="${{id}}"]`);
+    const film = {MONITOR}.querySelector('video');
     if (!(film?.readyState >= 2 && film.offsetWidth > 0)) return null;
-    const { canvas, ds } = window.app.canvas, page = canvas.getBoundingClientRect();
+    const {{ canvas, ds }} = window.app.canvas, page = canvas.getBoundingClientRect();
     const [x, y] = [page.x, page.y].map((from, i) => from + (node.pos[i] + ds.offset[i]) * ds.scale);
     const [width, height] = [...node.size].map(length => length * ds.scale);
     const shown = film.getBoundingClientRect();
-    const frame = vue?.getBoundingClientRect() ?? { x, y, right: x + width, bottom: y + height };
+    const frame = vue?.getBoundingClientRect() ?? {{ x, y, right: x + width, bottom: y + height }};
     const inside = shown.x >= frame.x && shown.right <= frame.right
         && shown.y >= frame.y && shown.bottom <= frame.bottom + 1;
-    return { name: new URL(film.src).searchParams.get('filename'), inside };
-}"""
-PLAY = """async id => {
-    const node = window.app.rootGraph.getNodeById(id), vue = document.querySelector(`.lg-node[data-node-id="${id}"]`);
-    const film = (vue ?? node.videoContainer).querySelector('video');
+    return {{ name: new URL(film.src).searchParams.get('filename'), inside }};
+}}"""
+PLAY = f"""async id => {{
+    const film = {MONITOR}.querySelector('video');
     await film.play();
     const end = performance.now() + 20000;
     while (film.currentTime < 0.5 && performance.now() < end) await new Promise(done => setTimeout(done, 50));
-    film.pause();
     return film.currentTime;
-}"""
-NOTE_FRAMES = """() => {
-    window.frames_of = {};
-    setInterval(() => window.app.rootGraph.nodes.forEach(({ id, imgs }) => {
-        const vue = document.querySelector(`.lg-node[data-node-id="${id}"]`);
-        const pictures = vue ? [...vue.querySelectorAll('img')] : (imgs ?? []);
-        pictures.filter(picture => picture.naturalWidth).forEach(({ src }) =>
-            (window.frames_of[id] ??= new Set()).add(src));
-    }), 50);
-}"""
+}}"""
+NOTE_FRAMES = f"""() => {{
+    window.frames_of = {{}};
+    setInterval(() => window.app.rootGraph.nodes.forEach(({{ id }}) => {{
+        const shown = {MONITOR}?.querySelector('video:not([hidden]), img:not([hidden])');
+        if (shown) (window.frames_of[id] ??= new Set()).add(shown.currentTime ?? shown.src);
+    }}), 50);
+}}"""
 COUNT_FRAMES = "id => window.frames_of[id]?.size ?? 0"
 NAME_FILMS = """prefix => window.app.rootGraph.nodes.forEach(({ id, widgets }) =>
     (widgets ?? []).filter(w => w.name === 'filename_prefix').forEach(w => { w.value = prefix + id; }))"""

@@ -22,7 +22,7 @@ NODES_LIKE = {"classic": False, "vue": True}
 LISTEN = """() => {
     window.seen = [];
     const api = window.comfyAPI.api.api;
-    api.addEventListener('b_preview_with_metadata', () => window.seen.push('frame'));
+    api.addEventListener('packforcing.frame', () => window.seen.push('frame'));
     api.addEventListener('packforcing.block', (event) => window.seen.push(event.detail.block));
 }"""
 
@@ -93,8 +93,9 @@ def lower_half_of_node(front_end: FrontEnd, node: str) -> Image.Image:
     return Image.open(io.BytesIO(front_end.page.screenshot(clip=clip))).convert("RGB")
 
 
-WORDS_ON_LINES = """() => [...document.querySelectorAll('.dom-widget .packforcing-text')].map(widget => {
-    const said = widget.querySelector('span'), lines = [];
+SAID = ".packforcing-monitor > .said"
+WORDS_ON_LINES = """where => [...document.querySelectorAll(where)].filter(said => said.innerText).map(said => {
+    const lines = [];
     const walker = document.createTreeWalker(said, NodeFilter.SHOW_TEXT);
     for (let node = walker.nextNode(); node; node = walker.nextNode())
         for (const word of node.data.matchAll(/\\S+/g)) {
@@ -103,17 +104,19 @@ WORDS_ON_LINES = """() => [...document.querySelectorAll('.dom-widget .packforcin
             range.setEnd(node, word.index + word[0].length);
             lines.push([word[0], new Set([...range.getClientRects()].map(rect => Math.round(rect.top))).size]);
         }
-    return { text: said.innerText, lines, height: widget.clientHeight, wanted: widget.scrollHeight };
+    return { text: said.innerText, lines, height: said.clientHeight, wanted: said.scrollHeight };
 })"""
 
 
-def test_what_nodes_say_breaks_between_words_and_five_lines_are_seen(front_end: FrontEnd, files: Files, tmp_path: Path):
+def test_what_nodes_say_breaks_between_words_and_seven_lines_are_seen(
+    front_end: FrontEnd, files: Files, tmp_path: Path
+):
     graph, *_ = small_render(files, 3.0, "1000, 500", 37)
     show(front_end, graph)
     front_end.run()
     front_end.show_all()
     front_end.screenshot(tmp_path / "said.png")
-    said = front_end.page.evaluate(WORDS_ON_LINES)
+    said = front_end.page.evaluate(WORDS_ON_LINES, SAID)
     print(tmp_path)
     for one in said:
         print(one["height"], one["wanted"], one["text"])
@@ -121,7 +124,7 @@ def test_what_nodes_say_breaks_between_words_and_five_lines_are_seen(front_end: 
     assert len(said) >= 3
     assert len(words) > 30
     assert [word for word, lines in words if lines > 1 and len(word) < 25] == []
-    assert all(one["height"] >= min(one["wanted"], 16 + 5 * 16) for one in said)
+    assert all(one["height"] >= min(one["wanted"], 7 * 16) for one in said)
     assert front_end.problems == []
 
 

@@ -1,0 +1,67 @@
+"""The video that a node shows while it is written: its file, and where its closed segments end."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+
+from ..packforcing_core.video.boxes import FilmError, scan_film
+from ..packforcing_core.video.codec_name import codec_name
+
+
+@dataclass
+class GrowingVideo:
+    """A video of `fps` that grows in the file `growing` and will be the file `path`, both below the output folder."""
+
+    growing: Path
+    path: Path
+    width: int
+    height: int
+    fps: float
+    _size: int = field(default=-1, init=False)
+
+    def has_grown(self) -> bool:
+        """Whether more of it can be played than when this was asked last."""
+        try:
+            size = self.growing.stat().st_size
+        except OSError:
+            return False
+        grown, self._size = size != self._size, size
+        return grown
+
+    def seen(self, finished: bool) -> dict[str, Any]:
+        """What a page needs to play it: the file as /view takes it; if it is not `finished`, its codec, the bytes of
+        its beginning, and of each closed segment its last byte and its last second.
+        """
+        known = {"width": self.width, "height": self.height, "finished": finished}
+        if finished:
+            return {**known, "file": as_viewed(self.path), "segments": []}
+        try:
+            video = scan_film(self.growing)
+        except FilmError:  # Nothing is written yet.
+            return {**known, "file": as_viewed(self.growing), "segments": []}
+        frames, segments = 0, []
+        for segment in video.segments:
+            frames += segment.frames
+            segments.append([segment.end, round(frames / self.fps, 4)])
+        codec = codec_name(video.init)
+        begin = {"codec": codec and f'video/mp4; codecs="{codec}"', "init": len(video.init)}
+        return {**known, **begin, "file": as_viewed(self.growing), "segments": segments}
+
+
+def as_told(path: Path) -> str:
+    """A file of ComfyUI's output folder as a user finds it: from that folder on."""
+    root = Path(folder_paths.get_output_directory()).resolve()
+    return Path(os.path.relpath(path.resolve(), root.parent)).as_posix()
+
+
+def as_viewed(path: Path) -> dict[str, str]:
+    """A file of ComfyUI's output folder as its /view route names it."""
+    root = Path(folder_paths.get_output_directory()).resolve()
+    inside = Path(os.path.relpath(path.resolve(), root))
+    subfolder = "" if inside.parent == Path() else inside.parent.as_posix()
+    return {"filename": inside.name, "subfolder": subfolder, "type": "output"}

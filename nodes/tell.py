@@ -1,0 +1,97 @@
+"""What nodes tell the page of whoever queued the prompt. It stays on the node after the job's end and after a reload.
+
+An event goes to that client alone: `{"serial": rising, "node": id on the page, "prompt": id of the job,
+"workflow": id of the graph or null, ...}`. GET /packforcing/told?client=ID answers the last event of each kind and
+node, `[{"type": kind, "data": event}, ...]`, for a page that was loaded again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from aiohttp import web
+from comfy_execution.progress import get_progress_state
+from comfy_execution.utils import get_executing_context
+from server import PromptServer
+
+MONITOR = "packforcing.monitor"
+FRAME = "packforcing.frame"
+PATH = "/packforcing/told"
+MOST_CLIENTS, MOST_EVENTS = 64, 256
+
+_last: OrderedDict[str, OrderedDict[tuple, dict[str, Any]]] = OrderedDict()
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Line:
+    """From one node of the running job to the page of whoever queued it; `client` None: nobody listens."""
+
+    client: str | None
+    prompt: str
+    workflow: str | None
+    node: str
+
+    @classmethod
+    def of(cls, node_id: str) -> Line:
+        """To be called while the job runs, from the thread that runs it."""
+        context = get_executing_context()
+        prompt = context.prompt_id if context is not None else ""
+        shown = get_progress_state().dynprompt.get_display_node_id(node_id)
+        return cls(PromptServer.instance.client_id, prompt, _workflow_of(prompt), shown)
+
+    def send(self, kind: str, **data: Any) -> dict[str, Any]:
+        """Sends it, to be seen now and forgotten."""
+        own = {"prompt": self.prompt, "workflow": self.workflow, "node": self.node}
+        # Of the clock, so that later events have larger numbers after a restart of the server too.
+        event = {"serial": time.time_ns() // 1000, **own, **data}
+        if self.client is not None:
+            PromptServer.instance.send_sync(kind, event, self.client)
+        return event
+
+    def tell(self, kind: str = MONITOR, **data: Any) -> None:
+        """Sends it, and keeps it for a page that is loaded again."""
+        event = self.send(kind, **data)
+        if self.client is None:
+            return
+        key = (kind, self.workflow, self.node)
+        with _lock:
+            told = _last.setdefault(self.client, OrderedDict())
+            _last.move_to_end(self.client)
+            told[key] = {"type": kind, "data": event}
+            told.move_to_end(key)
+            _drop_oldest(told, MOST_EVENTS)
+            _drop_oldest(_last, MOST_CLIENTS)
+
+
+def say(node_id: str, text: str) -> None:
+    """Shows `text` on the node, until it says something else."""
+    Line.of(node_id).tell(text=text)
+
+
+def add_route(routes: web.RouteTableDef) -> None:
+    @routes.get(PATH)
+    async def told(request: web.Request) -> web.Response:
+        with _lock:
+            events = list(_last.get(request.query.get("client", ""), {}).values())
+        return web.json_response(events)
+
+
+@lru_cache(maxsize=8)
+def _workflow_of(prompt: str) -> str | None:
+    """The id of the graph that a running job was queued from; None for one that was not drawn."""
+    running, _ = PromptServer.instance.prompt_queue.get_current_queue_volatile()
+    for item in running:
+        if item[1] == prompt:
+            return ((item[3].get("extra_pnginfo") or {}).get("workflow") or {}).get("id")
+    return None
+
+
+def _drop_oldest(items: OrderedDict, most: int) -> None:
+    while len(items) > most:
+        items.popitem(last=False)

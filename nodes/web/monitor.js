@@ -1,0 +1,230 @@
+// What a node has to say, and the video that it makes, on the node: while it works, and after that.
+// It is one DOM widget that depends on nothing of the front end's own previews and progress texts, which come and go.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+import { isHere, nodeOf, ofOneTab, onTold, rootGraph } from "./graph.js";
+import { Player } from "./player.js";
+
+const WIDGET = "packforcing_monitor";
+const MAKES_VIDEO = "PackForcingStreamingVAEDecode";
+const LOOK_EVERY_MS = 500;
+const MARGIN = 10; // Of a DOM widget, on every side.
+const LINE = 16;
+const MOST_LINES = 7; // More than that scrolls.
+const MOST_EVENTS = 100;
+const STYLE = `
+.packforcing-monitor { display: flex; flex-direction: column; gap: 4px; overflow: hidden; }
+.packforcing-monitor > .stage { flex: 1 1 auto; min-height: 0; border-radius: 4px; overflow: hidden; }
+.packforcing-monitor video, .packforcing-monitor img { width: 100%; height: 100%; object-fit: contain; display: block; }
+.packforcing-monitor > .bar { flex: none; height: 3px; border-radius: 2px; background: var(--comfy-input-bg, #333); }
+.packforcing-monitor > .bar > div { height: 100%; border-radius: 2px; background: #5aa867; }
+.packforcing-monitor > .said { flex: none; overflow-y: auto; font: 12px/${LINE}px Inter, sans-serif;
+  color: var(--input-text, #ddd); white-space: pre-wrap; overflow-wrap: anywhere; user-select: text; }
+.packforcing-monitor [hidden] { display: none; }`;
+
+const events = new Map(); // node and job -> the newest event
+const players = new Map(); // node and job -> Player; they outlive the node, which goes when another tab is opened
+const frames = new Map(); // node and job -> the newest frame
+const views = new Map(); // node -> View
+const pen = document.createElement("canvas").getContext("2d");
+
+const jobOf = ({ node, prompt }) => `${prompt} ${node}`;
+
+function linesOf(text, width) {
+  pen.font = "12px Inter, sans-serif";
+  let lines = 0;
+  for (const paragraph of text.split("\n")) {
+    let line = "";
+    lines += 1;
+    for (const word of paragraph.split(" ")) {
+      const longer = line ? `${line} ${word}` : word;
+      const over = pen.measureText(longer).width / width;
+      if (over <= 1) line = longer;
+      else {
+        lines += (line ? 1 : 0) + Math.floor(pen.measureText(word).width / width);
+        line = word;
+      }
+    }
+  }
+  return lines;
+}
+
+class View {
+  constructor(node) {
+    this.node = node;
+    this.event = null;
+    this.element = document.createElement("div");
+    this.element.className = "packforcing-monitor";
+    this.element.innerHTML = '<div class="stage" hidden></div><div class="bar" hidden><div></div></div><div class="said"></div>';
+    [this.stage, this.bar, this.said] = this.element.children;
+    this.picture = document.createElement("img");
+    const options = { serialize: false, hideOnZoom: false, getValue: () => "", setValue() {} };
+    options.getMinHeight = () => this.height;
+    this.widget = node.addDOMWidget(WIDGET, WIDGET, this.element, options);
+    this.widget.serialize = false; // Nothing of it is saved: widget values of a workflow go by position.
+  }
+
+  get height() {
+    if (!this.event) return 0;
+    const width = this.node.size[0] - 2 * MARGIN;
+    const lines = Math.min(MOST_LINES, linesOf(this.text, width));
+    const stage = this.event.video ? Math.ceil(width * this.aspect) + 11 : 0;
+    return stage + lines * LINE + 2 * MARGIN + 2;
+  }
+
+  get aspect() {
+    const { video } = this.event;
+    const { videoWidth, videoHeight } = players.get(jobOf(this.event))?.element ?? {};
+    return videoWidth ? videoHeight / videoWidth : video.height / video.width;
+  }
+
+  get text() {
+    const refused = this.event.video && players.get(jobOf(this.event))?.how === "none";
+    return refused ? `${this.event.text}\nThis browser cannot play the codec; the file is whole.` : this.event.text;
+  }
+
+  show(event) {
+    this.event = event;
+    if (event.video) this.showPictures();
+    const state = `${event.serial} ${this.text} ${event.video ? this.aspect : 0}`;
+    if (state === this.state) return;
+    this.state = state;
+    this.said.textContent = this.text;
+    this.said.style.maxHeight = `${MOST_LINES * LINE}px`;
+    this.stage.hidden = !event.video;
+    if (event.video) this.stage.style.aspectRatio = `1 / ${this.aspect}`;
+    this.bar.hidden = !event.video || event.state === "done";
+    this.bar.firstChild.style.width = `${100 * (event.share ?? 0)}%`;
+    this.fit();
+  }
+
+  // The video where there is one that plays, else the newest frame.
+  showPictures() {
+    const player = players.get(jobOf(this.event));
+    const frame = frames.get(jobOf(this.event));
+    const plays = player.how !== "none" && (player.playable || !frame);
+    if (player.element.parentNode !== this.stage) this.stage.replaceChildren(player.element, this.picture);
+    if (frame && this.picture.src !== frame) this.picture.src = frame;
+    this.picture.hidden = plays || !frame;
+    player.element.hidden = !plays;
+  }
+
+  clear() {
+    if (!this.event) return;
+    this.event = this.state = null;
+    this.said.textContent = "";
+    this.stage.replaceChildren();
+    this.stage.hidden = this.bar.hidden = true;
+    this.fit();
+  }
+
+  fit() {
+    const [width, height] = this.node.size;
+    const needed = this.node.computeSize()[1];
+    if (height < needed) this.node.setSize([width, needed]);
+    this.node.setDirtyCanvas?.(true, true);
+  }
+}
+
+function viewOf(node) {
+  if (!views.has(node) && node.addDOMWidget) {
+    views.set(node, new View(node));
+    const removed = node.onRemoved;
+    node.onRemoved = function () {
+      views.delete(node);
+      return removed?.apply(this, arguments);
+    };
+  }
+  return views.get(node);
+}
+
+function heard(event) {
+  const job = jobOf(event);
+  for (const [other, old] of events) {
+    const replaced = old.node === event.node && old.workflow === event.workflow && ofOneTab(old.prompt, event.prompt);
+    if (other !== job && replaced && old.serial < event.serial) forget(other);
+  }
+  events.set(job, event);
+  if (event.video) {
+    if (!players.has(job)) players.set(job, new Player());
+    players.get(job).show(event.video);
+    if (event.state !== "running" && players.get(job).how !== "none") frames.delete(job);
+  }
+  for (const old of [...events.keys()].slice(0, -MOST_EVENTS)) forget(old);
+  settle();
+}
+
+function forget(job) {
+  players.get(job)?.close();
+  for (const known of [players, frames, events]) known.delete(job);
+}
+
+// Shows on each node the newest that was said of it in the graph that is open.
+function settle() {
+  const newest = new Map();
+  for (const event of events.values()) {
+    const other = newest.get(event.node);
+    if (isHere(event) && !(other?.serial > event.serial)) newest.set(event.node, event);
+  }
+  const shown = new Set();
+  for (const [id, event] of newest) {
+    const node = nodeOf(id);
+    const view = node && viewOf(node);
+    if (!view) continue;
+    view.show(event);
+    shown.add(view);
+  }
+  for (const [node, view] of views) if (node.graph && !shown.has(view)) view.clear();
+}
+
+function showFrame({ node, prompt, image }) {
+  const job = jobOf({ node, prompt });
+  if (events.get(job)?.state !== "running") return;
+  frames.set(job, image);
+  for (const view of views.values()) if (view.event && jobOf(view.event) === job) view.showPictures();
+}
+
+// A run whose nodes are all known says nothing but what it made.
+function showKnown(node, output) {
+  const [file] = output?.images ?? [];
+  const view = views.get(node);
+  if (!file || !view || view.event?.video?.file.filename === file.filename) return;
+  const id = [...idsOf(node)].join(":");
+  const video = { width: 16, height: 9, finished: true, file, segments: [] }; // Until the file says its own.
+  const text = [`${file.subfolder}/${file.filename}`, ...(output.text ?? [])].join("\n");
+  const serial = 1 + Math.max(0, ...[...events.values()].map((event) => event.serial));
+  const prompt = `known ${file.filename}`;
+  heard({ serial, node: id, prompt, workflow: rootGraph()?.id, state: "done", text, video });
+}
+
+function* idsOf(node) {
+  if (node.graph && node.graph !== rootGraph()) {
+    const outer = [...(rootGraph()?.nodes ?? [])].find((other) => other.subgraph === node.graph);
+    if (outer) yield* idsOf(outer);
+  }
+  yield node.id;
+}
+
+onTold("packforcing.monitor", heard);
+api.addEventListener("packforcing.frame", ({ detail }) => showFrame(detail));
+
+app.registerExtension({
+  name: "packforcing.monitor",
+  setup() {
+    document.head.appendChild(document.createElement("style")).textContent = STYLE;
+    setInterval(settle, LOOK_EVERY_MS);
+  },
+  nodeCreated(node) {
+    if (node.comfyClass !== MAKES_VIDEO || !node.addDOMWidget) return;
+    viewOf(node);
+    // The stock preview of the same file would stand beside it.
+    node.hideOutputImages = true;
+    node.onDrawBackground = () => {};
+    const executed = node.onExecuted;
+    node.onExecuted = function (output) {
+      const answer = executed?.apply(this, arguments);
+      showKnown(this, output);
+      return answer;
+    };
+  },
+});

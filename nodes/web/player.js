@@ -1,0 +1,207 @@
+// Plays a video while it is written, and the finished file in its place.
+// The file is a fragmented mp4: the server says where each closed segment ends, and the bytes come from ComfyUI's own
+// /view. Only a window around the moment that plays is held, as browsers throw away silently what is too much.
+import { api } from "../../scripts/api.js";
+
+const AHEAD_S = 90;
+const BEHIND_S = 60;
+const AHEAD_BYTES = 48e6;
+const BEHIND_BYTES = 24e6;
+const LOOK_EVERY_MS = 500;
+const A_TOUCH_MS = 500; // A pause so soon after a pointer or a key on the video is the user's.
+
+const urlOf = (file, more = {}) => api.apiURL(`/view?${new URLSearchParams({ ...file, ...more })}`);
+const viewOf = (file) => `/view?${new URLSearchParams(file)}`;
+
+export class Player {
+  constructor() {
+    this.element = document.createElement("video");
+    Object.assign(this.element, { controls: true, muted: true, playsInline: true });
+    this.how = null; // "segments", "file", "finished", or "none" where the browser cannot play the codec
+    this.video = null; // what the server said last
+    this.heldByUser = false;
+    this.touched = -Infinity;
+    for (const kind of ["pointerdown", "keydown"])
+      this.element.addEventListener(kind, () => (this.touched = performance.now()), true);
+    this.element.addEventListener("pause", () => {
+      if (this.element.isConnected && !this.element.ended && performance.now() - this.touched < A_TOUCH_MS)
+        this.heldByUser = true;
+    });
+    this.element.addEventListener("play", () => (this.heldByUser = false));
+    this.element.addEventListener("seeking", () => this.#fill());
+    this.element.addEventListener("ended", () => this.how === "file" && this.#reopen());
+    this.element.addEventListener("error", () => this.#failed());
+    this.timer = setInterval(() => this.#look(), LOOK_EVERY_MS);
+  }
+
+  get playable() {
+    return this.element.readyState >= HTMLMediaElement.HAVE_CURRENT_DATA;
+  }
+
+  // The newest that the server said of the video.
+  show(video) {
+    this.video = video;
+    if (video.finished) this.#finish(video.file);
+    else if (!this.how && video.segments.length) this.#open();
+    this.#fill();
+  }
+
+  close() {
+    clearInterval(this.timer);
+    this.#leave();
+    this.element.remove();
+  }
+
+  get #ends() {
+    return this.video.segments.map(([, second]) => second);
+  }
+
+  #open() {
+    const { codec, segments } = this.video;
+    if (window.MediaSource?.isTypeSupported(codec ?? "")) this.#openSegments();
+    else if (codec && this.element.canPlayType(codec)) this.#reopen();
+    else this.how = "none";
+    // Of what was there before, only the end is new.
+    if (segments.length > 2) this.startAt = segments.at(-2)[1];
+  }
+
+  #openSegments() {
+    this.how = "segments";
+    const source = new MediaSource();
+    this.source = source;
+    this.buffer = null;
+    source.addEventListener(
+      "sourceopen",
+      () => {
+        URL.revokeObjectURL(this.element.src);
+        this.buffer = source.addSourceBuffer(this.video.codec);
+        this.#fill();
+      },
+      { once: true },
+    );
+    this.element.src = URL.createObjectURL(source);
+  }
+
+  // The file as far as it is written now: where pages may not play what they have put together themselves.
+  #reopen() {
+    const at = this.element.currentTime;
+    this.how = "file";
+    this.opened = this.video.segments.length;
+    this.element.src = urlOf(this.video.file, { opened: this.opened });
+    this.startAt = at || this.startAt;
+  }
+
+  #finish(file) {
+    const src = urlOf(file);
+    if (this.how === "finished" && this.element.src === new URL(src, location.href).href) return;
+    this.startAt = this.element.currentTime;
+    this.#leave();
+    this.how = "finished";
+    this.element.loop = true;
+    this.element.src = src;
+  }
+
+  #leave() {
+    this.source = this.buffer = null;
+    this.element.removeAttribute("src");
+    this.element.load();
+  }
+
+  #failed() {
+    if (!this.element.getAttribute("src")) return;
+    if (this.how === "segments") {
+      this.#leave();
+      this.#reopen();
+    } else this.how = "none";
+  }
+
+  #look() {
+    const { element } = this;
+    if (this.startAt && element.readyState >= HTMLMediaElement.HAVE_METADATA) {
+      element.currentTime = this.startAt;
+      this.startAt = 0;
+    }
+    if (this.how === "file" && element.ended && this.video.segments.length > this.opened) this.#reopen();
+    this.#fill();
+    const waits = element.paused && !element.ended && element.isConnected && this.playable;
+    if (waits && !this.heldByUser) element.play().catch(() => {});
+  }
+
+  // Brings what is missing of the window, one segment at a time.
+  async #fill() {
+    if (this.how !== "segments" || !this.buffer || this.filling) return;
+    this.filling = true;
+    const { buffer } = this;
+    try {
+      if (!buffer.begun) {
+        await this.#append(buffer, 0, this.video.init);
+        buffer.begun = true;
+      }
+      for (let next = this.#missing(); next !== null && buffer === this.buffer; next = this.#missing()) {
+        await this.#leaveOut(buffer);
+        const from = next ? this.video.segments[next - 1][0] : this.video.init;
+        await this.#append(buffer, from, this.video.segments[next][0]);
+        if (this.source) this.source.duration = Math.max(this.#ends.at(-1), lastOf(buffer));
+      }
+    } catch (error) {
+      if (buffer === this.buffer && error.name !== "QuotaExceededError") console.warn("packforcing: video", error);
+    } finally {
+      this.filling = false;
+    }
+  }
+
+  async #append(buffer, from, to) {
+    const headers = { Range: `bytes=${from}-${to - 1}` };
+    const answer = await api.fetchApi(viewOf(this.video.file), { headers, cache: "no-store" });
+    if (!answer.ok) throw new Error(`${answer.status} for bytes ${from} to ${to}`);
+    const bytes = await answer.arrayBuffer();
+    if (buffer !== this.buffer) return; // The finished video has taken its place.
+    buffer.appendBuffer(answer.status === 206 ? bytes : bytes.slice(from, to));
+    await updated(buffer);
+  }
+
+  // The number of the first segment in the window that is not held.
+  #missing() {
+    const ends = this.#ends;
+    const now = this.startAt || this.element.currentTime;
+    let bytes = 0;
+    for (let number = 0; number < ends.length; number++) {
+      const start = number ? ends[number - 1] : 0;
+      if (ends[number] <= now) continue;
+      bytes += this.video.segments[number][0] - (number ? this.video.segments[number - 1][0] : 0);
+      if (start > now + AHEAD_S || (bytes > AHEAD_BYTES && start > now + 1)) return null;
+      if (!holds(this.buffer, (start + ends[number]) / 2)) return number;
+    }
+    return null;
+  }
+
+  // Lets go of whole segments only: without its first picture, the rest of one cannot be shown.
+  async #leaveOut(buffer) {
+    const now = this.element.currentTime;
+    const { segments } = this.video;
+    const here = segments.find(([, end]) => end > now)?.[0] ?? 0;
+    const kept = segments.findIndex(([byte, end]) => byte > here - BEHIND_BYTES && end > now - BEHIND_S);
+    const first = kept > 0 ? segments[kept - 1][1] : 0;
+    const last = now + AHEAD_S + 10;
+    for (const [start, end] of [
+      [0, first],
+      [last, Infinity],
+    ]) {
+      if (end <= 0 || !holdsAny(buffer, start, end)) continue;
+      buffer.remove(start, end);
+      await updated(buffer);
+    }
+  }
+}
+
+const updated = (buffer) =>
+  new Promise((done, failed) => {
+    if (!buffer.updating) return done();
+    buffer.addEventListener("updateend", done, { once: true });
+    buffer.addEventListener("error", () => failed(new Error("the video could not be decoded")), { once: true });
+  });
+
+const spans = ({ buffered }) => Array.from({ length: buffered.length }, (_, i) => [buffered.start(i), buffered.end(i)]);
+const holds = (buffer, second) => spans(buffer).some(([start, end]) => start <= second && second < end);
+const holdsAny = (buffer, from, to) => spans(buffer).some(([start, end]) => start < to && end > from);
+const lastOf = (buffer) => Math.max(0, ...spans(buffer).map(([, end]) => end));

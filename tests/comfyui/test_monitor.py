@@ -1,0 +1,242 @@
+"""The monitor on the decode node, in the real front end: it plays what is there, and stays after the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from packforcing_core.video import probe
+from tests.comfyui.browser import FrontEnd
+from tests.comfyui.graphs import Graph
+from tests.comfyui.server import ComfyServer
+from tests.comfyui.small_graphs import Files, decode, our_loader, stream
+from tests.comfyui.test_demo_front_end import press_run
+from tests.comfyui.test_front_end import NODES_LIKE, choose, show
+from tests.comfyui.test_render import film_of
+
+pytestmark = pytest.mark.browser
+
+SEEN = """() => {
+    const node = window.app.rootGraph.nodes.find(n => n.type === 'PackForcingStreamingVAEDecode');
+    const monitor = node?.widgets.find(w => w.name === 'packforcing_monitor')?.element;
+    const video = monitor?.querySelector('video');
+    return { said: monitor?.querySelector('.said').textContent ?? '', on_page: monitor?.isConnected ?? false,
+             src: video?.src ?? '', now: video?.currentTime ?? 0, end: video?.duration || 0,
+             paused: video?.paused ?? true, videos: document.querySelectorAll('video').length };
+}"""
+VIDEO = "document.querySelector('.packforcing-monitor video')"
+PLAYS = f"end => {VIDEO}?.readyState >= 2 && {VIDEO}.offsetWidth > 0 && {VIDEO}.duration > end"
+FINISHED = (
+    f"name => {PLAYS.replace('end =>', '')} && new URL({VIDEO}.src).searchParams.get('filename') === name".replace(
+        "> end", "> 0"
+    )
+)
+
+
+def small_video(files: Files, seconds: float, seed: int, steps: str = "1000", **settings: Any) -> tuple[Graph, str]:
+    """A graph whose video has a segment for each block of 0.75 s; and the id of its decode node."""
+    graph = Graph()
+    latents = stream(
+        graph, our_loader(graph, files), seconds=seconds, denoising_steps=steps, seed=seed, width=96, height=64
+    )
+    return graph, decode(graph, latents, files, blocks_per_segment=1, **settings).id
+
+
+def seen(front_end: FrontEnd) -> dict[str, Any]:
+    return front_end.page.evaluate(SEEN)
+
+
+def wait_for(front_end: FrontEnd, condition: str, argument: Any = 0) -> None:
+    front_end.page.wait_for_function(condition, arg=argument)
+
+
+SLOW = ", ".join(str(1000 - 25 * i) for i in range(32))
+
+
+@pytest.mark.parametrize("nodes", NODES_LIKE)
+def test_it_plays_while_it_grows_and_is_there_at_the_end_and_after_a_reload(
+    comfy: ComfyServer, front_end: FrontEnd, files: Files, nodes: str, tmp_path: Path
+):
+    graph, node = small_video(files, 12.0, 501 + NODES_LIKE[nodes], SLOW)
+    show(front_end, graph, NODES_LIKE[nodes])
+    prompt = press_run(front_end)
+    wait_for(front_end, PLAYS, 1.2)  # Two segments.
+    first = seen(front_end)
+    front_end.page.evaluate(f"{VIDEO}.currentTime = 0")
+    wait_for(front_end, PLAYS, 2.5)
+    wait_for(front_end, f"() => {VIDEO}.currentTime > 0.9")
+    front_end.screenshot(tmp_path / f"{nodes}-running.png")
+    running = comfy.client.get(f"/history/{prompt}") == {}
+    during = seen(front_end)
+
+    front_end.page.reload()  # In mid-render.
+    wait_for(front_end, PLAYS, 2.5)
+    reloaded, still = seen(front_end), comfy.client.get(f"/history/{prompt}") == {}
+
+    video = film_of(comfy, comfy.client.wait(prompt), node)
+    wait_for(front_end, FINISHED, video.name)
+    after = seen(front_end)
+    front_end.screenshot(tmp_path / f"{nodes}-done.png")
+    front_end.page.reload()
+    wait_for(front_end, FINISHED, video.name)
+    again = seen(front_end)
+    print(tmp_path, first, during, reloaded, after, again, sep="\n")
+    assert running
+    assert still
+    assert first["src"].startswith("blob:")
+    assert "left" in during["said"]
+    assert f"of {probe(video).frames / 16:.1f} s" in during["said"]
+    assert during["end"] > first["end"]
+    assert reloaded["said"].startswith("block")
+    assert abs(after["end"] - probe(video).frames / 16) < 0.01
+    for said in (after["said"], again["said"]):
+        assert f"output/video/{video.name}" in said
+        assert f"{probe(video).frames / 16:.1f} s" in said
+    assert again["videos"] == 1, "the front end shows no second one"
+    choose(front_end, "Comfy.VueNodes.Enabled", False)
+    assert front_end.problems == []
+
+
+def test_two_tabs_of_one_graph_show_their_own_jobs(
+    comfy: ComfyServer, front_end: FrontEnd, files: Files, tmp_path: Path
+):
+    graph, node = small_video(files, 6.0, 511, SLOW)
+    show(front_end, graph)
+    drawn = front_end.page.evaluate("() => window.app.rootGraph.serialize()")
+    wait_for(front_end, "() => window.app.extensionManager.workflow.activeWorkflow")
+    open_copy(front_end, drawn, "first")
+    first_prompt = press_run(front_end)
+    wait_for(front_end, PLAYS, 0.5)
+    open_copy(front_end, drawn, "second")
+    front_end.page.wait_for_timeout(1500)
+    other = seen(front_end)
+    front_end.page.evaluate(
+        "window.app.rootGraph.nodes.find(n => n.type === 'PackForcingSampler').widgets.find(w => w.name === 'seed')"
+        ".value = 512"
+    )
+    second_prompt = press_run(front_end)
+    first, second = (film_of(comfy, comfy.client.wait(prompt), node) for prompt in (first_prompt, second_prompt))
+    wait_for(front_end, FINISHED, second.name)
+    open_tab(front_end, "first")
+    wait_for(front_end, FINISHED, first.name)
+    back = seen(front_end)
+    open_tab(front_end, "second")
+    wait_for(front_end, FINISHED, second.name)
+    front_end.screenshot(tmp_path / "second.png")
+    print(tmp_path, other, back, seen(front_end), sep="\n")
+    assert other["said"] == ""
+    assert other["videos"] == 0
+    assert first.name in back["said"]
+    assert second.name in seen(front_end)["said"]
+    assert front_end.problems == []
+
+
+def open_copy(front_end: FrontEnd, graph: dict[str, Any], name: str) -> None:
+    front_end.page.evaluate("([graph, name]) => window.app.loadGraphData(graph, true, true, name)", [graph, name])
+    front_end.page.wait_for_function(
+        "name => window.app.extensionManager.workflow.activeWorkflow?.filename.startsWith(name)", arg=name
+    )
+    front_end.show_all()
+
+
+def open_tab(front_end: FrontEnd, name: str) -> None:
+    front_end.page.locator(".workflow-tab, .workflow-label").get_by_text(name).first.click()
+    front_end.page.wait_for_function(
+        "name => window.app.extensionManager.workflow.activeWorkflow?.filename.startsWith(name)", arg=name
+    )
+
+
+def test_two_browsers_never_see_each_others_jobs(comfy: ComfyServer, front_end: FrontEnd, files: Files):
+    graph, node = small_video(files, 3.0, 521, SLOW)
+    show(front_end, graph)
+    drawn = front_end.page.evaluate("() => window.app.rootGraph.serialize()")
+    page = front_end.page.context.browser.new_context(bypass_csp=True).new_page()
+    other = FrontEnd(comfy, page)
+    other.open()
+    other.load(drawn)
+    page.evaluate("window.heard = 0; window.comfyAPI.api.api.addEventListener('packforcing.monitor', () => heard++)")
+    video = film_of(comfy, comfy.client.wait(press_run(front_end)), node)
+    wait_for(front_end, FINISHED, video.name)
+    page.reload()
+    page.wait_for_function("window.app?.rootGraph?.nodes.length > 0")
+    page.wait_for_timeout(2000)
+    print(seen(front_end), seen(other), sep="\n")
+    assert seen(other)["said"] == ""
+    assert seen(other)["videos"] == 0
+    assert front_end.problems == []
+
+
+def test_an_interrupted_video_stays_and_says_that_run_continues(
+    comfy: ComfyServer, front_end: FrontEnd, files: Files, tmp_path: Path
+):
+    graph, node = small_video(files, 12.0, 531, SLOW)
+    show(front_end, graph)
+    prompt = press_run(front_end)
+    wait_for(front_end, PLAYS, 1.2)
+    comfy.client.interrupt(prompt)
+    comfy.client.wait(prompt)
+    wait_for(
+        front_end, "() => document.querySelector('.packforcing-monitor .said')?.textContent.includes('stopped at')"
+    )
+    stopped = seen(front_end)
+    front_end.page.reload()
+    wait_for(front_end, PLAYS, 1.2)
+    front_end.screenshot(tmp_path / "stopped.png")
+    reloaded = seen(front_end)
+    print(tmp_path, stopped, reloaded, sep="\n")
+    for state in (stopped, reloaded):
+        assert "Run continues" in state["said"]
+        assert "The video so far: output/packforcing/" in state["said"]
+    video = film_of(comfy, comfy.client.wait(press_run(front_end)), node)
+    wait_for(front_end, FINISHED, video.name)
+    assert "re-used" in seen(front_end)["said"]
+
+
+def test_what_browsers_cannot_play_is_shown_in_frames_and_named(
+    comfy: ComfyServer, front_end: FrontEnd, files: Files, tmp_path: Path
+):
+    graph, node = small_video(files, 3.0, 541, SLOW, codec="h265")
+    show(front_end, graph)
+    prompt = press_run(front_end)
+    shown = "() => document.querySelector('.packforcing-monitor img:not([hidden])')?.naturalWidth > 0"
+    wait_for(front_end, shown)
+    video = film_of(comfy, comfy.client.wait(prompt), node)
+    wait_for(
+        front_end, "name => document.querySelector('.packforcing-monitor .said').textContent.includes(name)", video.name
+    )
+    front_end.page.wait_for_timeout(1500)
+    front_end.screenshot(tmp_path / "h265.png")
+    print(tmp_path, seen(front_end)["said"])
+    assert "cannot play the codec" in seen(front_end)["said"]
+    assert front_end.page.evaluate(shown), "the last frame stays"
+
+
+def test_under_the_policy_of_a_server_without_api_nodes(comfy: ComfyServer, front_end: FrontEnd, files: Files):
+    """That policy refuses videos which a page has put together itself: the file as far as it is there plays."""
+    graph, node = small_video(files, 6.0, 551, SLOW)
+    with_policy = front_end.page.context.browser.new_context(viewport={"width": 1600, "height": 900})
+    page = FrontEnd(comfy, with_policy.new_page())
+    page.open()
+    show(page, graph)
+    prompt = press_run(page)
+    wait_for(page, PLAYS, 0.5)
+    during, running = seen(page), comfy.client.get(f"/history/{prompt}") == {}
+    video = film_of(comfy, comfy.client.wait(prompt), node)
+    wait_for(page, FINISHED, video.name)
+    print(during, seen(page), sep="\n")
+    assert running
+    assert "growing.mp4" in during["src"]
+
+
+def test_a_run_that_makes_nothing_new_shows_its_video(comfy: ComfyServer, front_end: FrontEnd, files: Files):
+    """All of it is in the server's cache: it only says what was made, to a page that has never seen it."""
+    graph, node = small_video(files, 1.5, 561)
+    video = film_of(comfy, comfy.client.run(graph.prompt), node)
+    show(front_end, graph)
+    front_end.run()
+    wait_for(front_end, FINISHED, video.name)
+    print(seen(front_end)["said"])
+    assert video.name in seen(front_end)["said"]
+    assert seen(front_end)["videos"] == 1
