@@ -12,9 +12,9 @@ differently. Tests pin choices to those of the reference, or count how many are 
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -38,5 +38,14 @@ def steps_off(ours, reference) -> float:
 
     NaN where either holds one, so that a comparison with a limit fails.
     """
-    found, expected = (torch.as_tensor(np.asarray(x)).double() for x in (ours, reference))
+    found, expected = (torch.as_tensor(x).detach().double() for x in (ours, reference))
     return ((found - expected).abs().max() / (STEP * expected.abs().max())).item()
+
+
+def same_but_for_ties(ours: Collection[int], expected: Collection[int], scores: Mapping[int, float] | Sequence[float]):
+    """Whether a choice of as many is the expected one, where candidates of one score may stand for each other: `scores`
+    that are less than `DEEP` rounding steps of the largest apart.
+    """
+    swapped = [scores[candidate] for candidate in set(ours) ^ set(expected)]
+    largest = max(map(abs, scores.values() if isinstance(scores, Mapping) else scores), default=0.0)
+    return len(ours) == len(expected) and (not swapped or max(swapped) - min(swapped) < DEEP * STEP * largest)

@@ -7,6 +7,7 @@ import torch
 
 from packforcing_core.attention import sdpa
 from packforcing_core.rope import GridRope, axis_channels, rotate
+from tests.exactness import SHALLOW, steps_off
 from tests.reference.wan import grid_positions
 from tests.reference.wan import rope as reference_rope
 
@@ -18,11 +19,11 @@ def random_heads(frames: int, grid: tuple[int, int], head_dim: int, seed: int = 
     return torch.randn(1, frames * grid[0] * grid[1], 2, head_dim, generator=generator)
 
 
-def reference_difference(head_dim: int, grid: tuple[int, int], positions: list[float]) -> float:
+def steps_from_float64(head_dim: int, grid: tuple[int, int], positions: list[float]) -> float:
     x = random_heads(len(positions), grid, head_dim)
     ours = rotate(x, GridRope(head_dim, grid).frames(positions))
     exact = reference_rope(x.double(), grid_positions(positions, grid))
-    return (ours - exact).abs().max().item()
+    return steps_off(ours, exact)
 
 
 def test_channels_of_a_head_are_split_between_time_height_and_width():
@@ -35,23 +36,23 @@ def test_channels_of_a_head_are_split_between_time_height_and_width():
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_it_is_the_complex_rotation(head_dim, grid):
-    difference = reference_difference(head_dim, grid, [0, 1, 2, 17, 20])
-    print(f"max difference {difference:.1e}")
-    assert difference < 2e-6
+    off = steps_from_float64(head_dim, grid, [0, 1, 2, 17, 20])
+    print(f"{off:.1f} rounding steps from float64")
+    assert off < SHALLOW
 
 
 @pytest.mark.parametrize("first", [1023, 1024, 5000, 100_000])
 def test_positions_far_out_stay_exact(first):
-    difference = reference_difference(128, (2, 3), [first, first + 1, first + 2])
-    print(f"max difference at {first}: {difference:.1e}")
-    assert difference < 2e-6
+    off = steps_from_float64(128, (2, 3), [first, first + 1, first + 2])
+    print(f"at {first}: {off:.1f} rounding steps from float64")
+    assert off < SHALLOW
 
 
 @pytest.mark.parametrize("positions", [[0.5, 2.5], [100_000.25, 100_000.3], [3, 3.7]])
 def test_fractions_of_a_frame_are_positions_too(positions):
-    difference = reference_difference(128, (2, 3), positions)
-    print(f"max difference {difference:.1e}")
-    assert difference < 2e-6
+    off = steps_from_float64(128, (2, 3), positions)
+    print(f"{off:.1f} rounding steps from float64")
+    assert off < SHALLOW
 
 
 @pytest.mark.parametrize("shift", [1, 1000, 100_000])
@@ -66,10 +67,10 @@ def test_shifting_all_positions_changes_attention_by_nothing(shift):
 
     here, there = attend(frames), attend([frame + shift for frame in frames])
     gap_closed = attend([*range(6)])
-    difference = (here - there).abs().max().item()
-    print(f"max difference {difference:.1e}; closing a gap of 4 frames makes {(here - gap_closed).abs().max():.1e}")
-    assert difference < 5e-6
-    assert (here - gap_closed).abs().max() > 1e-2
+    off = steps_off(there, here)
+    print(f"{off:.1f} rounding steps apart; closing a gap of 4 frames makes {steps_off(gap_closed, here):.0f}")
+    assert off < SHALLOW
+    assert steps_off(gap_closed, here) > 1000 * SHALLOW
 
 
 def test_reading_at_another_position_equals_rotating_there():
@@ -80,9 +81,9 @@ def test_reading_at_another_position_equals_rotating_there():
     offset = torch.zeros(grid[0] * grid[1], 3, dtype=torch.float64)
     offset[:, 0] = 5
     moved = reference_rope(rotate(x, rope.frames([3])), offset)
-    difference = (moved - rotate(x, rope.frames([8]))).abs().max().item()
-    print(f"max difference {difference:.1e}")
-    assert difference < 2e-6
+    off = steps_off(moved, rotate(x, rope.frames([8])))
+    print(f"{off:.1f} rounding steps from float64")
+    assert off < SHALLOW
 
 
 def test_a_frame_turns_alike_alone_and_among_others():

@@ -32,7 +32,10 @@ def clip(video: Tensor, latent_frames: int, grid: tuple[int, int, int], first_bl
 
 
 def patch_tokens(latents: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """[B, 16, T, 2 r, 2 c] -> [B, T r c, D]: each 2 x 2 patch times the embedding's weights [D, 16, 1, 2, 2]."""
+    """[B, 16, T, 2 r, 2 c] -> [B, T r c, D]: each 2 x 2 patch times the embedding's weights [D, 16, 1, 2, 2], in
+    float64.
+    """
+    latents, weight, bias = latents.double(), weight.double(), bias.double()
     _, _, frames, height, width = latents.shape
     tokens = []
     for t in range(frames):
@@ -44,9 +47,9 @@ def patch_tokens(latents: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def high_res(latents: Tensor, weights: list[tuple[Tensor, Tensor]], grid: tuple[int, int, int]) -> Tensor:
-    """Convolutions of kernel 3 over zero padding with METHOD's strides, SiLU between, pooled cell by cell."""
-    hidden = latents
-    for index, (weight, bias) in enumerate(weights):
+    """Convolutions of kernel 3 over zero padding with METHOD's strides, SiLU between, pooled by cells, in float64."""
+    hidden = latents.double()
+    for index, (weight, bias) in enumerate((weight.double(), bias.double()) for weight, bias in weights):
         hidden = hidden if index == 0 else hidden * torch.sigmoid(hidden)
         stride = (2, 1, 1) if index == 0 else (1, 1, 1) if index == 4 else (1, 2, 2)
         hidden = F.conv3d(F.pad(hidden, (1,) * 6), weight, bias, stride)

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tests.exactness import same_but_for_ties
+
 from .wan import grid_positions, masked_attention, rope
 
 
@@ -81,7 +83,8 @@ class PackForcingOracle:
         self.n = grid[0] * grid[1]
         self.made = [{} for _ in range(layers)]  # (layer) frame -> (q, k, v)
         self.twins = [{} for _ in range(layers)]  # (layer) block -> (k, v)
-        self.selected = [{} for _ in range(layers)]  # (layer) block -> chosen blocks
+        self.selected = [{} for _ in range(layers)]  # (layer) block -> chosen blocks; a test may give them
+        self.own = [{} for _ in range(layers)]  # (layer) block -> the blocks that it chooses itself
         self.scores = [{} for _ in range(layers)]
         self.block, self.mode = 0, "read"
 
@@ -89,8 +92,9 @@ class PackForcingOracle:
         if self.mode == "twin":
             return self._attend_twin(layer, q, k, v)
         first = self.block * self.per_block
-        if self.block not in self.selected[layer]:
-            self.selected[layer][self.block] = self._select(layer, q)
+        if self.block not in self.own[layer]:
+            self.own[layer][self.block] = self._select(layer, q)
+            self.selected[layer].setdefault(self.block, self.own[layer][self.block])
         chosen = self.selected[layer][self.block]
         away = max(self.sink, first - self.recent) - self.sink - self.span * len(chosen)
         keys, values, time = self._sink_and_mid(layer, chosen, first, min(self.gap, max(0, away)))
@@ -104,6 +108,16 @@ class PackForcingOracle:
                 rows = slice(i * self.n, (i + 1) * self.n)
                 self.made[layer][first + i] = q[:, rows], k[:, rows], v[:, rows]
         return out
+
+    def follow(self, selection: Sequence[Sequence[int]]) -> None:
+        """Attends in this block to what was selected elsewhere, so that a tie does not show in numbers."""
+        for selected, choice in zip(self.selected, selection, strict=True):
+            selected[self.block] = list(choice)
+
+    def agrees(self, selection: Sequence[Sequence[int]]) -> bool:
+        """Whether this block's selection is the oracle's own in each layer, ties aside."""
+        own = [(own[self.block], scores[self.block]) for own, scores in zip(self.own, self.scores, strict=True)]
+        return all(same_but_for_ties(choice, *mine) for choice, mine in zip(selection, own, strict=True))
 
     def _sink_and_mid(self, layer, chosen, first, gap=0):
         keys, values, time = [], [], 0.0
@@ -160,11 +174,22 @@ class DeepForcingOracle:
         self.n = grid[0] * grid[1]
         # (layer) tokens: q, k, v [B, tokens, heads, d], place [tokens, 3] with the time of the window.
         self.past = [None] * layers
-        self.kept = [None] * layers  # What this block's first step kept, as token indices of the past.
+        self.kept = [None] * layers  # What this block's first step kept, as token indices of the past; or was given.
+        self.own = [None] * layers  # What it would keep itself, and the score of each token.
         self.mode = "read"
 
     def begin(self):
         self.kept = [None] * len(self.kept)
+        self.own = [None] * len(self.kept)
+
+    def follow(self, selection: Sequence[Sequence[int]]) -> None:
+        """Keeps in this block what was kept elsewhere, so that a tie does not show in numbers."""
+        self.kept = [list(choice) or None for choice in selection]
+
+    def agrees(self, selection: Sequence[Sequence[int]]) -> bool:
+        """Whether this block kept the oracle's own tokens in each layer, ties aside."""
+        pairs = zip(selection, self.own, strict=True)
+        return all(same_but_for_ties(choice, *own) if own else not choice for choice, own in pairs)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         empty = q[:, :0], k[:, :0], v[:, :0], torch.zeros(0, 3, dtype=torch.float64)
@@ -196,14 +221,16 @@ class DeepForcingOracle:
 
     def _thin(self, layer, past, q, frames):
         first, last = self.sink * self.n, (frames - (self.recent - self.per_block)) * self.n
-        if self.kept[layer] is None:
+        if self.own[layer] is None:
             queries = rope(q, grid_positions([frames + i for i in range(self.per_block)], self.grid))
             queries = torch.cat((queries, rope(past[0][:, last:], past[3][last:])), dim=1)
             keys = self._keys(past)[:, first:last]
             phi = torch.einsum("bqhd,bkhd->bhqk", queries.double(), keys.double()).sum(dim=(0, 1, 2)).tolist()
             count = (self.budget - self.recent - self.sink) * self.n
             best = sorted(range(len(phi)), key=lambda j: (phi[j], j), reverse=True)[:count]
-            self.kept[layer] = sorted(best)
+            self.own[layer] = sorted(best), phi
+            if self.kept[layer] is None:
+                self.kept[layer] = sorted(best)
         index = [*range(first), *(first + j for j in self.kept[layer]), *range(last, frames * self.n)]
         places = past[3][index].clone()
         places[:, 0] = torch.tensor([i // self.n for i in range(len(index))], dtype=torch.float64)

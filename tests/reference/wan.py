@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from packforcing_core.model.config import WanConfig
+from tests.exactness import in_float64
 
 
 def rope(x: Tensor, positions: Tensor, theta: float = 10000.0) -> Tensor:
@@ -28,10 +29,10 @@ def rope(x: Tensor, positions: Tensor, theta: float = 10000.0) -> Tensor:
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """[B, L, heads, d] each; mask [Lq, Lk] is True where a query may look."""
-    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
+    """[B, L, heads, d] each, computed in float64; mask [Lq, Lk] is True where a query may look."""
+    scores = torch.einsum("bqhd,bkhd->bhqk", q.double(), k.double()) / math.sqrt(q.shape[-1])
     weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
-    return torch.einsum("bhqk,bkhd->bqhd", weights, v)
+    return torch.einsum("bhqk,bkhd->bqhd", weights, v.double()).to(v.dtype)
 
 
 def grid_positions(frame_positions: list[float], grid: tuple[int, int]) -> Tensor:
@@ -50,12 +51,15 @@ def forward(
     positions: Tensor,
     mask: Tensor,
 ) -> Tensor:
-    """Flow [B, 16, F, h, w] of latents [B, 16, F, h, w] at timesteps [B, F] per frame, under `mask` [L, L]."""
+    """Flow [B, 16, F, h, w] of latents [B, 16, F, h, w] at timesteps [B, F] per frame, under `mask` [L, L], all of it
+    in float64.
+    """
+    net, latents, context = in_float64(net), latents.double(), context.double()
     b, _, frames, h, w = latents.shape
     n = (h // 2) * (w // 2)
     x = net.patch_embedding(latents).flatten(2).transpose(1, 2)
     half = config.freq_dim // 2
-    angles = timesteps.flatten()[:, None].float() * 10000 ** (-torch.arange(half, dtype=torch.float32) / half)
+    angles = timesteps.flatten()[:, None].double() * 10000 ** (-torch.arange(half, dtype=torch.float64) / half)
     e = net.time_embedding(torch.cat((angles.cos(), angles.sin()), 1)).reshape(b, frames, -1)
     e6 = net.time_projection(e).reshape(b, frames, 6, config.dim).repeat_interleave(n, dim=1)
     text = net.text_embedding(context)

@@ -8,6 +8,7 @@ import torch
 from packforcing_core.cache.config import DeepForcing
 from packforcing_core.cache.pruning import choose_tokens
 from packforcing_core.sampler.rollout import commit_block, frame_timesteps
+from tests.exactness import DEEP, steps_off
 from tests.reference.memory import DeepForcingOracle
 from tests.small import CONFIG, GRID, block_shape, small_cache, small_context, small_model
 
@@ -41,16 +42,17 @@ def test_every_pass_equals_attention_over_the_tokens_that_brute_force_keeps(fram
         oracle.begin()
         oracle.mode = "read"
         for timestep in (900.0, 500.0):
-            flows = [model.flow(noisy, frame_timesteps(timestep, noisy), text, h) for h in (view, oracle)]
-            worst = max(worst, (flows[0] - flows[1]).abs().max().item())
-        assert [list(c) for c in view.selection()] == [kept or [] for kept in oracle.kept]
+            ours = model.flow(noisy, frame_timesteps(timestep, noisy), text, view)
+            oracle.follow(view.selection())
+            worst = max(worst, steps_off(ours, model.flow(noisy, frame_timesteps(timestep, noisy), text, oracle)))
+        assert oracle.agrees(view.selection())
         drops += oracle.kept[0] is not None
         attended.append(view.window.past_frames + frames_per_block)
         commit_block(model, text, cache, view, latents, 0.0)
         oracle.mode = "commit"
         model.commit(latents, frame_timesteps(0.0, latents), text, oracle)
-    print(f"max difference over {blocks} blocks with {drops} drops: {worst:.1e}; frames in view {attended}")
-    assert worst < 1e-4
+    print(f"{worst:.1f} rounding steps apart over {blocks} blocks with {drops} drops; frames in view {attended}")
+    assert worst < DEEP
     assert drops >= 3
     assert max(attended) <= policy.window_frames
     assert cache.nbytes == cache.shape.buffer_bytes(cache.partitions)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from packforcing_core.vae.config import VAEConfig, normalise, unnormalise
 from packforcing_core.vae.streaming import decode, encode
+from tests.exactness import DEEP, steps_off
 from tests.vaes import random_latents, random_vae, random_video
 
 SCRIPT = Path(__file__).parents[2] / "comfyui" / "scripts" / "wan_vae.py"
@@ -26,9 +27,9 @@ def test_comfyuis_own_vae_gives_the_same_video_and_latents(tmp_path, comfyui_sou
     done = subprocess.run(command, cwd=comfyui_source, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     theirs = load_file(outputs)
-    decoded = (decode(vae, latents) - theirs["decoded"].clamp(-1, 1)).abs().max()
-    encoded = (encode(vae, video) - normalise(theirs["encoded"])).abs().max()
-    print(f"max difference decoded {decoded:.1e}, encoded {encoded:.1e}; deviation {theirs['decoded'].std():.2f}")
-    assert decoded < 1e-5
-    assert encoded < 1e-5
+    decoded = steps_off(decode(vae, latents), theirs["decoded"].clamp(-1, 1))
+    encoded = steps_off(encode(vae, video), normalise(theirs["encoded"]))
+    print(f"rounding steps apart: decoded {decoded:.0f}, encoded {encoded:.0f}")
+    assert decoded < DEEP
+    assert encoded < DEEP
     assert torch.isfinite(theirs["decoded"]).all()

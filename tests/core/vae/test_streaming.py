@@ -12,7 +12,6 @@ from tests.reference.vae import decode_whole, encode_whole
 from tests.vaes import random_latents, random_vae, random_video
 
 
-
 @pytest.fixture(params=[0, wan_vae.SMALL], ids=["frame by frame", "in pairs"])
 def small(request, monkeypatch):
     monkeypatch.setattr(wan_vae, "SMALL", request.param)
