@@ -145,6 +145,26 @@ def test_imports_go_one_way():
     assert found == []
 
 
+def test_the_product_imports_no_laboratory():
+    """By no import and no name, but for the command line's, which looks whether it is there."""
+    asks = CORE / "cli" / "main.py"
+    product = [p for p in [*ROOT.glob("*.py"), *sources(CORE, NODES)] if CORE / "laboratory" not in p.parents]
+    imported = [
+        f"{name_of(path)}:{line}"
+        for path in product
+        for _, name, line in imports(path)
+        if "laboratory" in name.split(".")
+    ]
+    named = [
+        name_of(path)
+        for path in product
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Call) and "laboratory" in ast.unparse(node) and "import" in ast.unparse(node.func)
+    ]
+    assert imported == []
+    assert set(named) <= {name_of(asks)}
+
+
 def test_imports_inside_the_pack_are_relative():
     found = [
         f"{name_of(path)}:{line} {name}"
