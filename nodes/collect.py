@@ -9,7 +9,7 @@ import torch
 from comfy_api.v0_0_2 import io
 
 from ..packforcing_core.folder.files import locked
-from ..packforcing_core.sampler.rollout import BlockDone
+from ..packforcing_core.sampler.denoising import BlockDone
 from ..packforcing_core.vae.config import unnormalise
 from .feedback import RenderFeedback
 from .sockets import CATEGORY, StreamSocket
@@ -36,7 +36,7 @@ class CollectLatents(io.ComfyNode):
     @classmethod
     def execute(cls, stream: LatentStream) -> io.NodeOutput:
         blocks = []
-        stream.folder.ensure(stream.script)
+        stream.folder.ensure()
         feedback = RenderFeedback(stream, cls.hidden.unique_id)
         with feedback, locked(stream.folder.path), closing(stream.events()) as events:
             for event in events:

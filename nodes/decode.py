@@ -14,8 +14,7 @@ from PIL import Image
 
 from ..packforcing_core.drawing.telemetry import as_image, telemetry_picture
 from ..packforcing_core.errors import PackForcingError
-from ..packforcing_core.filmed import FilmJob, filmed_render, growing_film
-from ..packforcing_core.render import FilmedBlock
+from ..packforcing_core.render.filming import FilmedBlock, FilmJob, filmed_render, growing_film
 from ..packforcing_core.video.format import CODECS, VideoFormat
 from . import host
 from .feedback import RenderFeedback
@@ -86,8 +85,6 @@ class StreamingVAEDecode(io.ComfyNode):
             blocks_per_segment,
             host.decoding_network(vae),
             host.vae_identity(vae),
-            shared_vae=vae is stream.vae,
-            snapshot_blocks=stream.snapshot_blocks,
             tail_frames=last_frames,
             keep_growing=stream.named,
             metadata=_workflow(cls.hidden),
@@ -136,7 +133,7 @@ def _encoder_inputs() -> list[io.Input]:
 def _film(stream: LatentStream, vae, job: FilmJob, node_id: str) -> tuple[torch.Tensor, str]:
     """Runs the render into its film; returns the last frames as IMAGE [N, H, W, 3] in 0..1, and what was told."""
     folder = stream.folder
-    folder.ensure(stream.script)
+    folder.ensure()
     growing = growing_film(folder, job)
     g = stream.recipe.geometry
     feedback = RenderFeedback(stream, node_id, GrowingVideo(growing, job.path, g.width, g.height, g.fps))
@@ -150,8 +147,6 @@ def _film(stream: LatentStream, vae, job: FilmJob, node_id: str) -> tuple[torch.
                 feedback.show(event)
     except PackForcingError as error:
         raise PackForcingError(f"{error} The film so far: {growing}") from error
-    if not stream.named:
-        folder.discard_states()
     return torch.from_numpy(np.stack(tail)).float() / 255, feedback.summary()
 
 

@@ -8,10 +8,10 @@ from types import TracebackType
 import comfy.model_management
 import comfy.utils
 
-from ..packforcing_core.filmed import Note, RenderEvent
 from ..packforcing_core.geometry import size_text
-from ..packforcing_core.recorded import Replayed
-from ..packforcing_core.sampler.rollout import BlockDone, StepDone
+from ..packforcing_core.render.filming import Note, RenderEvent
+from ..packforcing_core.render.recording import Replayed
+from ..packforcing_core.sampler.denoising import BlockDone, StepDone
 from .growing import GrowingVideo, as_told
 from .preview import MovingPreview
 from .stream import LatentStream

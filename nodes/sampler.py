@@ -18,16 +18,16 @@ from ..packforcing_core.checkpoint.families import (
     with_overrides,
 )
 from ..packforcing_core.errors import PackForcingError
+from ..packforcing_core.folder.content import Content
 from ..packforcing_core.folder.files import checked_name
 from ..packforcing_core.folder.fingerprint import fingerprint
 from ..packforcing_core.folder.folder import MODES, Mode, RenderFolder, open_render
 from ..packforcing_core.folder.manifest import Manifest
 from ..packforcing_core.geometry import MAX_FPS, MAX_SECONDS, MAX_SIDE, SIZE_MULTIPLE, VideoGeometry
-from ..packforcing_core.recorded import DEFAULT_SNAPSHOT_BLOCKS, wanted_manifest
-from ..packforcing_core.render import Recipe, default_policy
-from ..packforcing_core.sampler.rollout import Denoising
-from ..packforcing_core.sampler.scripted import require_followable
-from ..packforcing_core.text.script import Script
+from ..packforcing_core.recipe.recipe import Recipe, default_policy
+from ..packforcing_core.render.recording import wanted_manifest
+from ..packforcing_core.sampler.denoising import Denoising
+from ..packforcing_core.sampler.rollout import require_followable
 from ..packforcing_core.text.timeline import describe
 from . import host
 from .conditioning import timed_script
@@ -59,14 +59,14 @@ class Sampler(io.ComfyNode):
                     "PackForcing Timed Prompts.",
                 ),
                 CacheSocket.Input(
-                    "cache",
+                    "kv_cache",
                     optional=True,
-                    tooltip="Which past a block sees. Open: what the checkpoint was trained with.",
+                    tooltip="Which past a block attends to. If not connected: what the checkpoint was trained with.",
                 ),
                 io.Vae.Input(
                     "vae",
                     optional=True,
-                    tooltip="The Wan2.1 VAE. The PackForcing memory takes it to compress the past, a start too.",
+                    tooltip="The Wan2.1 VAE. Needed by the PackForcing policies and by Start From.",
                 ),
                 *_length_and_size(),
                 *_preset_and_overrides(),
@@ -74,7 +74,8 @@ class Sampler(io.ComfyNode):
                 StartSocket.Input(
                     "start",
                     optional=True,
-                    tooltip="A picture or film to begin from (PackForcing Start From). Open: from the prompt alone.",
+                    tooltip="An image or video to begin from (PackForcing Start From). If not connected: from "
+                    "the prompt alone.",
                 ),
             ],
             outputs=[
@@ -93,8 +94,8 @@ class Sampler(io.ComfyNode):
         width: int | None = None,
         height: int | None = None,
         fps: float | None = None,
-        denoising_steps: str | None = None,
-        render: str | None = None,
+        timesteps: str | None = None,
+        render_name: str | None = None,
     ) -> bool | str:
         """What can be known before the prompt is queued; a linked input is None here and checked in execute."""
         try:
@@ -105,9 +106,9 @@ class Sampler(io.ComfyNode):
                 fps=16.0 if fps is None else fps,
                 frames_per_block=1,
             )
-            Denoising.of_family(with_overrides(DEFAULT_FAMILY, denoising_steps=parse_steps(denoising_steps or "")))
-            if render:
-                checked_name(render)
+            Denoising.of_family(with_overrides(DEFAULT_FAMILY, denoising_steps=parse_steps(timesteps or "")))
+            if render_name:
+                checked_name(render_name)
         except PackForcingError as error:
             return str(error)
         return True
@@ -124,14 +125,13 @@ class Sampler(io.ComfyNode):
         seed: int,
         preset: str,
         frames_per_block: int,
-        denoising_steps: str,
+        timesteps: str,
         shift: float,
-        cache: Policy | None = None,
+        kv_cache: Policy | None = None,
         vae=None,
-        mode: Mode = "resume",
-        render: str = "",
-        retake_from_seconds: float = 0.0,
-        snapshot_blocks: int = DEFAULT_SNAPSHOT_BLOCKS,
+        render_mode: Mode = "resume",
+        render_name: str = "",
+        retake_from: float = 0.0,
         start: StartFrom | None = None,
     ) -> io.NodeOutput:
         config = host.wan_config(model)
@@ -140,27 +140,29 @@ class Sampler(io.ComfyNode):
         family = with_overrides(
             (trained or DEFAULT_FAMILY) if preset == "auto" else by_name(preset),
             frames_per_block=frames_per_block or None,
-            denoising_steps=parse_steps(denoising_steps),
+            denoising_steps=parse_steps(timesteps),
             shift=shift or host.patched_shift(model),
         )
         geometry = VideoGeometry.from_seconds(
             seconds, width=width, height=height, fps=fps, frames_per_block=family.frames_per_block
         )
-        policy, denoising = cache or default_policy(family), Denoising.of_family(family)
+        policy, denoising = kv_cache or default_policy(family), Denoising.of_family(family)
         recipe = begun(Recipe(geometry, policy, denoising, seed), start, seconds, vae)
         geometry = recipe.geometry
         compresses = recipe.partitions.bank is not None
         if compresses:
             _require_compressor_parts(model, vae, family)
-        cache_node = _linked_node(cls.hidden, "cache")
+        cache_node = _linked_node(cls.hidden, "kv_cache")
         text = timed_script(positive, config, geometry, recipe.left_out_blocks)
         require_followable(text.script, denoising)
         # A VAE that a longer clip needs belongs to the render's settings, or the clip could not be extended.
         identity = host.model_identity(model, vae if recipe.compresses_sometime else None)
-        wanted = wanted_manifest(recipe, identity, text.script, model.load_device)
-        folder = open_folder(render, mode, wanted, text.script, recipe, recipe.block_at(retake_from_seconds))
+        content = Content(text.script, start=recipe.start.latents)
+        wanted = wanted_manifest(recipe, identity, content, model.load_device)
+        folder = open_folder(render_name, render_mode, wanted, content, recipe, recipe.block_at(retake_from))
+        recipe = recipe.begun_with(folder.content.start)
         own_vae = vae if compresses else None
-        stream = LatentStream(model, text.script, recipe, folder, snapshot_blocks, bool(render), own_vae, cache_node)
+        stream = LatentStream(model, recipe, folder, bool(render_name), own_vae, cache_node)
         memory = stream.plan().describe_memory()
         known = f"render {folder.path.name}: {folder.known_blocks} of {geometry.blocks} blocks are there already"
         warnings = (*folder.notes, *_warnings(trained, family, preset), *_memory_warnings(model, recipe))
@@ -188,17 +190,17 @@ def begun(recipe: Recipe, start: StartFrom | None, seconds: float, vae) -> Recip
 
 
 def open_folder(
-    render: str, mode: Mode, wanted: Manifest, script: Script, recipe: Recipe, retake_block: int
+    render: str, mode: Mode, wanted: Manifest, content: Content, recipe: Recipe, retake_block: int
 ) -> RenderFolder:
     """The render's folder below ComfyUI's output folder; one without a name is found by all that it is made of."""
     if not render and mode in ("extend", "retake"):
         raise PackForcingError(
-            f"To {mode} a render the sampler needs its name: write it into the widget `render` (the sampler shows the "
-            "names of renders that got none)."
+            f"To {mode} a render the sampler needs its name: write it into the widget `render_name` (the "
+            "sampler shows the names of renders that got none)."
         )
     name = render or f"auto-{fingerprint([dict(wanted.settings), wanted.blocks, vars(wanted.takes[0])])[:12]}"
     root = Path(folder_paths.get_output_directory()) / OUTPUT_FOLDER
-    return open_render(root, name, mode, wanted, script, recipe.geometry.block_shape, retake_block)
+    return open_render(root, name, mode, wanted, content, recipe.geometry.block_shape, retake_block)
 
 
 def _require_compressor_parts(model, vae, family: Family) -> None:
@@ -272,8 +274,8 @@ def _length_and_size() -> list[io.Input]:
             min=1.0,
             max=MAX_FPS,
             step=0.01,
-            tooltip="Frames per second of the film. Wan was trained at 16: another number plays the same motion faster "
-            "or slower.",
+            tooltip="Frames per second of the video. Wan was trained at 16: another number plays the same motion "
+            "faster or slower.",
         ),
         io.Int.Input(
             "seed",
@@ -289,39 +291,31 @@ def _length_and_size() -> list[io.Input]:
 def _folder_inputs() -> list[io.Input]:
     return [
         io.Combo.Input(
-            "mode",
+            "render_mode",
             options=list(MODES),
             default="resume",
             optional=True,
-            tooltip="resume: go on with the render of this name where it stopped, or begin it. new: begin anew; what "
-            "is there is set aside. extend: make it as long as `seconds` says now. retake: keep what comes before "
-            "retake_from_seconds, and make the rest again with this seed and prompt.",
+            tooltip="resume: continue the render of this name where it stopped, or start it. new: start over; the "
+            "existing render is renamed to NAME.1. extend: make it as long as `seconds` says now. retake: keep what "
+            "comes before retake_from, and make the rest again with this seed and prompt.",
         ),
         io.String.Input(
-            "render",
+            "render_name",
             default="",
             optional=True,
-            tooltip=f"Name of the render's folder in output/{OUTPUT_FOLDER}, which has all it takes to go on. Empty: "
-            "found by its settings, so queuing the same again goes on, after a crash as well.",
+            advanced=True,
+            tooltip=f"Name of the render's folder in output/{OUTPUT_FOLDER}, which has all it takes to resume. Empty: "
+            "found by its settings, so queuing the same again resumes it, after a crash as well.",
         ),
         io.Float.Input(
-            "retake_from_seconds",
+            "retake_from",
             default=0.0,
             min=0.0,
             max=36000.0,
             step=0.1,
             optional=True,
-            tooltip="For mode retake: the block that shows this moment is the first that is made again.",
-        ),
-        io.Int.Input(
-            "snapshot_blocks",
-            default=DEFAULT_SNAPSHOT_BLOCKS,
-            min=0,
-            max=100_000,
-            optional=True,
-            tooltip="Every so many blocks, save all that carries over, to go on sooner after a crash. The two newest "
-            "states are kept, each about as large as the cache. 0: none; going on then repeats a model call a block.",
             advanced=True,
+            tooltip="For render_mode retake, in seconds: the block that shows this moment is the first one made again.",
         ),
     ]
 
@@ -345,9 +339,9 @@ def _preset_and_overrides() -> list[io.Input]:
             advanced=True,
         ),
         io.String.Input(
-            "denoising_steps",
+            "timesteps",
             default="",
-            tooltip="Timesteps from noise (1000) to clean, for example 1000, 750, 500, 250: each is one model call a "
+            tooltip="Timesteps from noise (1000) to clean, for example 1000, 750, 500, 250: each is one model call per "
             "block. Empty takes the preset's, which the checkpoint was distilled for.",
             advanced=True,
         ),
@@ -371,9 +365,7 @@ def parse_steps(text: str) -> tuple[float, ...] | None:
     try:
         return tuple(float(step) for step in text.replace(",", " ").split())
     except ValueError:
-        raise PackForcingError(
-            f"Got denoising_steps {text[:100]!r}; expected numbers such as 1000, 750, 500, 250."
-        ) from None
+        raise PackForcingError(f"Got timesteps {text[:100]!r}; expected numbers such as 1000, 750, 500, 250.") from None
 
 
 def _warnings(trained: Family | None, family: Family, preset: str) -> list[str]:

@@ -12,8 +12,7 @@ from comfy_api.v0_0_2 import io
 
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.geometry import VideoGeometry
-from ..packforcing_core.sampler.start import Start
-from ..packforcing_core.source import (
+from ..packforcing_core.recipe.beginning import (
     at_rate,
     blocks_in,
     given_by_frames,
@@ -21,6 +20,7 @@ from ..packforcing_core.source import (
     last_frames,
     repainted_by_frames,
 )
+from ..packforcing_core.sampler.start import Start
 from ..packforcing_core.vae.wan_vae import WanVAE
 from ..packforcing_core.video import probe, read_frames
 from .output import video_file

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import comfy.model_management
 
 from ..packforcing_core.folder.folder import RenderFolder
-from ..packforcing_core.plan import RenderPlan, plan_render
-from ..packforcing_core.recorded import Replayed, known_events, sampled_events
-from ..packforcing_core.render import Recipe, build_twins
-from ..packforcing_core.sampler.rollout import BlockDone, Event, Twins
-from ..packforcing_core.text.script import Script
+from ..packforcing_core.recipe.plan import RenderPlan, plan_render
+from ..packforcing_core.recipe.recipe import Recipe
+from ..packforcing_core.render.parts import build_twins
+from ..packforcing_core.render.recording import Replayed, known_events, recorded_events
+from ..packforcing_core.sampler.denoising import BlockDone, Event
 from ..packforcing_core.vae.tiny import TinyVAE
 from ..packforcing_core.vae.wan_vae import WanVAE
 from . import host
@@ -29,10 +29,8 @@ class LatentStream:
     """
 
     model: object
-    script: Script
     recipe: Recipe
     folder: RenderFolder
-    snapshot_blocks: int
     named: bool
     vae: object | None = None
     cache_node: str | None = None
@@ -59,32 +57,22 @@ class LatentStream:
         Interruption by the user is noticed after every model call. The caller holds the folder's lock, which lets one
         consumer at a time in.
         """
-        blocks = self.recipe.geometry.blocks
-        if self.folder.known_blocks >= blocks:
-            yield from known_events(self.folder, first, blocks)
+        if not self.folder.missing_blocks():
+            yield from known_events(self.folder, first, self.recipe.geometry.blocks)
             return
-        for event in self._sampled(vae, network, first, frugal):
-            if isinstance(event, BlockDone) and vae is not self.vae:
-                event = replace(event, video=None)
-            yield event
-            comfy.model_management.throw_exception_if_processing_interrupted()
-
-    def _sampled(
-        self, vae: object | None, network: WanVAE | TinyVAE | None, first: int, frugal: bool
-    ) -> Iterator[Event | Replayed]:
         plan = self.plan(host.decoder_bytes(vae, self.recipe.geometry) if vae is not None else 0)
         room = plan.peak_bytes - plan.weights_bytes
         if frugal:
             host.make_room()
             room *= 2  # Then ComfyUI leaves more of the weights in host memory.
+        shared = vae is self.vae and network is not None
         with host.loaded(self.model, room) as model:
-
-            def make_twins() -> Twins | None:
-                if self.recipe.partitions.bank is None:
-                    return None
-                own = network if vae is self.vae and network is not None else host.vae_network(self.vae)
-                return build_twins(model, own, host.compressor_network(self.model))
-
-            yield from sampled_events(
-                model, self.recipe, self.folder, make_twins, self.snapshot_blocks, first=first, frugal=frugal
-            )
+            twins = None
+            if self.recipe.partitions.bank is not None:
+                own = network if shared else host.vae_network(self.vae)
+                twins = build_twins(model, own, host.compressor_network(self.model))
+            events = recorded_events(model, self.recipe, self.folder, twins, first=first, decoded=shared, frugal=frugal)
+            for event in events:
+                # Only the decoder of these very weights makes the video that is wanted.
+                yield replace(event, video=None) if isinstance(event, BlockDone) and not shared else event
+                comfy.model_management.throw_exception_if_processing_interrupted()

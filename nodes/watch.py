@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from ..packforcing_core.drawing.window import Moment, draw_window, selected_shares
-from ..packforcing_core.sampler.rollout import BlockDone
+from ..packforcing_core.sampler.denoising import BlockDone
 from .stream import LatentStream
 from .tell import Line
 

@@ -24,9 +24,9 @@ from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.geometry import VideoGeometry
 from ..packforcing_core.miniature import load as miniature
 from ..packforcing_core.model.config import WAN_SIZES, WanConfig
-from ..packforcing_core.plan import RenderPlan, parameter_count, plan_render
-from ..packforcing_core.render import Recipe
-from ..packforcing_core.sampler.rollout import Denoising
+from ..packforcing_core.recipe.plan import RenderPlan, parameter_count, plan_render
+from ..packforcing_core.recipe.recipe import Recipe
+from ..packforcing_core.sampler.denoising import Denoising
 from . import host
 from .demo import NAME as MINIATURE
 from .loader import DTYPES, checkpoint_path
@@ -98,7 +98,7 @@ def _recipe(policy: Policy, recognised: Family | None, model: Values, widgets: V
     family = with_overrides(
         FAMILIES[chosen] if chosen else recognised or DEFAULT_FAMILY,
         frames_per_block=int(widgets["frames_per_block"]) or None,
-        denoising_steps=parse_steps(str(widgets["denoising_steps"])),
+        denoising_steps=parse_steps(str(widgets["timesteps"])),
         shift=float(widgets["shift"]) or None,
     )
     geometry = VideoGeometry.from_seconds(

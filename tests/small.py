@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -20,8 +19,9 @@ from packforcing_core.model.config import WanConfig
 from packforcing_core.model.ops import TorchOps
 from packforcing_core.model.wan import Wan
 from packforcing_core.rope import GridRope
+from packforcing_core.sampler.denoising import BlockDone, Denoising
 from packforcing_core.sampler.noise import seeded_noise
-from packforcing_core.sampler.rollout import BlockDone, Denoising, Twins, rollout
+from packforcing_core.sampler.rollout import Twins, rollout
 from packforcing_core.sampler.schedule import Schedule
 
 CONFIG = WanConfig(dim=128, ffn_dim=192, num_layers=2, num_heads=2, text_dim=32, freq_dim=32)
@@ -83,12 +83,6 @@ class SmallDecoder:
         self.pushed += 1
         return torch.full((1, 3, 4 * latents.shape[2], 8, 8), self._sum)
 
-    def snapshot(self) -> dict[str, Tensor]:
-        return {"sum": torch.tensor(self._sum, dtype=torch.float64)}
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        self._sum = tensors["sum"].item()
-
 
 def small_cache(
     policy: Policy,
@@ -108,18 +102,19 @@ def block_shape(frames_per_block: int) -> tuple[int, ...]:
 
 
 def render_blocks(
-    policy: Policy, blocks: int, frames_per_block: int = 3, seed: int = 7, known=(), selections=(), clip=None
+    policy: Policy, blocks: int, frames_per_block: int = 3, seed: int = 7, known=(), clip=None
 ) -> list[BlockDone]:
     """The block events of a small rollout, with a stand-in compressor and decoder, planned for `clip` blocks."""
     model = small_model()
     cache = small_cache(policy, frames_per_block, (clip or blocks) * frames_per_block)
     noise = seeded_noise(seed, block_shape(frames_per_block))
     twins = Twins(SmallCompressor(frames_per_block), SmallDecoder())
-    text = model.encode_text(small_context())
-    events = rollout(model, text, cache, noise, DENOISING, blocks, known, selections, twins)
+    found = {done.block: done for done in known}
+    events = rollout(model, small_context(), cache, noise, DENOISING, blocks, found.get, twins)
     return [event for event in events if isinstance(event, BlockDone)]
 
 
 def render_latents(policy: Policy, blocks: int, frames_per_block: int = 3, seed: int = 7, known=()) -> list[Tensor]:
-    """The latent blocks of a small rollout."""
-    return [event.latents for event in render_blocks(policy, blocks, frames_per_block, seed, known)]
+    """The latent blocks of a small rollout, behind those that are known."""
+    done = [BlockDone(block, latents) for block, latents in enumerate(known)]
+    return [event.latents for event in render_blocks(policy, blocks, frames_per_block, seed, done)]

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -14,12 +13,15 @@ import numpy as np
 import torch
 
 from packforcing_core.cache.config import DeepForcing, Full, PackForcing, SinkWindow
-from packforcing_core.filmed import FilmJob, filmed_render
+from packforcing_core.folder.content import Content
 from packforcing_core.folder.fingerprint import fingerprint
 from packforcing_core.folder.folder import Mode, RenderFolder, open_render
 from packforcing_core.geometry import VideoGeometry
-from packforcing_core.recorded import sampled_events, wanted_manifest
-from packforcing_core.render import Recipe, build_twins
+from packforcing_core.recipe.recipe import Recipe
+from packforcing_core.render.filming import FilmJob, filmed_render
+from packforcing_core.render.parts import build_twins
+from packforcing_core.render.recording import recorded_events, wanted_manifest
+from packforcing_core.text.script import Script
 from packforcing_core.video import VideoFormat, read_frames
 from tests.small import DENOISING, small_context, small_model
 from tests.vaes import TINY, random_vae
@@ -46,7 +48,6 @@ class Small:
     weights: int = 0
     mode: Mode = "resume"
     retake_block: int = 0
-    snapshot_blocks: int = 2
     segment_blocks: int = 2
     codec: str = "h264"
     width: int = 48
@@ -57,27 +58,26 @@ class Small:
         return Recipe(geometry, POLICIES[self.policy], denoising, self.seed)
 
     def open(self, root: Path, name: str = "film") -> RenderFolder:
-        recipe, context, model = self.recipe(), small_context(seed=self.prompt), small_model(seed=self.weights)
+        recipe, model = self.recipe(), small_model(seed=self.weights)
+        content = Content(Script.of(small_context(seed=self.prompt)))
         identity = {"model": fingerprint(model.net.state_dict())}
-        wanted = wanted_manifest(recipe, identity, context, torch.device("cpu"))
-        return open_render(root, name, self.mode, wanted, context, recipe.geometry.block_shape, self.retake_block)
+        wanted = wanted_manifest(recipe, identity, content, torch.device("cpu"))
+        return open_render(root, name, self.mode, wanted, content, recipe.geometry.block_shape, self.retake_block)
 
     def job(self, root: Path, folder: RenderFolder, vae) -> FilmJob:
         video_format = VideoFormat(self.codec, fps=16)
         path = root / f"{folder.path.name}.mp4"
-        shared = POLICIES[self.policy].name == "packforcing"
-        every = self.snapshot_blocks
-        return FilmJob(path, video_format, self.segment_blocks, vae, "small", shared, every)
+        return FilmJob(path, video_format, self.segment_blocks, vae, "small")
 
     def events(self, root: Path, name: str = "film", model=None, vae=None) -> Iterator:
         """Opens the folder and runs the render to its end, with the parts of the settings or others."""
         folder, recipe = self.open(root, name), self.recipe()
         model, vae = model or small_model(seed=self.weights), vae or random_vae(TINY)
 
-        def make_twins():
-            return build_twins(model, vae, None) if recipe.partitions.bank else None
+        def source(*, first: int, frugal: bool):
+            twins = build_twins(model, vae, None) if recipe.partitions.bank else None
+            return recorded_events(model, recipe, folder, twins, first=first, frugal=frugal)
 
-        source = partial(sampled_events, model, recipe, folder, make_twins, self.snapshot_blocks)
         with torch.inference_mode():
             yield from filmed_render(folder, recipe, self.job(root, folder, vae), source)
 

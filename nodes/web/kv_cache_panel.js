@@ -57,7 +57,7 @@ const above = (node) =>
   (node.inputs ?? []).flatMap((input, slot) => (["MODEL", "*"].includes(input.type) ? [node.getInputNode(slot)] : []));
 
 function graphAround(node) {
-  const sampler = follow(node, below, (other) => named(other, "seconds") && named(other, "denoising_steps"));
+  const sampler = follow(node, below, (other) => named(other, "seconds") && named(other, "timesteps"));
   const loader = sampler && follow(sampler, above, (other) => named(other, "checkpoint", "unet_name"));
   return JSON.stringify({ cache: valuesOf(node), sampler: valuesOf(sampler), model: valuesOf(loader) });
 }

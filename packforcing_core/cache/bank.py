@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -88,17 +88,6 @@ class TwinRows:
         else:
             target.write(rows, self.read(slot))
 
-    def saved(self, slots: int) -> dict[str, Tensor]:
-        """The first `slots` slots as they are stored; copies on the CPU."""
-        stored = {"rows": self._rows} if self._scales is None else {"rows": self._rows, "scales": self._scales}
-        return {name: tensor[:slots].to("cpu", copy=True) for name, tensor in stored.items()}
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `saved`; RuntimeError or KeyError where the tensors do not fit."""
-        self._rows[: len(tensors["rows"])] = tensors["rows"]
-        if self._scales is not None:
-            self._scales[: len(tensors["scales"])] = tensors["scales"]
-
 
 class Copies:
     """The side stream on which twins travel between host and GPU; elsewhere copies just run."""
@@ -171,18 +160,6 @@ class LayerBank:
         """Work queued from here on finds what was fetched."""
         self._copies.wait(self._arrival)
         self._arrival = None
-
-    def saved(self, slots: int) -> dict[str, Tensor]:
-        """The twins in the first `slots` slots, as they are stored; copies on the CPU."""
-        stores = (("keys", self._keys), ("values", self._values))
-        tensors = {f"{name}.{part}": rows for name, store in stores for part, rows in store.saved(slots).items()}
-        return {**tensors, "mean_keys": self.mean_keys[:slots].cpu().clone()}
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `saved`; RuntimeError or KeyError where the tensors do not fit."""
-        self.mean_keys[: len(tensors["mean_keys"])] = tensors["mean_keys"]
-        for name, store in (("keys", self._keys), ("values", self._values)):
-            store.load({key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")})
 
     def keys(self, slot: int) -> Tensor:
         """Keys of a twin on the device, [B, tokens, heads, head_dim]."""

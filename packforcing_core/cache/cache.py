@@ -15,9 +15,9 @@ Views and writers are each a `History`: a model pass cannot tell them apart, and
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -220,52 +220,6 @@ class KVCache:
         self._position_of_slot.clear()
         self.committed_frames = 0
         return blocks
-
-    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that the next block depends on: tensors on the CPU, and the rest as JSON can hold it.
-
-        PackForcingError in the middle of a block, when a commit was torn or a twin is due.
-        """
-        if self._torn or self.due_twin is not None:
-            raise PackForcingError("The cache can be saved between blocks only: commit the block and its twin first.")
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # Twins may still be on their way to the host.
-        filled = min(self.committed_frames, self.partitions.past_frames)
-        tensors = {f"{i}.{name}": t for i, kv in enumerate(self.layers) for name, t in kv.saved(filled).items()}
-        plain: dict[str, Any] = {
-            "committed_frames": self.committed_frames,
-            "positions": [[self.partitions.past_frames - s, p] for s, p in self._position_of_slot.items()],
-            "selected_by": [[block, [list(c) for c in chosen]] for block, chosen in self._selected_by.items()],
-            "cut_blocks": self._cut_blocks,
-            "bank_opens_at": self._bank_opens_at,
-        }
-        if self.mid:
-            bank, plain["mid"] = self.mid.saved()
-            tensors |= bank
-        return tensors, plain
-
-    def restore(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Makes a fresh cache what it was at a `snapshot`: the next blocks come out bit for bit the same.
-
-        The plan may be that of a longer clip, and its bank lie elsewhere. PackForcingError where the snapshot is
-        damaged or of another plan or model; the cache is then good for nothing.
-        """
-        try:
-            for layer, kv in enumerate(self.layers):
-                kv.load(
-                    {name.removeprefix(f"{layer}."): t for name, t in tensors.items() if name.startswith(f"{layer}.")}
-                )
-            past = self.partitions.past_frames
-            self._position_of_slot = {past - from_right: position for from_right, position in plain["positions"]}
-            self._selected_by = {
-                block: tuple(tuple(choice) for choice in selection) for block, selection in plain["selected_by"]
-            }
-            self._cut_blocks, self._bank_opens_at = plain["cut_blocks"], plain["bank_opens_at"]
-            if self.mid:
-                self.mid.load(tensors, plain["mid"])
-            self.committed_frames = plain["committed_frames"]
-        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-            raise PackForcingError(f"This snapshot of the cache does not fit or is damaged: {error!r}.") from error
 
     @property
     def next_block(self) -> int:

@@ -6,8 +6,6 @@ number comes back within half a scale.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -80,19 +78,3 @@ class TokenRows:
         """Puts the rows `source` where the rows `target` are; nothing is rounded again."""
         for stored in self._stored().values():
             stored[:, target] = stored[:, source]
-
-    def saved(self, tokens: int) -> dict[str, Tensor]:
-        """The last `tokens` rows as they are stored; copies on the CPU."""
-        first = self.tokens - tokens
-        return {name: stored[:, first:].to("cpu", copy=True) for name, stored in self._stored().items()}
-
-    def load(self, tensors: Mapping[str, Tensor], from_right: bool) -> None:
-        """The inverse of `saved`, also into more rows, the last ones or the first; RuntimeError or KeyError where the
-        tensors do not fit.
-        """
-        for name, stored in self._stored().items():
-            saved = tensors[name]
-            if (saved.dtype, saved.shape[2:]) != (stored.dtype, stored.shape[2:]) or saved.shape[1] > self.tokens:
-                raise RuntimeError(f"{name}: {list(saved.shape)} of {saved.dtype} for {list(stored.shape)}")
-            first = self.tokens - saved.shape[1] if from_right else 0
-            stored[:, first : first + saved.shape[1]] = saved

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -240,35 +239,3 @@ class LayerKV(RowLayout):
         """Makes the ring's rows `target` what its rows `source` were."""
         for store in (self.timeless_k, self.candidate_v):
             store[:, target] = store[:, source]
-
-    def saved(self, past_frames: int) -> dict[str, Tensor]:
-        """What the newest filled `past_frames` slots hold, and the mid slots; copies on the CPU.
-
-        Slots fill from right to left, so the rows are counted from the right: they fit a plan with more of them, too.
-        """
-        past = self.tokens(self._past_frames - past_frames, past_frames)
-        mid = slice(past.stop, past.stop + self._mid_tokens)
-        rows = {"k.past": self.k[:, past], "v.past": self.v[:, past], "k.mid": self.k[:, mid], "v.mid": self.v[:, mid]}
-        rows |= {"timeless_k": self.timeless_k, "candidate_v": self.candidate_v, "query_sums": self.query_sums}
-        return {name: tensor.to("cpu", copy=True) for name, tensor in rows.items() if tensor.shape[1]}
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `saved`, also into more slots; RuntimeError or KeyError where the tensors do not fit."""
-        past = tensors["k.past"].shape[1]
-        first_mid = self._past_frames * self.tokens_per_frame
-        for name, own in (("k", self.k), ("v", self.v)):
-            own[:, first_mid - past : first_mid] = tensors[f"{name}.past"]
-            if f"{name}.mid" in tensors:
-                own[:, first_mid : first_mid + tensors[f"{name}.mid"].shape[1]] = tensors[f"{name}.mid"]
-        for name, own in (("timeless_k", self.timeless_k), ("candidate_v", self.candidate_v)):
-            if own.shape[1]:
-                own[:, own.shape[1] - tensors[name].shape[1] :] = tensors[name]
-        if self.query_sums.shape[1]:
-            load_ring(self.query_sums, tensors["query_sums"])
-
-
-def load_ring(own: Tensor, saved: Tensor) -> None:
-    """Copies a saved ring, whose slots depend on its length; RuntimeError where it has another."""
-    if own.shape != saved.shape:
-        raise RuntimeError(f"{list(saved.shape)} is not {list(own.shape)}")
-    own.copy_(saved)

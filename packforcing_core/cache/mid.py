@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -235,43 +234,3 @@ class MidMemory:
     def remembered(self, choice: Choice) -> Choice:
         """Those blocks of an earlier choice that are still in the bank."""
         return tuple(block for block in choice if block in self.blocks)
-
-    def saved(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The bank and what the mid slots show: tensors on the CPU, and the rest as JSON can hold it."""
-        tensors: dict[str, Tensor] = {}
-        for layer, (bank, resident) in enumerate(zip(self._banks, self._resident, strict=True)):
-            tensors |= {f"{layer}.bank.{name}": tensor for name, tensor in bank.saved(len(self.blocks)).items()}
-            if len(resident):
-                tensors[f"{layer}.resident"] = resident.cpu().clone()
-        plain = {
-            "blocks": list(self.blocks),
-            "chosen_times": [self._chosen_times[block] for block in self.blocks],
-            "chances": [self._chances[block] for block in self.blocks],
-            "shown": [[list(tag) if tag else None for tag in layer] for layer in self._shown],
-        }
-        return tensors, plain
-
-    def load(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """The inverse of `saved`, also into a larger bank, on the device or in host memory."""
-        self.blocks = [int(block) for block in plain["blocks"]]
-        if len(self.blocks) > self.plan.bank_blocks:
-            raise ValueError(f"{len(self.blocks)} blocks for a bank of {self.plan.bank_blocks}")
-        self._chosen_times = dict(zip(self.blocks, plain["chosen_times"], strict=True))
-        self._chances = dict(zip(self.blocks, plain["chances"], strict=True))
-        for layer, (bank, shown) in enumerate(zip(self._banks, plain["shown"], strict=True)):
-            bank.load(named_under(f"{layer}.bank.", tensors))
-            missing = [None] * (self.plan.top_k_blocks - len(shown))
-            self._shown[layer] = [(tag[0], tag[1]) if tag else None for tag in shown] + missing
-            self._load_resident(layer, tensors.get(f"{layer}.resident"))
-
-    def _load_resident(self, layer: int, saved: Tensor | None) -> None:
-        """Keys of the shown blocks that stay on the device; a bank that lay there before had no need of them."""
-        resident = self._resident[layer]
-        for slot, tag in enumerate(self._shown[layer]):
-            if tag and len(resident):
-                resident[slot] = self._banks[layer].keys(self.blocks.index(tag[0])) if saved is None else saved[slot]
-
-
-def named_under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

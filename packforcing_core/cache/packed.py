@@ -9,7 +9,7 @@ without their rotation in time and turned when they are read, so that every key 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..rope import GridRope, Rotation, rotate
 from .bank import LayerBank
 from .eight_bits import Rows, TokenRows
-from .layer_kv import KVShape, RowLayout, load_ring
+from .layer_kv import KVShape, RowLayout
 from .partitions import BlockWindow, Part, Partitions
 
 
@@ -94,15 +94,6 @@ class Pair:
         else:
             to.v[:, target] = self.values.read(rows)
         to.k[:, target] = rotate(self.keys.read(rows), rotation)
-
-    def saved(self, tokens: int) -> dict[str, Tensor]:
-        stores = (("keys", self.keys), ("values", self.values))
-        return {f"{name}.{part}": rows for name, store in stores for part, rows in store.saved(tokens).items()}
-
-    def load(self, tensors: Mapping[str, Tensor], from_right: bool) -> None:
-        for name, store in (("keys", self.keys), ("values", self.values)):
-            own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
-            store.load(own, from_right)
 
 
 class PackedKV(RowLayout):
@@ -200,23 +191,3 @@ class PackedKV(RowLayout):
         """As `LayerKV.keep_tokens`."""
         self._parts["recent"].keys.rearrange(target, source)
         self._parts["recent"].values.rearrange(target, source)
-
-    def saved(self, past_frames: int) -> dict[str, Tensor]:
-        """What the newest filled `past_frames` slots and the mid slots hold, as it is stored; copies on the CPU."""
-        sink = min(past_frames, self._past_frames - self._ring_frames)
-        tokens = {
-            "recent": (past_frames - sink) * self.tokens_per_frame,
-            "sink": sink * self.tokens_per_frame,
-            "mid": self._mid_tokens,
-        }
-        made = {f"{part}.{name}": t for part, n in tokens.items() for name, t in self._parts[part].saved(n).items()}
-        return {name: t for name, t in (made | {"query_sums": self.query_sums.cpu().clone()}).items() if t.shape[1]}
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `saved`, also into more slots; RuntimeError or KeyError where the tensors do not fit."""
-        for part, pair in self._parts.items():
-            own = {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
-            if own:
-                pair.load(own, from_right=part != "mid")
-        if self.query_sums.shape[1]:
-            load_ring(self.query_sums, tensors["query_sums"])

@@ -21,7 +21,7 @@ from .film import build_console
 ENGINES = ("auto", "local", "ray")
 LONGEST_LINE = 4_000_000
 # What the batch decides itself, or what would make a job something other than one render to its end.
-_NOT_OF_A_JOB = ("name", "folder", "output", "mode", "from_seconds")
+_NOT_OF_A_JOB = ("name", "folder", "output", "render_mode", "retake_from")
 DONE = "done.json"
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ..errors import PackForcingError
 from ..geometry import PIXEL_FRAMES_PER_LATENT, pixel_frames
-from ..render import Recipe
-from ..sampler.scripted import require_followable
+from ..recipe.beginning import at_rate, blocks_in, given_by_frames, last_frames, repainted_by_frames
+from ..recipe.recipe import Recipe
+from ..sampler.rollout import require_followable
 from ..sampler.start import Start
-from ..source import at_rate, blocks_in, given_by_frames, last_frames, repainted_by_frames
 from ..text.context import load_context
 from ..text.script import Cue, Script
 from ..text.timeline import describe, parse_timeline, snap

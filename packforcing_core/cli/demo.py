@@ -21,9 +21,10 @@ from ..miniature.load import (
     load_vae,
 )
 from ..miniature.world import FPS
-from ..plan import plan_render
-from ..render import Recipe, build_twins, latent_events
-from ..sampler.rollout import Denoising
+from ..recipe.plan import plan_render
+from ..recipe.recipe import Recipe
+from ..render.parts import build_twins, latent_events
+from ..sampler.denoising import Denoising
 from ..text.words import WordEncoder
 from ..vae.streaming import StreamingDecoder
 from . import options as shared

@@ -14,12 +14,12 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from ..errors import PackForcingError
-from ..filmed import FilmJob, Note, RenderEvent, Source, filmed_render, growing_film
 from ..folder.folder import RenderFolder
 from ..geometry import size_text
-from ..recorded import Replayed
-from ..render import FilmedBlock, Recipe, film_events
-from ..sampler.rollout import Event, StepDone
+from ..recipe.recipe import Recipe
+from ..render.filming import FilmedBlock, FilmJob, Note, RenderEvent, Source, film_events, filmed_render, growing_film
+from ..render.recording import Replayed
+from ..sampler.denoising import Event, StepDone
 from ..vae.streaming import StreamingDecoder
 from ..video.format import VideoFormat
 from ..video.writer import SegmentedWriter
@@ -55,7 +55,7 @@ class Target:
 
     def __post_init__(self):
         if self.blocks_per_segment < 1:
-            raise PackForcingError(f"segment-blocks is {self.blocks_per_segment}; expected 1 or more.")
+            raise PackForcingError(f"blocks-per-segment is {self.blocks_per_segment}; expected 1 or more.")
         if not self.path.name:
             raise PackForcingError(f"Got the output {str(self.path)!r}; expected a file name that ends in .mp4.")
         if self.path.suffix.lower() != ".mp4":

@@ -8,13 +8,12 @@ from pathlib import Path
 from ..cache.config import POLICIES, Policy, build_policy
 from ..checkpoint.families import FAMILIES, Family, by_name, with_overrides
 from ..errors import PackForcingError
+from ..folder.content import Content
 from ..folder.fingerprint import fingerprint
 from ..folder.folder import MODES, RenderFolder, open_render
 from ..folder.manifest import Manifest
 from ..geometry import VideoGeometry
-from ..recorded import DEFAULT_SNAPSHOT_BLOCKS
-from ..render import Recipe, default_policy
-from ..text.script import Script
+from ..recipe.recipe import Recipe, default_policy
 from ..video.format import CODECS, VideoFormat
 from .film import Target
 
@@ -82,7 +81,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     sampling.add_argument("--frames-per-block", type=int, help="latent frames per block; default: the preset's")
     sampling.add_argument(
-        "--steps", type=_parse_steps, help="denoising steps, for example 1000,750,500,250; default: the preset's"
+        "--timesteps", type=_parse_steps, help="denoising steps, for example 1000,750,500,250; default: the preset's"
     )
     sampling.add_argument("--shift", type=float, help="time shift; default: the preset's")
     sampling.add_argument("--seed", type=int, default=0)
@@ -99,7 +98,7 @@ def chosen_family(options: argparse.Namespace, trained: Family) -> Family:
     """The preset (`trained` where it is auto) with the options on top."""
     family = trained if options.preset == "auto" else by_name(options.preset)
     return with_overrides(
-        family, frames_per_block=options.frames_per_block, denoising_steps=options.steps, shift=options.shift
+        family, frames_per_block=options.frames_per_block, denoising_steps=options.timesteps, shift=options.shift
     )
 
 
@@ -111,7 +110,9 @@ def add_output(parser: argparse.ArgumentParser, default: str, zoom: int = 1) -> 
     output.add_argument("--codec", choices=tuple(CODECS), default="h264")
     output.add_argument("--quality", type=int, help="constant rate factor, lower is better; default: the codec's")
     output.add_argument("--zoom", type=int, default=zoom, help="every pixel becomes so many by so many, for tiny films")
-    output.add_argument("--segment-blocks", type=int, default=4, help="blocks between two points that survive a crash")
+    output.add_argument(
+        "--blocks-per-segment", type=int, default=4, help="blocks between two points that survive a crash"
+    )
 
 
 def add_folder(parser: argparse.ArgumentParser) -> None:
@@ -122,37 +123,31 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
         "by the settings, removed when the film is finished",
     )
     folder.add_argument(
-        "--mode",
+        "--render-mode",
         choices=MODES,
         default="resume",
-        help="resume: go on, or begin; new: begin, what is there is set aside; extend: make it --seconds long; "
-        "retake: keep what comes before --from-seconds and make the rest again with this seed and prompt",
+        help="resume: continue, or start; new: start over, the existing render is renamed to NAME.1; extend: make it "
+        "--seconds long; retake: keep what comes before --retake-from, make the rest again with this seed and prompt",
     )
-    folder.add_argument("--from-seconds", type=float, default=0.0, help="the moment that --mode retake goes back to")
     folder.add_argument(
-        "--snapshot-blocks",
-        type=int,
-        default=DEFAULT_SNAPSHOT_BLOCKS,
-        help="save all that carries over every so many blocks; 0: never, going on then repeats one model call a block",
+        "--retake-from", type=float, default=0.0, help="seconds: the moment that --render-mode retake goes back to"
     )
 
 
-def open_folder(options: argparse.Namespace, wanted: Manifest, script: Script, recipe: Recipe) -> RenderFolder:
+def open_folder(options: argparse.Namespace, wanted: Manifest, content: Content, recipe: Recipe) -> RenderFolder:
     """The folder of the options, or the one beside the film that these settings have."""
-    if options.snapshot_blocks < 0:
-        raise PackForcingError(f"snapshot-blocks is {options.snapshot_blocks}; expected 0 or more.")
-    if options.folder is None and options.mode in ("extend", "retake"):
-        raise PackForcingError(f"--mode {options.mode} needs --folder, the folder of the render.")
+    if options.folder is None and options.render_mode in ("extend", "retake"):
+        raise PackForcingError(f"--render-mode {options.render_mode} needs --folder, the folder of the render.")
     output = Path(options.output)
     unnamed = f"packforcing-{fingerprint([dict(wanted.settings), wanted.blocks, vars(wanted.takes[0])])[:12]}"
     path = Path(options.folder).absolute() if options.folder else output.absolute().parent / unnamed
-    block = recipe.block_at(options.from_seconds)
-    return open_render(path.parent, path.name, options.mode, wanted, script, recipe.geometry.block_shape, block)
+    block = recipe.block_at(options.retake_from)
+    return open_render(path.parent, path.name, options.render_mode, wanted, content, recipe.geometry.block_shape, block)
 
 
 def chosen_target(options: argparse.Namespace) -> Target:
     video_format = VideoFormat(options.codec, options.quality, options.fps, options.zoom)
-    return Target(Path(options.output), video_format, options.segment_blocks)
+    return Target(Path(options.output), video_format, options.blocks_per_segment)
 
 
 def chosen_geometry(options: argparse.Namespace, frames_per_block: int) -> VideoGeometry:

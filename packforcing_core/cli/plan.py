@@ -13,9 +13,9 @@ from ..checkpoint.load import inspect as inspect_file
 from ..errors import PackForcingError
 from ..geometry import GB
 from ..model.config import WAN_SIZES, WanConfig
-from ..plan import RenderPlan, plan_render
-from ..render import Recipe
-from ..sampler.rollout import Denoising
+from ..recipe.plan import RenderPlan, plan_render
+from ..recipe.recipe import Recipe
+from ..sampler.denoising import Denoising
 from ..vae.config import VAEConfig
 from ..vae.memory import decode_bytes
 from . import options as shared

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
+from collections.abc import Iterator
 
 import torch
 from rich.console import Console
@@ -16,13 +16,15 @@ from ..checkpoint.load import Checkpoint, read_checkpoint
 from ..compressor.high_res import HighRes
 from ..compressor.weights import load_compressor
 from ..errors import PackForcingError
-from ..filmed import FilmJob
+from ..folder.content import Content
 from ..folder.fingerprint import fingerprint
 from ..model.causal import CausalWan
-from ..plan import plan_render
-from ..recorded import sampled_events, wanted_manifest
-from ..render import Recipe, build_twins
-from ..sampler.rollout import Denoising, Twins
+from ..recipe.plan import plan_render
+from ..recipe.recipe import Recipe
+from ..render.filming import FilmJob, RenderEvent
+from ..render.parts import build_twins
+from ..render.recording import recorded_events, wanted_manifest
+from ..sampler.denoising import Denoising
 from ..vae.load import load_vae
 from ..vae.memory import decode_bytes
 from ..vae.wan_vae import WanVAE
@@ -76,12 +78,14 @@ def run(options: argparse.Namespace) -> int:
     attention = attention_named(options.attention, Capability.of(device, dtype, checkpoint.config.head_dim))
     model = build_model(checkpoint, device, dtype, attention, options.compile)
     identity = model_identity(model, vae, high_res, recipe) | _kernels(options)
-    folder = shared.open_folder(options, wanted_manifest(recipe, identity, script, device), script, recipe)
+    content = Content(script, options.prompt or "", recipe.start.latents)
+    folder = shared.open_folder(options, wanted_manifest(recipe, identity, content, device), content, recipe)
+    recipe = recipe.begun_with(folder.content.start)
 
-    def make_twins() -> Twins | None:
-        return build_twins(model, vae, high_res) if recipe.partitions.bank else None
+    def source(*, first: int, frugal: bool) -> Iterator[RenderEvent]:
+        twins = build_twins(model, vae, high_res) if recipe.partitions.bank else None
+        return recorded_events(model, recipe, folder, twins, first=first, frugal=frugal)
 
-    source = partial(sampled_events, model, recipe, folder, make_twins, options.snapshot_blocks)
     render_recorded(source, folder, recipe, plan.cache_bytes, _job(options, target, vae, recipe), console)
     if options.folder is None:
         folder.remove()
@@ -111,8 +115,6 @@ def _job(options: argparse.Namespace, target: Target, vae: WanVAE, recipe: Recip
         target.blocks_per_segment,
         vae,
         fingerprint(vae.state_dict()),
-        shared_vae=recipe.partitions.bank is not None,
-        snapshot_blocks=options.snapshot_blocks,
         keep_growing=options.folder is not None,
     )
 

@@ -12,7 +12,7 @@ from itertools import groupby
 
 from ..cache.partitions import PRUNED, Partitions
 from ..geometry import VideoGeometry, size_text
-from ..plan import RenderPlan
+from ..recipe.plan import RenderPlan
 
 WIDTH, HEIGHT = 300, 128
 COLOURS = {

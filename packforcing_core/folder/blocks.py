@@ -1,22 +1,23 @@
-"""Latents and selections of the finished blocks, one small file each; and the states that a render can go on from."""
+"""The finished blocks, one small file each: all that it takes to repeat a block without denoising it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..cache.cache import Selection
 from ..errors import PackForcingError
-from ..sampler.rollout import BlockDone
+from ..sampler.denoising import BlockDone
 from .files import FolderError, read_tensors, remove_unfinished, write_tensors
 from .manifest import Manifest
 
 _NUMBERED = re.compile(r"([0-9]{6,8})-([0-9]{1,6})\.safetensors")
+_OPTIONAL = ("tokens", "in_flight")
 
 
 class Numbered(NamedTuple):
@@ -38,76 +39,80 @@ def numbered_files(folder: Path) -> list[Numbered]:
 
 
 class BlockStore:
-    """Finished blocks by number and take, as `BlockDone` events."""
+    """Finished blocks by number and take, as `BlockDone` events.
+
+    Every file is read and checked once, when the store is opened: `damaged` are those that are not what was written, or
+    belong elsewhere. They count as not there, and are replaced when their block is made again.
+    """
 
     def __init__(self, folder: Path, shape: tuple[int, ...]):
-        self.folder, self._shape = folder, shape
+        self.folder, self.shape = folder, shape
+        self.damaged: list[Numbered] = []
+        self._sound: dict[tuple[int, int], bool] = {}
         folder.mkdir(parents=True, exist_ok=True)
         remove_unfinished(folder)
 
-    def known(self, manifest: Manifest) -> int:
-        """How many blocks from the first on are there without a gap."""
-        there = {(file.block, file.take) for file in numbered_files(self.folder)}
-        block = 0
-        while block < manifest.blocks and (block, manifest.take_of(block)) in there:
-            block += 1
-        return block
+    def check(self, manifest: Manifest) -> None:
+        """Reads what is there of the takes of `manifest`."""
+        self._sound.clear()
+        self.damaged.clear()
+        for file in sorted(numbered_files(self.folder)):
+            if file.block >= manifest.blocks or file.take != manifest.take_of(file.block):
+                continue
+            try:
+                done = self.load(file.block, file.take, manifest)
+            except PackForcingError:
+                self.damaged.append(file)
+            else:
+                self._sound[file.block, file.take] = done.tokens is not None
 
-    def save(self, done: BlockDone, take: int) -> None:
-        tensors = {"latents": done.latents}
-        if done.in_flight is not None:
-            tensors["in_flight"] = done.in_flight
-        write_tensors(self.folder / file_name(done.block, take), tensors, [list(choice) for choice in done.selection])
+    def has(self, block: int, take: int) -> bool:
+        return (block, take) in self._sound
 
-    def load(self, block: int, take: int) -> BlockDone:
+    def has_tokens(self, block: int, take: int) -> bool:
+        """Whether the block is there with its compressed tokens."""
+        return self._sound.get((block, take), False)
+
+    def save(self, done: BlockDone, take: int, manifest: Manifest) -> None:
+        tensors = {"latents": done.latents, **_packed(done.selection)}
+        tensors |= {name: tensor for name in _OPTIONAL if (tensor := getattr(done, name)) is not None}
+        plain = {"block": done.block, "take": take, **manifest.key(take)}
+        write_tensors(self.folder / file_name(done.block, take), tensors, plain)
+        self._sound[done.block, take] = done.tokens is not None
+
+    def load(self, block: int, take: int, manifest: Manifest) -> BlockDone:
+        """The block. FolderError where its file is damaged, or of another block or render."""
         path = self.folder / file_name(block, take)
         tensors, plain = read_tensors(path)
         latents = tensors.get("latents")
-        if latents is None or tuple(latents.shape) != self._shape or latents.dtype != torch.float32:
-            raise FolderError(f"{path} holds no block of this render. Delete it: it is then made again, the same.")
-        if not _is_selection(plain):
-            raise FolderError(f"{path} lacks what the block had selected. Delete it: it is then made again, the same.")
-        in_flight = tensors.get("in_flight")
-        if in_flight is not None:
-            in_flight = in_flight.clone()
-        selection = tuple(tuple(choice) for choice in plain)
-        return BlockDone(block, latents.clone(), True, selection, in_flight=in_flight)
+        if plain != {"block": block, "take": take, **manifest.key(take)}:
+            raise FolderError(f"{path} is of another block or render: {str(plain)[:200]}.")
+        if latents is None or tuple(latents.shape) != self.shape or latents.dtype != torch.float32:
+            raise FolderError(f"{path} holds no block of this render.")
+        selection = _unpacked(tensors, path)
+        # Copies: what is mapped into memory would change with the file.
+        optional = {name: tensors[name].clone() for name in _OPTIONAL if name in tensors}
+        return BlockDone(block, latents.clone(), True, selection, **optional)
 
 
-def _is_selection(plain: Any) -> bool:
-    return isinstance(plain, list) and all(
-        isinstance(choice, list) and all(type(number) is int for number in choice) for choice in plain
-    )
+def block_bytes(latents: int, chosen: int, tokens: int) -> int:
+    """Bytes of a block's file: so many float32 `latents` and `chosen` numbers, bytes of `tokens`, and the header."""
+    return 4 * latents + 4 * chosen + tokens + 1000
 
 
-class StateStore:
-    """States from which a render goes on, named by the block that comes next; the oldest are dropped."""
+def _packed(selection: Selection) -> dict[str, Tensor]:
+    """What the layers chose, one behind the other, and how much each did."""
+    if not selection:
+        return {}
+    chosen = torch.tensor([number for choice in selection for number in choice], dtype=torch.int32)
+    return {"selected": chosen, "selected_by_layer": torch.tensor([len(choice) for choice in selection])}
 
-    def __init__(self, folder: Path, kept: int = 2):
-        self.folder, self._kept = folder, kept
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(folder)
 
-    def has(self, block: int, take: int) -> bool:
-        return (self.folder / file_name(block, take)).exists()
-
-    def save(self, block: int, take: int, tensors: Mapping[str, Tensor], plain: Any = None) -> None:
-        """The state before block `block`, whose predecessor is of take `take`."""
-        write_tensors(self.folder / file_name(block, take), tensors, plain)
-        for old in sorted(numbered_files(self.folder), key=lambda file: (file.take, file.block))[: -self._kept]:
-            old.path.unlink()
-
-    def of_takes(self, manifest: Manifest, at_most: int) -> list[Numbered]:
-        """The states before block `at_most` or an earlier one that lie on the way of these takes, newest first."""
-        files = (file for file in numbered_files(self.folder) if 0 < file.block <= min(at_most, manifest.blocks))
-        return sorted((file for file in files if manifest.take_of(file.block - 1) == file.take), reverse=True)
-
-    def readable(self, manifest: Manifest, at_most: int) -> Iterator[tuple[int, dict[str, Tensor], Any]]:
-        """(block, tensors, plain) of `of_takes`; a damaged file is passed over, for there is always an older way."""
-        for file in self.of_takes(manifest, at_most):
-            with suppress(PackForcingError):
-                yield file.block, *read_tensors(file.path)
-
-    def clear(self) -> None:
-        for file in numbered_files(self.folder):
-            file.path.unlink()
+def _unpacked(tensors: dict[str, Tensor], path: Path) -> Selection:
+    if "selected" not in tensors:
+        return ()
+    chosen, counts = tensors["selected"].tolist(), tensors["selected_by_layer"].tolist()
+    if sum(counts) != len(chosen):
+        raise FolderError(f"{path} lacks what the block had selected.")
+    ends = accumulate(counts)
+    return tuple(tuple(chosen[end - count : end]) for count, end in zip(counts, ends, strict=True))

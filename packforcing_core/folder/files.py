@@ -1,7 +1,9 @@
-"""Files that are there whole or not at all, read back without trust; and the lock of a folder."""
+"""Files that are there whole or not at all, sealed and read back without trust; and the lock of a folder."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import re
@@ -11,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -26,6 +29,8 @@ else:
 UNFINISHED = "unfinished"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}")
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+# What a lock that somebody else holds is answered with; anything else means that this file system has no locks.
+_HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}
 
 
 class FolderError(PackForcingError):
@@ -59,18 +64,20 @@ def _appearing(path: Path) -> Iterator[Path]:
             unfinished.unlink()
         raise FolderError(
             f"{path} cannot be written: {error}. Free the disk or bring the folder back, then run the same again: "
-            "it goes on from what is there."
+            "it resumes from what is there."
         ) from error
 
 
 def _sync_folder(folder: Path) -> None:
+    """Makes a new name last, where the file system can: some shares refuse, and the file is there all the same."""
     if os.name == "nt":  # Windows has no such thing, and needs none.
         return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -79,10 +86,20 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], plain: Any = None) -> None:
-    """A safetensors file with `plain` as JSON in its metadata."""
+    """A safetensors file with `plain` as JSON in its metadata, and a seal of all its content."""
     with _appearing(path) as unfinished:
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, unfinished, metadata={"plain": json.dumps(plain)})
+        text = json.dumps(plain)
+        save_file(contiguous, unfinished, metadata={"plain": text, "seal": _seal(contiguous, text)})
+
+
+def _seal(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def copy_start(source: Path, target: Path, size: int) -> None:
@@ -109,11 +126,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     file = open_tensors(path)
     if file.loaded is not None:
         raise FolderError(f"{path} is a torch file; a render's folder holds safetensors only.")
+    text = file.metadata.get("plain", "null")
+    tensors = file.load(file.tensors)
+    if file.metadata.get("seal") != _seal(tensors, text):
+        raise FolderError(f"{path} is damaged: its content is not what was written.")
     try:
-        plain = json.loads(file.metadata.get("plain", "null"))
+        return tensors, json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FolderError(f"{path} is damaged: {error}.") from error
-    return file.load(file.tensors), plain
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -121,27 +141,37 @@ def remove_unfinished(folder: Path) -> None:
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
 
 
+def refuse_links(folder: Path) -> None:
+    """FolderError where anything below `folder` is a symbolic link, which could lead anywhere."""
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            if (path := Path(place) / name).is_symlink():
+                raise FolderError(f"{path} is a symbolic link. Put the file itself in its place, or remove the link.")
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """One writer at a time; the system lets go of the lock when its holder dies, however that happens.
 
-    FolderError when another process, or another render in this one, has the folder.
+    FolderError when another process, or another render in this one, has the folder. Where the file system knows no
+    locks there is none: a lock is a courtesy.
     """
     with open(folder / "lock", "a+b") as file:
-        if not _try_lock(file):
+        if _is_held(file):
             raise FolderError(
                 f"The render in {folder} is being worked on already. Wait for it, interrupt it, or use another name."
             )
         yield
 
 
-def _try_lock(file: IO[bytes]) -> bool:
+def _is_held(file: IO[bytes]) -> bool:
+    """Tries to lock; whether somebody else has."""
     try:
         if os.name == "nt":
             file.seek(0)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    except OSError as error:
+        return error.errno in _HELD
+    return False

@@ -1,13 +1,13 @@
 """Opening a render's folder in one of four modes.
 
-folder = open_render(root, "lighthouse", "resume", wanted, text, block_shape)
+folder = open_render(root, "lighthouse", "resume", wanted, Content(script, "a lighthouse"), block_shape)
 
 lighthouse/
   manifest.json      settings, takes, versions
   prompts/           text embeddings by their hash
-  blocks/            latents and selections, 000012-0.safetensors: block 12 of take 0
-  snapshots/         what carries over to the next block, every few blocks
-  film/              the growing film, and the decoder's states
+  start.safetensors  latents that the render begins from, encoded
+  blocks/            all it takes to repeat a block, 000012-0.safetensors: block 12 of take 0
+  film/              the growing video, and checksums of its segments
   telemetry.jsonl    a line per event
 """
 
@@ -15,23 +15,22 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from torch import Tensor
-
+from ..errors import PackForcingError
 from ..text.script import Script
-from .blocks import BlockStore, StateStore
-from .files import FolderError, checked_name, locked, read_tensors, remove_unfinished, write_tensors
-from .fingerprint import fingerprint
-from .manifest import NAME, Manifest, Take, difference
+from .blocks import BlockStore, numbered_files
+from .content import Content, begins_alike, name_of, read_script, stored_script, stored_start, unlike, write_content
+from .files import FolderError, checked_name, locked, read_tensors, refuse_links, remove_unfinished
+from .manifest import NAME, Manifest, difference
 from .telemetry import Telemetry
 
 Mode = Literal["resume", "new", "extend", "retake"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-_OF_THE_TAKE = ("blocks", "seed", "prompt")
+_LENGTH = ("blocks", "seconds")
 
 
 @dataclass(frozen=True)
@@ -41,21 +40,26 @@ class RenderFolder:
     path: Path
     manifest: Manifest
     blocks: BlockStore
-    snapshots: StateStore
     telemetry: Telemetry
+    content: Content
     notes: tuple[str, ...] = ()
 
     @property
     def known_blocks(self) -> int:
         """Blocks that are finished and on disk."""
-        return self.blocks.known(self.manifest)
+        return self.manifest.blocks - len(self.missing_blocks())
+
+    def missing_blocks(self) -> list[int]:
+        """Blocks that are still to be made, or again, in order."""
+        takes = ((block, self.manifest.take_of(block)) for block in range(self.manifest.blocks))
+        return [block for block, take in takes if not self.blocks.has(block, take)]
 
     @property
     def film_folder(self) -> Path:
         return self.path / "film"
 
-    def ensure(self, text: Tensor | Script) -> None:
-        """Makes the folder anew where it has vanished since it was opened; `text` is of the last take.
+    def ensure(self) -> None:
+        """Makes the folder again where it has vanished since it was opened.
 
         FolderError when another process has changed what it is to hold.
         """
@@ -64,17 +68,10 @@ class RenderFolder:
                 raise FolderError(
                     f"Another program has changed the render in {self.path}. Run this again from its start."
                 )
-            return
-        for folder in (self.blocks.folder, self.snapshots.folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        _write_prompt(self.path, self.manifest.takes[-1].prompt, Script.of(text))
-        self.manifest.write(self.path)
-
-    def discard_states(self) -> None:
-        """Gives back the disk that states take, when the render is finished and nobody will go on with it."""
-        self.snapshots.clear()
-        for states in self.film_folder.glob("*/"):
-            StateStore(states).clear()
+        else:
+            self.blocks.folder.mkdir(parents=True, exist_ok=True)
+            write_content(self.path, self.manifest, self.content)
+        self.blocks.check(self.manifest)
 
     def remove(self) -> None:
         """Takes the whole render away."""
@@ -82,11 +79,7 @@ class RenderFolder:
 
     def script(self, take: int) -> Script:
         """The text embeddings of a take."""
-        wanted = self.manifest.takes[take].prompt
-        tensors = read_tensors(_prompt_path(self.path, wanted))[0]
-        if fingerprint(tensors, None) != wanted:
-            raise FolderError(f"The prompt {wanted} in {self.path} is damaged. Start the render anew.")
-        return Script.from_tensors(tensors)
+        return read_script(self.path, self.manifest.takes[take].prompt)
 
 
 def open_render(
@@ -94,18 +87,21 @@ def open_render(
     name: str,
     mode: Mode,
     wanted: Manifest,
-    text: Tensor | Script,
+    content: Content,
     block_shape: tuple[int, ...],
     retake_block: int = 0,
 ) -> RenderFolder:
-    """The folder `name` below `root`, made to hold what is wanted; `wanted` has one take, with seed and prompt.
+    """The folder `name` below `root`, made to hold what is wanted; `wanted` has one take, that of the content.
 
-    "resume" goes on with what is there, or begins; "new" begins, and sets aside what is there as name.1, name.2, ...;
-    "extend" makes what is there longer; "retake" keeps the blocks before `retake_block` and makes the rest again.
-    The same mode twice does the same as once, so a call can be repeated after any crash.
+    "resume" goes on with what is there, or begins; "new" begins, and renames what is there to name.1, name.2, ...;
+    "extend" makes what is there longer, under other prompts behind its finished blocks if the content has some;
+    "retake" keeps the blocks before `retake_block` and makes the rest again. The same mode twice does the same as once,
+    so a call can be repeated after any crash.
 
-    Raises FolderError where the name is none, another process is at work there, there is nothing to extend or retake,
-    or what is there has other settings; the difference is in the message.
+    A start and a text that are those of the render, computed a little differently, are replaced by the stored ones:
+    `content` of the result has what counts. What is damaged is told in its `notes`, and made again. Raises FolderError
+    where the name is none, another process is at work there, there is nothing to extend or retake, a symbolic link is
+    in it, or what is there has other settings; the difference is in the message.
     """
     if mode not in MODES:
         raise FolderError(f"Got mode {mode!r}; expected one of {', '.join(MODES)}.")
@@ -117,46 +113,78 @@ def open_render(
     except OSError as error:
         raise FolderError(f"The folder {path} cannot be made: {error}.") from error
     with locked(path):
+        refuse_links(path)
         remove_unfinished(path)
-        found = Manifest.read(path) if (path / NAME).exists() else None
-        blocks = BlockStore(path / "blocks", block_shape)
-        if found is None:
-            if mode in ("extend", "retake"):
-                raise FolderError(f"There is no render {name!r} to {mode} in {root}. Render it first (mode resume).")
-            manifest = wanted
-        else:
-            manifest = continued(found, wanted, mode, retake_block, blocks.known(found))
-        if manifest != found:
-            _write_prompt(path, wanted.takes[-1].prompt, Script.of(text))
-            manifest.write(path)
-    notes = () if found is None else _version_notes(found, wanted)
-    return RenderFolder(path, manifest, blocks, StateStore(path / "snapshots"), Telemetry(path), notes)
+        blocks, notes = BlockStore(path / "blocks", block_shape), []
+        found = _found(path, wanted, content, notes)
+        if found is None and mode in ("extend", "retake"):
+            raise FolderError(f"There is no render {name!r} to {mode} in {root}. Render it first (mode resume).")
+        manifest = wanted
+        if found is not None:
+            blocks.check(found)
+            manifest, content = continued(found, wanted, content, mode, retake_block, path, blocks, notes)
+            notes += _version_notes(found, wanted)
+        if manifest is not found:
+            write_content(path, manifest, content)
+        blocks.check(manifest)
+        if blocks.damaged:
+            names = ", ".join(str(file.block) for file in blocks.damaged)
+            notes.append(f"Note: damaged on disk, to be made again: block {names}")
+    return RenderFolder(path, manifest, blocks, Telemetry(path), content, tuple(notes))
 
 
-def continued(found: Manifest, wanted: Manifest, mode: Mode, retake_block: int, known: int) -> Manifest:
-    """What the manifest of an existing render becomes; FolderError where it cannot become what is wanted."""
-    if mode == "resume":
-        _require_same(found, wanted, ())
-        return found
-    if mode == "extend":
-        _require_same(found, wanted, ("blocks",))
-        if wanted.blocks < found.blocks:
+def continued(
+    found: Manifest,
+    wanted: Manifest,
+    content: Content,
+    mode: Mode,
+    retake_block: int,
+    path: Path,
+    blocks: BlockStore,
+    notes: list[str],
+) -> tuple[Manifest, Content]:
+    """What the manifest of an existing render becomes, and its content; FolderError where it cannot become what is
+    wanted.
+    """
+    last = len(found.takes) - 1
+    finished = next(b for b in range(found.blocks + 1) if not blocks.has(b, found.take_of(min(b, found.blocks - 1))))
+    content = replace(content, start=stored_start(path, content.start, notes))
+    if mode == "retake":
+        _require_same(found, wanted, (*_LENGTH, "seed"), [])
+        if retake_block >= wanted.blocks:
             raise FolderError(
-                f"The render has {found.blocks} blocks, and {wanted.blocks} are wanted; extend only makes it longer."
+                f"A retake from block {retake_block} of {wanted.blocks} changes nothing: go further back."
             )
-        return replace(found, blocks=wanted.blocks)
-    _require_same(found, wanted, _OF_THE_TAKE)
-    take = replace(wanted.takes[-1], first_block=retake_block)
-    if found.takes[-1] != take and retake_block > known:
-        raise FolderError(f"A retake from block {retake_block} needs the blocks before it, and {known} are there.")
-    if retake_block >= wanted.blocks:
-        raise FolderError(f"A retake from block {retake_block} of {wanted.blocks} changes nothing: go further back.")
-    takes = found.takes if found.takes[-1] == take else (*found.takes, take)
-    return replace(found, blocks=wanted.blocks, takes=takes)
+        seed = wanted.takes[-1].seed
+        same = (found.takes[-1].first_block, found.takes[-1].seed) == (retake_block, seed)
+        stored, _ = stored_script(path, found.takes[last], content, notes) if same else (None, "")
+        if stored is not None:
+            return _lengthened(found, wanted.blocks), replace(content, script=stored)
+        if retake_block > finished:
+            raise FolderError(
+                f"A retake from block {retake_block} needs the blocks before it, and {finished} are there."
+            )
+        take = replace(content.take(seed), first_block=retake_block)
+        return replace(found, blocks=wanted.blocks, takes=(*found.takes, take)), content
+    stored, problem = stored_script(path, found.takes[last], content, notes)
+    longer = mode == "extend"
+    if problem and longer and begins_alike(path, found.takes[last], content, finished):
+        takes = (*found.takes[:-1], replace(found.takes[-1], prompt=name_of(content.script), words=content.words))
+        found, stored, problem = replace(found, takes=takes), content.script, ""
+    _require_same(found, wanted, _LENGTH if longer else (), [problem] if problem else [])
+    if longer and wanted.blocks < found.blocks:
+        raise FolderError(
+            f"The render has {found.blocks} blocks, and {wanted.blocks} are wanted; extend only makes it longer."
+        )
+    return _lengthened(found, wanted.blocks), replace(content, script=stored)
 
 
-def _require_same(found: Manifest, wanted: Manifest, free: Sequence[str]) -> None:
-    lines = [line for line in difference(found, wanted) if line.partition(":")[0] not in free]
+def _lengthened(found: Manifest, blocks: int) -> Manifest:
+    return found if blocks == found.blocks else replace(found, blocks=blocks)
+
+
+def _require_same(found: Manifest, wanted: Manifest, free: Sequence[str], problems: list[str]) -> None:
+    lines = [line for line in difference(found, wanted) if line.partition(":")[0] not in free] + problems
     if lines:
         raise FolderError(
             "The render on disk has other settings:\n  "
@@ -164,6 +192,47 @@ def _require_same(found: Manifest, wanted: Manifest, free: Sequence[str]) -> Non
             + "\nSet them back, choose another render name, or mode new; extend changes the length, retake seed and "
             "prompt from a moment on."
         )
+
+
+def _found(path: Path, wanted: Manifest, content: Content, notes: list[str]) -> Manifest | None:
+    """The manifest on disk, None where there is none. One that is damaged or missing is recovered from the blocks."""
+    try:
+        return Manifest.read(path)
+    except FolderError:
+        recovered = _recovered(path, wanted, content)
+        if recovered is None and ((path / NAME).exists() or numbered_files(path / "blocks")):
+            raise
+    if recovered is not None:
+        notes.append("Note: the manifest was damaged or missing and has been written again")
+        recovered.write(path)
+    return recovered
+
+
+def _recovered(path: Path, wanted: Manifest, content: Content) -> Manifest | None:
+    """`wanted` as the manifest of the blocks that are there, if all say that they are its blocks."""
+    marks = list(_marks(path))
+    identities = {mark.get("render") for mark in marks}
+    settings = {mark.get("settings") for mark in marks}
+    if len(identities) != 1 or settings != {wanted.key(0)["settings"]} or any(mark.get("take") for mark in marks):
+        return None
+    for file in (path / "prompts").glob("*.safetensors"):
+        try:
+            stored = read_script(path, file.stem)
+        except PackForcingError:
+            continue
+        if unlike(stored, content.script):
+            return None
+        wanted = replace(wanted, takes=(replace(wanted.takes[0], prompt=file.stem),))
+    return replace(wanted, identity=identities.pop())
+
+
+def _marks(path: Path) -> Iterator[dict]:
+    """What the readable blocks say of where they belong."""
+    for file in numbered_files(path / "blocks"):
+        try:
+            yield read_tensors(file.path)[1]
+        except PackForcingError:
+            continue
 
 
 def _below(root: Path, name: str) -> Path:
@@ -186,28 +255,12 @@ def _set_aside(path: Path) -> None:
         raise FolderError(f"{path} cannot be set aside as {aside.name}: {error}. Use another name.") from error
 
 
-def _prompt_path(path: Path, prompt: str) -> Path:
-    return path / "prompts" / f"{prompt}.safetensors"
-
-
-def _write_prompt(path: Path, prompt: str, script: Script) -> None:
-    file = _prompt_path(path, prompt)
-    file.parent.mkdir(exist_ok=True)
-    if not file.exists():
-        write_tensors(file, script.tensors())
-
-
-def _version_notes(found: Manifest, wanted: Manifest) -> tuple[str, ...]:
+def _version_notes(found: Manifest, wanted: Manifest) -> list[str]:
     changed = [
         f"{name} {found.versions.get(name, 'unknown')} -> {version}"
         for name, version in wanted.versions.items()
         if found.versions.get(name) != version
     ]
     if not changed:
-        return ()
-    return (f"Note: the render was begun with other versions ({', '.join(changed)}): it goes on, but not bit for bit.",)
-
-
-def prompt_take(seed: int, text: Tensor | Script) -> Take:
-    """The first take of a render with this seed and these text embeddings."""
-    return Take(0, seed, fingerprint(Script.of(text).tensors(), None))
+        return []
+    return [f"Note: the render was begun with other versions ({', '.join(changed)}): it resumes, but not bit for bit."]

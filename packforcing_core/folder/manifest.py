@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+from ..geometry import pixel_frames
 from .files import FolderError, read_json, write_json
+from .fingerprint import fingerprint
 
 SCHEMA = 1
 NAME = "manifest.json"
-LARGEST_BYTES = 1_000_000
+LARGEST_BYTES = 4_000_000
 MOST_BLOCKS = 10_000_000
 _HASH = re.compile(r"[0-9a-f]{32}")
-_LONGEST_TEXT = 10_000
+_LONGEST_TEXT = 100_000
+_KEYS = {"schema", "settings", "blocks", "takes", "versions", "identity", "seal"}
+HASHED = ("model", "LoRAs", "VAE", "compressor")
+"""Settings that are fingerprints: what the user hears of them is that they differ."""
 
 Setting = int | float | bool | str | None | list["Setting"]
 
 
 @dataclass(frozen=True)
 class Take:
-    """From block `first_block` on the render has this seed and prompt (the hash of its embeddings)."""
+    """From block `first_block` on the render has this seed and prompt: the name of the file with its embeddings, and
+    its `words` where they are known.
+    """
 
     first_block: int
     seed: int
     prompt: str
+    words: str = ""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """`settings` decide the latents besides seed, prompt and length, `versions` tell what made them.
+    """`settings` decide the latents besides seed, prompt, start and length, `versions` tell what made them. `identity`
+    is this render's alone.
 
     A later take replaces the blocks from its first one on; the blocks of an earlier take stay on disk.
     """
@@ -41,6 +53,12 @@ class Manifest:
     blocks: int
     takes: tuple[Take, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
+    identity: str = field(default_factory=lambda: uuid4().hex, compare=False)
+
+    def key(self, take: int) -> dict[str, str]:
+        """What a block of take `take` carries to show that it belongs here."""
+        takes = [(each.first_block, each.seed) for each in self.takes[: take + 1]]
+        return {"render": self.identity, "settings": fingerprint([dict(self.settings), takes])}
 
     def take_of(self, block: int) -> int:
         """The number of the take that block `block` is from."""
@@ -55,7 +73,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         content = {"schema": SCHEMA, **asdict(self)}
-        write_json(folder / NAME, content)
+        write_json(folder / NAME, {**content, "seal": _seal(content)})
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -64,30 +82,51 @@ class Manifest:
         content = read_json(path, LARGEST_BYTES)
         problem = _problem(content)
         if problem:
-            raise FolderError(f"{path} is not a manifest of this version: {problem}. Use another name, or mode new.")
+            raise FolderError(f"{path} is damaged, or of another version: {problem}. Use another name, or mode new.")
         takes = tuple(Take(**take) for take in content["takes"])
-        return cls(content["settings"], content["blocks"], takes, content["versions"])
+        return cls(content["settings"], content["blocks"], takes, content["versions"], content["identity"])
 
 
 def difference(found: Manifest, wanted: Manifest) -> list[str]:
-    """What differs between a render on disk and the one that is wanted, a line each; versions do not count."""
+    """What differs between a render on disk and the one that is wanted, a line each, in the user's words; versions do
+    not count.
+    """
     mine, theirs = _flat(wanted), _flat(found)
-    return [
-        f"{name}: the render has {theirs.get(name, 'nothing')}, now {mine.get(name, 'nothing')}"
-        for name in sorted({*mine, *theirs})
-        if mine.get(name) != theirs.get(name)
-    ]
+    names = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
+    return [_difference_of(name, theirs.get(name), mine.get(name)) for name in names]
+
+
+def _difference_of(name: str, theirs: Setting, mine: Setting) -> str:
+    if name in HASHED:
+        if None in (theirs, mine):
+            return f"{name}: " + ("the render has none" if theirs is None else "the render has one, now there is none")
+        return f"{name}: not the one that the render was begun with (other weights)"
+    return f"{name}: the render has {_told(theirs)}, now {_told(mine)}"
+
+
+def _told(value: Setting) -> str:
+    if isinstance(value, list):
+        return ", ".join(f"{number:.6g}" if isinstance(number, float) else str(number) for number in value)
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _flat(manifest: Manifest) -> dict[str, Any]:
-    last = manifest.takes[-1]
-    own = {"blocks": manifest.blocks, "seed": last.seed, "prompt": last.prompt}
-    return {**manifest.settings, **own}
+    settings = dict(manifest.settings)
+    frames, fps = settings.get("frames_per_block"), settings.get("fps")
+    length = manifest.blocks
+    own = {"blocks": length, "seed": manifest.takes[-1].seed}
+    if isinstance(frames, int) and isinstance(fps, int | float):
+        own = {"seconds": round(pixel_frames(length * frames) / fps, 2), "seed": manifest.takes[-1].seed}
+    return {**settings, **own}
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _problem(content: Any) -> str:
     """Why `content` is no manifest; empty where it is one."""
-    if not isinstance(content, dict) or set(content) != {"schema", "settings", "blocks", "takes", "versions"}:
+    if not isinstance(content, dict) or set(content) != _KEYS:
         return "its keys are others"
     if type(content["schema"]) is not int or content["schema"] != SCHEMA:
         return f"its schema is {content['schema']!r}, expected {SCHEMA}"
@@ -97,21 +136,30 @@ def _problem(content: Any) -> str:
         return "its settings are not plain values"
     if not isinstance(content["versions"], dict) or not all(_is_text(v) for v in content["versions"].values()):
         return "its versions are not texts"
+    if not _is_hash(content["identity"]):
+        return "its identity is none"
     takes = content["takes"]
     if not isinstance(takes, list) or not takes or not all(_is_take(take) for take in takes):
         return "its takes are damaged"
-    return "" if takes[0]["first_block"] == 0 else "its first take does not begin at block 0"
+    if takes[0]["first_block"] != 0:
+        return "its first take does not begin at block 0"
+    unsealed = {name: value for name, value in content.items() if name != "seal"}
+    return "" if content["seal"] == _seal(unsealed) else "it was changed since it was written"
 
 
 def _is_take(take: Any) -> bool:
     return (
         isinstance(take, dict)
-        and set(take) == {"first_block", "seed", "prompt"}
+        and set(take) == {"first_block", "seed", "prompt", "words"}
         and _is_count(take["first_block"], MOST_BLOCKS)
         and _is_count(take["seed"], 2**64)
-        and isinstance(take["prompt"], str)
-        and _HASH.fullmatch(take["prompt"]) is not None
+        and _is_hash(take["prompt"])
+        and _is_text(take["words"])
     )
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and _HASH.fullmatch(value) is not None
 
 
 def _is_count(value: Any, limit: int) -> bool:

@@ -13,8 +13,7 @@ so that a video does not depend on where it ends.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Generator
 
 import torch
 from torch import Tensor
@@ -22,54 +21,41 @@ from torch import Tensor
 from ..cache.cache import BlockView, KVCache
 from ..errors import PackForcingError
 from ..model.causal import CausalWan, TextKV
+from .denoising import BlockDone, Denoising, StepDone, frame_timesteps, require_finite
 from .noise import NoiseSource
-from .rollout import (
-    BlockDone,
-    Denoising,
-    Event,
-    StepDone,
-    Twins,
-    commit_block,
-    commit_due_twin,
-    frame_timesteps,
-    require_finite,
-    require_parts,
-)
 from .schedule import Schedule
 
 
-def rolling_rollout(
-    model: CausalWan,
-    text: list[TextKV],
-    cache: KVCache,
-    noise: NoiseSource,
-    denoising: Denoising,
-    blocks: int,
-    known: Sequence[BlockDone] = (),
-    twins: Twins | None = None,
-    stop: int | None = None,
-) -> Iterator[Event]:
-    """Latent blocks 0..blocks-1. Blocks in `known` are only committed again; the last of them must bring the blocks
-    that were in flight behind it, from which the render goes on exactly.
+class RollingBlocks:
+    """Makes a block by rolling the window on until it is clean.
 
-    `StepDone` tells of the window's first block: the calls that fill the window are steps of block 0, and each later
-    block needs one more call, its last step. Begins, stops and raises PackForcingError as `rollout` does.
+    After blocks that were known the last of them must bring those that were in flight behind it, from which the render
+    goes on exactly. `StepDone` tells of the window's first block: the calls that fill the window are steps of block 0,
+    and each later block needs one more call, its last step.
     """
-    require_parts(cache.partitions, known, known, twins)
-    window = _in_flight(known[-1], len(denoising.schedule)) if 0 < len(known) < blocks else []
-    for block in range(cache.next_block, blocks if stop is None else stop):
-        if block < len(known):
-            made = replace(known[block], reused=True)
-        else:
-            made, window = yield from _next_block(model, text, cache, noise, denoising.schedule, block, window)
-        video = twins.decoder.push(made.latents) if twins and twins.decoder else None
-        if block + 1 < blocks:
-            view = cache.begin_block(made.selection or None)
-            commit_block(model, text, cache, view, made.latents, denoising.context_noise)
-            if twins and cache.mid:
-                twins.waiting[block] = made.latents, video
-                commit_due_twin(model, text, cache, twins.compressor, twins.waiting)
-        yield replace(made, video=video)
+
+    def __init__(self, model: CausalWan, cache: KVCache, noise: NoiseSource, denoising: Denoising):
+        self._model, self._cache, self._noise, self._schedule = model, cache, noise, denoising.schedule
+        self._window: list[Tensor] = []
+        self._last: BlockDone | None = None
+
+    def passed(self, done: BlockDone) -> None:
+        self._last = done
+
+    def make(self, text: list[TextKV], block: int) -> Generator[StepDone, None, tuple[BlockDone, None]]:
+        if self._last is not None:
+            self._window, self._last = _in_flight(self._last, len(self._schedule)), None
+        while True:
+            self._window.append(self._noise(block + len(self._window), 0))
+            view = self._cache.begin_block(blocks=len(self._window))
+            window = [x.to(self._model.device) for x in self._window]
+            clean = _predict(self._model, text, view, self._schedule, window)
+            require_finite(torch.cat(clean, dim=2), block)
+            yield StepDone(block, len(clean) - 1, len(self._schedule))
+            self._window = _renoise(clean, self._noise, self._schedule, block)
+            if len(clean) == len(self._schedule):
+                in_flight = torch.cat(self._window, dim=2).cpu() if self._window else None
+                return BlockDone(block, clean[0], selection=view.selection(), in_flight=in_flight), None
 
 
 def _in_flight(last: BlockDone, steps: int) -> list[Tensor]:
@@ -84,28 +70,6 @@ def _in_flight(last: BlockDone, steps: int) -> list[Tensor]:
             "made with as many steps, or render from the start."
         )
     return list(last.in_flight.split(frames, dim=2))
-
-
-def _next_block(
-    model: CausalWan,
-    text: list[TextKV],
-    cache: KVCache,
-    noise: NoiseSource,
-    schedule: Schedule,
-    block: int,
-    window: list[Tensor],
-) -> Generator[StepDone, None, tuple[BlockDone, list[Tensor]]]:
-    """Rolls on until `block` is clean; `window` are the noisy blocks from `block` on. Returns it and the rest."""
-    while True:
-        window = [*window, noise(block + len(window), 0)]
-        view = cache.begin_block(blocks=len(window))
-        clean = _predict(model, text, view, schedule, [x.to(model.device) for x in window])
-        require_finite(torch.cat(clean, dim=2), block)
-        yield StepDone(block, len(window) - 1, len(schedule))
-        window = _renoise(clean, noise, schedule, block)
-        if len(clean) == len(schedule):
-            in_flight = torch.cat(window, dim=2).cpu() if window else None
-            return BlockDone(block, clean[0].cpu(), selection=view.selection(), in_flight=in_flight), window
 
 
 def _predict(

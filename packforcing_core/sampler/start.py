@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ..errors import PackForcingError
+from .denoising import BlockDone, Denoising
 from .noise import NoiseSource
-from .rollout import BlockDone, Denoising
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +30,22 @@ class Start:
             raise PackForcingError("A render begins from given blocks or repaints a video; got both. Choose one.")
         if not 0 < self.strength <= 1:
             raise PackForcingError(f"The strength is {self.strength:g}; expected more than 0 and at most 1.")
+
+    @property
+    def latents(self) -> Tensor | None:
+        """Whatever the render begins from."""
+        return self.repainted if self.given is None else self.given
+
+    @property
+    def kind(self) -> str:
+        """What is done with it, in a word or two."""
+        if self.latents is None:
+            return "none"
+        return "video to video" if self.given is None else "left out of the video" if self.left_out else "shown"
+
+    def of(self, latents: Tensor) -> Start:
+        """The same start with other numbers."""
+        return replace(self, given=latents) if self.given is not None else replace(self, repainted=latents)
 
     def blocks_of(self, latents: Tensor | None, frames_per_block: int) -> tuple[Tensor, ...]:
         if latents is None:

@@ -49,6 +49,11 @@ class Script:
         if any(cue.blend_blocks < 0 for cue in self.cues):
             raise PackForcingError("A blend has a negative number of blocks; expected 0 or more.")
 
+    @property
+    def recaches(self) -> bool:
+        """Whether a change of prompt commits blocks again."""
+        return any(cue.recache for cue in self.cues[1:])
+
     @classmethod
     def of(cls, text: Tensor | Script) -> Script:
         """The embeddings of one prompt [1, L, text_dim] as a script for the whole film; a script as it is."""

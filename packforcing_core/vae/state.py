@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from ..errors import PackForcingError
 
 # PyTorch (aten, Convolution.cpp) computes a float32 convolution on a CPU by oneDNN where the product of its input's
 # first four sizes exceeds this, and else unfolds the input, in 3-D into 27 times as much memory.
@@ -30,7 +28,7 @@ class CausalState:
 
     A convolution over time with kernel k and stride s looks back k - s frames (2 for the usual 3 and 1). Tails of fixed
     length make a call with one frame the same as any other: there is no short first call to merge. Tails are replaced,
-    never written to, so a copy of the mapping is a snapshot.
+    never written to, so a copy of the mapping is another state.
     """
 
     def __init__(self) -> None:
@@ -67,31 +65,6 @@ class CausalState:
         padded = padded.contiguous(memory_format=memory_format(padded.device))
         self.tails[conv] = padded[:, :, -depth:].clone() if kept is None else kept
         return conv(padded)
-
-    def named(self, network: nn.Module) -> dict[str, Tensor]:
-        """The tails by the names that their convolutions have in `network`, contiguous as file formats want them."""
-        return {name: self.tails[conv].contiguous() for name, conv in causal_convs(network) if conv in self.tails}
-
-    @classmethod
-    def from_named(cls, network: nn.Module, tensors: Mapping[str, Tensor], like: Tensor) -> CausalState:
-        """The inverse of `named`, on the device and in the dtype of `like`. No tensors at all are the beginning.
-
-        Raises PackForcingError unless there is a tail that fits for every causal convolution of `network`.
-        """
-        state = cls()
-        if not tensors:
-            return state
-        convs = dict(causal_convs(network))
-        wrong = set(tensors) ^ set(convs)
-        wrong |= {name for name in set(tensors) & set(convs) if not _fits(tensors[name], convs[name])}
-        if wrong:
-            raise PackForcingError(
-                f"The saved state is of another VAE: {', '.join(sorted(wrong)[:3])} does not fit this one. "
-                "Resume with the VAE that the render began with."
-            )
-        for name, conv in convs.items():
-            state.tails[conv] = tensors[name].to(device=like.device, dtype=like.dtype)
-        return state
 
 
 def splits_time(conv: nn.Module, x: Tensor, frames: int) -> bool:
@@ -135,23 +108,12 @@ def convolve_by_frames(conv: nn.Conv3d, frames: Sequence[Tensor]) -> Tensor:
     return made
 
 
-def causal_convs(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Name and module of every convolution of `network` that looks back in time."""
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv3d) and lookback(module) > 0:
-            yield name, module
-
-
 def _is_tail(x: Tensor, depth: int) -> bool:
     """Whether x can be kept as it is: as long as a tail, and no view, which would keep more alive than itself.
 
     Nobody writes to what was convolved.
     """
     return x.shape[2] == depth and x.untyped_storage().nbytes() == x.nbytes
-
-
-def _fits(tail: Tensor, conv: nn.Module) -> bool:
-    return tail.ndim == 5 and tail.shape[1:3] == (conv.in_channels, lookback(conv))
 
 
 def lookback(conv: nn.Module) -> int:

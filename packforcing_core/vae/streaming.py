@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -52,19 +50,11 @@ class StreamingDecoder:
         """Forgets the past: the next push begins another video."""
         self._state = CausalState()
 
-    def snapshot(self) -> dict[str, Tensor]:
-        """What the next push depends on, by the decoder's module names; empty before the first.
-
-        Later pushes do not write into it.
-        """
-        return self._state.named(self.vae.decoder)
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Goes on from a `snapshot`: the frames to come are, bit for bit, those that would have come then.
-
-        Raises PackForcingError when the snapshot is of another VAE.
-        """
-        self._state = CausalState.from_named(self.vae.decoder, tensors, self._like)
+    def fork(self) -> StreamingDecoder:
+        """Another decoder that stands where this one does; neither changes the other."""
+        other = StreamingDecoder(self.vae, self._like.device, self._like.dtype)
+        other._state.tails.update(self._state.tails)
+        return other
 
     def _require_latents(self, latents: Tensor) -> None:
         _require_shape("latents", latents, LATENT_CHANNELS)

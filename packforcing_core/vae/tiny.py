@@ -44,6 +44,7 @@ class TimeGrow(nn.Module):
 
     def __init__(self, width: int, frames: int, ops: type[Ops]):
         super().__init__()
+        self.frames = frames
         self.conv = ops.Conv2d(width, frames * width, 1, bias=False)
         self._width = width
 
@@ -73,7 +74,7 @@ class TinyVAE(nn.Module):
 
 
 class TinyDecoder:
-    """Latent frames in, pixel frames out, as `StreamingDecoder` does it: push, reset, snapshot, restore."""
+    """Latent frames in, pixel frames out, as `StreamingDecoder` does it: push, reset."""
 
     def __init__(self, vae: TinyVAE):
         self.vae = vae
@@ -109,22 +110,6 @@ class TinyDecoder:
     def reset(self) -> None:
         """Forgets the past: the next push begins another video."""
         self._before = {}
-
-    def snapshot(self) -> dict[str, Tensor]:
-        """What the next push depends on; empty before the first."""
-        return dict(self._before)
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Goes on from a `snapshot`. PackForcingError when it is of another decoder."""
-        blocks = {n: layer for n, layer in self.vae.decoder.named_children() if isinstance(layer, MemBlock)}
-        fits = all(
-            tensors[name].ndim == 4 and tensors[name].shape[1] == block.conv[2].in_channels
-            for name, block in blocks.items()
-            if name in tensors
-        )
-        if tensors and (set(tensors) != set(blocks) or not fits):
-            raise PackForcingError("The saved state is of another VAE. Resume with the VAE that the render began with.")
-        self._before = {name: tensor.to(self._like) for name, tensor in tensors.items()}
 
 
 def is_tiny(state_dict: Mapping[str, Tensor]) -> bool:

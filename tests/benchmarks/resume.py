@@ -16,13 +16,14 @@ from pathlib import Path
 import torch
 
 from packforcing_core.cache.config import AUTO, PackForcing
-from packforcing_core.filmed import FilmJob, filmed_render
 from packforcing_core.folder.folder import open_render
 from packforcing_core.geometry import VideoGeometry
 from packforcing_core.miniature.load import FAMILY, SIZE, load_model, load_text, load_vae
-from packforcing_core.recorded import sampled_events, wanted_manifest
-from packforcing_core.render import Recipe, build_twins
-from packforcing_core.sampler.rollout import BlockDone, Denoising
+from packforcing_core.recipe.recipe import Recipe
+from packforcing_core.render.filming import FilmJob, filmed_render
+from packforcing_core.render.parts import build_twins
+from packforcing_core.render.recording import sampled_events, wanted_manifest
+from packforcing_core.sampler.denoising import BlockDone, Denoising
 from packforcing_core.video import VideoFormat
 
 

@@ -49,7 +49,7 @@ def stream(graph: Graph, model: Link, **settings) -> Link:
         "seed": 3,
         "preset": "auto",
         "frames_per_block": 0,
-        "denoising_steps": "",
+        "timesteps": "",
         "shift": 0.0,
         **settings,
     }

@@ -83,8 +83,8 @@ def test_a_file_that_is_no_whole_checkpoint(comfy: ComfyServer, files: Files, ki
         ({"seconds": 0.0}, ("seconds is 0",)),
         ({"seconds": -5.0}, ("seconds is -5",)),
         ({"fps": 0.0}, ("fps is 0",)),
-        ({"denoising_steps": "1000, fast"}, ("denoising_steps", "1000, 750, 500, 250")),
-        ({"denoising_steps": "250, 1000"}, ("falling",)),
+        ({"timesteps": "1000, fast"}, ("timesteps", "1000, 750, 500, 250")),
+        ({"timesteps": "250, 1000"}, ("falling",)),
     ],
 )
 def test_a_wrong_setting_of_the_sampler(comfy: ComfyServer, files: Files, settings: dict, words: tuple[str, ...]):
@@ -103,14 +103,14 @@ def test_a_wrong_setting_of_the_sampler(comfy: ComfyServer, files: Files, settin
 def test_knobs_that_contradict_each_other(comfy: ComfyServer, files: Files, knobs: dict, words: tuple[str, ...]):
     graph = Graph()
     cache = graph.add("PackForcingKVCache", policy="LongLive", **knobs)[0]
-    decode(graph, stream(graph, our_loader(graph, files), cache=cache), files)
+    decode(graph, stream(graph, our_loader(graph, files), kv_cache=cache), files)
     failed(comfy, graph, "PackForcingSampler", "window_frames", *words)
 
 
 def test_an_unknown_policy(comfy: ComfyServer, files: Files):
     graph = Graph()
     cache = graph.add("PackForcingKVCache", policy="everything-everywhere")[0]
-    decode(graph, stream(graph, our_loader(graph, files), cache=cache), files)
+    decode(graph, stream(graph, our_loader(graph, files), kv_cache=cache), files)
     failed(comfy, graph, "Unknown cache policy")
 
 

@@ -80,7 +80,7 @@ def test_the_sampler_works_inside_a_node_that_expands(comfy: ComfyServer, files:
 def test_a_knob_that_a_saved_workflow_lacks_takes_its_default(comfy: ComfyServer, files: Files):
     graph = Graph()
     cache = graph.add("PackForcingKVCache", policy="LongLive")[0]
-    latents = stream(graph, our_loader(graph, files), cache=cache, seconds=5.0)
+    latents = stream(graph, our_loader(graph, files), kv_cache=cache, seconds=5.0)
     decode(graph, latents, files)
     entry = comfy.client.run(graph.prompt)
     assert f"attends to {8 * 12} tokens" in entry["outputs"][latents[0]]["text"][0]
@@ -90,7 +90,7 @@ def test_full_positions_without_a_trained_compressor_warn(comfy: ComfyServer, fi
     graph = Graph()
     vae = graph.add("VAELoader", vae_name=files.vae)[0]
     cache = graph.add("PackForcingKVCache", policy="PackForcing (paper)")[0]
-    latents = stream(graph, our_loader(graph, files), cache=cache, vae=vae, seconds=6.0)
+    latents = stream(graph, our_loader(graph, files), kv_cache=cache, vae=vae, seconds=6.0)
     decode(graph, latents, files)
     entry = comfy.client.run(graph.prompt)
     assert "PackForcing zero-shot" in entry["outputs"][latents[0]]["text"][0]

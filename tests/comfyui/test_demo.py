@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from packforcing_core.cache.config import POLICY_PRESETS
 from packforcing_core.geometry import VideoGeometry
 from packforcing_core.miniature import load as miniature
-from packforcing_core.render import Recipe, build_twins, latent_events
-from packforcing_core.sampler.rollout import BlockDone, Denoising
+from packforcing_core.recipe.recipe import Recipe
+from packforcing_core.render.parts import build_twins, latent_events
+from packforcing_core.sampler.denoising import BlockDone, Denoising
 from packforcing_core.vae.config import unnormalise
 from packforcing_core.video import probe
 from tests.comfyui.client import PromptFailedError
@@ -42,7 +43,7 @@ def demo_stream(graph: Graph, models: Node, text: str = PROMPT, **settings) -> L
 def test_the_loader_with_stock_text_encode_renders_a_film_and_lists_its_words(comfy: ComfyServer):
     graph = Graph()
     models = demo(graph, "default")
-    latents = demo_stream(graph, models, cache=preset(graph, "PackForcing zero-shot"))
+    latents = demo_stream(graph, models, kv_cache=preset(graph, "PackForcing zero-shot"))
     film = graph.add(
         "PackForcingStreamingVAEDecode",
         stream=latents,
@@ -69,7 +70,7 @@ def test_the_film_is_the_one_that_is_made_without_comfyui(comfy: ComfyServer):
     """Sampled in float32 with the memory that compresses, and decoded by the stock node."""
     graph = Graph()
     models = demo(graph)
-    latents = demo_stream(graph, models, cache=preset(graph, "PackForcing zero-shot"), seconds=6.0, seed=7)
+    latents = demo_stream(graph, models, kv_cache=preset(graph, "PackForcing zero-shot"), seconds=6.0, seed=7)
     collected = graph.add("PackForcingCollectLatents", stream=latents)[0]
     graph.add("SaveLatent", samples=collected, filename_prefix="latents/demo_test")
     pictures = graph.add("VAEDecode", samples=collected, vae=models[2])[0]

@@ -48,10 +48,10 @@ def small_render(files: Files, seconds: float, steps: str, seed: int, **size) ->
     latents = stream(
         graph,
         our_loader(graph, files),
-        cache=cache,
+        kv_cache=cache,
         vae=vae,
         seconds=seconds,
-        denoising_steps=steps,
+        timesteps=steps,
         seed=seed,
         **size,
     )

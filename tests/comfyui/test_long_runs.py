@@ -22,7 +22,7 @@ PROMPTS = 200
 
 def short_graph(files: Files, seed: int) -> tuple[Graph, Node]:
     graph = Graph()
-    settings = {"seconds": 1.0, "seed": seed, "denoising_steps": "1000"}
+    settings = {"seconds": 1.0, "seed": seed, "timesteps": "1000"}
     return graph, decode(
         graph, stream(graph, our_loader(graph, files), **settings), files, filename_prefix="video/many"
     )
@@ -56,7 +56,7 @@ def test_two_renders_queued_at_once_are_what_each_is_alone(comfy: ComfyServer, f
     ids = [comfy.client.queue(graph.prompt) for graph, _ in graphs]
     together = [frames(comfy, comfy.client.wait(i), film) for i, (_, film) in zip(ids, graphs, strict=True)]
     for number, (film, made) in enumerate(zip(graphs, together, strict=True)):
-        graph, node = long_graph(files, seconds=3.0, seed=70 + number, render=f"alone {number}")
+        graph, node = long_graph(files, seconds=3.0, seed=70 + number, render_name=f"alone {number}")
         alone = frames(comfy, comfy.client.run(graph.prompt), node)
         assert np.array_equal(alone, made), film
     assert not np.array_equal(*together)
@@ -92,6 +92,6 @@ def test_cancelling_in_any_stage_stops_at_once_and_the_same_prompt_goes_on(comfy
         assert growing.stat().st_size < 3000 or sum(1 for _ in read_frames(growing)) > 0
     entry = comfy.client.run(graph.prompt)
     print(told(entry, film))
-    again, other = long_graph(files, seconds=20.0, seed=90 + len(stage.__name__), render=f"whole {stage.__name__}")
+    again, other = long_graph(files, seconds=20.0, seed=90 + len(stage.__name__), render_name=f"whole {stage.__name__}")
     assert np.array_equal(frames(comfy, entry, film), frames(comfy, comfy.client.run(again.prompt), other))
     assert film_of(comfy, entry, film.id).exists()

@@ -34,7 +34,7 @@ def test_a_preset_renders_over_the_api(comfy: ComfyServer, files: Files, name: s
     graph = Graph()
     vae = graph.add("VAELoader", vae_name=files.vae)[0]
     cache = preset(graph, name, **small_bank(name))
-    latents = stream(graph, our_loader(graph, files), cache=cache, vae=vae, seconds=5.0, denoising_steps="1000, 500")
+    latents = stream(graph, our_loader(graph, files), kv_cache=cache, vae=vae, seconds=5.0, timesteps="1000, 500")
     film = decode(graph, latents, files)
     with comfy.client.events() as events:
         entry = comfy.client.run(graph.prompt)
@@ -52,7 +52,7 @@ def test_the_memory_decodes_nothing_twice_and_the_film_is_that_of_a_second_vae(c
         graph = Graph()
         vae = graph.add("VAELoader", vae_name=files.vae)[0]
         cache = preset(graph, "PackForcing zero-shot", **small_bank("PackForcing"))
-        latents = stream(graph, our_loader(graph, files), cache=cache, vae=vae, seconds=4.0, seed=21 + shared)
+        latents = stream(graph, our_loader(graph, files), kv_cache=cache, vae=vae, seconds=4.0, seed=21 + shared)
         film = decode(graph, latents, files, codec="lossless")
         if shared:
             graph.prompt[film.id]["inputs"]["vae"] = vae
@@ -80,7 +80,7 @@ def test_a_trained_compressor_rides_along_with_the_model(comfy: ComfyServer, fil
         model = graph.add("LoraLoaderModelOnly", model=model, lora_name=files.lora, strength_model=0.5)[0]
         vae = graph.add("VAELoader", vae_name=files.vae)[0]
         cache = preset(graph, "PackForcing (paper)", **small_bank("PackForcing"))
-        film = decode(graph, stream(graph, model, cache=cache, vae=vae, seconds=4.0), files, codec="lossless")
+        film = decode(graph, stream(graph, model, kv_cache=cache, vae=vae, seconds=4.0), files, codec="lossless")
         entry = comfy.client.run(graph.prompt)
         films.append(np.stack(list(read_frames(film_of(comfy, entry, film.id)))).astype(int))
     difference = np.abs(films[0] - films[1]).mean(axis=(1, 2, 3))
@@ -119,12 +119,12 @@ def test_knobs_of_the_memory_that_contradict_each_other(comfy: ComfyServer, file
     graph = Graph()
     vae = graph.add("VAELoader", vae_name=files.vae)[0]
     cache = preset(graph, "PackForcing (paper)", **knobs)
-    decode(graph, stream(graph, our_loader(graph, files), cache=cache, vae=vae), files)
+    decode(graph, stream(graph, our_loader(graph, files), kv_cache=cache, vae=vae), files)
     failed(comfy, graph, "PackForcingSampler", *words)
 
 
 def test_a_memory_that_compresses_needs_the_vae(comfy: ComfyServer, files: Files):
     graph = Graph()
-    latents = stream(graph, our_loader(graph, files), cache=preset(graph, "PackForcing (paper)"), seconds=30.0)
+    latents = stream(graph, our_loader(graph, files), kv_cache=preset(graph, "PackForcing (paper)"), seconds=30.0)
     decode(graph, latents, files)
     failed(comfy, graph, "PackForcingSampler", "needs the VAE")

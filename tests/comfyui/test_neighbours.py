@@ -23,7 +23,7 @@ from tests.comfyui.test_memory import preset
 from tests.comfyui.test_render import film_of
 from tests.vaes import stock_vae
 
-FAST = {"seconds": 2.0, "denoising_steps": "1000, 500"}
+FAST = {"seconds": 2.0, "timesteps": "1000, 500"}
 
 
 def frames_of(comfy: ComfyServer, entry: dict, node: str) -> np.ndarray:
@@ -109,7 +109,7 @@ def test_a_tiny_vae_decodes_while_sampling(comfy: ComfyServer, files: Files, dty
         tiny.decoder[number].weight.mul_(3)
     save_file({k: v.to(dtype) for k, v in tiny.state_dict().items()}, comfy.models("vae") / name)
     graph = Graph()
-    latents = stream(graph, our_loader(graph, files), **FAST, render=f"tiny-{dtype.itemsize}")
+    latents = stream(graph, our_loader(graph, files), **FAST, render_name=f"tiny-{dtype.itemsize}")
     vae = graph.add("VAELoader", vae_name=name)[0]
     node = decode(graph, latents, files, codec="lossless")
     graph.prompt[node.id]["inputs"]["vae"] = vae
@@ -131,7 +131,7 @@ def test_a_tiny_vae_cannot_compress_the_past(comfy: ComfyServer, files: Files):
     graph = Graph()
     vae = graph.add("VAELoader", vae_name="tiny-light.safetensors")[0]
     cache = preset(graph, "PackForcing zero-shot", sink_frames=3, recent_frames=3)
-    decode(graph, stream(graph, our_loader(graph, files), cache=cache, vae=vae, seconds=4.0), files)
+    decode(graph, stream(graph, our_loader(graph, files), kv_cache=cache, vae=vae, seconds=4.0), files)
     failed(comfy, graph, "PackForcingSampler", "tiny autoencoder", "Wan2.1 VAE")
 
 

@@ -13,7 +13,7 @@ from tests.comfyui.small_graphs import Files, decode, our_loader, stream
 from tests.comfyui.test_bad_input import failed
 from tests.comfyui.test_render import film_of
 
-FAST = {"seconds": 6.0, "denoising_steps": "1000"}
+FAST = {"seconds": 6.0, "timesteps": "1000"}
 
 
 def timed(graph: Graph, timeline: str, **settings) -> Link:

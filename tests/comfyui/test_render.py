@@ -27,7 +27,7 @@ def film_of(comfy: ComfyServer, entry: dict, node_id: str) -> Path:
 def test_thirty_seconds_come_out_as_477_frames(comfy: ComfyServer, files: Files, loader):
     graph = Graph()
     model = with_lora(graph, loader(graph, files), files)
-    film = decode(graph, stream(graph, model, seconds=30.0, frames_per_block=4, denoising_steps="1000, 500"), files)
+    film = decode(graph, stream(graph, model, seconds=30.0, frames_per_block=4, timesteps="1000, 500"), files)
     with comfy.client.events() as events:
         entry = comfy.client.run(graph.prompt)
     info = probe(film_of(comfy, entry, film.id))
@@ -92,7 +92,7 @@ def test_interruption_leaves_a_playable_film_and_a_rerun_goes_on(comfy: ComfySer
     graph = Graph()
     film = decode(
         graph,
-        stream(graph, our_loader(graph, files), seed=13, seconds=60.0, render="stopped"),
+        stream(graph, our_loader(graph, files), seed=13, seconds=60.0, render_name="stopped"),
         files,
         filename_prefix="video/stopped",
         blocks_per_segment=1,

@@ -14,7 +14,7 @@ from tests.comfyui.test_bad_input import failed
 from tests.comfyui.test_render import film_of
 from tests.films import picture
 
-FAST = {"denoising_steps": "1000, 500", "seconds": 2.0}
+FAST = {"timesteps": "1000, 500", "seconds": 2.0}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_a_latent_goes_on_as_the_longer_render_would(comfy: ComfyServer, files: 
 
 
 def test_repainting_makes_a_film_over_another(comfy: ComfyServer, files: Files, inputs):
-    steps = {"denoising_steps": "1000, 750, 500, 250", "seconds": 3.3}
+    steps = {"timesteps": "1000, 750, 500, 250", "seconds": 3.3}
 
     def repainted(strength: float) -> tuple[np.ndarray, str]:
         settings = {"how": "repaint", "strength": strength}

@@ -47,8 +47,8 @@ def long_graph(files: Files, **settings) -> tuple[Graph, Node]:
     vae = graph.add("VAELoader", vae_name=files.vae)[0]
     cache = preset(graph, "PackForcing (paper)", **small_bank("PackForcing"))
     model = with_lora(graph, our_loader(graph, files), files)
-    inputs = {"seconds": SECONDS, "snapshot_blocks": 3, "denoising_steps": "1000, 500", **settings}
-    film = decode(graph, stream(graph, model, cache=cache, vae=vae, **inputs), files, blocks_per_segment=2)
+    inputs = {"seconds": SECONDS, "timesteps": "1000, 500", **settings}
+    film = decode(graph, stream(graph, model, kv_cache=cache, vae=vae, **inputs), files, blocks_per_segment=2)
     graph.prompt[film.id]["inputs"]["vae"] = vae
     return graph, film
 
@@ -67,13 +67,13 @@ def sampled_blocks(comfy: ComfyServer) -> int:
 
 
 def kill_soon(comfy: ComfyServer, graph: Graph, chance: random.Random, number: int) -> str:
-    """Queues the prompt and kills the server at a random moment of it; every third in the middle of a snapshot."""
+    """Queues the prompt and kills the server at a random moment of it; every third while a block is being written."""
     before = sampled_blocks(comfy)
     prompt_id = comfy.client.queue(graph.prompt)
     end = time.monotonic() + TIMEOUT_S
     if number % 3 == 2:
-        moment = "in a snapshot"
-        while time.monotonic() < end and not glob(f"{comfy.output}/packforcing/*/snapshots/{UNFINISHED}/*"):
+        moment = "while writing a block"
+        while time.monotonic() < end and not glob(f"{comfy.output}/packforcing/*/blocks/{UNFINISHED}/*"):
             if prompt_id in comfy.client.get(f"/history/{prompt_id}"):
                 moment = "at the end"
                 break
@@ -102,7 +102,7 @@ def kill_and_requeue(comfy: ComfyServer, kills: int, seed: int) -> None:
     if on_disk:
         assert f"blocks 1 to {on_disk} re-used" in told(entry, film)
     survived = frames(comfy, entry, film)
-    unbroken_graph, film = long_graph(files, seed=seed, render=f"unbroken-{seed}", mode="new")
+    unbroken_graph, film = long_graph(files, seed=seed, render_name=f"unbroken-{seed}", render_mode="new")
     unbroken = frames(comfy, comfy.client.run(unbroken_graph.prompt), film)
     worst = np.abs(survived.astype(int) - unbroken.astype(int)).max()
     print(f"{len(survived)} frames, largest difference {worst} of 255")
@@ -126,9 +126,9 @@ def test_the_modes_extend_and_retake_a_named_render(comfy: ComfyServer, files: F
     for mode, settings in {
         "resume": {"seconds": 2.0},
         "extend": {"seconds": 4.0},
-        "retake": {"seconds": 4.0, "retake_from_seconds": 3.0, "seed": 52},
+        "retake": {"seconds": 4.0, "retake_from": 3.0, "seed": 52},
     }.items():
-        graph, film = long_graph(files, **{"seed": 51, "render": "modes", "mode": mode, **settings})
+        graph, film = long_graph(files, **{"seed": 51, "render_name": "modes", "render_mode": mode, **settings})
         entry = comfy.client.run(graph.prompt)
         print(told(entry, film))
         made[mode] = frames(comfy, entry, film), told(entry, film)
@@ -140,15 +140,15 @@ def test_the_modes_extend_and_retake_a_named_render(comfy: ComfyServer, files: F
     changed = np.abs(extended - retaken).max(axis=(1, 2, 3))
     print(f"first changed frame {int(np.argmax(changed > 0))}")
     assert int(np.argmax(changed > 0)) == 45
-    graph, film = long_graph(files, seconds=4.0, seed=51, render="modes")
+    graph, film = long_graph(files, seconds=4.0, seed=51, render_name="modes")
     failed(comfy, graph, "PackForcingSampler", "other settings", "seed: the render has 52, now 51")
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"mode": "extend"}, ("needs its name",)),
-        ({"mode": "retake", "render": "nothing here"}, ("no render 'nothing here' to retake",)),
+        ({"render_mode": "extend"}, ("needs its name",)),
+        ({"render_mode": "retake", "render_name": "nothing here"}, ("no render 'nothing here' to retake",)),
     ],
 )
 def test_a_mode_that_cannot_be_is_refused_with_a_reason(comfy: ComfyServer, files: Files, settings: dict, words):
@@ -158,7 +158,7 @@ def test_a_mode_that_cannot_be_is_refused_with_a_reason(comfy: ComfyServer, file
 
 @pytest.mark.parametrize("name", ["../outside", "a/b", "a\\b", "C:", "con", "x" * 200, ".hidden", "a\0b"])
 def test_a_render_name_that_leads_elsewhere_is_refused_before_the_run(comfy: ComfyServer, files: Files, name: str):
-    graph, _ = long_graph(files, render=name)
+    graph, _ = long_graph(files, render_name=name)
     before = sorted(path for path in comfy.base.parent.iterdir())
     with pytest.raises((PromptFailedError, Exception), match="Got the render name"):
         comfy.client.run(graph.prompt)
@@ -172,5 +172,5 @@ def test_a_finished_render_without_a_name_keeps_its_latents_only(comfy: ComfySer
     (folder,) = set((comfy.output / "packforcing").glob("auto-*")) - before
     left = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     print(left)
-    assert [name for name in left if name.startswith(("snapshots", "film"))] == []
+    assert [name for name in left if name.endswith(".mp4")] == []
     assert len([name for name in left if name.startswith("blocks/")]) == 4

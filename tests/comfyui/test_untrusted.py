@@ -62,7 +62,7 @@ def test_every_widget_out_of_its_range_is_refused_and_nothing_is_written_elsewhe
     for name, value in widgets(comfy, node):
         graph = Graph()
         cache = graph.add("PackForcingKVCache", policy="Self-Forcing", **{"policy.window_frames": 21})[0]
-        latents = stream(graph, our_loader(graph, files), cache=cache, seconds=0.5)
+        latents = stream(graph, our_loader(graph, files), kv_cache=cache, seconds=0.5)
         decode(graph, latents, files)
         (own,) = [key for key, made in graph.prompt.items() if made["class_type"] == node]
         graph.prompt[own]["inputs"][name] = value
@@ -79,12 +79,12 @@ def test_every_widget_out_of_its_range_is_refused_and_nothing_is_written_elsewhe
 def test_a_knob_of_the_memory_out_of_its_range_is_refused(comfy: ComfyServer, files: Files, value):
     graph = Graph()
     cache = graph.add("PackForcingKVCache", policy="Self-Forcing", **{"policy.window_frames": value})[0]
-    decode(graph, stream(graph, our_loader(graph, files), cache=cache, seconds=0.5), files)
+    decode(graph, stream(graph, our_loader(graph, files), kv_cache=cache, seconds=0.5), files)
     with pytest.raises((PromptRejectedError, PromptFailedError)):
         comfy.client.run(graph.prompt)
 
 
-@pytest.mark.parametrize("widget", ["render", "denoising_steps"])
+@pytest.mark.parametrize("widget", ["render_name", "timesteps"])
 def test_a_megabyte_of_text_is_refused_with_a_short_message(comfy: ComfyServer, files: Files, widget: str):
     graph = Graph()
     decode(graph, stream(graph, our_loader(graph, files), **{widget: MEGABYTE}), files)

@@ -19,8 +19,10 @@ from packforcing_core.miniature import load as miniature
 from packforcing_core.miniature.world import FPS
 from packforcing_core.model.causal import CausalWan
 from packforcing_core.model.ops import TorchOps
-from packforcing_core.render import Recipe, build_cache, build_twins
-from packforcing_core.sampler.rollout import BlockDone, Denoising, rollout
+from packforcing_core.recipe.recipe import Recipe
+from packforcing_core.render.parts import build_cache, build_twins
+from packforcing_core.sampler.denoising import BlockDone, Denoising
+from packforcing_core.sampler.rollout import rollout
 from packforcing_core.vae.streaming import StreamingDecoder, to_frames
 from packforcing_core.vae.wan_vae import WanVAE
 from tests.random_wan import RANDOM_CONFIG, build_random_model, build_random_vae, word_context
@@ -59,7 +61,7 @@ def blocks_of(model: CausalWan, vae: WanVAE):
     policy = POLICY_PRESETS["PackForcing zero-shot"]
     recipe = Recipe(geometry, policy, Denoising.of_family(DEFAULT_FAMILY), seed=0)
     twins = build_twins(model, vae, None)
-    text = model.encode_text(word_context("a red circle and a blue square"))
+    text = word_context("a red circle and a blue square")
     with torch.inference_mode():
         events = rollout(model, text, build_cache(model, recipe), recipe.noise(), recipe.denoising, BLOCKS, twins=twins)
         for event in events:
@@ -90,7 +92,7 @@ def film_of(kv_int8: str, dtype: torch.dtype):
     recipe = Recipe(geometry, policy, Denoising.of_family(miniature.FAMILY), seed=0)
     trained = miniature.load_compressor(dtype=dtype)
     twins = build_twins(model, vae, trained.high_res if trained else None)
-    text, decoder = model.encode_text(miniature.load_text()([miniature.PROMPT])), StreamingDecoder(vae)
+    text, decoder = miniature.load_text()([miniature.PROMPT]), StreamingDecoder(vae)
     with torch.inference_mode():
         events = rollout(model, text, build_cache(model, recipe), recipe.noise(), recipe.denoising, BLOCKS, twins=twins)
         for event in events:

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from packforcing_core.attention import sdpa
 from packforcing_core.errors import PackForcingError
-from packforcing_core.filmed import Note
 from packforcing_core.folder.files import FolderError
 from packforcing_core.folder.folder import RenderFolder
 from packforcing_core.model.causal import CausalWan
-from packforcing_core.render import FilmedBlock
-from packforcing_core.sampler.rollout import BlockDone, StepDone
+from packforcing_core.render.filming import FilmedBlock, Note
+from packforcing_core.sampler.denoising import BlockDone, StepDone
 from packforcing_core.video import read_frames
 from tests.films import kill_encoders
 from tests.small import CONFIG, small_net
@@ -103,7 +102,7 @@ def test_memory_that_runs_out_once_in_sampling_is_freed_and_the_render_goes_on(t
     (note,) = [event.text for event in events if isinstance(event, Note)]
     print(note)
     assert "Out of memory (CUDA out of memory. Tried to allocate 2.00 GiB)" in note
-    assert "moved the bank to host memory" in note
+    assert "moved the bank to system RAM" in note
     assert difference(frames(tmp_path), unbroken_films[policy]) == 0
     made = [event.block for event in events if isinstance(event, BlockDone) and not event.reused]
     assert made == list(range(6)), "no block is sampled twice"
@@ -135,13 +134,12 @@ def test_values_that_are_not_finite_stop_the_render_and_the_blocks_before_stand(
     assert resumes(tmp_path, unbroken) == list(range(kept, 6))
 
 
-def test_a_memory_that_is_not_finite_is_never_saved_as_a_state_to_go_on_from(tmp_path, unbroken_films):
-    """NaN in the commit of block 1 spoils the cache just before the state of block 2 would be saved."""
+def test_a_cache_that_is_not_finite_is_not_resumed_from(tmp_path, unbroken_films):
+    """NaN in the commit of block 1 spoils the cache; what resumes commits the blocks again."""
     small = SMALL.but(policy="window")
     spoilt = faulty_model(lambda n: CALLS + 8 < n <= 2 * CALLS, lambda out: out * float("nan"))
     with pytest.raises(PackForcingError, match="Block 2 came out with values that are not finite"):
         small.run(tmp_path, model=spoilt)
-    assert not list((tmp_path / "film" / "snapshots").glob("*.safetensors"))
     small.run(tmp_path)
     assert difference(frames(tmp_path), unbroken_films["window"]) == 0
 
@@ -205,7 +203,7 @@ def run_limited(small: Small, root: Path, limit: str, room: int) -> str:
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX limits")
 @pytest.mark.parametrize("room", [2_000, 30_000])
 def test_files_that_may_not_grow_stop_the_render_and_no_block_is_lost(tmp_path, unbroken, room):
-    """2,000 bytes are too few for a block's latents, 30,000 for a state, and for the film in the end."""
+    """2,000 bytes are too few for a block's latents, 30,000 for the video in the end."""
     said = run_limited(SMALL, tmp_path, "RLIMIT_FSIZE", room)
     assert "cannot be written" in said or "could not be written" in said
     kept = len(list((tmp_path / "film" / "blocks").glob("*.safetensors")))

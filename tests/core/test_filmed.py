@@ -10,8 +10,8 @@ import pytest
 
 from packforcing_core.errors import PackForcingError
 from packforcing_core.folder.files import FolderError
-from packforcing_core.render import FilmedBlock
-from packforcing_core.sampler.rollout import BlockDone, StepDone
+from packforcing_core.render.filming import FilmedBlock
+from packforcing_core.sampler.denoising import BlockDone, StepDone
 from packforcing_core.video import SegmentedWriter, VideoFormat, read_frames, scan_film
 from tests.survivor import FRAMES_PER_BLOCK, POLICIES, Small, difference, frames
 
@@ -76,16 +76,6 @@ def test_a_stopped_render_resumes_to_the_same_film(tmp_path, unbroken, policy, k
     assert worst == 0
 
 
-@pytest.mark.parametrize("snapshot_blocks", [0, 1, 3])
-def test_how_often_states_are_saved_changes_nothing_but_the_time(tmp_path, unbroken, snapshot_blocks):
-    small = Small(snapshot_blocks=snapshot_blocks)
-    stop_after(small, tmp_path, BlockDone, 5)
-    saved = sorted(path.name[:6] for path in (tmp_path / "film" / "snapshots").glob("*.safetensors"))
-    assert saved == {0: [], 1: ["000005", "000006"], 3: ["000003", "000006"]}[snapshot_blocks]
-    small.run(tmp_path)
-    assert difference(frames(tmp_path), unbroken["packforcing"]) == 0
-
-
 def test_a_finished_render_is_filmed_again_without_sampling(tmp_path, finished, unbroken):
     copied(finished["packforcing"], tmp_path)
     (tmp_path / "film.mp4").unlink()
@@ -142,9 +132,9 @@ def test_other_settings_are_refused_with_the_difference(tmp_path):
     Small(blocks=3).run(tmp_path)
     for changed, words in (
         (Small(blocks=3, seed=8), ["seed: the render has 7, now 8"]),
-        (Small(blocks=3, prompt=5), ["prompt: the render has"]),
-        (Small(blocks=3, weights=1), ["model: the render has"]),
-        (Small(blocks=4), ["blocks: the render has 3, now 4", "extend changes the length"]),
+        (Small(blocks=3, prompt=5), ["prompt: another text than the render has"]),
+        (Small(blocks=3, weights=1), ["model: not the one that the render was begun with"]),
+        (Small(blocks=4), ["seconds: the render has 2.06, now 2.81", "extend changes the length"]),
         (Small("window", blocks=3), ["policy: the render has packforcing, now sink_window"]),
         (Small(blocks=2, mode="extend"), ["only makes it longer"]),
         (Small(blocks=4, seed=8, mode="extend"), ["seed: the render has 7, now 8"]),
@@ -180,14 +170,6 @@ def test_a_render_that_is_being_worked_on_is_left_alone(tmp_path):
         Small().open(tmp_path)
     events.close()
     Small().open(tmp_path)
-
-
-def test_damaged_snapshots_are_passed_over(tmp_path, unbroken):
-    stop_after(Small(), tmp_path, BlockDone, 6)
-    for number, path in enumerate(sorted((tmp_path / "film" / "snapshots").glob("*.safetensors"))):
-        path.write_bytes(path.read_bytes()[: 100 if number else 5000])
-    Small().run(tmp_path)
-    assert difference(frames(tmp_path), unbroken["packforcing"]) == 0
 
 
 def test_a_film_that_was_taken_away_or_damaged_is_made_again(tmp_path, unbroken):

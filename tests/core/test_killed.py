@@ -1,4 +1,4 @@
-"""SIGKILL at random moments, in sampling, decoding and writing a snapshot: the film is that of an unbroken run."""
+"""SIGKILL at random moments, in sampling, decoding and writing a block: the film is that of an unbroken run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from packforcing_core.folder.files import UNFINISHED
-from packforcing_core.sampler.rollout import BlockDone
+from packforcing_core.sampler.denoising import BlockDone
 from packforcing_core.video import read_frames
 from tests.films import closed_segments
 from tests.survivor import OtherProcess, Small, difference, frames, send_events
@@ -51,14 +51,11 @@ def while_writing(part: str, number: int) -> Moment:
 
 
 def moments(count: int) -> list[tuple[str, Moment]]:
-    """Random moments: most anywhere, every fourth in the middle of a snapshot, every eighth in that of a block."""
+    """Random moments: most anywhere, every fourth in the middle of writing a block."""
     chance = random.Random(6)
     made: list[tuple[str, Moment]] = []
     for number in range(count):
         if number % 4 == 1:
-            nth = chance.randint(1, 4)
-            made.append((f"{number}: writing snapshot {nth}", while_writing("snapshots", nth)))
-        elif number % 8 == 2:
             nth = chance.randint(1, BLOCKS)
             made.append((f"{number}: writing block {nth}", while_writing("blocks", nth)))
         else:

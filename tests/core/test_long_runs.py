@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import time
-from functools import partial
 from itertools import pairwise
 
 import psutil
@@ -12,14 +11,17 @@ import pytest
 import torch
 
 from packforcing_core.cache.config import PackForcing
-from packforcing_core.filmed import FilmJob, filmed_render
+from packforcing_core.folder.content import Content
 from packforcing_core.folder.fingerprint import fingerprint
 from packforcing_core.folder.folder import open_render
 from packforcing_core.geometry import VideoGeometry
-from packforcing_core.recorded import sampled_events, wanted_manifest
-from packforcing_core.render import FilmedBlock, Recipe, build_twins
-from packforcing_core.sampler.rollout import Denoising
+from packforcing_core.recipe.recipe import Recipe
+from packforcing_core.render.filming import FilmedBlock, FilmJob, filmed_render
+from packforcing_core.render.parts import build_twins
+from packforcing_core.render.recording import recorded_events, wanted_manifest
+from packforcing_core.sampler.denoising import Denoising
 from packforcing_core.sampler.schedule import Schedule
+from packforcing_core.text.script import Script
 from packforcing_core.video import VideoFormat, probe
 from tests.small import small_context, small_model
 from tests.vaes import TINY, random_vae
@@ -33,12 +35,15 @@ def test_ten_thousand_blocks_are_flat_in_memory_handles_threads_and_time(tmp_pat
     policy = PackForcing(sink_frames=1, recent_frames=1, top_k_blocks=4, bank_blocks=32)
     recipe = Recipe(VideoGeometry(16, 16, 16.0, 1, BLOCKS), policy, one_step, seed=0)
     model, vae = small_model(), random_vae(TINY)
-    context, shape = small_context(), recipe.geometry.block_shape
+    content, shape = Content(Script.of(small_context())), recipe.geometry.block_shape
     identity = {"model": fingerprint(model.net.state_dict())}
-    wanted = wanted_manifest(recipe, identity, context, torch.device("cpu"))
-    folder = open_render(tmp_path, "long", "resume", wanted, context, shape)
-    source = partial(sampled_events, model, recipe, folder, lambda: build_twins(model, vae, None), 250)
-    job = FilmJob(tmp_path / "long.mp4", VideoFormat(fps=16), 100, vae, "tiny", True, 250)
+    wanted = wanted_manifest(recipe, identity, content, torch.device("cpu"))
+    folder = open_render(tmp_path, "long", "resume", wanted, content, shape)
+
+    def source(*, first: int, frugal: bool):
+        return recorded_events(model, recipe, folder, build_twins(model, vae, None), first=first, frugal=frugal)
+
+    job = FilmJob(tmp_path / "long.mp4", VideoFormat(fps=16), 100, vae, "tiny")
     process, started, rows = psutil.Process(), time.process_time(), []
     with torch.inference_mode():
         for event in filmed_render(folder, recipe, job, source):
@@ -58,4 +63,3 @@ def test_ten_thousand_blocks_are_flat_in_memory_handles_threads_and_time(tmp_pat
     assert max(row[2] for row in rows) <= rows[0][2] + 4, "file handles, a few of an encoder at work"
     assert max(row[3] for row in rows) <= rows[0][3] + 4, "threads, likewise"
     assert paces[-1] < 1.5 * paces[0], "seconds of processor time"
-    assert len(list((tmp_path / "long" / "snapshots").glob("*.safetensors"))) == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +9,14 @@ import pytest
 import torch
 
 from packforcing_core.errors import PackForcingError
-from packforcing_core.filmed import FilmJob, filmed_render
+from packforcing_core.folder.content import Content
 from packforcing_core.folder.folder import open_render
 from packforcing_core.geometry import VideoGeometry
-from packforcing_core.recorded import sampled_events, wanted_manifest
-from packforcing_core.render import Recipe, build_twins
-from packforcing_core.sampler.rollout import BlockDone
+from packforcing_core.recipe.recipe import Recipe
+from packforcing_core.render.filming import FilmJob, filmed_render
+from packforcing_core.render.parts import build_twins
+from packforcing_core.render.recording import recorded_events, wanted_manifest
+from packforcing_core.sampler.denoising import BlockDone
 from packforcing_core.sampler.start import Start
 from packforcing_core.text.script import Cue, Script
 from packforcing_core.video import VideoFormat, read_frames
@@ -45,14 +46,16 @@ def events(root: Path, start: str, policy: str, name: str, script: Script = SCRI
     plain = Recipe(VideoGeometry(48, 32, 16.0, 3, blocks), POLICIES[policy], DENOISING, 7)
     recipe = plain.begun(STARTS[start], plain.geometry.seconds)
     model, vae = small_model(), random_vae(TINY)
-    wanted = wanted_manifest(recipe, {"model": "small"}, script, torch.device("cpu"))
-    folder = open_render(root, name, "resume", wanted, script, recipe.geometry.block_shape)
-    job = FilmJob(root / f"{name}.mp4", VideoFormat("lossless", fps=16), 2, vae, "small", policy == "packforcing", 2)
+    content = Content(script, start=recipe.start.latents)
+    wanted = wanted_manifest(recipe, {"model": "small"}, content, torch.device("cpu"))
+    folder = open_render(root, name, "resume", wanted, content, recipe.geometry.block_shape)
+    recipe = recipe.begun_with(folder.content.start)
+    job = FilmJob(root / f"{name}.mp4", VideoFormat("lossless", fps=16), 2, vae, "small")
 
-    def make_twins():
-        return build_twins(model, vae, None) if recipe.partitions.bank else None
+    def source(*, first: int, frugal: bool):
+        twins = build_twins(model, vae, None) if recipe.partitions.bank else None
+        return recorded_events(model, recipe, folder, twins, first=first, frugal=frugal)
 
-    source = partial(sampled_events, model, recipe, folder, make_twins, 2)
     with torch.inference_mode():
         yield from filmed_render(folder, recipe, job, source)
 
@@ -99,7 +102,7 @@ def test_a_film_that_leaves_out_its_beginning_is_the_end_of_the_whole(tmp_path):
 def test_other_prompts_or_another_beginning_are_another_render(tmp_path):
     stop_after(3, tmp_path, "given", "window", "film")
     other = Script((*SCRIPT.cues[:2], Cue(7, SCRIPT.cues[2].context)))
-    with pytest.raises(PackForcingError, match="prompt: the render has"):
+    with pytest.raises(PackForcingError, match="prompt: it changes at other moments"):
         list(events(tmp_path, "given", "window", "film", other))
     with pytest.raises(PackForcingError, match="start: the render has"):
         list(events(tmp_path, "noise", "window", "film"))

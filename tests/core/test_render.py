@@ -13,17 +13,13 @@ from packforcing_core.cache.config import DeepForcing, SinkWindow, Window
 from packforcing_core.checkpoint.families import FAMILIES
 from packforcing_core.errors import PackForcingError
 from packforcing_core.geometry import VideoGeometry
-from packforcing_core.plan import plan_render
-from packforcing_core.render import (
-    FilmedBlock,
-    Recipe,
-    build_cache,
-    default_policy,
-    film_events,
-    latent_events,
-)
+from packforcing_core.recipe.plan import plan_render
+from packforcing_core.recipe.recipe import Recipe, default_policy
+from packforcing_core.render.filming import FilmedBlock, film_events
+from packforcing_core.render.parts import build_cache, latent_events
+from packforcing_core.sampler.denoising import BlockDone, Denoising, StepDone
 from packforcing_core.sampler.noise import seeded_noise
-from packforcing_core.sampler.rollout import BlockDone, Denoising, StepDone, rollout
+from packforcing_core.sampler.rollout import rollout
 from packforcing_core.sampler.schedule import Schedule
 from packforcing_core.vae.streaming import StreamingDecoder, decode, to_frames
 from packforcing_core.video import SegmentedWriter, VideoFormat, read_frames
@@ -143,7 +139,7 @@ def test_memory_is_flat_for_300_blocks():
     planned = plan_render(CONFIG, wanted, torch.float32)
     noise = seeded_noise(0, wanted.geometry.block_shape)
     used, attended = {}, set()
-    for event in rollout(model, model.encode_text(small_context()), cache, noise, one_step, blocks):
+    for event in rollout(model, small_context(), cache, noise, one_step, blocks):
         if not isinstance(event, BlockDone):
             continue
         assert cache.nbytes == planned.buffer_bytes

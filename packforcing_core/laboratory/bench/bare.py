@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...attention import Attention
 from ...rope import Rotation, rotate
-from ...sampler.rollout import frame_timesteps
+from ...sampler.denoising import frame_timesteps
 from .subject import Stream
 
 

@@ -15,8 +15,9 @@ from ...attention import Capability, attention_named
 from ...cache.config import TRAINED_FRAMES, Window
 from ...geometry import PIXEL_FRAMES_PER_LATENT
 from ...model.causal import CausalWan
-from ...render import film_events
-from ...sampler.rollout import BlockDone, rollout
+from ...render.filming import film_events
+from ...sampler.denoising import BlockDone
+from ...sampler.rollout import rollout
 from .bare import BarePasses
 from .clock import Laps, in_turns, p95, ratio, seconds_of
 from .micro import attention_rates, conv_rates, matmul_rate
@@ -180,7 +181,7 @@ def _beside(plan: Plan, model: CausalWan, vae) -> float:
     with torch.no_grad():
         events = rollout(
             model,
-            stream.text,
+            stream.context,
             stream.cache,
             stream.noise,
             stream.denoising,

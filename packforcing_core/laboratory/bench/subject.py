@@ -5,9 +5,9 @@ Random weights serve for time and memory, not for quality, and not for what a me
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,11 @@ from ...model.causal import CausalWan
 from ...model.config import WAN_SIZES, WanConfig
 from ...model.ops import TorchOps, build_on_meta
 from ...model.wan import Wan
-from ...render import Recipe, build_cache
+from ...recipe.recipe import Recipe
+from ...render.parts import build_cache
+from ...sampler.denoising import Denoising, denoise_block
 from ...sampler.noise import seeded_noise
-from ...sampler.rollout import Denoising, Twins, commit_block, commit_due_twin, denoise_block
+from ...sampler.rollout import Twins, commit_block, commit_due_twin
 from ...vae.config import VAEConfig
 from ...vae.streaming import StreamingDecoder, to_frames
 from ...vae.wan_vae import WanVAE
@@ -118,13 +120,15 @@ class Stream:
         self.noise = seeded_noise(SEED, scale.geometry.block_shape)
         generator = torch.Generator().manual_seed(SEED)
         context = torch.randn(1, scale.config.text_len, scale.config.text_dim, generator=generator)
-        self.text = model.encode_text(context)
+        self.context, self.text = context, model.encode_text(context)
         high_res = _random_weights(
             build_on_meta(lambda: build_high_res(scale.config.dim)).to(model.dtype), model.device
         )
         self.twins = Twins(Compressor(model, "high_res", high_res=high_res))
         self._latents = torch.randn(scale.geometry.block_shape, generator=generator).to(model.device)
-        self._there: tuple[dict[str, Tensor], dict[str, Any], dict[int, Any]] | None = None
+        tokens = self.cache.shape.twin_tokens
+        self._tokens = torch.randn(1, tokens, scale.config.dim, generator=generator).to(model.device, model.dtype)
+        self._there: tuple[KVCache, dict[int, Tensor]] | None = None
 
     @property
     def denoising(self) -> Denoising:
@@ -147,8 +151,8 @@ class Stream:
         commit_block(self.model, self.text, self.cache, view, latents, self.denoising.context_noise)
         laps.mark("commit")
         if self.cache.mid:
-            self.twins.waiting[view.block] = latents, None
-            commit_due_twin(self.model, self.text, self.cache, self.twins.compressor, self.twins.waiting)
+            self.twins.waiting[view.block] = self.twins.compressor.tokens(latents, None, False)
+            commit_due_twin(self.model, self.text, self.cache, self.twins.waiting)
             laps.mark("twin")
 
     def placed(self, number: int) -> Stream:
@@ -162,13 +166,13 @@ class Stream:
 
     def stay(self) -> Stream:
         """This stream, which `again` brings back to here."""
-        self._there = *self.cache.snapshot(), dict(self.twins.waiting)
+        self._there = copy.deepcopy(self.cache), dict(self.twins.waiting)
         return self
 
     def again(self) -> None:
         """Back to where the stream was told to `stay`; with a decoder its state stays as it is."""
-        tensors, plain, waiting = self._there
-        self.cache.restore(tensors, plain)
+        cache, waiting = self._there
+        self.cache = copy.deepcopy(cache)
         self.twins.waiting.clear()
         self.twins.waiting.update(waiting)
 
@@ -182,7 +186,7 @@ class Stream:
         made = torch.randn(sizes, generator=generator, device=self.model.device, dtype=shape.dtype)
         for _ in range(blocks):
             view = cache.begin_block()
-            self.twins.waiting[view.block] = self._latents, None
+            self.twins.waiting[view.block] = self._tokens
             with cache.commit(view) as writer:
                 for layer in range(shape.layers):
                     writer.keep(layer, *made)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,12 +20,12 @@ from .subject import Subject, film_frames
 @dataclass(frozen=True)
 class Given:
     """What comes before the blocks that are made: `latents` [1, 16, F, h, w], the decoded `videos` of their blocks, and
-    what the decoder remembers then.
+    the decoder as it is then.
     """
 
     latents: Tensor
     videos: Sequence[Tensor]
-    memory: Mapping[str, Tensor]
+    decoder: StreamingDecoder
 
 
 def given_by(subject: Subject, question: Question) -> Given:
@@ -34,26 +34,19 @@ def given_by(subject: Subject, question: Question) -> Given:
         latents = encode(subject.vae, drawn(question)).float()
         decoder = StreamingDecoder(subject.vae)
         videos = [decoder.push(block) for block in latents.split(FRAMES_PER_BLOCK, dim=2)]
-        return Given(latents, videos, decoder.snapshot())
+        return Given(latents, videos, decoder)
 
 
 class Replayed:
     """A decoder that has the videos of the first blocks already."""
 
-    def __init__(self, subject: Subject, given: Given):
-        self._decoder = StreamingDecoder(subject.vae)
-        self._decoder.restore(given.memory)
+    def __init__(self, given: Given):
+        self._decoder = given.decoder.fork()
         self._videos = iter(given.videos)
 
     def push(self, latents: Tensor) -> Tensor:
         video = next(self._videos, None)
         return self._decoder.push(latents) if video is None else video
-
-    def snapshot(self) -> dict[str, Tensor]:
-        return self._decoder.snapshot()
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        self._decoder.restore(tensors)
 
 
 class Answers:
@@ -74,5 +67,5 @@ def answer(subject: Subject, row: Row, question: Question, given: Given) -> dict
     """`recalled` of the blocks that the row's memory makes of what is given."""
     frames = pixel_frames((question.block + MADE_BLOCKS) * FRAMES_PER_BLOCK)
     recipe = replace(subject.recipe(row, question.seed, frames / FPS), start=Start(given=given.latents))
-    film = film_frames(subject, row, question.prompt, recipe, Replayed(subject, given))
+    film = film_frames(subject, row, question.prompt, recipe, Replayed(given))
     return recalled(question, film[pixel_frames(given.latents.shape[2]) :])

@@ -18,8 +18,10 @@ from ...geometry import VideoGeometry
 from ...miniature import load as miniature
 from ...miniature.world import FPS, HEIGHT, WIDTH
 from ...model.causal import CausalWan
-from ...render import Recipe, latent_events
-from ...sampler.rollout import BlockDone, Decoder, Denoising, Twins
+from ...recipe.recipe import Recipe
+from ...render.parts import latent_events
+from ...sampler.denoising import BlockDone, Denoising
+from ...sampler.rollout import Decoder, Twins
 from ...vae.streaming import StreamingDecoder, encode, to_frames
 from ...vae.wan_vae import WanVAE
 from .cases import Case

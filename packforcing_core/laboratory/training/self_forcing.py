@@ -20,7 +20,8 @@ from ...compressor.compressor import Compressor
 from ...compressor.high_res import HighRes
 from ...model.causal import CausalWan, TextKV
 from ...rope import GridRope
-from ...sampler.rollout import commit_block, frame_timesteps
+from ...sampler.denoising import frame_timesteps
+from ...sampler.rollout import commit_block
 from ...sampler.schedule import Schedule
 from ...vae.streaming import StreamingDecoder, encode
 from ...vae.wan_vae import WanVAE

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...checkpoint.families import DEFAULT_FAMILY
 from ...errors import PackForcingError
-from ...sampler.rollout import Denoising
+from ...sampler.denoising import Denoising
 from ...vae.wan_vae import WanVAE
 from .compressor import CompressorStage, TwinsStage
 from .distillation import DistillationStage

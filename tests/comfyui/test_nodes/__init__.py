@@ -163,8 +163,8 @@ class PackForcingTestExpand(io.ComfyNode):
     def execute(cls, model, positive, cache) -> io.NodeOutput:
         graph = GraphBuilder()
         size = {"seconds": 1.0, "width": 64, "height": 32, "fps": 16.0, "seed": 0}
-        chosen = {"preset": "auto", "frames_per_block": 0, "denoising_steps": "", "shift": 0.0}
-        inside = graph.node("PackForcingSampler", model=model, positive=positive, cache=cache, **size, **chosen)
+        chosen = {"preset": "auto", "frames_per_block": 0, "timesteps": "", "shift": 0.0}
+        inside = graph.node("PackForcingSampler", model=model, positive=positive, kv_cache=cache, **size, **chosen)
         return io.NodeOutput(inside.out(0), expand=graph.finalize())
 
 

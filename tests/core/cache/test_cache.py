@@ -8,7 +8,8 @@ import torch
 from packforcing_core.cache.config import Full, SinkWindow, Window
 from packforcing_core.errors import PackForcingError
 from packforcing_core.rope import GridRope, rotate
-from packforcing_core.sampler.rollout import commit_block, frame_timesteps
+from packforcing_core.sampler.denoising import frame_timesteps
+from packforcing_core.sampler.rollout import commit_block
 from tests.exactness import DEEP, SHALLOW, steps_off
 from tests.reference.wan import block_causal_mask, forward, grid_positions
 from tests.small import CONFIG, GRID, block_shape, small_cache, small_context, small_model

@@ -7,7 +7,8 @@ import torch
 
 from packforcing_core.cache.config import DeepForcing
 from packforcing_core.cache.pruning import choose_tokens
-from packforcing_core.sampler.rollout import commit_block, frame_timesteps
+from packforcing_core.sampler.denoising import frame_timesteps
+from packforcing_core.sampler.rollout import commit_block
 from tests.exactness import DEEP, steps_off
 from tests.reference.memory import DeepForcingOracle
 from tests.small import CONFIG, GRID, block_shape, small_cache, small_context, small_model

@@ -26,22 +26,15 @@ from packforcing_core.cache.eight_bits import TokenRows, quantise
 from packforcing_core.cache.layer_kv import KVShape
 from packforcing_core.errors import PackForcingError
 from packforcing_core.geometry import VideoGeometry
-from packforcing_core.recorded import wanted_manifest
-from packforcing_core.render import Recipe
+from packforcing_core.recipe.recipe import Recipe
+from packforcing_core.render.recording import wanted_manifest
 from packforcing_core.rope import GridRope
+from packforcing_core.sampler.denoising import BlockDone, Denoising, frame_timesteps
 from packforcing_core.sampler.noise import seeded_noise
-from packforcing_core.sampler.rolling import rolling_rollout
-from packforcing_core.sampler.rollout import (
-    BlockDone,
-    Denoising,
-    Twins,
-    commit_block,
-    commit_due_twin,
-    frame_timesteps,
-    rollout,
-)
+from packforcing_core.sampler.rollout import Twins, commit_block, commit_due_twin, rollout
 from packforcing_core.sampler.schedule import Schedule
 from tests.exactness import DEEP, SHALLOW, STEP, steps_off
+from tests.kept import kept
 from tests.reference.memory import DeepForcingOracle, PackForcingOracle, rounded
 from tests.small import (
     CONFIG,
@@ -76,9 +69,8 @@ def rendered(
         begin = cache.begin_block
         cache.begin_block = lambda *_: begin(choices[cache.committed_frames // FRAMES].selection)
     twins = Twins(SmallCompressor(FRAMES), SmallDecoder())
-    noise, text = seeded_noise(7, block_shape(FRAMES)), model.encode_text(small_context())
-    run = rolling_rollout if denoising.rolling else rollout
-    events = run(model, text, cache, noise, denoising, blocks, twins=twins)
+    noise = seeded_noise(7, block_shape(FRAMES))
+    events = rollout(model, small_context(), cache, noise, denoising, blocks, twins=twins)
     assert cache.nbytes == cache.shape.buffer_bytes(plan)
     return [event for event in events if isinstance(event, BlockDone)]
 
@@ -131,16 +123,16 @@ def test_every_pass_equals_attention_over_keys_rounded_in_float64(policy, parts)
         off, lost = max(off, steps_off(flow, expected)), max(lost, steps_off(flow, unrounded))
         assert oracles[0].agrees(view.selection())
         commit_block(model, text, cache, view, latents, 0.0)
-        waiting[block] = latents, None
+        waiting[block] = compressor.tokens(latents, None, block == 0)
         for oracle in oracles:
             oracle.mode = "commit"
             model.commit(latents, frame_timesteps(0.0, latents), text, oracle)
             if cache.due_twin is not None:
                 oracle.block, oracle.mode = cache.due_twin, "twin"
-                tokens = compressor.tokens(*waiting[cache.due_twin], False)
+                tokens = waiting[cache.due_twin]
                 model.commit_tokens(tokens, torch.zeros(1, 1), text, oracle)
         if cache.due_twin is not None:
-            commit_due_twin(model, text, cache, compressor, waiting)
+            commit_due_twin(model, text, cache, waiting)
     print(f"{parts}: {off:.1f} rounding steps of float32 from 8 bits in float64, {lost:.0f} from no 8 bits")
     # A number between two of the 256 levels may fall to either side; one that does moves little of what is rounded.
     assert off < lost / 4
@@ -237,7 +229,7 @@ def test_the_codes_of_the_sink_stay_as_they_are_for_200_blocks():
         with cache.commit(cache.begin_block()) as writer:
             for layer in range(CONFIG.num_layers):
                 writer.attend(layer, *torch.randn(3, 1, *rows))
-        tensors = {name: t for name, t in cache.snapshot()[0].items() if ".sink." in name}
+        tensors = {name: t.clone() for name, t in kept(cache).items() if ".sink." in name}
         first = first or tensors
     assert len(first) == 4 * CONFIG.num_layers
     assert all(torch.equal(tensors[name], first[name]) for name in first)

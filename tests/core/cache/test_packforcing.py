@@ -11,7 +11,8 @@ from packforcing_core.cache.mid import TwinRope
 from packforcing_core.cache.partitions import BankPlan
 from packforcing_core.cache.select import Question, mean_affinity
 from packforcing_core.rope import GridRope, rotate
-from packforcing_core.sampler.rollout import commit_block, commit_due_twin, frame_timesteps
+from packforcing_core.sampler.denoising import frame_timesteps
+from packforcing_core.sampler.rollout import commit_block, commit_due_twin
 from tests.exactness import DEEP, SHALLOW, STEP, steps_off
 from tests.reference.memory import PackForcingOracle, affinity, at_time, twin_positions
 from tests.reference.wan import rope as rope_reference
@@ -73,12 +74,12 @@ def test_every_pass_equals_attention_over_concatenated_and_freshly_rotated_keys(
         commit_block(model, text, cache, view, latents, 0.0)
         oracle.mode = "commit"
         model.commit(latents, frame_timesteps(0.0, latents), text, oracle)
-        waiting[block] = latents, None
+        waiting[block] = compressor.tokens(latents, None, block == 0)
         if cache.due_twin is not None:
             oracle.block, oracle.mode = cache.due_twin, "twin"
-            tokens = compressor.tokens(*waiting[cache.due_twin], False)
+            tokens = waiting[cache.due_twin]
             model.commit_tokens(tokens, torch.zeros(1, 1), text, oracle)
-            commit_due_twin(model, text, cache, compressor, waiting)
+            commit_due_twin(model, text, cache, waiting)
     print(f"{worst:.1f} rounding steps apart over {blocks} blocks with {mids} selections")
     assert worst < DEEP
     assert mids > 2 * CONFIG.num_layers

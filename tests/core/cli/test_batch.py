@@ -31,7 +31,7 @@ FEW = '{"checkpoint": "c", "vae": "v", "prompt": "p"}'
 
 def shared(files: Path, seconds: float) -> tuple[str, str]:
     options = {name: str(files / file) for name, file in FILES.items()}
-    size = {"width": 64, "height": 32, "device": "cpu", "segment-blocks": 1, "snapshot_blocks": 2}
+    size = {"width": 64, "height": 32, "device": "cpu", "blocks-per-segment": 1}
     return "--shared", json.dumps({**options, **size, "seconds": seconds})
 
 

@@ -12,7 +12,7 @@ from tests.films import picture
 
 pytestmark = pytest.mark.integration
 
-FAST = ("--steps", "1000", "--codec", "lossless")
+FAST = ("--timesteps", "1000", "--codec", "lossless")
 
 
 def frames(path) -> np.ndarray:
@@ -61,7 +61,7 @@ def test_a_film_goes_on_and_shows_what_is_new(files, tmp_path, boat, capsys):
 
 
 def test_a_film_is_repainted(files, tmp_path, boat, capsys):
-    start = ("--repaint-video", str(boat / "boat.mp4"), "--strength", "0.5", "--steps", "1000,750,500,250")
+    start = ("--repaint-video", str(boat / "boat.mp4"), "--strength", "0.5", "--timesteps", "1000,750,500,250")
     assert render(files, tmp_path / "film.mp4", "--seconds", "2", *start) == 0
     assert "the first 2 of them are repainted from noise level 83% in 2 steps" in capsys.readouterr().out
 

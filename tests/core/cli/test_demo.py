@@ -66,7 +66,7 @@ def heed_interrupts() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
 def test_ctrl_c_leaves_a_growing_film_that_plays(tmp_path):
     growing = tmp_path / "demo.growing.mp4"
-    choice = ("--seconds", "600", "--zoom", "1", "--segment-blocks", "1")
+    choice = ("--seconds", "600", "--zoom", "1", "--blocks-per-segment", "1")
     arguments = ("demo", *choice, "--output", str(tmp_path / "demo.mp4"))
     root = Path(__file__).parents[3]
     process = subprocess.Popen(

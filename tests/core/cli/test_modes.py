@@ -31,7 +31,7 @@ def run_command(send: Callable[[str], None], command: list[str]) -> None:
 def test_the_same_command_after_kill_9_goes_on_and_gives_the_same_file(files, tmp_path, capsys):
     memory = ("--policy", "packforcing", "--sink-frames", "3", "--recent-frames", "3", "--top-k-blocks", "2")
     # 27 blocks of some 50 ms: when three are seen, much is left to be killed in.
-    arguments = ("--seconds", "20", "--snapshot-blocks", "2", *memory)
+    arguments = ("--seconds", "20", *memory)
     killed, unbroken = tmp_path / "killed.mp4", tmp_path / "other" / "film.mp4"
     given = [word for name, file in FILES.items() for word in (f"--{name}", str(files / file))]
     command = ["render", *given, *SIZE, "--output", str(killed), *arguments]
@@ -49,15 +49,15 @@ def test_the_same_command_after_kill_9_goes_on_and_gives_the_same_file(files, tm
 
 
 FILES = {"checkpoint": "self_forcing_dmd.pt", "vae": "vae.safetensors", "context": "context.safetensors"}
-SIZE = ("--width", "64", "--height", "32", "--device", "cpu", "--segment-blocks", "1")
+SIZE = ("--width", "64", "--height", "32", "--device", "cpu", "--blocks-per-segment", "1")
 
 
 def test_a_folder_is_extended_and_retaken(files, tmp_path, capsys):
     folder = ("--folder", str(tmp_path / "my render"), "--codec", "lossless")
     short, long, retaken = (tmp_path / f"{name}.mp4" for name in ("short", "long", "retaken"))
     assert render(files, short, *folder, "--seconds", "1.3") == 0
-    assert render(files, long, *folder, "--seconds", "3", "--mode", "extend") == 0
-    retake = ("--mode", "retake", "--from-seconds", "2", "--seed", "5")
+    assert render(files, long, *folder, "--seconds", "3", "--render-mode", "extend") == 0
+    retake = ("--render-mode", "retake", "--retake-from", "2", "--seed", "5")
     assert render(files, retaken, *folder, "--seconds", "3", *retake) == 0
     a, b, c = frames(short), frames(long), frames(retaken)
     assert np.array_equal(a, b[: len(a)])
@@ -73,10 +73,9 @@ def test_a_folder_is_extended_and_retaken(files, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--mode", "extend"), "needs --folder"),
-        (("--snapshot-blocks", "-1"), "snapshot-blocks is -1"),
-        (("--mode", "retake", "--folder", "FOLDER", "--from-seconds", "1"), "no render"),
-        (("--from-seconds", "-5"), "seconds"),
+        (("--render-mode", "extend"), "needs --folder"),
+        (("--render-mode", "retake", "--folder", "FOLDER", "--retake-from", "1"), "no render"),
+        (("--retake-from", "-5"), "seconds"),
     ],
 )
 def test_a_mode_that_cannot_be_is_refused(files, tmp_path, capsys, arguments, message):

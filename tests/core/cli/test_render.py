@@ -23,7 +23,7 @@ def render(files: Path, output: Path, *arguments: str, **changed: str) -> int:
     """Runs the command at 64x32 for 1 s; `changed` replaces files by name, an empty name leaves one out."""
     given = {"checkpoint": "self_forcing_dmd.pt", "vae": "vae.safetensors", "context": "context.safetensors", **changed}
     chosen = [word for name, file in given.items() if file for word in (f"--{name}", str(files / file))]
-    size = ("--width", "64", "--height", "32", "--seconds", "1", "--device", "cpu", "--segment-blocks", "1")
+    size = ("--width", "64", "--height", "32", "--seconds", "1", "--device", "cpu", "--blocks-per-segment", "1")
     return main(["render", *chosen, *size, "--output", str(output), *arguments])
 
 
@@ -71,13 +71,13 @@ def test_compiled_layers_render_the_film_of_plain_ones(files, tmp_path):
 
 
 def test_a_prompt_goes_through_the_text_encoder(files, umt5, tmp_path):
-    words = ("--prompt", "a red circle", "--text-encoder", str(umt5), "--steps", "1000,500")
+    words = ("--prompt", "a red circle", "--text-encoder", str(umt5), "--timesteps", "1000,500")
     assert render(files, tmp_path / "film.mp4", *words, context="") == 0
     assert probe(tmp_path / "film.mp4").frames == 21
 
 
 def test_choices_on_top_of_the_preset_are_followed_and_told(files, tmp_path, capsys):
-    choices = ("--frames-per-block", "1", "--steps", "1000", "--fps", "24", "--codec", "lossless")
+    choices = ("--frames-per-block", "1", "--timesteps", "1000", "--fps", "24", "--codec", "lossless")
     policy = ("--policy", "sink_window", "--window-frames", "3", "--sink-frames", "1")
     assert render(files, tmp_path / "film.mp4", *choices, *policy) == 0
     made = probe(tmp_path / "film.mp4")
@@ -104,7 +104,7 @@ def test_a_rolling_family_that_is_sampled_otherwise_is_warned_about(files, tmp_p
 
 
 def test_a_file_that_is_likely_bidirectional_is_rendered_with_a_warning(files, tmp_path, capsys):
-    assert render(files, tmp_path / "film.mp4", "--steps", "1000", checkpoint="plain.safetensors") == 0
+    assert render(files, tmp_path / "film.mp4", "--timesteps", "1000", checkpoint="plain.safetensors") == 0
     assert "likely a bidirectional model" in capsys.readouterr().out
 
 
@@ -130,9 +130,9 @@ def test_a_file_that_is_likely_bidirectional_is_rendered_with_a_warning(files, t
         (("--policy", "window", "--window-frames", "2"), {}, ["window_frames is 2", "at least 3"]),
         (("--policy", "full", "--window-frames", "21"), {}, ["no knob window_frames"]),
         (("--frames-per-block", "0"), {}, ["frames_per_block"]),
-        (("--steps", "250,1000"), {}, ["falling numbers"]),
+        (("--timesteps", "250,1000"), {}, ["falling numbers"]),
         (("--shift", "nan"), {}, ["shift"]),
-        (("--segment-blocks", "0"), {}, ["segment-blocks is 0"]),
+        (("--blocks-per-segment", "0"), {}, ["blocks-per-segment is 0"]),
     ],
     ids=str,
 )
@@ -163,7 +163,7 @@ def test_an_output_that_cannot_be_written_is_said_before_sampling(files, tmp_pat
 @pytest.mark.parametrize("steps", ["abc", "1000,", "1000 500"])
 def test_steps_that_are_no_numbers_are_a_usage_error(files, tmp_path, capsys, steps):
     with pytest.raises(SystemExit) as left:
-        render(files, tmp_path / "film.mp4", "--steps", steps)
+        render(files, tmp_path / "film.mp4", "--timesteps", steps)
     assert left.value.code == 2
     assert f"expected numbers with commas between, got '{steps}'" in capsys.readouterr().err
 

@@ -18,9 +18,9 @@ from packforcing_core.drawing.window import (
 )
 from packforcing_core.geometry import VideoGeometry
 from packforcing_core.model.config import WAN_SIZES
-from packforcing_core.plan import plan_render
-from packforcing_core.render import Recipe
-from packforcing_core.sampler.rollout import Denoising
+from packforcing_core.recipe.plan import plan_render
+from packforcing_core.recipe.recipe import Recipe
+from packforcing_core.sampler.denoising import Denoising
 from packforcing_core.sampler.schedule import Schedule
 
 STEPS = Denoising(Schedule.warped((1000.0, 500.0), 5.0))

@@ -1,21 +1,23 @@
-"""What lies in a render's folder: blocks, states, fingerprints, telemetry."""
+"""What lies in a render's folder: blocks, fingerprints, telemetry."""
 
 from __future__ import annotations
 
-import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from packforcing_core.folder.blocks import BlockStore, StateStore
+from packforcing_core.folder.blocks import BlockStore
+from packforcing_core.folder.content import Content
 from packforcing_core.folder.files import FolderError, write_tensors
 from packforcing_core.folder.fingerprint import fingerprint
-from packforcing_core.folder.folder import open_render, prompt_take
+from packforcing_core.folder.folder import open_render
 from packforcing_core.folder.manifest import Manifest, Take
 from packforcing_core.folder.telemetry import NAME, Telemetry
-from packforcing_core.sampler.rollout import BlockDone
+from packforcing_core.sampler.denoising import BlockDone
+from packforcing_core.text.script import Script
 from tests.small import small_model
 from tests.survivor import Small
 
@@ -25,44 +27,49 @@ TWO_TAKES = Manifest({}, 10, (Take(0, 1, PROMPT), Take(4, 2, PROMPT)))
 
 
 def test_a_block_comes_back_bit_for_bit_with_its_selection(tmp_path):
-    store = BlockStore(tmp_path / "blocks", SHAPE)
-    done = BlockDone(3, torch.randn(SHAPE), False, ((1, 2), ()), in_flight=torch.randn(SHAPE))
-    store.save(done, take=1)
-    back = store.load(3, 1)
+    store, tokens = BlockStore(tmp_path / "blocks", SHAPE), torch.randn(1, 4, 8).bfloat16()
+    done = BlockDone(3, torch.randn(SHAPE), False, ((1, 2), ()), tokens, in_flight=torch.randn(SHAPE))
+    store.save(done, 1, TWO_TAKES)
+    back = store.load(3, 1, TWO_TAKES)
+    assert torch.equal(back.tokens, tokens)
     assert torch.equal(back.latents, done.latents)
     assert torch.equal(back.in_flight, done.in_flight)
     assert (back.block, back.reused, back.selection) == (3, True, ((1, 2), ()))
 
 
-def test_known_blocks_end_at_the_first_gap_and_follow_the_takes(tmp_path):
+def test_blocks_that_are_there_follow_the_takes(tmp_path):
     store = BlockStore(tmp_path / "blocks", SHAPE)
-    for block, take in ((0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (4, 1), (6, 1)):
-        store.save(BlockDone(block, torch.zeros(SHAPE)), take)
-    assert store.known(TWO_TAKES) == 5
+    for block, take in ((0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (4, 1), (6, 1), (12, 1)):
+        store.save(BlockDone(block, torch.zeros(SHAPE)), take, TWO_TAKES)
+    again = BlockStore(tmp_path / "blocks", SHAPE)
+    again.check(TWO_TAKES)
+    assert [block for block in range(10) if again.has(block, TWO_TAKES.take_of(block))] == [0, 1, 2, 3, 4, 6]
+    assert again.damaged == []
 
 
-@pytest.mark.parametrize("selection", [[1], "ab", {"a": 1}, [["x"]], [[1.5]], None])
-def test_a_selection_that_is_none_is_refused(tmp_path, selection):
-    write_tensors(tmp_path / "000000-0.safetensors", {"latents": torch.zeros(SHAPE)}, selection)
-    with pytest.raises(FolderError, match="what the block had selected"):
-        BlockStore(tmp_path, SHAPE).load(0, 0)
-
-
-@pytest.mark.parametrize("shape", [(1, 16, 3, 4, 7), (2, 16, 3, 4, 6)])
-def test_a_block_of_another_render_is_refused(tmp_path, shape):
-    BlockStore(tmp_path, shape).save(BlockDone(0, torch.zeros(shape)), 0)
-    with pytest.raises(FolderError, match="holds no block of this render"):
-        BlockStore(tmp_path, SHAPE).load(0, 0)
-
-
-def test_the_oldest_states_are_dropped_and_those_of_another_take_are_not_used(tmp_path):
-    store = StateStore(tmp_path, kept=3)
-    for block, take in ((2, 0), (4, 0), (6, 0), (6, 1)):
-        store.save(block, take, {"a": torch.tensor([block, take])})
-    (tmp_path / "notes.txt").touch()
-    assert sorted(path.name[:8] for path in tmp_path.glob("*.safetensors")) == ["000004-0", "000006-0", "000006-1"]
-    assert [(file.block, file.take) for file in store.of_takes(TWO_TAKES, 10)] == [(6, 1), (4, 0)]
-    assert [block for block, _, _ in store.readable(TWO_TAKES, 5)] == [4]
+@pytest.mark.parametrize(
+    ("tensors", "plain", "message"),
+    [
+        ({}, {}, "holds no block"),
+        ({"latents": torch.zeros(1, 16, 3, 4, 7)}, {}, "holds no block"),
+        ({"latents": torch.zeros(SHAPE).half()}, {}, "holds no block"),
+        ({"selected": torch.zeros(3).int(), "selected_by_layer": torch.tensor([1, 1])}, {}, "had selected"),
+        ({}, {"block": 1}, "of another block or render"),
+        ({}, {"take": 1}, "of another block or render"),
+        ({}, {"render": "0" * 32}, "of another block or render"),
+        ({}, {"settings": "0" * 32}, "of another block or render"),
+    ],
+    ids=str,
+)
+def test_a_file_that_is_no_block_of_this_render_is_damaged(tmp_path, tensors, plain, message):
+    latents = {} if message == "holds no block" else {"latents": torch.zeros(SHAPE)}
+    own = {"block": 0, "take": 0, **TWO_TAKES.key(0)}
+    write_tensors(tmp_path / "000000-0.safetensors", {**latents, **tensors}, {**own, **plain})
+    store = BlockStore(tmp_path, SHAPE)
+    store.check(TWO_TAKES)
+    assert [file.block for file in store.damaged] == [0]
+    with pytest.raises(FolderError, match=message):
+        store.load(0, 0, TWO_TAKES)
 
 
 def test_a_fingerprint_tells_models_apart_and_is_the_same_in_every_process(tmp_path):
@@ -143,14 +150,17 @@ def test_a_prompt_that_was_changed_on_disk_is_refused(tmp_path):
     prompt.write_bytes(raw)
     with pytest.raises(FolderError, match="is damaged"):
         folder.script(0)
+    again = Small().open(tmp_path)
+    assert again.notes == ("Note: the stored prompt was damaged and has been written again",)
+    again.script(0)
+    prompt.write_bytes(raw)
+    with pytest.raises(FolderError, match="is damaged"):
+        Small(prompt=2).open(tmp_path)
 
 
 def test_another_version_is_a_note_and_no_refusal(tmp_path):
     folder = Small().open(tmp_path)
-    path = folder.path / "manifest.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    content["versions"]["torch"] = "1.0"
-    path.write_text(json.dumps(content), encoding="utf-8")
+    replace(folder.manifest, versions={**folder.manifest.versions, "torch": "1.0"}).write(folder.path)
     (note,) = Small().open(tmp_path).notes
     print(note)
     assert "torch 1.0 ->" in note
@@ -159,15 +169,16 @@ def test_another_version_is_a_note_and_no_refusal(tmp_path):
 
 def test_a_folder_that_vanished_is_made_again_and_one_that_another_changed_is_not_touched(tmp_path):
     context = torch.zeros(1, 2, 3)
-    wanted = Manifest({"a": 1}, 3, (prompt_take(1, context),), {})
-    folder = open_render(tmp_path, "x", "resume", wanted, context, SHAPE)
+    content = Content(Script.of(context))
+    wanted = Manifest({"a": 1}, 3, (content.take(1),), {})
+    folder = open_render(tmp_path, "x", "resume", wanted, content, SHAPE)
     for path in sorted(folder.path.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     folder.path.rmdir()
     folder.path.mkdir()
-    folder.ensure(context)
+    folder.ensure()
     assert Manifest.read(folder.path) == wanted
     assert torch.equal(folder.script(0).cues[0].context, context)
     Manifest({"a": 1}, 4, wanted.takes, {}).write(folder.path)
     with pytest.raises(FolderError, match="Another program has changed"):
-        folder.ensure(context)
+        folder.ensure()

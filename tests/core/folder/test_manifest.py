@@ -74,6 +74,21 @@ def test_the_difference_names_what_differs_and_versions_do_not_count():
     assert difference(WANTED, other) == ["blocks: the render has 10, now 11", "width: the render has 64, now 96"]
 
 
+def test_a_difference_is_told_in_the_users_words():
+    settings = {"fps": 16.0, "frames_per_block": 3, "model": PROMPT, "LoRAs": OTHER, "sigmas": [1.0, 1 / 3]}
+    one = Manifest(settings, 10, (Take(0, 7, PROMPT),))
+    other = replace(one, settings={**settings, "model": OTHER, "LoRAs": None, "sigmas": [1.0]}, blocks=11)
+    told = difference(one, other)
+    print("\n".join(told))
+    assert told == [
+        "LoRAs: the render has one, now there is none",
+        "model: not the one that the render was begun with (other weights)",
+        "seconds: the render has 7.31, now 8.06",
+        "sigmas: the render has 1, 0.333333, now 1",
+    ]
+    assert PROMPT not in "".join(told)
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -87,12 +102,16 @@ def test_the_difference_names_what_differs_and_versions_do_not_count():
         ({"settings": {"width": math.nan}}, "its settings"),
         ({"settings": []}, "its settings"),
         ({"versions": {"torch": 2}}, "its versions"),
+        ({"identity": "x"}, "its identity"),
+        ({"blocks": 11}, "it was changed"),
+        ({"seal": None}, "it was changed"),
+        ({"takes": [{"first_block": 0, "seed": 0, "prompt": PROMPT, "words": 1}]}, "its takes"),
         ({"takes": []}, "its takes"),
-        ({"takes": [{"first_block": 1, "seed": 0, "prompt": PROMPT}]}, "its first take does not begin"),
-        ({"takes": [{"first_block": 0, "seed": -1, "prompt": PROMPT}]}, "its takes"),
-        ({"takes": [{"first_block": 0, "seed": 0, "prompt": "../../../etc/passwd"}]}, "its takes"),
-        ({"takes": [{"first_block": 0, "seed": 0, "prompt": PROMPT + "\n"}]}, "its takes"),
-        ({"takes": [{"first_block": 0, "seed": 0, "prompt": PROMPT, "path": "../x"}]}, "its takes"),
+        ({"takes": [{"first_block": 1, "seed": 0, "prompt": PROMPT, "words": ""}]}, "its first take does not begin"),
+        ({"takes": [{"first_block": 0, "seed": -1, "prompt": PROMPT, "words": ""}]}, "its takes"),
+        ({"takes": [{"first_block": 0, "seed": 0, "prompt": "../../../etc/passwd", "words": ""}]}, "its takes"),
+        ({"takes": [{"first_block": 0, "seed": 0, "prompt": PROMPT + "\n", "words": ""}]}, "its takes"),
+        ({"takes": [{"first_block": 0, "seed": 0, "prompt": PROMPT, "words": "", "path": "../x"}]}, "its takes"),
     ],
 )
 def test_a_manifest_that_is_none_is_refused_with_the_reason(tmp_path, change, problem):

@@ -15,8 +15,9 @@ from packforcing_core.model.causal import CausalWan, add_gated, modulate, sinuso
 from packforcing_core.model.config import WanConfig
 from packforcing_core.model.ops import TorchOps
 from packforcing_core.rope import GridRope
+from packforcing_core.sampler.denoising import BlockDone
 from packforcing_core.sampler.noise import seeded_noise
-from packforcing_core.sampler.rollout import BlockDone, rollout
+from packforcing_core.sampler.rollout import rollout
 from tests.exactness import DEEP, SHALLOW, steps_off
 from tests.reference.wan import forward, grid_positions
 from tests.small import CONFIG, DENOISING, block_shape, small_context, small_model, small_net
@@ -131,7 +132,7 @@ def test_bfloat16_stays_finite_and_near_float32():
         model = CausalWan(net, CONFIG, dtype=dtype)
         shape = KVShape(CONFIG.num_layers, CONFIG.num_heads, CONFIG.head_dim, 6, dtype)
         cache = KVCache(SinkWindow(9, 3).partitions(3), shape, GridRope(CONFIG.head_dim, (2, 3)), sdpa)
-        events = rollout(model, model.encode_text(text), cache, noise, DENOISING, 6)
+        events = rollout(model, text, cache, noise, DENOISING, 6)
         return torch.cat([event.latents for event in events if isinstance(event, BlockDone)], dim=2)
 
     exact = render(torch.float32)

@@ -19,7 +19,8 @@ from packforcing_core.model.config import WanConfig
 from packforcing_core.model.ops import TorchOps
 from packforcing_core.model.wan import Wan
 from packforcing_core.rope import GridRope
-from packforcing_core.sampler.rollout import commit_block, frame_timesteps
+from packforcing_core.sampler.denoising import frame_timesteps
+from packforcing_core.sampler.rollout import commit_block
 from tests.checkpoints import wan_state_dict
 from tests.exactness import DEEP, steps_off
 

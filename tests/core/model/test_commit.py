@@ -10,9 +10,11 @@ import torch
 from packforcing_core.cache.cache import KVCache
 from packforcing_core.cache.config import DeepForcing, Full, PackForcing, Policy, SinkWindow
 from packforcing_core.model.causal import CausalWan
+from packforcing_core.sampler.denoising import BlockDone
 from packforcing_core.sampler.noise import seeded_noise
-from packforcing_core.sampler.rollout import BlockDone, Twins, rollout
+from packforcing_core.sampler.rollout import Twins, rollout
 from tests.exactness import DEEP, steps_off
+from tests.kept import kept
 from tests.small import (
     CONFIG,
     DENOISING,
@@ -47,7 +49,7 @@ def rendered(model: CausalWan, policy: Policy, blocks: int = 12) -> tuple[torch.
     twins = Twins(SmallCompressor(3), SmallDecoder())
     events = rollout(
         model,
-        model.encode_text(small_context()),
+        small_context(),
         cache,
         seeded_noise(7, block_shape(3)),
         DENOISING,
@@ -64,7 +66,7 @@ def test_a_short_commit_leaves_what_a_whole_pass_leaves(name):
     print(f"max difference of the latents {(short - whole).abs().max():.1e}, deviation {whole.std():.2f}")
     if not short_cache.partitions.bank:
         assert torch.equal(short, whole)
-    ours, theirs = (cache.snapshot()[0] for cache in (short_cache, whole_cache))
+    ours, theirs = kept(short_cache), kept(whole_cache)
     assert ours.keys() == theirs.keys()
     # The last layer's mid slots hold the same in another order: a whole twin's pass showed its own choice there before.
     last = f"{CONFIG.num_layers - 1}."

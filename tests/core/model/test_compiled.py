@@ -8,8 +8,9 @@ import torch
 from packforcing_core.cache.config import PackForcing
 from packforcing_core.laboratory.bench.protocol import compiled_graphs
 from packforcing_core.model.causal import CausalWan
+from packforcing_core.sampler.denoising import BlockDone
 from packforcing_core.sampler.noise import seeded_noise
-from packforcing_core.sampler.rollout import BlockDone, Twins, rollout
+from packforcing_core.sampler.rollout import Twins, rollout
 from tests.small import (
     CONFIG,
     DENOISING,
@@ -29,8 +30,8 @@ WARM = 6
 def blocks_of(model: CausalWan):
     cache = small_cache(PackForcing(top_k_blocks=3, bank_blocks=5), 3)
     twins = Twins(SmallCompressor(3), SmallDecoder())
-    noise, text = seeded_noise(7, block_shape(3)), model.encode_text(small_context())
-    events = rollout(model, text, cache, noise, DENOISING, BLOCKS + 1, twins=twins, stop=BLOCKS)
+    noise = seeded_noise(7, block_shape(3))
+    events = rollout(model, small_context(), cache, noise, DENOISING, BLOCKS + 1, twins=twins, stop=BLOCKS)
     yield from (event.latents for event in events if isinstance(event, BlockDone))
 
 

@@ -13,7 +13,8 @@ from packforcing_core.cache.cache import KVCache
 from packforcing_core.cache.config import PackForcing
 from packforcing_core.model.config import WanConfig
 from packforcing_core.rope import GridRope
-from packforcing_core.sampler.rollout import commit_block, commit_due_twin, frame_timesteps
+from packforcing_core.sampler.denoising import frame_timesteps
+from packforcing_core.sampler.rollout import commit_block, commit_due_twin
 from tests.small import SmallCompressor, small_context, small_model, small_shape
 
 CONFIG = WanConfig(dim=256, ffn_dim=512, num_layers=2, num_heads=4, text_dim=32, freq_dim=32)
@@ -38,8 +39,8 @@ class Run:
         for timestep in (1000.0, 500.0):
             self.model.flow(self.latents, frame_timesteps(timestep, self.latents), self.text, view)
         commit_block(self.model, self.text, self.cache, view, self.latents, 0.0)
-        self.waiting[view.block] = self.latents, None
-        commit_due_twin(self.model, self.text, self.cache, self.compressor, self.waiting)
+        self.waiting[view.block] = self.compressor.tokens(self.latents, None, False)
+        commit_due_twin(self.model, self.text, self.cache, self.waiting)
         return time.perf_counter() - began
 
     def skip(self, blocks: int) -> None:
@@ -47,7 +48,7 @@ class Run:
         twin = made[:, :, : self.cache.shape.twin_tokens]
         for _ in range(blocks):
             view = self.cache.begin_block()
-            self.waiting[view.block] = self.latents, None
+            self.waiting[view.block] = self.compressor.tokens(self.latents, None, False)
             self._write(self.cache.commit(view), made)
             if self.cache.due_twin is not None:
                 self._write(self.cache.commit_twin(), twin)

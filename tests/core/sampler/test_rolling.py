@@ -12,9 +12,9 @@ from torch import Tensor
 from packforcing_core.cache.config import DeepForcing, Full, PackForcing, SinkWindow, Window
 from packforcing_core.checkpoint.families import FAMILIES
 from packforcing_core.errors import PackForcingError
+from packforcing_core.sampler.denoising import BlockDone, Denoising, StepDone
 from packforcing_core.sampler.noise import seeded_noise
-from packforcing_core.sampler.rolling import rolling_rollout
-from packforcing_core.sampler.rollout import BlockDone, Denoising, StepDone, Twins, rollout
+from packforcing_core.sampler.rollout import Twins, rollout
 from packforcing_core.sampler.schedule import Schedule
 from tests.exactness import DEEP, steps_off
 from tests.reference.memory import PackForcingOracle
@@ -53,8 +53,8 @@ def roll(policy, blocks: int, known=(), denoising: Denoising = THREE, size: int 
     cache = cache_for(policy, denoising, blocks, size)
     noise = noise or seeded_noise(7, block_shape(size))
     twins = twins or Twins(SmallCompressor(size), SmallDecoder())
-    text = model.encode_text(small_context())
-    return rolling_rollout(model, text, cache, noise, denoising, blocks, known, twins)
+    found = {done.block: done for done in known}
+    return rollout(model, small_context(), cache, noise, denoising, blocks, found.get, twins)
 
 
 @cache
@@ -158,8 +158,10 @@ def test_one_step_is_the_block_rollout():
     schedule = Schedule.warped((1000.0,), 5.0)
     rolled = latents(roll(SinkWindow(9, 3), 6, denoising=Denoising(schedule, rolling=True)))
     model = small_model()
-    text, noise = model.encode_text(small_context()), seeded_noise(7, block_shape(3))
-    plain = latents(rollout(model, text, small_cache(SinkWindow(9, 3), 3, 18), noise, Denoising(schedule), 6))
+    noise = seeded_noise(7, block_shape(3))
+    plain = latents(
+        rollout(model, small_context(), small_cache(SinkWindow(9, 3), 3, 18), noise, Denoising(schedule), 6)
+    )
     assert all(torch.equal(a, b) for a, b in zip(rolled, plain, strict=True))
 
 
@@ -184,13 +186,13 @@ def test_a_render_goes_on_from_known_blocks_and_those_in_flight_as_if_never_stop
         assert all(torch.equal(a.video, b.video) for a, b in zip(whole, resumed, strict=True))
 
 
-def test_known_blocks_without_those_in_flight_are_refused_before_anything_runs():
+def test_known_blocks_without_those_in_flight_are_refused_before_anything_is_made():
     known = [BlockDone(0, torch.zeros(block_shape(3)))]
     with pytest.raises(PackForcingError, match=r"Block 0 is known, but not the 2 blocks.*in flight"):
-        next(roll(SinkWindow(12, 3), 4, known=known))
+        list(roll(SinkWindow(12, 3), 4, known=known))
     longer = done(roll(SinkWindow(15, 3), 1, denoising=FOUR))
     with pytest.raises(PackForcingError, match="made with as many steps"):
-        next(roll(SinkWindow(15, 3), 4, known=longer))
+        list(roll(SinkWindow(15, 3), 4, known=longer))
     assert len(done(roll(SinkWindow(12, 3), 1, known=known))) == 1
 
 
@@ -211,7 +213,7 @@ def test_between_two_events_nothing_runs_and_the_last_block_is_not_committed():
         return plain(block, step)
 
     model, cache = small_model(), cache_for(Full(), THREE, 3)
-    events = rolling_rollout(model, model.encode_text(small_context()), cache, noise, THREE, 3)
+    events = rollout(model, small_context(), cache, noise, THREE, 3)
     assert drawn == []
     next(events)
     assert drawn == [(0, 0)]
@@ -238,8 +240,8 @@ def test_what_is_allocated_and_attended_is_what_was_planned(policy, blocks):
     plain = cache.attention
     cache.attention = lambda q, k, v: attended.append((q.shape[1], k.shape[1])) or plain(q, k, v)
     model = small_model()
-    text, noise = model.encode_text(small_context()), seeded_noise(7, block_shape(3))
-    list(rolling_rollout(model, text, cache, noise, THREE, blocks, twins=Twins(SmallCompressor(3))))
+    noise = seeded_noise(7, block_shape(3))
+    list(rollout(model, small_context(), cache, noise, THREE, blocks, twins=Twins(SmallCompressor(3))))
     windows = [k for q, k in attended if q == 3 * 3 * 6]
     commits = [k - q for q, k in attended if q == 3 * 6]
     most = cache.shape.attended_tokens(cache.partitions)

@@ -11,8 +11,9 @@ from torch import Tensor
 from packforcing_core.cache.config import Full, SinkWindow, Window
 from packforcing_core.errors import PackForcingError
 from packforcing_core.model.causal import CausalWan
+from packforcing_core.sampler.denoising import BlockDone, Denoising, StepDone
 from packforcing_core.sampler.noise import seeded_noise
-from packforcing_core.sampler.rollout import BlockDone, Denoising, StepDone, rollout
+from packforcing_core.sampler.rollout import rollout
 from packforcing_core.sampler.schedule import Schedule
 from tests.exactness import DEEP, steps_off
 from tests.reference.wan import block_causal_mask, forward, grid_positions
@@ -52,8 +53,9 @@ def plain_rollout(model: CausalWan, context: Tensor, seed: int, denoising: Denoi
 
 def run(model: CausalWan, denoising: Denoising, blocks: int, size: int = 3, policy=None, seed: int = 7, known=()):
     cache = small_cache(policy or Full(), size, blocks * size)
-    text = model.encode_text(small_context())
-    return rollout(model, text, cache, seeded_noise(seed, block_shape(size)), denoising, blocks, known)
+    found = {block: BlockDone(block, latents) for block, latents in enumerate(known)}
+    noise = seeded_noise(seed, block_shape(size))
+    return rollout(model, small_context(), cache, noise, denoising, blocks, found.get)
 
 
 def latents(events) -> list[Tensor]:
@@ -144,7 +146,7 @@ def test_between_two_events_nothing_runs():
         return noise(block, step)
 
     model = small_model()
-    events = rollout(model, model.encode_text(small_context()), small_cache(Full(), 3, 9), watched, DENOISING, 3)
+    events = rollout(model, small_context(), small_cache(Full(), 3, 9), watched, DENOISING, 3)
     assert drawn == []
     next(events)
     assert drawn == [(0, 0)]
@@ -155,7 +157,7 @@ def test_between_two_events_nothing_runs():
 def test_the_last_block_is_not_committed():
     """Nothing reads it: a pass less, and a cache that ends where the clip does."""
     model, cache = small_model(), small_cache(Full(), 3, 9)
-    list(rollout(model, model.encode_text(small_context()), cache, seeded_noise(1, block_shape(3)), DENOISING, 3))
+    list(rollout(model, small_context(), cache, seeded_noise(1, block_shape(3)), DENOISING, 3))
     assert cache.committed_frames == 6
 
 
@@ -167,7 +169,7 @@ def test_values_that_are_not_finite_name_the_block_and_keep_those_before(bad):
     def spoilt(block: int, step: int) -> Tensor:
         return noise(block, step).masked_fill_(torch.tensor(block == 2), bad)
 
-    events = rollout(model, model.encode_text(small_context()), small_cache(Full(), 3, 12), spoilt, DENOISING, 4)
+    events = rollout(model, small_context(), small_cache(Full(), 3, 12), spoilt, DENOISING, 4)
     done = []
     with pytest.raises(PackForcingError, match=r"Block 2 .*not finite.*blocks before it are kept.*bf16"):
         done.extend(event for event in events if isinstance(event, BlockDone))

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from packforcing_core.cache.config import POLICY_PRESETS, DeepForcing, PackForcing, SinkWindow, Window
 from packforcing_core.errors import PackForcingError
+from packforcing_core.sampler.denoising import BlockDone, frame_timesteps
 from packforcing_core.sampler.noise import seeded_noise
-from packforcing_core.sampler.rollout import (
-    BlockDone,
-    Twins,
-    commit_block,
-    commit_due_twin,
-    frame_timesteps,
-    recache,
-    rollout,
-)
+from packforcing_core.sampler.rollout import Twins, commit_block, commit_due_twin, recache, rollout
 from tests.small import (
     DENOISING,
     SmallCompressor,
@@ -41,8 +36,7 @@ def test_a_longer_render_begins_with_the_shorter_one(policy):
 @pytest.mark.parametrize("after", [1, 4, 7])
 def test_a_resumed_render_is_the_one_that_was_not_interrupted(policy, after):
     whole = render_blocks(policy, 9)
-    known, selections = [b.latents for b in whole[:after]], [b.selection for b in whole[:after]]
-    resumed = render_blocks(policy, 9, known=known, selections=selections)
+    resumed = render_blocks(policy, 9, known=whole[:after])
     difference = max((a.latents - b.latents).abs().max().item() for a, b in zip(whole, resumed, strict=True))
     print(f"max difference after resuming at block {after}: {difference:.1e}")
     assert difference == 0
@@ -60,10 +54,9 @@ def test_every_preset_rolls_out(name):
 def test_every_block_is_decoded_once_and_carries_its_video():
     model, decoder = small_model(), SmallDecoder()
     cache = small_cache(PackForcing(3, 3, 2, 4), 3, 15)
-    text = model.encode_text(small_context())
     twins = Twins(SmallCompressor(3), decoder)
     noise = seeded_noise(1, block_shape(3))
-    events = list(rollout(model, text, cache, noise, DENOISING, 5, twins=twins))
+    events = list(rollout(model, small_context(), cache, noise, DENOISING, 5, twins=twins))
     videos = [event.video for event in events if hasattr(event, "video")]
     assert decoder.pushed == len(videos) == 5
     assert all(video.shape == (1, 3, 12, 8, 8) for video in videos)
@@ -110,8 +103,8 @@ def test_recaching_keeps_the_bank_and_goes_on_with_the_blocks_of_the_video():
             assert view.block == block
             latents[block] = torch.randn(block_shape(3))
             commit_block(model, text, cache, view, latents[block], 0.0)
-            waiting[block] = latents[block], None
-            commit_due_twin(model, text, cache, compressor, waiting)
+            waiting[block] = compressor.tokens(latents[block], None, block == 0)
+            commit_due_twin(model, text, cache, waiting)
 
     go_on(range(8), old)
     assert cache.blocks_in_view() == (0, 6, 7)
@@ -133,13 +126,9 @@ def test_recaching_keeps_the_bank_and_goes_on_with_the_blocks_of_the_video():
 
 def test_missing_parts_are_refused_before_anything_runs():
     model = small_model()
-    text = model.encode_text(small_context())
     noise = seeded_noise(1, block_shape(3))
-    known = [torch.zeros(block_shape(3))]
     with pytest.raises(PackForcingError, match="takes a compressor and the VAE"):
-        next(rollout(model, text, small_cache(PackForcing(), 3), noise, DENOISING, 3))
-    with pytest.raises(PackForcingError, match="selections of only 0"):
-        next(rollout(model, text, small_cache(DeepForcing(), 3), noise, DENOISING, 3, known))
+        next(rollout(model, small_context(), small_cache(PackForcing(), 3), noise, DENOISING, 3))
     with pytest.raises(PackForcingError, match="selection of 1 layers"):
         small_cache(PackForcing(), 3).begin_block(((),))
 
@@ -147,15 +136,13 @@ def test_missing_parts_are_refused_before_anything_runs():
 def test_a_selection_of_another_render_is_refused():
     policy = PackForcing(3, 3, 2, 4)
     made = render_blocks(policy, 7)
-    known, selections = [b.latents for b in made], [b.selection for b in made]
-    selections[5] = ((0, 40), (1, 2))
+    made[5] = replace(made[5], selection=((0, 40), (1, 2)))
     with pytest.raises(PackForcingError, match="does not fit a bank"):
-        render_blocks(policy, 8, known=known, selections=selections)
+        render_blocks(policy, 8, known=made)
 
 
 def test_latents_that_are_not_finite_stop_the_render_and_name_the_block():
     model = small_model()
-    text = model.encode_text(small_context())
     twins = Twins(SmallCompressor(3))
 
     def noise(block, step):
@@ -164,6 +151,6 @@ def test_latents_that_are_not_finite_stop_the_render_and_name_the_block():
     done = []
     cache = small_cache(PackForcing(3, 3, 2, 4), 3)
     with pytest.raises(PackForcingError, match="Block 5"):
-        done.extend(rollout(model, text, cache, noise, DENOISING, 8, twins=twins))
+        done.extend(rollout(model, small_context(), cache, noise, DENOISING, 8, twins=twins))
     blocks = [event.block for event in done if isinstance(event, BlockDone)]
     assert blocks == [0, 1, 2, 3, 4]

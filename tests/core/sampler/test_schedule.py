@@ -8,7 +8,7 @@ import pytest
 
 from packforcing_core.checkpoint.families import FAMILIES
 from packforcing_core.errors import PackForcingError
-from packforcing_core.sampler.rollout import Denoising
+from packforcing_core.sampler.denoising import Denoising
 from packforcing_core.sampler.schedule import Schedule
 
 FOUR = (1000.0, 750.0, 500.0, 250.0)

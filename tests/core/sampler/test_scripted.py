@@ -10,9 +10,9 @@ import torch
 
 from packforcing_core.cache.config import DeepForcing, Full, PackForcing, SinkWindow, Window
 from packforcing_core.errors import PackForcingError
+from packforcing_core.sampler.denoising import BlockDone, denoise_block
 from packforcing_core.sampler.noise import seeded_noise
-from packforcing_core.sampler.rollout import BlockDone, Twins, commit_block, denoise_block, recache
-from packforcing_core.sampler.scripted import require_followable, scripted_rollout
+from packforcing_core.sampler.rollout import Twins, commit_block, recache, require_followable, rollout
 from packforcing_core.text.script import Cue, Script
 from tests.small import (
     DENOISING,
@@ -31,18 +31,13 @@ POLICIES = [Full(), Window(6), SinkWindow(9, 3), DeepForcing(2, 3, 6, 9), PackFo
 
 def scripted(script: Script, blocks: int, policy=None, known=(), model=None) -> list[BlockDone]:
     policy = policy or SinkWindow(9, 3)
-    made = {done.block: done.latents for done in known}
+    found = {done.block: done for done in known}
     cache = small_cache(policy, 3, blocks * 3)
     noise = seeded_noise(7, block_shape(3))
     twins = Twins(SmallCompressor(3), SmallDecoder())
-    events = []
-    for event in scripted_rollout(
-        model or small_model(), script, cache, noise, DENOISING, blocks, made.__getitem__, known, twins
-    ):
-        if isinstance(event, BlockDone):
-            made[event.block] = event.latents
-            events.append(event)
-    return events
+    model = model or small_model()
+    events = rollout(model, script, cache, noise, DENOISING, blocks, found.get, twins)
+    return [event for event in events if isinstance(event, BlockDone)]
 
 
 def difference(a: list[BlockDone], b: list[BlockDone]) -> list[float]:

@@ -6,8 +6,10 @@ import torch
 from packforcing_core.cache.config import DeepForcing, Full, PackForcing, SinkWindow
 from packforcing_core.errors import PackForcingError
 from packforcing_core.geometry import VideoGeometry
-from packforcing_core.render import Recipe, latent_events
-from packforcing_core.sampler.rollout import BlockDone, Denoising, StepDone, Twins, commit_block
+from packforcing_core.recipe.recipe import Recipe
+from packforcing_core.render.parts import latent_events
+from packforcing_core.sampler.denoising import BlockDone, Denoising, StepDone
+from packforcing_core.sampler.rollout import Twins, commit_block
 from packforcing_core.sampler.schedule import Schedule
 from packforcing_core.sampler.start import Start
 from tests.small import SmallCompressor, SmallDecoder, block_shape, small_cache, small_context, small_model

@@ -23,7 +23,7 @@ def measured(config: VAEConfig, dtype: torch.dtype, pushes: list[int]) -> tuple[
             video = decoder.push(latents)
             # The pieces and the video that they are joined to, float32.
             peak = memory.peak - 2 * video.nbytes
-    return sum(tail.nbytes for tail in decoder.snapshot().values()), peak
+    return sum(tail.nbytes for tail in decoder._state.tails.values()), peak
 
 
 @pytest.fixture(params=[0, wan_vae.SMALL], ids=["frame by frame", "in pairs"], autouse=True)

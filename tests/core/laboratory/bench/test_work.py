@@ -15,7 +15,7 @@ from packforcing_core.laboratory.bench.subject import SCALES
 from packforcing_core.laboratory.bench.work import Work, commit_work, decode_work, pass_work
 from packforcing_core.model.causal import CausalWan
 from packforcing_core.rope import GridRope
-from packforcing_core.sampler.rollout import frame_timesteps
+from packforcing_core.sampler.denoising import frame_timesteps
 from tests.small import CONFIG, GRID, block_shape, small_context, small_net
 
 

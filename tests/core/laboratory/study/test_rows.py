@@ -10,8 +10,8 @@ from packforcing_core.checkpoint.families import FAMILIES
 from packforcing_core.errors import PackForcingError
 from packforcing_core.geometry import VideoGeometry
 from packforcing_core.laboratory.study.rows import GROUPS, QUICK, TRAINED, base_row, chosen_rows, left_out, study_rows
-from packforcing_core.render import Recipe
-from packforcing_core.sampler.rollout import Denoising
+from packforcing_core.recipe.recipe import Recipe
+from packforcing_core.sampler.denoising import Denoising
 
 FAMILY = FAMILIES["miniature"]
 GEOMETRY = VideoGeometry.from_seconds(120.0, width=128, height=64, fps=16, frames_per_block=FAMILY.frames_per_block)

@@ -11,8 +11,9 @@ from packforcing_core.cache.config import DeepForcing, Full, PackForcing, SinkWi
 from packforcing_core.errors import PackForcingError
 from packforcing_core.laboratory.training.functional_cache import FunctionalCache
 from packforcing_core.rope import GridRope
+from packforcing_core.sampler.denoising import denoise_block
 from packforcing_core.sampler.noise import seeded_noise
-from packforcing_core.sampler.rollout import commit_block, commit_due_twin, denoise_block
+from packforcing_core.sampler.rollout import commit_block, commit_due_twin
 from tests.exactness import DEEP, steps_off
 from tests.small import (
     CONFIG,
@@ -69,9 +70,9 @@ def rolled_out(cache: FunctionalCache | KVCache, frames_per_block: int, blocks: 
         except StopIteration as done:
             latents = done.value
         yield latents, view.selection()
-        waiting[block] = latents, None
+        waiting[block] = compressor.tokens(latents, None, block == 0)
         commit_block(model, text, cache, view, latents, 0.0)
-        commit_due_twin(model, text, cache, compressor, waiting)
+        commit_due_twin(model, text, cache, waiting)
 
 
 @torch.no_grad()
@@ -101,9 +102,9 @@ def test_a_view_may_be_read_after_later_commits():
         view, latents = cache.begin_block(), noise(block, 0)
         before.append(model.flow(latents, torch.full((1, frames), 500.0), text, view))
         views.append(view)
-        waiting[block] = latents, None
+        waiting[block] = compressor.tokens(latents, None, block == 0)
         commit_block(model, text, cache, view, latents, 0.0)
-        commit_due_twin(model, text, cache, compressor, waiting)
+        commit_due_twin(model, text, cache, waiting)
     for block, view in enumerate(views):
         again = model.flow(noise(block, 0), torch.full((1, frames), 500.0), text, view)
         assert torch.equal(again, before[block])

@@ -53,8 +53,8 @@ def by_cache(model: CausalWan, policy: Policy, frames: int) -> tuple[Tensor, dic
         commit_block(model, text, cache, view, clean[block], 0.0)
         if cache.due_twin is not None:
             twins[cache.due_twin] = compressor.tokens(clean[cache.due_twin], None, False)
-        waiting[block] = clean[block], None
-        commit_due_twin(model, text, cache, compressor, waiting)
+        waiting[block] = compressor.tokens(clean[block], None, block == 0)
+        commit_due_twin(model, text, cache, waiting)
     return torch.cat(flows, dim=2), twins
 
 

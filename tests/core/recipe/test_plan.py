@@ -11,8 +11,9 @@ from packforcing_core.model.causal import CausalWan
 from packforcing_core.model.config import WAN_SIZES, WanConfig
 from packforcing_core.model.ops import TorchOps, build_on_meta
 from packforcing_core.model.wan import Wan
-from packforcing_core.plan import parameter_count, plan_render
-from packforcing_core.render import Recipe, build_cache
+from packforcing_core.recipe.plan import parameter_count, plan_render
+from packforcing_core.recipe.recipe import Recipe
+from packforcing_core.render.parts import build_cache
 from tests.small import CONFIG, DENOISING
 
 SIZES = [VideoGeometry(64, 32, 16.0, 3, 10), VideoGeometry(80, 48, 16.0, 1, 30), VideoGeometry(32, 32, 16.0, 4, 2)]

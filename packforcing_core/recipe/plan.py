@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from .checkpoint.keys import expected_shapes
-from .geometry import GB, size_text
-from .model.config import WanConfig
-from .render import Recipe, kv_shape
+from ..checkpoint.keys import expected_shapes
+from ..geometry import GB, size_text
+from ..model.config import WanConfig
+from .recipe import Recipe, kv_shape
 
 
 @dataclass(frozen=True)

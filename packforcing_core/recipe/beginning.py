@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import PackForcingError
-from .geometry import LATENT_CHANNELS, PIXEL_FRAMES_PER_LATENT, VideoGeometry, pixel_frames
-from .vae.config import normalise
-from .vae.streaming import StreamingEncoder
-from .vae.wan_vae import WanVAE
+from ..errors import PackForcingError
+from ..geometry import LATENT_CHANNELS, PIXEL_FRAMES_PER_LATENT, VideoGeometry, pixel_frames
+from ..vae.config import normalise
+from ..vae.streaming import StreamingEncoder
+from ..vae.wan_vae import WanVAE
 
 FRAMES_AT_ONCE = 16
 

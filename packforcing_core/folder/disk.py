@@ -1,0 +1,54 @@
+"""Disk work beside the sampling: in order, in a thread of its own, with little of it waiting."""
+
+from __future__ import annotations
+
+import contextvars
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+WAITING = 2
+"""Pieces of work that may wait: a crash can cost so many finished blocks and the one that is being written."""
+
+
+class Disk:
+    """Does work one piece after the other in a thread; `put` waits only while too much is waiting.
+
+        with Disk() as disk:
+            disk.put(partial(store.save, done, take))
+
+    What a piece raises is raised by the next call, and no later piece is done. Leaving waits for all of it.
+    """
+
+    def __init__(self, waiting: int = WAITING):
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="packforcing-disk")
+        self._waiting: deque[Future[None]] = deque()
+        self._limit = waiting
+        self._failure: BaseException | None = None
+
+    def put(self, work: Callable[[], object]) -> None:
+        while self._waiting and (self._waiting[0].done() or len(self._waiting) >= self._limit):
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(contextvars.copy_context().run, self._do, work))
+
+    def flush(self) -> None:
+        """Waits until all that was put is done."""
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def _do(self, work: Callable[[], object]) -> None:
+        if self._failure is not None:
+            raise self._failure
+        try:
+            work()
+        except BaseException as failure:
+            self._failure = failure
+            raise
+
+    def __enter__(self) -> Disk:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown(wait=True)
+        if kind is None:
+            self.flush()

@@ -1,0 +1,147 @@
+"""All that decides the latents of a render besides the model and the prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ..cache.config import TRAINED_FRAMES, Policy, SinkWindow, Window
+from ..cache.layer_kv import KVShape
+from ..cache.partitions import Partitions
+from ..checkpoint.families import Family
+from ..errors import PackForcingError
+from ..geometry import PIXEL_FRAMES_PER_LATENT, VideoGeometry, pixel_frames
+from ..model.config import WanConfig
+from ..sampler.denoising import BlockDone, Denoising
+from ..sampler.noise import NoiseSource, seeded_noise
+from ..sampler.start import Start
+
+NOISE_ALONE = Start()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides the latents of a render besides the model and the prompt."""
+
+    geometry: VideoGeometry
+    policy: Policy
+    denoising: Denoising
+    seed: int
+    start: Start = NOISE_ALONE
+
+    def __post_init__(self):
+        _ = self.partitions  # A policy that contradicts itself is refused here, before any work.
+        if self.denoising.rolling and self.start.latents is not None:
+            raise PackForcingError(
+                "A rolling rollout begins from noise alone; a picture or film needs a preset that samples "
+                "block by block."
+            )
+        if len(self.given) >= self.geometry.blocks:
+            raise PackForcingError(
+                f"{len(self.given)} blocks are given and the render has {self.geometry.blocks}: there is nothing to "
+                "make. Ask for more seconds, or give less."
+            )
+
+    @property
+    def given(self) -> list[BlockDone]:
+        """The blocks that the render begins from; they are committed, not sampled."""
+        return self.start.known(self.geometry.frames_per_block)
+
+    @property
+    def left_out_blocks(self) -> int:
+        """How many of the first blocks are no part of the film."""
+        return self.start.left_out_blocks(self.geometry.frames_per_block)
+
+    @property
+    def film_frames(self) -> int:
+        """Pixel frames of the film."""
+        return self.frames_before(self.geometry.blocks)
+
+    def frames_before(self, block: int) -> int:
+        """Pixel frames of the film before `block`."""
+        return max(0, pixel_frames(block * self.geometry.frames_per_block) - pixel_frames(self._left_out_frames))
+
+    @property
+    def _left_out_frames(self) -> int:
+        return self.left_out_blocks * self.geometry.frames_per_block
+
+    def block_at(self, seconds: float) -> int:
+        """The block that shows the moment `seconds` of the film."""
+        return self.geometry.block_at(seconds + pixel_frames(self._left_out_frames) / self.geometry.fps)
+
+    def begun(self, start: Start, seconds: float) -> Recipe:
+        """The recipe of a film of `seconds` with this start; what is left out of the film is made besides."""
+        g = self.geometry
+        extra = start.left_out_blocks(g.frames_per_block)
+        if extra:
+            new = round(seconds * g.fps / (PIXEL_FRAMES_PER_LATENT * g.frames_per_block))
+            g = replace(g, blocks=extra + max(1, new))
+        return replace(self, geometry=g, denoising=start.denoising(self.denoising, g.frames_per_block), start=start)
+
+    def begun_with(self, latents: Tensor | None) -> Recipe:
+        """The same recipe with other numbers for the same start: those that a render has stored."""
+        return self if latents is None else replace(self, start=self.start.of(latents))
+
+    def describe_length(self, wished_seconds: float) -> str:
+        """What rounding to whole blocks made of the wished length, and what the render begins from."""
+        g, given = self.geometry, len(self.given)
+        if self.left_out_blocks:
+            return (
+                f"{wished_seconds:g} s at {g.fps:g} FPS became {self.film_frames / g.fps:.2f} s: {self.film_frames} "
+                f"frames in {g.blocks - given} blocks of {g.frames_per_block} latent frames, behind {given} given "
+                "blocks that are left out of the film"
+            )
+        told = g.describe_length(wished_seconds)
+        if given:
+            return f"{told}; the first {given} of them ({pixel_frames(given * g.frames_per_block)} frames) are given"
+        if self.denoising.repainted_blocks:
+            schedule = self.denoising.of_block(0)
+            return (
+                f"{told}; the first {self.denoising.repainted_blocks} of them are repainted from noise level "
+                f"{100 * schedule.sigmas[0]:.0f}% in {len(schedule)} steps"
+            )
+        return told
+
+    def noise(self, seed: int | None = None, take: int = 0) -> NoiseSource:
+        """Where the blocks begin; of another `seed` than the recipe's own for a retake."""
+        own = seeded_noise(self.seed if seed is None else seed, self.geometry.block_shape, take)
+        return self.start.noise(own, self.denoising, self.geometry.frames_per_block)
+
+    @property
+    def partitions(self) -> Partitions:
+        """The cache's plan for this clip; PackForcingError when the policy contradicts itself, the block length or the
+        rollout.
+        """
+        return self.unlimited_partitions.limited_to(self.geometry.latent_frames)
+
+    @property
+    def compresses_sometime(self) -> bool:
+        """Whether this policy compresses the past of a clip that is long enough."""
+        return self.unlimited_partitions.bank is not None
+
+    @property
+    def unlimited_partitions(self) -> Partitions:
+        """The cache's plan for a clip of any length."""
+        return self.policy.partitions(self.geometry.frames_per_block, self.denoising.window_blocks)
+
+
+def default_policy(family: Family) -> Policy:
+    """The memory that a family was trained with."""
+    # A family that attends to all history was trained on clips of 21 latent frames; within them this is the same.
+    window_frames = family.attended_frames or family.window_frames or TRAINED_FRAMES
+    if family.sink_frames == 0:
+        return Window(window_frames)
+    return SinkWindow(window_frames, family.sink_frames)
+
+
+def kv_shape(config: WanConfig, geometry: VideoGeometry, dtype) -> KVShape:
+    """What a cache must hold for this model at this size."""
+    return KVShape(
+        config.num_layers,
+        config.num_heads,
+        config.head_dim,
+        geometry.tokens_per_frame,
+        dtype,
+        twin_tokens=geometry.twin_tokens,
+    )

@@ -1,0 +1,289 @@
+"""The video of a recorded render: it grows on disk, resumes where it stopped, and a full GPU is answered with less
+appetite.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..folder.files import FolderError, copy_start, locked
+from ..folder.fingerprint import fingerprint
+from ..folder.folder import RenderFolder
+from ..recipe.recipe import Recipe
+from ..sampler.denoising import BlockDone, Event
+from ..vae.decoders import streaming_decoder
+from ..vae.receptive import frames_looked_back, warm_up
+from ..vae.streaming import StreamingDecoder, to_frames
+from ..vae.tiny import TinyDecoder, TinyVAE
+from ..vae.wan_vae import WanVAE
+from ..video.boxes import FilmError, scan_film
+from ..video.format import VideoFormat
+from ..video.writer import SegmentedWriter
+from .beside import overlapped
+from .recording import Replayed, latents_before
+from .sums import SegmentSums
+
+Before = Callable[[int, int], Sequence[Tensor]]
+"""`before(block, frames)`: latents of the blocks before `block` that make up as many latent frames, or all of them."""
+
+
+class Source(Protocol):
+    """Events of the blocks from `first` on; `frugal` asks for as little memory as can be."""
+
+    def __call__(self, *, first: int, frugal: bool) -> Iterator[Event | Replayed]: ...
+
+
+@dataclass(frozen=True)
+class FilmedBlock:
+    """A block has been decoded and handed to the encoder: `frames` uint8 [T, H, W, 3]."""
+
+    block: int
+    frames: np.ndarray
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that the user should hear of while the render runs."""
+
+    text: str
+
+
+RenderEvent = Event | Replayed | FilmedBlock | Note
+
+
+@dataclass(frozen=True)
+class FilmJob:
+    """Which video to make of a render: `path` the finished file, `vae` what decodes and `vae_name` its fingerprint.
+
+    At least the last `tail_frames` are decoded again when everything is there. The growing video stays for an extension
+    if `keep_growing`.
+    """
+
+    path: Path
+    video_format: VideoFormat
+    blocks_per_segment: int
+    vae: WanVAE | TinyVAE
+    vae_name: str
+    tail_frames: int = 1
+    keep_growing: bool = True
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Short and the same for the same video."""
+        made_of = self.video_format
+        parts = [made_of.codec, made_of.crf, str(made_of.rate), made_of.zoom, self.blocks_per_segment, self.vae_name]
+        return f"{made_of.codec}-{fingerprint(parts)[:8]}"
+
+
+def film_events(
+    events: Iterator[Event],
+    decoder: StreamingDecoder | TinyDecoder,
+    writer: SegmentedWriter,
+    blocks_per_segment: int,
+    *,
+    left_out: int = 0,
+    before: Before = lambda block, frames: (),
+    filmed: Callable[[BlockDone, np.ndarray], None] = lambda done, frames: None,
+    frugal: bool = False,
+) -> Iterator[Event | FilmedBlock]:
+    """Decodes and encodes each block while the next one is made, and closes a segment every `blocks_per_segment`.
+
+    A block that brings its video along is not decoded again. Those before `left_out` are no part of the video. The
+    decoder is fresh and is warmed up with the latents `before` the first block. `filmed` hears of every block that was
+    written. `frugal` decodes in the smallest steps and lets the rollout wait for it.
+    """
+    beside = _side_stream(decoder.device)
+    cold = [True]
+
+    def decoded(done: BlockDone) -> Tensor:
+        if done.video is not None:
+            return done.video
+        if cold:
+            cold.clear()
+            warm_up(decoder, before(done.block, frames_looked_back(decoder.vae)))
+        return decode_block(decoder, done.latents, frugal)
+
+    def film(done: BlockDone) -> FilmedBlock:
+        with beside:
+            made = FilmedBlock(done.block, to_frames(decoded(done)))
+        if done.block >= left_out:
+            writer.write(made.frames)
+            if (done.block + 1 - left_out) % blocks_per_segment == 0:
+                writer.end_segment()
+            filmed(done, made.frames)
+        return made
+
+    return overlapped(events, BlockDone, film, ahead=0 if frugal else 1)
+
+
+def decode_block(decoder: StreamingDecoder | TinyDecoder, latents: Tensor, frugal: bool) -> Tensor:
+    """The block's video; frugal: one latent frame at a time, each taken to the host, which gives the same frames."""
+    if not frugal:
+        return decoder.push(latents)
+    return torch.cat([decoder.push(frame).cpu() for frame in latents.split(1, dim=2)], dim=2)
+
+
+def _side_stream(device: torch.device) -> AbstractContextManager:
+    """On a GPU a stream of its own, so that decoding does not queue behind the transformer; elsewhere nothing."""
+    if device.type != "cuda":
+        return nullcontext()
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))  # The weights may still be on their way.
+    return torch.cuda.stream(stream)
+
+
+def growing_film(folder: RenderFolder, job: FilmJob) -> Path:
+    """The video so far; each take has its own."""
+    return _film_of_take(folder, job, len(folder.manifest.takes) - 1)
+
+
+def _film_of_take(folder: RenderFolder, job: FilmJob, take: int) -> Path:
+    return folder.film_folder / f"{job.name}-{take}.growing.mp4"
+
+
+def filmed_render(folder: RenderFolder, recipe: Recipe, job: FilmJob, source: Source) -> Iterator[RenderEvent]:
+    """Runs the render into its video; the finished file appears at `job.path` when the iterator has ended.
+
+    The folder is locked meanwhile. When memory runs out the render resumes from the folder with the bank in system RAM
+    and the smallest decode steps; FolderError when that does not help. Whatever is raised, what is there stays playable
+    and the same call resumes.
+    """
+    with locked(folder.path):
+        frugal = False
+        while True:
+            before = _progress(folder, job)
+            try:
+                yield from _attempt(folder, recipe, job, source, frugal)
+                return
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                problem = str(error).partition("\n")[0] or "system RAM"
+            except OSError as error:
+                raise FolderError(
+                    f"{folder.path} cannot be used: {error}. Mend that and run the same again."
+                ) from error
+            # Only behind the handler is the failed attempt, which the traceback held, free to go.
+            if frugal and _progress(folder, job) == before:
+                raise FolderError(
+                    f"Out of memory, also with the bank in system RAM and the smallest decode steps: {problem}. "
+                    f"{folder.known_blocks} of {folder.manifest.blocks} blocks are safe in {folder.path}. Close other "
+                    "programs or lower the policy's knobs in a new render; the same render resumes when there is room."
+                )
+            frugal = True
+            free_memory()
+            folder.telemetry.append("out of memory", problem=problem)
+            yield Note(
+                f"Out of memory ({problem}): freed what could be, moved the bank to system RAM, decoding in smaller "
+                f"steps, resuming from block {folder.known_blocks}"
+            )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory has run out, on a GPU or in the host, where torch says so in words only."""
+    words = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
+
+
+def free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _progress(folder: RenderFolder, job: FilmJob) -> tuple[int, int]:
+    film = growing_film(folder, job)
+    return folder.known_blocks, film.stat().st_size if film.exists() else 0
+
+
+def _attempt(folder: RenderFolder, recipe: Recipe, job: FilmJob, source: Source, frugal: bool) -> Iterator[RenderEvent]:
+    """One way through the render: the events of the blocks that the video lacks; at its end the video is finished."""
+    film = growing_film(folder, job)
+    _continue_earlier_take(folder, recipe, job)
+    segments = good_segments(film, folder, recipe, job)
+    try:
+        writer = _writer(folder, recipe, job, segments)
+    except FilmError:  # Another ffmpeg began it: its frames are still to be had from the latents.
+        segments, writer = 0, _writer(folder, recipe, job, 0)
+    sums = SegmentSums(film)
+    sums.cut(segments)
+
+    def filmed(done: BlockDone, frames: np.ndarray) -> None:
+        folder.telemetry.film(done.block, folder.manifest.take_of(done.block), frames)
+        if writer.segments > sums.segments:
+            sums.append()
+
+    with writer, closing(source(first=_block_of(recipe, job, segments), frugal=frugal)) as latents:
+        events = film_events(
+            latents,
+            streaming_decoder(job.vae),
+            writer,
+            job.blocks_per_segment,
+            left_out=recipe.left_out_blocks,
+            before=lambda block, frames: latents_before(folder, block, frames),
+            filmed=filmed,
+            frugal=frugal,
+        )
+        # Closed before the writer is left: the thread that films must not meet a writer that is being closed.
+        with closing(events):
+            yield from events
+        writer.finish(job.metadata, keep_growing=job.keep_growing)
+
+
+def _writer(folder: RenderFolder, recipe: Recipe, job: FilmJob, first_segment: int) -> SegmentedWriter:
+    g = recipe.geometry
+    return SegmentedWriter(job.path, g.width, g.height, job.video_format, first_segment, growing_film(folder, job))
+
+
+def good_segments(film: Path, folder: RenderFolder, recipe: Recipe, job: FilmJob) -> int:
+    """Whole, undamaged segments of finished blocks, so many that enough is left to make for `tail_frames`.
+
+    A segment that an exception closed early, or the short last one of a clip that is made longer, is not whole.
+    """
+    if not film.exists():
+        return 0
+    try:
+        segments = scan_film(film).segments
+    except FilmError:
+        return 0
+    missing = folder.missing_blocks()
+    known = missing[0] if missing else folder.manifest.blocks
+    total, good, sound = recipe.frames_before(folder.manifest.blocks), 0, SegmentSums(film).sound()
+    for number, segment in enumerate(segments[:sound]):
+        first, following = (_block_of(recipe, job, n) for n in (number, number + 1))
+        end = recipe.frames_before(following)
+        whole = segment.frames == end - recipe.frames_before(first)
+        if not whole or following > known or end > total - job.tail_frames:
+            break
+        good += 1
+    return good
+
+
+def _block_of(recipe: Recipe, job: FilmJob, segment: int) -> int:
+    """The first block of a segment of the video."""
+    return recipe.left_out_blocks + segment * job.blocks_per_segment
+
+
+def _continue_earlier_take(folder: RenderFolder, recipe: Recipe, job: FilmJob) -> None:
+    """A retake's video begins as a copy of the segments that it keeps; the earlier take keeps its own video."""
+    manifest, film = folder.manifest, growing_film(folder, job)
+    first_block = manifest.takes[-1].first_block
+    if film.exists() or first_block == 0:
+        return
+    earlier = _film_of_take(folder, job, manifest.take_of(first_block - 1))
+    kept = min(
+        good_segments(earlier, folder, recipe, job), (first_block - recipe.left_out_blocks) // job.blocks_per_segment
+    )
+    if kept > 0:
+        SegmentSums(earlier).copy_to(film, kept)
+        copy_start(earlier, film, scan_film(earlier).end(kept))

@@ -1,0 +1,49 @@
+"""What a rollout needs besides its recipe: the cache, and what makes compressed blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from torch import Tensor
+
+from ..cache.cache import KVCache
+from ..cache.partitions import Partitions
+from ..compressor.compressor import Compressor
+from ..compressor.high_res import HighRes
+from ..model.causal import CausalWan
+from ..recipe.recipe import Recipe, kv_shape
+from ..rope import GridRope
+from ..sampler.denoising import BlockDone, Event
+from ..sampler.rollout import Twins, rollout
+from ..text.script import Script
+from ..vae.streaming import StreamingDecoder, encode
+from ..vae.wan_vae import WanVAE
+
+
+def build_cache(model: CausalWan, recipe: Recipe, partitions: Partitions | None = None) -> KVCache:
+    """The preallocated cache of a render, on the model's device and in its dtype, by its own plan or another."""
+    rope = GridRope(model.config.head_dim, recipe.geometry.grid, model.device)
+    shape = kv_shape(model.config, recipe.geometry, model.dtype)
+    return KVCache(partitions or recipe.partitions, shape, rope, model.attention, model.device)
+
+
+def build_twins(model: CausalWan, vae: WanVAE, high_res: HighRes | None) -> Twins:
+    """What a policy with a bank needs besides the model: the trained compressor, or without one its zero-shot form."""
+    branches = "low_res" if high_res is None else "both"
+    return Twins(Compressor(model, branches, high_res=high_res, encode=partial(encode, vae)), StreamingDecoder(vae))
+
+
+def latent_events(
+    model: CausalWan,
+    text: Tensor | Script,
+    recipe: Recipe,
+    known: Sequence[BlockDone] = (),
+    twins: Twins | None = None,
+) -> Iterator[Event]:
+    """The rollout of `recipe` that nothing is kept of, for the embeddings `text` [1, 512, text_dim], or for several.
+    Blocks in `known` are not denoised again. `twins` is required by policies with a bank.
+    """
+    found = {done.block: done for done in (*recipe.given, *known)}
+    cache, blocks = build_cache(model, recipe), recipe.geometry.blocks
+    return rollout(model, text, cache, recipe.noise(), recipe.denoising, blocks, found.get, twins)

@@ -1,0 +1,213 @@
+"""The rollout of a render that survives: each finished block is recorded, and those that were are not denoised again.
+
+There is one way to resume after everything that can go wrong, a killed process and a full GPU alike: what is on disk
+is read; blocks before the last missing one are committed again, with what they had selected and the compressed tokens
+that they had, which is exact; the missing ones are made.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..cache.partitions import Partitions
+from ..folder.content import Content
+from ..folder.disk import Disk
+from ..folder.folder import RenderFolder
+from ..folder.manifest import Manifest, Setting
+from ..model.causal import CausalWan
+from ..recipe.recipe import Recipe
+from ..sampler.denoising import BlockDone, Event
+from ..sampler.rollout import Twins, rollout
+from ..vae.receptive import frames_looked_back, warm_up
+from .parts import build_cache
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A finished block that the video has already was committed again, on the way to the first missing one."""
+
+    block: int
+
+
+def wanted_manifest(
+    recipe: Recipe, identity: Mapping[str, Setting], content: Content, device: torch.device
+) -> Manifest:
+    """The manifest of `recipe` with this content.
+
+    `identity` are the fingerprints of model, VAE and compressor and the dtype: what the recipe does not know.
+    """
+    g, denoising, start = recipe.geometry, recipe.denoising, recipe.start
+    first = denoising.first_block
+    settings: dict[str, Setting] = {
+        **{name: getattr(g, name) for name in ("width", "height", "fps", "frames_per_block")},
+        "policy": recipe.policy.name,
+        **{f"policy {knob.name}": getattr(recipe.policy, knob.name) for knob in recipe.policy.knobs()},
+        "timesteps": list(denoising.schedule.timesteps),
+        "sigmas": list(denoising.schedule.sigmas),
+        "first block's timesteps": list(first.timesteps) if first else None,
+        "context_noise": denoising.context_noise,
+        "rolling": denoising.rolling,
+        "start": start.kind,
+        "start in latent frames": 0 if start.latents is None else start.latents.shape[2],
+        "denoise": start.strength,
+        **identity,
+    }
+    storage = "policy bank_storage"
+    if storage in settings:  # Where the bank lies does not matter, in how many bits it does.
+        settings[storage] = "8 bits" if str(settings[storage]).endswith("int8") else "full"
+    versions = {
+        "packforcing": __version__,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(device),
+        "threads": str(torch.get_num_threads()) if device.type == "cpu" else "any",
+    }
+    return Manifest(settings, g.blocks, (content.take(recipe.seed),), versions)
+
+
+def _processor(device: torch.device) -> str:
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
+
+
+class Recording:
+    """The blocks of a render as its rollouts ask for them, and as they are kept."""
+
+    def __init__(self, recipe: Recipe, folder: RenderFolder, disk: Disk):
+        self._folder, self._manifest, self._disk = folder, folder.manifest, disk
+        self._given = {done.block: done for done in recipe.given}
+        self._since = time.monotonic()
+
+    def __call__(self, block: int) -> BlockDone | None:
+        """The block if it is known."""
+        take = self._manifest.take_of(block)
+        if self._folder.blocks.has(block, take):
+            return self._folder.blocks.load(block, take, self._manifest)
+        return self._given.get(block)
+
+    def latents_before(self, block: int, frames: int) -> list[Tensor]:
+        """Latents of the known blocks before `block` that make up `frames` latent frames, or all there are."""
+        return latents_before(self._folder, block, frames)
+
+    def keep(self, done: BlockDone) -> None:
+        """Records a block, unless it is on disk."""
+        take = self._manifest.take_of(done.block)
+        if self._folder.blocks.has(done.block, take):
+            return
+        seconds, self._since = time.monotonic() - self._since, time.monotonic()
+        line = {"seconds": round(seconds, 4), **memory(), "selected": _selected(done)}
+        self._disk.put(partial(self._write, replace(done, video=None), take, line))
+
+    def _write(self, done: BlockDone, take: int, line: Mapping[str, object]) -> None:
+        self._folder.blocks.save(done, take, self._manifest)
+        self._folder.telemetry.append("block", block=done.block, take=take, **line)
+
+
+def latents_before(folder: RenderFolder, block: int, frames: int) -> list[Tensor]:
+    """Latents of the finished blocks before `block` that make up `frames` latent frames, or all there are."""
+    manifest = folder.manifest
+    per_block = folder.blocks.shape[2]
+    first = max(0, block - -(-frames // per_block))
+    return [folder.blocks.load(b, manifest.take_of(b), manifest).latents for b in range(first, block)]
+
+
+def known_events(folder: RenderFolder, first: int, end: int) -> Iterator[BlockDone]:
+    """Finished blocks from the folder."""
+    for block in range(first, end):
+        yield folder.blocks.load(block, folder.manifest.take_of(block), folder.manifest)
+
+
+def recorded_events(
+    model: CausalWan,
+    recipe: Recipe,
+    folder: RenderFolder,
+    twins: Twins | None,
+    *,
+    first: int = 0,
+    decoded: bool = True,
+    frugal: bool = False,
+) -> Iterator[Event | Replayed]:
+    """Events of the blocks from `first` on; those in the folder are not denoised again, new ones are put there.
+
+    Where `twins` decode, blocks from `first` on bring their video if `decoded`. `frugal` keeps the bank in system RAM.
+    Raises PackForcingError when the folder cannot be read or written, and for what the rollout refuses; what is in the
+    folder stands.
+    """
+    manifest, missing = folder.manifest, folder.missing_blocks()
+    end = missing[-1] + 1 if missing else 0
+    if missing:
+        with Disk() as disk:
+            recording = Recording(recipe, folder, disk)
+            decoded_from = _decoded_from(recipe, folder, missing, first if decoded else manifest.blocks)
+            if twins and twins.decoder:
+                frames = frames_looked_back(twins.decoder.vae)
+                warm_up(twins.decoder, recording.latents_before(decoded_from, frames))
+            disk.put(partial(folder.telemetry.append, "started", known=manifest.blocks - len(missing), frugal=frugal))
+            cache = build_cache(model, recipe, bank_on_host(recipe.partitions) if frugal else recipe.partitions)
+            for take, last in manifest.pieces():
+                if cache.next_block >= min(last, end):
+                    continue
+                disk.flush()  # What an earlier piece has made may have to be committed again.
+                script, noise = folder.script(take), recipe.noise(manifest.takes[take].seed, take)
+                stop = min(last, end)
+                for event in rollout(
+                    model,
+                    script,
+                    cache,
+                    noise,
+                    recipe.denoising,
+                    end,
+                    recording,
+                    twins,
+                    stop=stop,
+                    decoded_from=decoded_from,
+                ):
+                    if isinstance(event, BlockDone):
+                        recording.keep(event)
+                        if event.block < first:
+                            yield Replayed(event.block)
+                            continue
+                    yield event
+    yield from known_events(folder, max(first, end), manifest.blocks)
+
+
+def _decoded_from(recipe: Recipe, folder: RenderFolder, missing: list[int], first: int) -> int:
+    """From which block on the rollout has to decode: for the video, and for compressed tokens that are not there."""
+    manifest, sink = folder.manifest, recipe.partitions.sink_frames
+    for block in range(min(first, missing[0])):
+        compressed = recipe.partitions.bank is not None and block * recipe.geometry.frames_per_block >= sink
+        if compressed and not folder.blocks.has_tokens(block, manifest.take_of(block)):
+            return block
+    return min(first, missing[0])
+
+
+def memory() -> dict[str, float]:
+    """What this process holds, in MB, where the system tells."""
+    used: dict[str, float] = {}
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        pages = int(statm.read_text(encoding="ascii").split()[1])
+        used["rss_mb"] = round(pages * 4096 / 1e6, 1)
+    if torch.cuda.is_available():
+        used["gpu_mb"] = round(torch.cuda.memory_allocated() / 1e6, 1)
+    return used
+
+
+def _selected(done: BlockDone) -> list:
+    """What each layer selected: blocks, or how many tokens where tokens are chosen."""
+    return [len(choice) if isinstance(choice, array) else list(choice) for choice in done.selection]
+
+
+def bank_on_host(partitions: Partitions) -> Partitions:
+    """The same plan with its bank in system RAM."""
+    if partitions.bank is None:
+        return partitions
+    storage = "host_int8" if partitions.bank.storage.endswith("int8") else "host"
+    return replace(partitions, bank=replace(partitions.bank, storage=storage))

@@ -1,0 +1,137 @@
+"""What a rollout makes, and how a block becomes clean."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..cache.cache import BlockView, KVCache, Selection
+from ..checkpoint.families import Family
+from ..errors import PackForcingError
+from ..model.causal import CausalWan, TextKV
+from .noise import NoiseSource
+from .schedule import Schedule
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """Denoising step `step` (from 0) of `steps` of a block has run."""
+
+    block: int
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class BlockDone:
+    """A block is clean: `latents` [1, 16, frames_per_block, h, w] float32 on the CPU. `reused` if it was known
+    before.
+
+    To repeat it exactly takes `selection`, what each layer selected of the past, `tokens` [1, N_c, D] on the CPU, which
+    stand for it in a bank of compressed blocks, and `in_flight` [1, 16, F, h, w] float32 on the CPU, the noisy blocks
+    behind it that a rolling rollout has begun. `video` [1, 3, T, H, W] in -1..1 is there where the rollout decodes.
+    """
+
+    block: int
+    latents: Tensor
+    reused: bool = False
+    selection: Selection = ()
+    tokens: Tensor | None = None
+    video: Tensor | None = None
+    in_flight: Tensor | None = None
+
+
+Event = StepDone | BlockDone
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """How a block becomes clean. `first_block` replaces `schedule` for block 0 where a family asks for it. `rolling`
+    denoises as many blocks together as there are steps, each at its own.
+
+    The first `repainted_blocks` run the last `strength` (0..1) of their steps only.
+    """
+
+    schedule: Schedule
+    first_block: Schedule | None = None
+    context_noise: float = 0.0
+    rolling: bool = False
+    repainted_blocks: int = 0
+    strength: float = 1.0
+
+    def __post_init__(self):
+        if self.rolling and self.first_block is not None:
+            raise PackForcingError(
+                "A rolling rollout has one schedule for all blocks, but the first block was given its own. "
+                "Leave first_block_steps away, or choose a family that samples block by block."
+            )
+
+    @classmethod
+    def of_family(cls, family: Family) -> Denoising:
+        """How the checkpoints of `family` are sampled."""
+        build = Schedule.warped if family.warp else Schedule.unwarped
+        first = family.first_block_steps and build(family.first_block_steps, family.shift)
+        rolling = family.rollout == "rolling"
+        return cls(build(family.denoising_steps, family.shift), first, family.context_noise, rolling)
+
+    def of_block(self, block: int) -> Schedule:
+        whole = self.first_block if block == 0 and self.first_block is not None else self.schedule
+        return whole.last_steps(self.strength) if block < self.repainted_blocks else whole
+
+    @property
+    def window_blocks(self) -> int:
+        """How many blocks are denoised together."""
+        return len(self.schedule) if self.rolling else 1
+
+    def calls(self, block: int) -> int:
+        """Denoising calls between the end of the block before and the end of `block`: as many `StepDone` events."""
+        return 1 if self.rolling and block > 0 else len(self.of_block(block))
+
+
+class SingleBlocks:
+    """One block after the other, each denoised on its own."""
+
+    def __init__(self, model: CausalWan, cache: KVCache, noise: NoiseSource, denoising: Denoising):
+        self._model, self._cache, self._noise, self._denoising = model, cache, noise, denoising
+
+    def make(self, text: list[TextKV], block: int) -> Generator[StepDone, None, tuple[BlockDone, BlockView]]:
+        view, schedule = self._cache.begin_block(), self._denoising.of_block(block)
+        latents = yield from denoise_block(self._model, text, view, self._noise, schedule, block)
+        return BlockDone(block, latents, selection=view.selection()), view
+
+    def passed(self, done: BlockDone) -> None: ...
+
+
+def denoise_block(
+    model: CausalWan, text: list[TextKV], view: BlockView, noise: NoiseSource, schedule: Schedule, block: int
+) -> Generator[StepDone, None, Tensor]:
+    """Yields each step as it is done; returns the clean latents.
+
+    x0 = x - sigma flow, then x = (1 - sigma') x0 + sigma' eps with fresh noise, until the last x0.
+    """
+    x = noise(block, 0).to(model.device)
+    for step, (timestep, sigma) in enumerate(zip(schedule.timesteps, schedule.sigmas, strict=True)):
+        if step > 0:
+            x = (1 - sigma) * x + sigma * noise(block, step).to(model.device)
+        flow = model.flow(x, frame_timesteps(timestep, x), text, view)
+        x = (x.double() - sigma * flow.double()).float()
+        yield StepDone(block, step, len(schedule))
+    require_finite(x, block)
+    return x
+
+
+def require_finite(x: Tensor, block: int) -> None:
+    """PackForcingError when `x`, which was to become `block`, has NaN or infinity."""
+    if not torch.isfinite(x).all():
+        raise PackForcingError(
+            f"Block {block} came out with values that are not finite (NaN or infinity). The blocks before it are kept. "
+            "Try another dtype (bf16 instead of fp16), or check the checkpoint and its LoRAs."
+        )
+
+
+def frame_timesteps(timestep: float, latents: Tensor) -> Tensor:
+    """[B, F]: the same timestep for every latent frame of `latents`."""
+    return torch.full((latents.shape[0], latents.shape[2]), timestep, dtype=torch.float32)

@@ -1,0 +1,66 @@
+"""How far back a decoder looks: from so many latent frames before a block on, it decodes the block bit for bit.
+
+The decoders have no feedback, only layers that look back a fixed number of frames, so what they remember is a function
+of the newest latent frames. A decoder that begins in the middle of a video takes its first frame for the video's first
+and finds zeros before it; the layers are walked here to find the first frame that no longer knows of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+
+from ..geometry import PIXEL_FRAMES_PER_LATENT
+from .layers import Upsample
+from .state import lookback
+from .streaming import StreamingDecoder
+from .tiny import MemBlock, TimeGrow, TinyDecoder, TinyVAE
+from .wan_vae import WanVAE
+
+
+def frames_looked_back(vae: WanVAE | TinyVAE) -> int:
+    """Latent frames that must be decoded before one whose pixel frames are to be exact: 38 for the Wan VAE.
+
+    `first` is the first exact frame behind a layer, counted from the first one that is pushed, at that layer's rate.
+    """
+    first = _behind_tiny(vae) if isinstance(vae, TinyVAE) else _behind_wan(vae)
+    return -(-first // PIXEL_FRAMES_PER_LATENT)
+
+
+def _behind_wan(vae: WanVAE) -> int:
+    first = 0
+    for layer in _in_order(vae.decoder):
+        if isinstance(layer, Upsample):
+            if layer.time_conv is not None:  # The first frame skips it, and is no part of its history.
+                first = 2 * (max(first, 1) + lookback(layer.time_conv))
+        else:
+            first += lookback(layer)
+    return first
+
+
+def _in_order(module: nn.Module) -> Iterator[nn.Module]:
+    """Upsamplings and 3-D convolutions in the order in which they run, which is that of construction."""
+    for child in module.children():
+        if isinstance(child, Upsample | nn.Conv3d):
+            yield child
+        else:
+            yield from _in_order(child)
+
+
+def _behind_tiny(vae: TinyVAE) -> int:
+    first = 0
+    for layer in vae.decoder:
+        if isinstance(layer, MemBlock):
+            first += 1
+        elif isinstance(layer, TimeGrow):
+            first *= layer.frames
+    return first
+
+
+def warm_up(decoder: StreamingDecoder | TinyDecoder, before: Sequence[Tensor]) -> None:
+    """Brings a fresh decoder to where it was behind the latents `before` [1, 16, T, h, w] each: all of the video so
+    far, or at least its last `frames_looked_back`.
+    """
+    for latents in before:
+        decoder.push(latents)
