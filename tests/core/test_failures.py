@@ -201,13 +201,13 @@ def run_limited(small: Small, root: Path, limit: str, room: int) -> str:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX limits")
-@pytest.mark.parametrize("room", [2_000, 30_000])
+@pytest.mark.parametrize("room", [2_000, 20_000])
 def test_files_that_may_not_grow_stop_the_render_and_no_block_is_lost(tmp_path, unbroken, room):
-    """2,000 bytes are too few for a block's latents, 30,000 for the video in the end."""
+    """2,000 bytes are too few for a block, 20,000 for the video in the end."""
     said = run_limited(SMALL, tmp_path, "RLIMIT_FSIZE", room)
     assert "cannot be written" in said or "could not be written" in said
     kept = len(list((tmp_path / "film" / "blocks").glob("*.safetensors")))
-    assert kept >= 3
+    assert kept >= 2
     assert resumes(tmp_path, unbroken) == list(range(kept, 6))
 
 
@@ -232,7 +232,7 @@ def mounted(folder: Path, size: str) -> bool:
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small disk takes root on Linux")
 def test_a_disk_that_is_full_stops_the_render_and_more_room_lets_it_go_on(tmp_path, unbroken):
     disk = tmp_path / "disk"
-    if not mounted(disk, "600k"):
+    if not mounted(disk, "64k"):
         pytest.skip("mounting is not allowed here")
     try:
         with pytest.raises(PackForcingError, match="No space left") as stopped:
