@@ -95,11 +95,6 @@ class BlockStore:
         return BlockDone(block, latents.clone(), True, selection, **optional)
 
 
-def block_bytes(latents: int, chosen: int, tokens: int) -> int:
-    """Bytes of a block's file: so many float32 `latents` and `chosen` numbers, bytes of `tokens`, and the header."""
-    return 4 * latents + 4 * chosen + tokens + 1000
-
-
 def _packed(selection: Selection) -> dict[str, Tensor]:
     """What the layers chose, one behind the other, and how much each did."""
     if not selection:

@@ -12,6 +12,9 @@ from ..geometry import GB, size_text
 from ..model.config import WanConfig
 from .recipe import Recipe, kv_shape
 
+HEADER_BYTES = 2000
+"""Of a file, its name and shapes; and a line of telemetry."""
+
 
 @dataclass(frozen=True)
 class RenderPlan:
@@ -22,6 +25,8 @@ class RenderPlan:
     device, the current block included; `bank_bytes` are all the compressed blocks that are remembered, `host_bytes`
     what of them is in host memory; all are exact. `weights_bytes` is exact for an unquantised model; `peak_bytes` adds
     the text, and an estimate of the activations of the larger of a transformer pass and a decode.
+    `block_disk_bytes` is what a finished block takes in the render's folder at most, and `disk_bytes` all of it:
+    blocks, text and start, without the video.
     """
 
     width: int
@@ -46,6 +51,8 @@ class RenderPlan:
     host_bytes: int
     weights_bytes: int
     peak_bytes: int
+    block_disk_bytes: int
+    disk_bytes: int
 
     def as_dict(self) -> dict[str, int | float]:
         return asdict(self)
@@ -57,7 +64,8 @@ class RenderPlan:
         return (
             f"{self.pixel_frames} frames in {self.blocks} blocks of {self.frames_per_block}{rolling} | attends to "
             f"{self.attended_tokens:,} tokens | cache {size_text(self.cache_bytes)}, "
-            f"with the current {current} {size_text(self.buffer_bytes)} | peak about {self.peak_bytes / GB:.1f} GB"
+            f"with the current {current} {size_text(self.buffer_bytes)} | peak about {self.peak_bytes / GB:.1f} GB | "
+            f"on disk {size_text(self.disk_bytes)} beside the video"
         )
 
     def describe_memory(self) -> str:
@@ -113,7 +121,27 @@ def plan_render(
         host_bytes=shape.host_bytes(partitions),
         weights_bytes=weights,
         peak_bytes=weights + text + buffer_bytes + activations + decoder_bytes,
+        block_disk_bytes=block_disk_bytes(config, recipe, dtype),
+        disk_bytes=g.blocks * block_disk_bytes(config, recipe, dtype) + content_disk_bytes(config, recipe),
     )
+
+
+def block_disk_bytes(config: WanConfig, recipe: Recipe, dtype: torch.dtype) -> int:
+    """The most that one block's file holds: float32 latents, int32 selections, compressed tokens in `dtype`."""
+    g, partitions = recipe.geometry, recipe.partitions
+    latents = math.prod(g.block_shape) * partitions.current_blocks  # Those in flight behind it are with it.
+    chosen = config.num_layers * partitions.mid_slots
+    if partitions.pruning:
+        kept = partitions.pruning.budget_frames - partitions.pruning.recent_frames - partitions.sink_frames
+        chosen = config.num_layers * kept * g.tokens_per_frame
+    tokens = g.twin_tokens * config.dim * dtype.itemsize if partitions.bank else 0
+    return 4 * latents + 4 * chosen + 8 * config.num_layers + tokens + HEADER_BYTES
+
+
+def content_disk_bytes(config: WanConfig, recipe: Recipe) -> int:
+    """Text embeddings of one prompt and the start, float32."""
+    start = recipe.start.latents
+    return 4 * (config.text_len * config.text_dim + (0 if start is None else start.numel())) + HEADER_BYTES
 
 
 def parameter_count(config: WanConfig) -> int:

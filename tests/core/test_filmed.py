@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from packforcing_core.errors import PackForcingError
 from packforcing_core.folder.files import FolderError
+from packforcing_core.recipe.plan import plan_render
 from packforcing_core.render.filming import FilmedBlock
 from packforcing_core.sampler.denoising import BlockDone, StepDone
 from packforcing_core.video import SegmentedWriter, VideoFormat, read_frames, scan_film
+from tests.small import CONFIG
 from tests.survivor import FRAMES_PER_BLOCK, POLICIES, Small, difference, frames
 
 pytestmark = pytest.mark.integration
@@ -85,6 +88,17 @@ def test_a_finished_render_is_filmed_again_without_sampling(tmp_path, finished, 
     assert difference(frames(tmp_path), unbroken["packforcing"]) == 0
     Small(codec="lossless").run(tmp_path)
     assert len(frames(tmp_path)) == len(unbroken["packforcing"])
+
+
+def test_what_a_render_leaves_on_disk_is_planned(finished):
+    for policy, root in finished.items():
+        plan = plan_render(CONFIG, Small(policy).recipe(), torch.float32)
+        files = [path for path in (root / "film").rglob("*") if path.is_file() and path.parent.name != "film"]
+        size = sum(path.stat().st_size for path in files)
+        text = 4 * (CONFIG.text_len - 8) * CONFIG.text_dim  # The small render's prompt has 8 tokens.
+        print(f"{policy}: {size} bytes on disk, {plan.disk_bytes - text} planned")
+        assert 0.3 * size < plan.disk_bytes - text < 2.5 * size
+        assert size < plan.disk_bytes
 
 
 @pytest.mark.parametrize("policy", ["packforcing", "rolling"])

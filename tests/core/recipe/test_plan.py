@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from packforcing_core.cache.config import DeepForcing, Full, PackForcing, SinkWindow, Window
+from packforcing_core.folder.blocks import BlockStore
+from packforcing_core.folder.manifest import Manifest, Take
 from packforcing_core.geometry import VideoGeometry
 from packforcing_core.model.causal import CausalWan
 from packforcing_core.model.config import WAN_SIZES, WanConfig
@@ -14,6 +16,7 @@ from packforcing_core.model.wan import Wan
 from packforcing_core.recipe.plan import parameter_count, plan_render
 from packforcing_core.recipe.recipe import Recipe
 from packforcing_core.render.parts import build_cache
+from packforcing_core.sampler.denoising import BlockDone
 from tests.small import CONFIG, DENOISING
 
 SIZES = [VideoGeometry(64, 32, 16.0, 3, 10), VideoGeometry(80, 48, 16.0, 1, 30), VideoGeometry(32, 32, 16.0, 4, 2)]
@@ -69,3 +72,23 @@ def test_the_plan_of_two_minutes_is_told_in_a_line():
     print(told)
     assert "1917 frames in 160 blocks of 3 | attends to 32,760 tokens | cache 5.18 GB" in told
     assert "with the current block 6.04 GB" in told
+    assert "on disk 0.20 GB beside the video" in told
+
+
+@pytest.mark.parametrize("policy", [Window(21), PackForcing(), DeepForcing()], ids=lambda policy: policy.name)
+def test_a_block_of_832x480_is_on_disk_as_large_as_planned_and_below_5_mb(tmp_path, policy):
+    """The real file of a block of 4, with a selection of every layer and compressed tokens in bfloat16."""
+    config = WAN_SIZES["1.3B"]
+    geometry = VideoGeometry.from_seconds(120, width=832, height=480, fps=16.0, frames_per_block=4)
+    recipe = Recipe(geometry, policy, DENOISING, seed=0)
+    plan, partitions = plan_render(config, recipe), recipe.partitions
+    chosen = {"packforcing": 16, "deep_forcing": 2 * geometry.tokens_per_frame, "window": 0}[policy.name]
+    tokens = torch.randn(1, geometry.twin_tokens, config.dim).bfloat16() if partitions.bank else None
+    done = BlockDone(0, torch.randn(geometry.block_shape), False, ((7,) * chosen,) * config.num_layers, tokens)
+    manifest = Manifest({}, 120, (Take(0, 0, "0" * 32),))
+    BlockStore(tmp_path, geometry.block_shape).save(done, 0, manifest)
+    size = (tmp_path / "000000-0.safetensors").stat().st_size
+    print(f"{policy.name}: {plan.block_disk_bytes:,} planned, {size:,} bytes, {plan.disk_bytes / 1e9:.2f} GB in all")
+    assert size <= plan.block_disk_bytes < size + 3000
+    assert size < 5e6
+    assert plan.disk_bytes < 120 * 5e6
