@@ -238,6 +238,8 @@ def _attempt(folder: RenderFolder, recipe: Recipe, job: FilmJob, source: Source,
         with closing(events):
             yield from events
         writer.finish(job.metadata, keep_growing=job.keep_growing)
+        if not job.keep_growing:
+            sums.remove()
 
 
 def _writer(folder: RenderFolder, recipe: Recipe, job: FilmJob, first_segment: int) -> SegmentedWriter:

@@ -46,6 +46,10 @@ class SegmentSums:
         """Only the first `segments` are kept."""
         del self._sums[segments:]
 
+    def remove(self) -> None:
+        """The growing video is gone."""
+        self._path.unlink(missing_ok=True)
+
     def copy_to(self, film: Path, segments: int) -> None:
         """Another video begins with the first `segments` of this one."""
         other = SegmentSums(film)
