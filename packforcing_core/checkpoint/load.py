@@ -28,6 +28,7 @@ from .keys import (
 )
 from .kinds import Kind, classify, foreign, quantisation, size_name
 from .recognition import origin_warnings, recognise
+from .scales import CODES, Scaled, decode, pair, scaled
 
 FP8 = frozenset({"F8_E4M3", "F8_E5M2"})
 
@@ -109,7 +110,7 @@ class _Selection:
     others: tuple[str, ...]
     family: Family | None
     metadata: Mapping[str, str]
-    quantised: bool
+    scaled: Scaled
     warnings: tuple[str, ...]
     how: tuple[str, ...]
 
@@ -118,8 +119,9 @@ def read_checkpoint(path: str | PathLike[str], key: str | None = None, *, keep_q
     """Reads a Wan2.1 T2V transformer from any of the families' files, or raises PackForcingError with the reason.
 
     `key` chooses a top-level key of a training save ("generator", "generator_ema", "critic"). Plain fp8 weights are
-    cast to bfloat16. Quantised files (fp8 with scales, and the like) are refused unless `keep_quantised`, for a host
-    that knows the scales: then weights and scales come as they are in the file, scales under their layer's name.
+    cast to bfloat16, and so are codes of 8 bits times their scales (`scales`). `keep_quantised` is for a host that
+    knows scales: where the file is marked as such a host expects, weights and scales come as they are in it, scales
+    under their layer's name. What such a host alone can read is refused without it.
     """
     file = open_tensors(path)
     groups = group_names(file.tensors)
@@ -130,24 +132,22 @@ def read_checkpoint(path: str | PathLike[str], key: str | None = None, *, keep_q
     if selection is None:
         kind = classify(groups, file)
         raise PackForcingError(f"{file.path.name} is {kind.title}, not a Wan transformer. {kind.advice}")
-    if selection.quantised and not keep_quantised:
+    if selection.scaled is Scaled.HOST and not keep_quantised:
         raise PackForcingError(f"{file.path.name} cannot be read here. {_QUANTISED_ADVICE}")
     config, problems = _check(file, selection)
     if config is None or problems:
         raise PackForcingError(f"{file.path.name}: {' '.join(problems)}")
-    state_dict = _load(file, selection.weights)
-    if not keep_quantised:
-        state_dict = {name: _uncast_fp8(tensor) for name, tensor in state_dict.items()}
+    kept = keep_quantised and selection.scaled in (Scaled.ANYWHERE, Scaled.HOST)
     return Checkpoint(
         path=file.path,
-        state_dict={**state_dict, **_load(file, selection.scales)},
+        state_dict=_weights(file, selection, kept=kept, cast=not keep_quantised),
         config=config,
         family=selection.family,
         compressor=_load(file, selection.compressor) or None,
         metadata=selection.metadata,
         taken=selection.taken,
         others=selection.others,
-        quantised=selection.quantised,
+        quantised=kept,
         warnings=selection.warnings,
         how=selection.how,
     )
@@ -169,7 +169,7 @@ def inspect(path: str | PathLike[str], key: str | None = None) -> Inspection:
     title = "a Wan2.1 T2V transformer" + (f", {size_name(config)}" if config else ", but not a usable one")
     scales = {name: file.tensors[there] for name, there in (*selection.weights.items(), *selection.scales.items())}
     title = ", ".join(filter(None, (title, quantisation(scales, file.metadata))))
-    advice = _QUANTISED_ADVICE if selection.quantised else _PLAIN_ADVICE
+    advice = _QUANTISED_ADVICE if selection.scaled is Scaled.HOST else _PLAIN_ADVICE
     return _inspection(
         file,
         [file.tensors[name] for name in selection.weights.values()],
@@ -180,7 +180,7 @@ def inspect(path: str | PathLike[str], key: str | None = None) -> Inspection:
         family=selection.family,
         problems=problems,
         warnings=selection.warnings,
-        quantised=selection.quantised,
+        quantised=selection.scaled is Scaled.HOST,
         how=(*selection.how, *_shapes_say(config)),
     )
 
@@ -217,7 +217,7 @@ def _select(file: TensorFile, groups: Mapping[str, Mapping[str, str]], key: str 
     scales = {name: group[name] for name in names if is_quantisation_name(name)}
     others = tuple(other for other in groups if other != front)
     weights = {name: group[name] for name in names if name not in scales}
-    quantised = bool(scales) or _QUANTISATION in file.metadata
+    known = scaled({name: file.tensors[there] for name, there in scales.items()}, _QUANTISATION in file.metadata)
     return _Selection(
         taken=front,
         weights=weights,
@@ -227,12 +227,12 @@ def _select(file: TensorFile, groups: Mapping[str, Mapping[str, str]], key: str 
         others=others,
         family=family,
         metadata=_official_metadata(file),
-        quantised=quantised,
+        scaled=known,
         warnings=tuple(
             origin_warnings(recognised, file.path, file.metadata)
             + [f"{count} tensors are left out: {what}." for what, count in unused.items()]
             + _taken_warnings(front, others)
-            + ([] if quantised else _dtype_warnings([file.tensors[name] for name in weights.values()]))
+            + _dtype_warnings(known, [file.tensors[name] for name in weights.values()])
         ),
         how=recognised.how,
     )
@@ -245,13 +245,17 @@ def _check(file: TensorFile, selection: _Selection) -> tuple[WanConfig | None, t
         config = WanConfig.from_state_dict({name: info.shape for name, info in infos.items()})
     except PackForcingError as error:
         return None, (str(error),)
-    allowed = WEIGHT_DTYPES | PACKED if selection.quantised else WEIGHT_DTYPES
+    if selection.scaled in (Scaled.HERE, Scaled.ANYWHERE):
+        _, problems = pair(infos, {name: file.tensors[there] for name, there in selection.scales.items()})
+        if problems:
+            return config, problems
+    allowed = WEIGHT_DTYPES | {Scaled.HOST: PACKED, Scaled.NOT: frozenset()}.get(selection.scaled, CODES)
     odd = [f"{name} is {info.dtype}" for name, info in infos.items() if info.dtype not in allowed]
     if odd:
         more = f" and {len(odd) - 1} more are no weights either" if len(odd) > 1 else ""
         return config, (f"{odd[0]}{more}; expected weights of {', '.join(sorted(allowed))}.",)
     shapes = {name: info.shape for name, info in infos.items()}
-    if selection.quantised:
+    if selection.scaled is Scaled.HOST:
         # What is packed has another shape than its weight; the host that unpacks it knows which.
         packed = {name for name, info in infos.items() if info.dtype in PACKED}
         shapes |= {name: shape for name, shape in expected_shapes(config).items() if name in packed}
@@ -279,9 +283,19 @@ def _load(file: TensorFile, names: Mapping[str, str]) -> dict[str, Tensor]:
     return {name: loaded[there] for name, there in names.items()}
 
 
-def _uncast_fp8(tensor: Tensor) -> Tensor:
+def _weights(file: TensorFile, selection: _Selection, *, kept: bool, cast: bool) -> dict[str, Tensor]:
+    """The weights by official name; `kept` as they are, scales beside them, else decoded. `cast` takes away fp8."""
+    if kept:
+        return _load(file, {**selection.weights, **selection.scales})
+    infos = {name: file.tensors[there] for name, there in selection.weights.items()}
+    pairs, _ = pair(infos, {name: file.tensors[there] for name, there in selection.scales.items()})
+    weights = _load(file, selection.weights)
+    scales = _load(file, {scale: selection.scales[scale] for scale in pairs.values()})
+    for name, scale in pairs.items():
+        weights[name] = decode(name, weights[name], scales[scale])
     # Without scales an fp8 weight is the weight, rounded; bfloat16 holds it exactly.
-    return tensor.to(torch.bfloat16) if tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2) else tensor
+    codes = (torch.float8_e4m3fn, torch.float8_e5m2) if cast else ()
+    return {name: weight.to(torch.bfloat16) if weight.dtype in codes else weight for name, weight in weights.items()}
 
 
 def _inspection(file: TensorFile, infos, kind: Kind, **known) -> Inspection:
@@ -307,7 +321,11 @@ def _taken_warnings(front: str, others: tuple[str, ...]) -> list[str]:
     return [f"The file holds several parts: {front or '(no top-level key)'} is taken, {rest} left out."]
 
 
-def _dtype_warnings(infos: list[TensorInfo]) -> list[str]:
-    if not any(info.dtype in FP8 for info in infos):
+def _dtype_warnings(known: Scaled, infos: list[TensorInfo]) -> list[str]:
+    if known is Scaled.HERE:
+        return [
+            "Its weights are of 8 bits, and ComfyUI would not see their scales: they become bfloat16, twice as large."
+        ]
+    if known is Scaled.HOST or not any(info.dtype in FP8 for info in infos):
         return []
     return ["The weights are fp8: outside ComfyUI they are computed in bfloat16 and take twice the memory."]
