@@ -28,7 +28,10 @@ ROWS = (
     ("geometry",),
     ("rope", "attention", "model.ops"),  # `model.ops` is the seam that every network stands on
     ("cache",),
-    ("checkpoint.files",),  # reads tensors from files and knows no network, so that every network may load through it
+    (
+        "checkpoint.files",
+        "checkpoint.shards",
+    ),  # reads tensors from files and knows no network, so that every network may load through it
     ("model",),
     ("vae",),
     ("compressor",),

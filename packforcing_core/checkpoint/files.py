@@ -1,4 +1,4 @@
-"""Reading tensor files without trusting them: safetensors, and the `.pt` files of torch.
+"""Reading tensor files without trusting them: safetensors, whole or in shards, and the `.pt` files of torch.
 
 `open_tensors` reads names, shapes, dtypes and metadata only; tensors are read when they are asked for. The kind of a
 file is told by its first bytes, since wrong extensions are common.
@@ -6,7 +6,6 @@ file is told by its first bytes, since wrong extensions are common.
 
 from __future__ import annotations
 
-import json
 import math
 import pickle
 import re
@@ -22,35 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import PackForcingError
-
-# The safetensors format's own limit on its header, in bytes.
-MAX_HEADER_BYTES = 100_000_000
-
-# Bits an element of each safetensors dtype takes (the format's list).
-DTYPE_BITS = {
-    "BOOL": 8,
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-    "U8": 8,
-    "I8": 8,
-    "F8_E5M2": 8,
-    "F8_E4M3": 8,
-    "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2FNUZ": 8,
-    "I16": 16,
-    "U16": 16,
-    "F16": 16,
-    "BF16": 16,
-    "I32": 32,
-    "U32": 32,
-    "F32": 32,
-    "C64": 64,
-    "F64": 64,
-    "I64": 64,
-    "U64": 64,
-}
+from .shards import find_shards
 
 _TORCH_NAMES = {
     torch.float32: "F32",
@@ -89,81 +60,119 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What a file holds: names as they are in it, nested names joined with dots. `loaded` is for torch files only."""
+    """What a file holds: names as they are in it, nested names joined with dots. `loaded` is for torch files only.
+
+    `shards` says for each name in which file it lies, where a checkpoint consists of several.
+    """
 
     path: Path
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
     loaded: Mapping[str, Tensor] | None = None
+    shards: Mapping[str, Path] | None = None
+
+    @property
+    def file_bytes(self) -> int:
+        """What it takes on disk, all shards together."""
+        return sum(path.stat().st_size for path in {*(self.shards or {}).values()} or {self.path})
 
     def load(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The named tensors, on the CPU, in the file's dtype, memory-mapped where the format allows."""
+        names = list(names)
         if self.loaded is not None:
             return {name: self.loaded[name] for name in names}
-        try:
-            with safe_open(self.path, framework="pt", device="cpu") as file:
-                return {name: file.get_tensor(name) for name in names}
-        except (SafetensorError, OSError, KeyError, AttributeError) as error:
-            raise PackForcingError(f"{self.path.name} cannot be read: {error}. {_AGAIN}") from error
+        where = self.shards or dict.fromkeys(names, self.path)
+        loaded: dict[str, Tensor] = {}
+        for path in dict.fromkeys(where[name] for name in names):
+            try:
+                with safe_open(path, framework="pt", device="cpu") as file:
+                    loaded |= {name: file.get_tensor(name) for name in names if where[name] == path}
+            except (SafetensorError, OSError, KeyError, AttributeError) as error:
+                raise PackForcingError(f"{path.name} cannot be read: {error}. {_AGAIN}") from error
+        return {name: loaded[name] for name in names}
 
 
 def open_tensors(path: str | PathLike[str]) -> TensorFile:
     """Names, shapes, dtypes and metadata of a safetensors or torch file, checked against the file's length.
 
+    A folder or an index of shards, and any one of the shards, stand for all of them together.
     Raises PackForcingError where the file is missing, truncated, not what it claims to be, or would run code.
     """
     path = Path(path)
+    shards = find_shards(path)
+    if shards is not None:
+        return _join(path, [_open_one(shard) for shard in shards])
+    return _open_one(path)
+
+
+def _open_one(path: Path) -> TensorFile:
     start = _first_bytes(path)
     _refuse_other_formats(path, start)
     if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{":
         tensors = _load_torch(path, is_zip=start.startswith(b"PK"))
         infos = {name: TensorInfo(tuple(t.shape), _dtype_name(t.dtype)) for name, t in tensors.items()}
         return TensorFile(path, infos, {}, tensors)
-    return TensorFile(path, *read_safetensors_header(path))
+    return TensorFile(path, *_read_safetensors(path))
+
+
+def _join(path: Path, parts: list[TensorFile]) -> TensorFile:
+    """The shards of one checkpoint as one file."""
+    shards: dict[str, Path] = {}
+    for part in parts:
+        if part.loaded is not None:
+            raise PackForcingError(f"{part.path.name} is a torch file among shards; expected safetensors. {_AGAIN}")
+        twice = next((name for name in part.tensors if name in shards), None)
+        if twice is not None:
+            raise PackForcingError(
+                f"{twice} lies in {shards[twice].name} and in {part.path.name}: these are not shards of one checkpoint."
+            )
+        shards |= dict.fromkeys(part.tensors, part.path)
+    tensors = {name: info for part in parts for name, info in part.tensors.items()}
+    metadata = {key: value for part in parts for key, value in part.metadata.items()}
+    return TensorFile(path, tensors, metadata, shards=shards)
 
 
 def _first_bytes(path: Path) -> bytes:
     try:
         if not path.is_file():
-            raise PackForcingError(f"{path} is no file; expected a checkpoint (.safetensors, .pt or .pth).")
+            raise PackForcingError(
+                f"{str(path)[:200]} is no file; expected a checkpoint (.safetensors, .pt, .pth) or a folder of shards."
+            )
         with path.open("rb") as file:
             return file.read(64)
     except OSError as error:  # no permission, a name longer than the system's limit
         raise PackForcingError(f"{str(path)[:200]} cannot be opened: {error.strerror}.") from error
 
 
-def read_safetensors_header(path: str | PathLike[str]) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file from its header alone.
+def _read_safetensors(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """(tensors, metadata) from the header, which the library checks against the file's length."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+            infos = {name: TensorInfo(tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+            return infos, file.metadata() or {}
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise PackForcingError(_damage(path, str(error))) from error
 
-    Format: 8 bytes little-endian header length, JSON header, data; https://github.com/huggingface/safetensors.
-    Raises PackForcingError for a header that is damaged or that does not fit the file's length.
-    """
-    path = Path(path)
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > MAX_HEADER_BYTES:
-            raise PackForcingError(f"{path.name} is not a safetensors file: it says its header has {length:,} bytes.")
-        if 8 + length > size:
-            raise PackForcingError(
-                f"{path.name} is truncated: its header has {length:,} bytes, the file {size:,}. {_AGAIN}"
-            )
-        raw = file.read(length)
-    header = _parse_header(path, raw)
-    metadata = _check_metadata(path, header.pop("__metadata__", {}))
-    tensors: dict[str, TensorInfo] = {}
-    ends = []
-    for name, entry in header.items():
-        info, begin, end = _check_entry(path, name, entry)
-        tensors[name] = info
-        ends.append((begin, end, name))
-    _check_coverage(path, sorted(ends), size - 8 - length)
-    return tensors, metadata
+
+def _damage(path: Path, error: str) -> str:
+    """What the library's error means for whoever has the file; older versions write its names in one word."""
+    kind = re.sub(r"[^a-z]", "", error.lower())
+    if any(sign in kind for sign in ("headertoosmall", "headertoolarge", "headerstart")):
+        return f"{path.name} is not a safetensors file: it does not begin with a header of one. {_AGAIN}"
+    size = f"the file has {path.stat().st_size:,} bytes"
+    if "invalidheaderlength" in kind:
+        return f"{path.name} is truncated, or not a safetensors file: {size}, its header says more. {_AGAIN}"
+    if "incomplete" in kind:
+        return f"{path.name} is truncated or damaged: {size}, and its header promises another number. {_AGAIN}"
+    return f"{path.name} is damaged, or not a safetensors file: {error[:200]}. {_AGAIN}"
 
 
 def _refuse_other_formats(path: Path, start: bytes) -> None:
     if not start:
         raise PackForcingError(f"{path.name} is empty. {_AGAIN}")
+    if start.lstrip().startswith(b"{"):
+        raise PackForcingError(f"{path.name} is a JSON file, not a checkpoint: expected the weights that it describes.")
     if start.startswith(b"GGUF"):
         raise PackForcingError(
             f"{path.name} is a GGUF file; expected .safetensors or .pt. "
@@ -173,63 +182,6 @@ def _refuse_other_formats(path: Path, start: bytes) -> None:
         raise PackForcingError(f"{path.name} is a Git LFS pointer, not the file itself: run `git lfs pull`.")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise PackForcingError(f"{path.name} is a web page, not a checkpoint: the download went wrong. {_AGAIN}")
-
-
-def _parse_header(path: Path, raw: bytes) -> dict[str, Any]:
-    try:
-        header = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise PackForcingError(f"{path.name} is not a safetensors file, or damaged: {error}. {_AGAIN}") from error
-    if not isinstance(header, dict):
-        raise PackForcingError(f"{path.name} is damaged: its header is no table of tensors. {_AGAIN}")
-    return header
-
-
-def _check_metadata(path: Path, metadata: Any) -> dict[str, str]:
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise PackForcingError(f"{path.name} is damaged: its metadata is no table of strings. {_AGAIN}")
-    return metadata
-
-
-def _check_entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, int, int]:
-    """One tensor's line of the header, and where its bytes begin and end."""
-    problem = f"{path.name} is damaged: the header's entry of {name!r} is wrong"
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise PackForcingError(f"{problem}: expected dtype, shape and data_offsets. {_AGAIN}")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise PackForcingError(f"{problem}: unknown dtype {dtype!r}. {_AGAIN}")
-    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
-        raise PackForcingError(f"{problem}: shape {shape!r}, data_offsets {offsets!r}. {_AGAIN}")
-    begin, end = offsets
-    bits = math.prod(shape) * DTYPE_BITS[dtype]
-    if bits != 8 * (end - begin):
-        raise PackForcingError(
-            f"{problem}: {shape} of {dtype} take {bits / 8:,.0f} bytes, not {end - begin:,}. {_AGAIN}"
-        )
-    return TensorInfo(tuple(shape), dtype), begin, end
-
-
-def _are_counts(values: Any) -> bool:
-    # type() rather than isinstance(): JSON's true is an int to Python.
-    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
-
-
-def _check_coverage(path: Path, spans: list[tuple[int, int, str]], data_bytes: int) -> None:
-    """The format wants the tensors to fill the data without holes or overlaps."""
-    position = 0
-    for begin, end, name in spans:
-        if begin != position:
-            raise PackForcingError(f"{path.name} is damaged: {name!r} begins at {begin:,}, not {position:,}. {_AGAIN}")
-        position = end
-    if position > data_bytes:
-        raise PackForcingError(
-            f"{path.name} is truncated: its header promises {position:,} bytes of data, it has {data_bytes:,}. {_AGAIN}"
-        )
-    if position < data_bytes:
-        raise PackForcingError(
-            f"{path.name} is damaged: {data_bytes - position:,} bytes follow the last tensor. {_AGAIN}"
-        )
 
 
 def _load_torch(path: Path, *, is_zip: bool) -> dict[str, Tensor]:

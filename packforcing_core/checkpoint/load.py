@@ -307,7 +307,7 @@ def _inspection(file: TensorFile, infos, kind: Kind, **known) -> Inspection:
         kind=kind.name,
         title=kind.title,
         advice=kind.advice,
-        file_bytes=file.path.stat().st_size,
+        file_bytes=file.file_bytes,
         parameters=sum(dtypes.values()),
         dtypes=dict(dtypes),
         **known,

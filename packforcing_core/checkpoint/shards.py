@@ -1,0 +1,80 @@
+"""A checkpoint in several files, as Hugging Face stores large ones: NAME-00001-of-00006.safetensors beside an index.
+
+Nothing outside of the folder that the index lies in is ever opened.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from ..errors import PackForcingError
+
+_INDEX = ".safetensors.index.json"
+_SHARD = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+_MOST_SHARDS = 1000
+_LARGEST_INDEX = 64 * 2**20
+
+
+def find_shards(path: Path) -> list[Path] | None:
+    """The shards that `path` (a folder, an index, or one shard) stands for, in order; None for any other file.
+
+    Raises PackForcingError where a shard is missing, and for an index that is damaged.
+    """
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError:  # a name longer than the system's limit: whoever opens it says so
+        return None
+    part = _SHARD.fullmatch(path.name)
+    if is_folder:
+        return _in_folder(path)
+    if is_file and path.name.endswith(_INDEX):
+        return _of_index(path)
+    return _siblings(path, part) if is_file and part else None
+
+
+def _in_folder(folder: Path) -> list[Path] | None:
+    """By the index in it, or by its one safetensors file."""
+    indices = sorted(folder.glob(f"*{_INDEX}"))
+    files = sorted(folder.glob("*.safetensors"))
+    if len(indices) == 1:
+        return _of_index(indices[0])
+    if len(indices) > 1 or len(files) > 1:
+        some = ", ".join(path.name for path in (indices or files)[:3])
+        raise PackForcingError(f"{folder} holds several checkpoints ({some}); expected one. Name the file.")
+    return files or None
+
+
+def _of_index(index: Path) -> list[Path]:
+    try:
+        if index.stat().st_size > _LARGEST_INDEX:
+            raise ValueError("it is too long")
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        files = sorted(set(names))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise PackForcingError(f"{index.name} is no index of shards: it has no weight_map ({error!r:.100}).") from error
+    for name in files:
+        if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\\\:\0]", name):
+            raise PackForcingError(f"{index.name} was refused: it names {name!r:.100}, which is no file beside it.")
+    if not 1 <= len(files) <= _MOST_SHARDS:
+        raise PackForcingError(f"{index.name} names {len(files):,} shards; expected 1 to {_MOST_SHARDS:,}.")
+    return _present(index, [index.with_name(name) for name in files])
+
+
+def _siblings(path: Path, part: re.Match) -> list[Path]:
+    count = int(part["count"])
+    if not 1 <= int(part["number"]) <= count <= _MOST_SHARDS:
+        raise PackForcingError(f"{path.name} is shard {part['number']} of {part['count']}: no such shard can be.")
+    names = [f"{part['name']}-{number:05}-of-{part['count']}.safetensors" for number in range(1, count + 1)]
+    return _present(path, [path.with_name(name) for name in names])
+
+
+def _present(path: Path, shards: list[Path]) -> list[Path]:
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        raise PackForcingError(
+            f"{path.name} belongs to a checkpoint of {len(shards)} shards, and {', '.join(missing[:3])} is not there. "
+            "Put all of them into one folder, or get the checkpoint in one file."
+        )
+    return shards
