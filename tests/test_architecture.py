@@ -24,7 +24,7 @@ NODES = ROOT / "nodes"
 
 # Top to bottom; a module imports from its own row or from one above it. A longer name wins over its room's.
 ROWS = (
-    ("errors",),
+    ("errors", "devices"),
     ("geometry",),
     ("rope", "attention", "model.ops"),  # `model.ops` is the seam that every network stands on
     ("cache",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -58,9 +58,13 @@ class TwinRows:
 
         PyTorch's own pinned memory is rounded up to powers of two, 1.9 times a bank of the usual size, and kept.
         """
+        if self._device.type != "cuda" or not rows.nbytes:
+            return
         cuda = torch.cuda.cudart()
-        if rows.nbytes and int(cuda.cudaHostRegister(rows.data_ptr(), rows.nbytes, 0)) == 0:
+        if int(cuda.cudaHostRegister(rows.data_ptr(), rows.nbytes, 0)) == 0:
             weakref.finalize(self, cuda.cudaHostUnregister, rows.data_ptr())
+        else:
+            _forget_last_error(self._device)
 
     @property
     def nbytes(self) -> int:
@@ -87,6 +91,12 @@ class TwinRows:
             target.take_codes(rows, self._rows[slot], self._scales[slot])
         else:
             target.write(rows, self.read(slot))
+
+
+def _forget_last_error(device: torch.device) -> None:
+    """CUDA keeps the error of a call that failed, and torch raises it at the next kernel, whatever that is: at this."""
+    with suppress(RuntimeError):
+        torch.zeros(1, device=device).add_(1)
 
 
 class Copies:

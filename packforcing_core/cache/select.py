@@ -82,7 +82,7 @@ def attention_mass(question: Question) -> list[float]:
     mass = torch.zeros(len(question.blocks), dtype=torch.float64)
     for queries in question.queries.float().split(QUERIES_AT_ONCE, dim=1):
         weights = (torch.einsum("bqhd,bkhd->bhqk", queries, keys) * scale).softmax(dim=-1)
-        mass += weights.unflatten(-1, (len(question.blocks), -1)).sum(dim=(0, 1, 2, 4)).double().cpu()
+        mass += weights.unflatten(-1, (len(question.blocks), -1)).sum(dim=(0, 1, 2, 4)).cpu().double()
     batch, rows, heads, _ = question.queries.shape
     return (mass / (batch * rows * heads)).tolist()
 

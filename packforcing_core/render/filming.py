@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..devices import is_out_of_memory
 from ..folder.files import FolderError, copy_start, locked
 from ..folder.fingerprint import fingerprint
 from ..folder.folder import RenderFolder
@@ -187,12 +188,6 @@ def filmed_render(folder: RenderFolder, recipe: Recipe, job: FilmJob, source: So
                 f"Out of memory ({problem}): freed what could be, moved the bank to system RAM, decoding in smaller "
                 f"steps, resuming from block {folder.known_blocks}"
             )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory has run out, on a GPU or in the host, where torch says so in words only."""
-    words = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
 def free_memory() -> None:

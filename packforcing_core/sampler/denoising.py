@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..cache.cache import BlockView, KVCache, Selection
 from ..checkpoint.families import Family
+from ..devices import widest_float
 from ..errors import PackForcingError
 from ..model.causal import CausalWan, TextKV
 from .noise import NoiseSource
@@ -117,10 +118,16 @@ def denoise_block(
         if step > 0:
             x = (1 - sigma) * x + sigma * noise(block, step).to(model.device)
         flow = model.flow(x, frame_timesteps(timestep, x), text, view)
-        x = (x.double() - sigma * flow.double()).float()
+        x = without_noise(x, flow, sigma)
         yield StepDone(block, step, len(schedule))
     require_finite(x, block)
     return x
+
+
+def without_noise(x: Tensor, flow: Tensor, sigma: float) -> Tensor:
+    """x0 = x - sigma flow in float32, computed in the widest float that the device has."""
+    wide = widest_float(x.device)
+    return (x.to(wide) - sigma * flow.to(wide)).float()
 
 
 def require_finite(x: Tensor, block: int) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..cache.cache import BlockView, KVCache
 from ..errors import PackForcingError
 from ..model.causal import CausalWan, TextKV
-from .denoising import BlockDone, Denoising, StepDone, frame_timesteps, require_finite
+from .denoising import BlockDone, Denoising, StepDone, frame_timesteps, require_finite, without_noise
 from .noise import NoiseSource
 from .schedule import Schedule
 
@@ -80,10 +80,7 @@ def _predict(
     timesteps = [frame_timesteps(schedule.timesteps[step], x) for step, x in zip(steps, window, strict=True)]
     flow = model.flow(torch.cat(window, dim=2), torch.cat(timesteps, dim=1), text, view)
     flows = flow.split(window[0].shape[2], dim=2)
-    return [
-        (x.double() - schedule.sigmas[step] * f.double()).float()
-        for step, x, f in zip(steps, window, flows, strict=True)
-    ]
+    return [without_noise(x, f, schedule.sigmas[step]) for step, x, f in zip(steps, window, flows, strict=True)]
 
 
 def _renoise(clean: list[Tensor], noise: NoiseSource, schedule: Schedule, first: int) -> list[Tensor]:
