@@ -42,8 +42,10 @@ def test_it_holds_what_runs_and_nothing_else():
     names = archive_names()
     assert {name.split("/")[0] for name in names} == {
         "CHANGELOG.md",
+        "CONTRIBUTING.md",
         "LICENSE",
         "README.md",
+        "VALIDATION.md",
         "__init__.py",
         "locales",
         "nodes",

@@ -1,0 +1,93 @@
+"""The pages: their figures are the planner's, their links lead somewhere, their Python runs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from packforcing_core.cache.config import Full, PackForcing
+from packforcing_core.checkpoint.families import DEFAULT_FAMILY, FAMILIES
+from packforcing_core.geometry import GB, VideoGeometry
+from packforcing_core.model.config import WAN_SIZES
+from packforcing_core.recipe.plan import RenderPlan, plan_render
+from packforcing_core.recipe.recipe import Recipe
+from packforcing_core.sampler.denoising import Denoising
+from packforcing_core.vae.config import VAEConfig
+from packforcing_core.vae.memory import decode_bytes
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [p for p in sorted(ROOT.rglob("*.md")) if not {".venv", ".pytest_cache"} & set(p.relative_to(ROOT).parts)]
+INT8 = PackForcing(kv_int8="all", bank_storage="host_int8")
+ROWS = {
+    "16 GB and up": PackForcing(),
+    "12 GB": INT8,
+    "8 GB": PackForcing(3, 3, 8, kv_int8="all", bank_storage="host_int8"),
+}
+
+
+def plan(policy, frames_per_block: int = 3) -> RenderPlan:
+    geometry = VideoGeometry.from_seconds(120, width=832, height=480, fps=16.0, frames_per_block=frames_per_block)
+    recipe = Recipe(geometry, policy, Denoising.of_family(DEFAULT_FAMILY), 0)
+    decoder = decode_bytes(VAEConfig(), 480, 832, torch.bfloat16)
+    return plan_render(WAN_SIZES["1.3B"], recipe, torch.bfloat16, decoder)
+
+
+def cells(first: str) -> list[str]:
+    """The cells of the README's table row that begins with `first`."""
+    (row,) = re.findall(rf"^\| {re.escape(first)} \|.*$", README, re.MULTILINE)
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+@pytest.mark.parametrize("card", ROWS)
+def test_the_readmes_table_is_the_planners(card):
+    planned = plan(ROWS[card])
+    told = [f"{value / GB:.1f} GB" for value in (planned.peak_bytes, planned.host_bytes, planned.disk_bytes)]
+    print(card, told)
+    assert cells(card)[3:] == told
+    assert planned.peak_bytes < 0.9 * GB * float(card.split()[0])
+
+
+def test_how_much_is_compressed_and_how_long_two_minutes_are():
+    for frames, text in ((3, "compressed 26x"), (4, "34x with the paper's blocks of 4")):
+        geometry = VideoGeometry.from_seconds(120, width=832, height=480, fps=16.0, frames_per_block=frames)
+        ratio = frames * geometry.tokens_per_frame / geometry.twin_tokens
+        print(f"blocks of {frames}: {ratio:.1f}")
+        assert f"{ratio:.0f}x" in text
+        assert text in README
+    two_minutes = plan(PackForcing())
+    assert f"120 s become {two_minutes.seconds:.2f} s ({two_minutes.pixel_frames:,} frames)" in README
+    weights = two_minutes.weights_bytes
+    assert f"fp8 weights, as in low_memory, save another {weights / 2 / GB:.1f} GB" in README
+    assert f"1.3B; {2 * weights / GB:.1f} GB in fp32" in README
+    assert plan(Full()).buffer_bytes > 20 * two_minutes.buffer_bytes
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    targets = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    assert [target for target in targets if target and not (page.parent / target).exists()] == []
+
+
+def test_the_readme_is_at_most_two_screens():
+    assert len(README.splitlines()) <= 125
+
+
+def test_the_python_of_the_command_lines_page_runs():
+    page = (ROOT / "packforcing_core" / "cli" / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    code += "\nassert frames.shape[1:] == (64, 128, 3)\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_every_family_is_in_the_checkpoints_page():
+    page = (ROOT / "packforcing_core" / "checkpoint" / "README.md").read_text(encoding="utf-8")
+    rows = [f"| {family.title} | `{family.name}` | {family.sampling} |" for family in FAMILIES.values()]
+    assert [row for row in rows if row not in page] == []
