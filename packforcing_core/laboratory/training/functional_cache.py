@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ...attention import Attention, sdpa
 from ...cache.cache import Selection
@@ -59,15 +60,25 @@ class Run(NamedTuple):
 class FunctionalCache:
     """Executes one `Partitions` plan for a clip, with a batch of any size; a selection is made for the whole batch.
 
+    `recompute`: what twins attend to is put together again for the gradient, not kept once a twin and layer.
+
     PackForcingError for a plan that prunes tokens: nothing of it can be learnt through.
     """
 
-    def __init__(self, partitions: Partitions, layers: int, rope: GridRope, attention: Attention = sdpa):
+    def __init__(
+        self,
+        partitions: Partitions,
+        layers: int,
+        rope: GridRope,
+        attention: Attention = sdpa,
+        recompute: bool = False,
+    ):
         if partitions.pruning:
             raise PackForcingError(
                 "Policy 'deep_forcing' drops tokens for good and is not trained. Choose another policy for training."
             )
         self.partitions, self.layers, self.rope, self.attention = partitions, layers, rope, attention
+        self.recompute = recompute
         self.bank = partitions.bank
         self.twin_rope = TwinRope(rope, self.bank, partitions.frames_per_block) if self.bank else None
         self.tokens_per_frame = rope.grid[0] * rope.grid[1]
@@ -261,6 +272,14 @@ class FunctionalTwinWriter(Keeper):
         self._sink = cache.runs([Placement(frame, 0, frame) for frame in range(cache.partitions.sink_frames)])
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.keep(layer, q, k, v)
+        own = self._kept[layer]
+        if self._cache.recompute and torch.is_grad_enabled():
+            return checkpoint(self._attended, layer, q, own.k, own.v, use_reentrant=False, preserve_rng_state=False)
+        return self._attended(layer, q, own.k, own.v)
+
+    def _attended(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of queries that are not turned, with own keys that are turned in space."""
         rope, choice = self._cache.twin_rope, self._choices[layer]
         first, span = self._cache.partitions.sink_frames, self._cache.bank.span
         keys, values = read(self._past, self._sink, layer)
@@ -269,9 +288,8 @@ class FunctionalTwinWriter(Keeper):
             keys.append(rope.at(first + index * span, rows.k))
             values.append(rows.v)
         own = first + len(choice) * span
-        self.keep(layer, q, k, v)
         query = rope.at(own, rope.spatial(q))
-        keys.append(rope.at(own, self._kept[layer].k))
+        keys.append(rope.at(own, k))
         values.append(v)
         return self._cache.attention(query, torch.cat(keys, dim=1), torch.cat(values, dim=1))
 
