@@ -31,6 +31,7 @@ from ..packforcing_core.sampler.rollout import require_followable
 from ..packforcing_core.text.timeline import describe
 from . import host
 from .conditioning import timed_script
+from .held import require_understood
 from .sockets import CATEGORY, CacheSocket, StartSocket, StreamSocket
 from .start import StartFrom
 from .stream import LatentStream
@@ -135,7 +136,7 @@ class Sampler(io.ComfyNode):
         start: StartFrom | None = None,
     ) -> io.NodeOutput:
         config = host.wan_config(model)
-        host.require_supported_patches(model)
+        require_understood(model)
         trained = host.trained_family(model)
         family = with_overrides(
             (trained or DEFAULT_FAMILY) if preset == "auto" else by_name(preset),

@@ -29,10 +29,14 @@ class Modulation(NamedTuple):
 
 
 class TextKV(NamedTuple):
-    """Cross-attention keys and values of one layer, [B, text_len, heads, head_dim] each."""
+    """Cross-attention keys and values of one layer, [B, text_len, heads, head_dim] each.
+
+    A layer whose cross-attention was given another forward (NAG) takes the embedded text `hidden` [B, text_len, D].
+    """
 
     k: Tensor
     v: Tensor
+    hidden: Tensor | None = None
 
 
 def sinusoidal_embedding(timesteps: Tensor, channels: int) -> Tensor:
@@ -84,9 +88,12 @@ def after_attention(
     """The rest of a layer: tokens [B, L, D] and what its self-attention `attended` [B, L, heads, head_dim]."""
     gate1, shift2, scale2, gate2 = (shifts[:, :, i].unsqueeze(2) for i in (2, 3, 4, 5))
     tokens = add_gated(tokens, layer.self_attn.o(attended.flatten(2)), gate1)
-    cross = layer.cross_attn
-    q = cross.norm_q(cross.q(layer.norm3(tokens))).unflatten(-1, (seams.heads, -1))
-    tokens = tokens + cross.o(seams.attention(q, text.k, text.v).flatten(2))
+    cross, x = layer.cross_attn, layer.norm3(tokens)
+    if text.hidden is not None:
+        tokens = tokens + cross(x, text.hidden)
+    else:
+        q = cross.norm_q(cross.q(x)).unflatten(-1, (seams.heads, -1))
+        tokens = tokens + cross.o(seams.attention(q, text.k, text.v).flatten(2))
     return add_gated(tokens, layer.ffn(modulate(layer.norm2(tokens), scale2, shift2)), gate2)
 
 
@@ -173,7 +180,9 @@ class CausalWan:
 
     def _text_kv(self, layer: nn.Module, hidden: Tensor) -> TextKV:
         cross = layer.cross_attn
-        return TextKV(self._heads(cross.norm_k(cross.k(hidden))), self._heads(cross.v(hidden)))
+        replaced = "forward" in vars(cross)
+        k, v = self._heads(cross.norm_k(cross.k(hidden))), self._heads(cross.v(hidden))
+        return TextKV(k, v, hidden if replaced else None)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.config.num_heads, self.config.head_dim))
