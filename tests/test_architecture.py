@@ -26,7 +26,7 @@ NODES = ROOT / "nodes"
 ROWS = (
     ("errors", "devices"),
     ("geometry",),
-    ("rope", "attention", "model.ops"),  # `model.ops` is the seam that every network stands on
+    ("rope", "attention", "history", "model.ops"),  # `model.ops` is the seam that every network stands on
     ("cache",),
     (
         "checkpoint.files",

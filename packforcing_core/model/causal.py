@@ -15,8 +15,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..attention import Attention, sdpa
-from ..cache.cache import History, Writer
 from ..geometry import PATCH
+from ..history import History, Writer
 from .config import WanConfig
 from .ops import TorchOps
 
