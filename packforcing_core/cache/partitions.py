@@ -113,6 +113,10 @@ class PruningPlan(RulePlan):
         """Newest frames of the past whose queries count, besides the current block's."""
         return self.recent_frames - frames_per_block
 
+    def view_limit(self, frames_per_block: int) -> int:
+        """The most frames of the past that a pass sees."""
+        return self.past_limit(frames_per_block)
+
     def past_before(self, block: int, frames_per_block: int) -> int:
         """Frames that are kept when block `block` begins."""
         full = ceil(self.window_frames / frames_per_block) - 1
@@ -180,12 +184,16 @@ class Partitions:
     @property
     def rolling_recent_frames(self) -> int:
         """Recent frames that a full window of `current_blocks` sees."""
-        return min(self.recent_frames, self._recent_limit(self.current_blocks))
+        limit = self._recent_limit(self.current_blocks)
+        if self.pruning:
+            limit = self.pruning.view_limit(self.frames_per_block) - self.sink_frames
+        return min(self.recent_frames, limit)
 
     @property
     def copied_frames(self) -> int:
         """Slots in front of the current blocks for those recent frames that stay in view when others do not."""
-        return self.rolling_recent_frames if self.rolling_recent_frames < self.recent_frames else 0
+        seen = min(self.recent_frames, self._recent_limit(self.current_blocks))
+        return seen if seen < self.recent_frames else 0
 
     def _recent_limit(self, blocks: int) -> int:
         if self.view_frames is None:

@@ -90,7 +90,9 @@ def load_compressor(
     if not COMPRESSOR.exists():
         return None
     frames = FAMILY.frames_per_block
-    return compressors.load_compressor(COMPRESSOR, read_model().config, frames, ops=ops, device=device, dtype=dtype)
+    loaded = compressors.load_compressor(COMPRESSOR, read_model().config, frames, ops=ops, device=device, dtype=dtype)
+    told = {compressors.MID_SPAN: str(MEMORY.mid_span), **loaded.info.told}
+    return loaded._replace(info=replace(loaded.info, told=told))
 
 
 def _open(path: Path) -> TensorFile:

@@ -197,7 +197,7 @@ def test_a_tiny_vae_cannot_compress_the_past(comfy: ComfyServer, files: Files):
     save_file(TinyVAE((256, 128, 64, 64), True).state_dict(), comfy.models("vae") / "tiny-light.safetensors")
     graph = Graph()
     vae = graph.add("VAELoader", vae_name="tiny-light.safetensors")[0]
-    cache = preset(graph, "PackForcing zero-shot", sink_frames=3, recent_frames=3)
+    cache = preset(graph, "PackForcing", sink_frames=3, recent_frames=3)
     decode(graph, stream(graph, our_loader(graph, files), kv_cache=cache, vae=vae, seconds=4.0), files)
     failed(comfy, graph, "PackForcingSampler", "tiny autoencoder", "Wan2.1 VAE")
 

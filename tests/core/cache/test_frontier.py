@@ -110,13 +110,7 @@ def test_memory_is_flat_at_the_planned_bytes_over_1000_blocks(policy):
             rows = cache.layers[0].attended(view.window)
             attended.add(rows.stop - rows.start)
     print(f"{planned:,} bytes; attended {attended}")
-    assert attended == {cache.shape.attended_tokens(cache.partitions) - _room(cache)}
-
-
-def _room(cache) -> int:
-    """Tokens of the slots that a pruned past fills only between a commit and the next block's first step."""
-    plan = cache.partitions.pruning
-    return (cache.partitions.past_frames - (plan.budget_frames - 3)) * GRID[0] * GRID[1] if plan else 0
+    assert attended == {cache.shape.attended_tokens(cache.partitions)}
 
 
 @pytest.mark.parametrize(
