@@ -97,7 +97,7 @@ def test_a_full_bank_forgets_the_oldest_and_a_window_everything_before_it():
     made = recipe("PackForcing", blocks=200)
     states = block_states(made.geometry, made.partitions, 199)
     assert states.count("mid") == 160
-    assert states.index("mid") == 199 - 1 - 128
+    assert states.index("mid") == 199 - 1 - 160
     window = recipe("Sliding window (Self-Forcing)", blocks=12, frames_per_block=3)
     assert block_states(window.geometry, window.partitions, 11).count("gone") == 5
 
