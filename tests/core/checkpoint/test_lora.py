@@ -83,9 +83,7 @@ LAYOUTS = {
     "PEFT": (lambda layer: f"base_model.model.{layer}", ("lora_A.default.weight", "lora_B.default.weight")),
     "PEFT of diffusers": (lambda layer: f"base_model.model.{in_diffusers_names(layer)}", A_B),
     "processors": (
-        lambda layer: (
-            f"unet.{re.sub(r'[.](to_[a-z]+)', r'.processor.' + chr(92) + '1', in_diffusers_names(layer))}_lora"
-        ),
+        lambda layer: f"unet.{in_diffusers_names(layer).removesuffix('.0').replace('.to_', '.processor.to_')}_lora",
         ("down.weight", "up.weight"),
     ),
     "kohya": (lambda layer: f"lora_unet_{flat(layer)}", DOWN_UP),
