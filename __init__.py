@@ -5,17 +5,8 @@ installers) import the file on its own; then there is no package, and nothing to
 """
 
 if __package__:
-    from .nodes.needs import unmet
+    from .nodes.extension import comfy_entrypoint
 
-    PROBLEM = unmet()
-    if PROBLEM is None:
-        from .nodes.extension import comfy_entrypoint
+    WEB_DIRECTORY = "./nodes/web"
 
-        WEB_DIRECTORY = "./nodes/web"
-
-        __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]
-    else:
-        import logging
-
-        logging.error(PROBLEM)
-        NODE_CLASS_MAPPINGS: dict = {}
+    __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

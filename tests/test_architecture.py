@@ -26,7 +26,8 @@ NODES = ROOT / "nodes"
 ROWS = (
     ("errors", "devices"),
     ("geometry",),
-    ("rope", "attention", "history", "model.ops"),  # `model.ops` is the seam that every network stands on
+    ("queued", "kernels"),
+    ("rope", "attention", "model.ops"),  # `model.ops` is the seam that every network stands on
     ("cache",),
     (
         "checkpoint.files",

@@ -33,12 +33,14 @@ POLICIES = {
     "sink_window": (SinkWindow(window_frames=8, sink_frames=2), 3),
     "sink_window, gap left": (SinkWindow(window_frames=8, sink_frames=2, realign=False), 3),
     "packforcing": (PackForcing(sink_frames=2, recent_frames=2, top_k_blocks=2, bank_blocks=3, mid_span=0), 2),
-    "span of 1.5": (
-        PackForcing(sink_frames=2, recent_frames=2, top_k_blocks=2, bank_blocks=3, mid_span=1.5),
+    "least selected": (
+        PackForcing(
+            sink_frames=2, recent_frames=2, top_k_blocks=2, bank_blocks=3, mid_span=1.5, eviction="least_selected"
+        ),
         2,
     ),
     "two recent blocks": (
-        PackForcing(sink_frames=4, recent_frames=4, top_k_blocks=2, bank_blocks=4, selector="future"),
+        PackForcing(sink_frames=4, recent_frames=4, top_k_blocks=2, bank_blocks=4, selector="best_row"),
         2,
     ),
     "attention mass": (
@@ -140,5 +142,5 @@ def test_a_twin_that_is_due_and_a_pruning_plan_are_refused():
             commit_block(model, text, cache, cache.begin_block(), seeded_noise(7, block_shape(frames))(block, 0), 0.0)
     with pytest.raises(PackForcingError, match="Block 1 is due"):
         cache.begin_block()
-    with pytest.raises(PackForcingError, match="Choose packforcing, window"):
+    with pytest.raises(PackForcingError, match="deep_forcing"):
         functional_cache(DeepForcing(), 2)
