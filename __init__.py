@@ -5,8 +5,17 @@ installers) import the file on its own; then there is no package, and nothing to
 """
 
 if __package__:
-    from .nodes.extension import comfy_entrypoint
+    from .nodes.needs import unmet
 
-    WEB_DIRECTORY = "./nodes/web"
+    PROBLEM = unmet()
+    if PROBLEM is None:
+        from .nodes.extension import comfy_entrypoint
 
-    __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]
+        WEB_DIRECTORY = "./nodes/web"
+
+        __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]
+    else:
+        import logging
+
+        logging.error(PROBLEM)
+        NODE_CLASS_MAPPINGS: dict = {}

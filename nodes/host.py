@@ -6,7 +6,6 @@ cast, offload, dequantise and patch as ComfyUI set them up (LoRA, fp8, GGUF).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +20,10 @@ import comfy.sd
 import comfy.supported_models
 import comfy.taesd.taehv
 import torch
-from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
+from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
-from ..packforcing_core.attention import Attention, Capability, cudnn_first, prefers_cudnn
+from ..packforcing_core.attention import Attention
 from ..packforcing_core.checkpoint.families import FAMILIES, Family
 from ..packforcing_core.compressor.high_res import HighRes
 from ..packforcing_core.compressor.weights import CompressorInfo, LoadedCompressor
@@ -38,28 +37,21 @@ from ..packforcing_core.vae.decoders import decoder_bytes as working_bytes
 from ..packforcing_core.vae.load import load_vae
 from ..packforcing_core.vae.tiny import TinyVAE, load_tiny
 from ..packforcing_core.vae.wan_vae import WanVAE
+from .held import held_weights, replaced_parts
 
 ORIGIN = "packforcing_origin"
 COMPRESSOR = "packforcing_compressor"
 
-# What other nodes hang on a MODEL that lives in code paths which block-by-block sampling does not take.
-_IGNORED_OPTIONS = {
-    "model_function_wrapper": "a wrapper of the whole model (EasyCache, TeaCache and the like)",
-    "context_handler": "context windows",
-    "sampler_cfg_function": "a guidance function",
-    "sampler_pre_cfg_function": "a guidance function",
-    "sampler_post_cfg_function": "a guidance function",
+# What is understood of a prompt's dictionary, and what in it changes nothing; the rest only stock samplers apply.
+_OF_A_PROMPT = {"pooled_output", "attention_mask", "num_tokens"}
+_WITHOUT_EFFECT = {
+    "start_percent": 0.0,
+    "end_percent": 1.0,
+    "clip_start_percent": 0.0,
+    "clip_end_percent": 1.0,
+    "strength": 1.0,
 }
-_IGNORED_TRANSFORMER_OPTIONS = {
-    "patches": "patches of the transformer",
-    "patches_replace": "replacements of transformer layers",
-    "wrappers": "wrappers around the model (torch.compile nodes, caching nodes)",
-    "rope_options": "changed rotary positions",
-}
-
-
-# What other nodes add to a prompt that only stock samplers apply.
-_IGNORED_CONDITIONING = ("control", "hooks", "mask", "area", "start_percent", "end_percent", "concat_latent_image")
+OWN_KEYS = "packforcing_"
 
 
 @dataclass(frozen=True)
@@ -88,32 +80,6 @@ def wan_config(model) -> WanConfig:
         text_len=net.text_len,
         eps=net.eps,
     )
-
-
-def require_supported_patches(model) -> None:
-    """Raises PackForcingError naming what another node hung on the MODEL that would be ignored here."""
-    options = model.model_options
-    found = [what for key, what in _IGNORED_OPTIONS.items() if options.get(key)]
-    if _holds_something(model.wrappers):
-        found.append(_IGNORED_TRANSFORMER_OPTIONS["wrappers"])
-    if model.hook_patches:
-        found.append("weight hooks")
-    transformer_options = options.get("transformer_options", {})
-    found += [
-        what for key, what in _IGNORED_TRANSFORMER_OPTIONS.items() if _holds_something(transformer_options.get(key))
-    ]
-    if found:
-        raise PackForcingError(
-            f"The MODEL carries {' and '.join(sorted(set(found)))}, which block-by-block sampling cannot honour. "
-            "Remove the node that adds it. LoRA, fp8, GGUF and attention nodes are fine."
-        )
-
-
-def _holds_something(value) -> bool:
-    """Whether nested dictionaries and lists of patches hold anything at the bottom."""
-    if isinstance(value, dict):
-        return any(_holds_something(v) for v in value.values())
-    return bool(value)
 
 
 def trained_family(model) -> Family | None:
@@ -151,7 +117,7 @@ def text_context(conditioning, config: WanConfig) -> Tensor:
             f"Got a CONDITIONING of {len(conditioning)} combined prompts; expected one. Encode the prompt in one node."
         )
     context, extras = conditioning[0]
-    ignored = sorted(key for key in _IGNORED_CONDITIONING if extras.get(key) is not None)
+    ignored = sorted(key for key, value in extras.items() if not _is_plain(key, value))
     if ignored:
         raise PackForcingError(
             f"The CONDITIONING carries {', '.join(ignored)}, which block-by-block sampling cannot honour. "
@@ -161,6 +127,11 @@ def text_context(conditioning, config: WanConfig) -> Tensor:
         raise PackForcingError(f"Got text embeddings of shape {list(context.shape)}; expected [1, tokens, width].")
     check_width(context.shape[2], config.text_dim, "the CONDITIONING")
     return context if context.shape[1] >= config.text_len else pad_context(context, config.text_len)
+
+
+def _is_plain(key: str, value) -> bool:
+    nothing = value is None or value is False or (key in _WITHOUT_EFFECT and value == _WITHOUT_EFFECT[key])
+    return nothing or key in _OF_A_PROMPT or key.startswith(OWN_KEYS)
 
 
 class HostOps(comfy.ops.manual_cast):
@@ -173,17 +144,8 @@ class HostOps(comfy.ops.manual_cast):
 
 
 def attention_of(model) -> Attention:
-    """The `attention` seam: ComfyUI's chosen backend, with the overrides that other nodes put on the MODEL.
-
-    Where nobody chose, that is PyTorch's attention with FlashAttention 2 before cuDNN; on Hopper cuDNN is much faster.
-    """
+    """The `attention` seam: ComfyUI's chosen backend, with the overrides that other nodes put on the MODEL."""
     transformer_options = model.model_options.get("transformer_options", {})
-    config, dtype = wan_config(model), model.model.get_dtype_inference()
-    chosen = "optimized_attention_override" in transformer_options or optimized_attention is not attention_pytorch
-    if not chosen and prefers_cudnn(Capability.of(model.load_device, dtype, config.head_dim)):
-        logging.info("PackForcing: attention by cuDNN, then by what PyTorch has.")
-        return cudnn_first
-    logging.info("PackForcing: attention as ComfyUI does it (%s).", optimized_attention.__name__)
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         flat = (x.flatten(2) for x in (q, k, v))
@@ -250,14 +212,11 @@ def model_identity(model, vae) -> dict[str, str | None]:
 
     Weights that ComfyUI has patched in place count as they were before; `vae` is None where the sampling needs none.
     """
-    weights = {
-        name: model.backup[name].weight if name in model.backup else weight
-        for name, weight in model.model.state_dict().items()
-    }
-    compressor = compressor_network(model)
+    compressor, replaced = compressor_network(model), replaced_parts(model)
     return {
-        "model": fingerprint(weights),
+        "model": fingerprint(held_weights(model.model, model.backup)),
         "LoRAs": fingerprint(model.patches) if model.patches else None,
+        "replaced parts": fingerprint(replaced) if replaced else None,
         "dtype": str(model.model.get_dtype_inference()),
         "VAE": vae_identity(vae) if vae is not None else None,
         "compressor": fingerprint(compressor.state_dict()) if compressor is not None else None,
@@ -303,7 +262,7 @@ def decoder_bytes(vae, geometry: VideoGeometry) -> int:
     state_dict = vae.first_stage_model.state_dict()
     weights = sum(weight.numel() for weight in state_dict.values()) * vae.vae_dtype.itemsize
     network = decoding_network(vae, "meta")
-    return weights + working_bytes(network, geometry.height, geometry.width, vae.vae_dtype, vae.device)
+    return weights + working_bytes(network, geometry.height, geometry.width, vae.vae_dtype)
 
 
 def decoding_network(vae, device=None) -> WanVAE | TinyVAE:

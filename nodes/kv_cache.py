@@ -12,9 +12,9 @@ from .sockets import CATEGORY, CacheSocket
 
 
 def knob_input(knob: Knob, preset: Policy) -> io.Input:
-    """The widget of one knob of a policy, at the preset's value; workflows saved before a knob was added lack it."""
+    """The widget of one knob of a policy, at the preset's value; a saved workflow or an API prompt may leave it out."""
     value = getattr(preset, knob.name)
-    shown = {"default": value, "tooltip": knob.help, "optional": True}
+    shown = {"default": value, "tooltip": knob.help, "optional": True, "advanced": knob.advanced}
     if isinstance(value, bool):
         return io.Boolean.Input(knob.name, **shown)
     if knob.choices:
@@ -31,10 +31,13 @@ class KVCacheConfig(io.ComfyNode):
             node_id="PackForcingKVCache",
             display_name="PackForcing KV Cache",
             category=CATEGORY,
-            description="What each block of the video may see of the past, which is what decides memory. Leave the "
-            "sampler's cache input open to use what the checkpoint was trained with. The drawing shows to scale what "
-            "is in view, before anything runs, and follows the render.",
-            search_aliases=["kv cache", "sink", "window", "long video memory", "deep forcing", "longlive"],
+            description="The KV cache policy: which past frames each block attends to, and so how much VRAM the cache "
+            "takes. If the sampler's input is not connected, it uses what the checkpoint was trained with. The drawing "
+            "shows to scale what is in view, before anything runs, and follows the render.",
+            search_aliases=[
+                *("kv cache", "sink", "window", "long video memory", "deep forcing", "longlive"),
+                *("tethercache", "memrope", "rolling sink", "streamingllm"),
+            ],
             inputs=[
                 io.DynamicCombo.Input(
                     "policy",
@@ -42,7 +45,7 @@ class KVCacheConfig(io.ComfyNode):
                         io.DynamicCombo.Option(name, [knob_input(knob, preset) for knob in preset.knobs()])
                         for name, preset in POLICY_PRESETS.items()
                     ],
-                    tooltip="\n".join(f"{name}: {preset.title}" for name, preset in POLICY_PRESETS.items()),
+                    tooltip="\n".join(f"{name}: {preset.keeps}." for name, preset in POLICY_PRESETS.items()),
                 ),
             ],
             outputs=[CacheSocket.Output(display_name="cache", tooltip="For the sampler's cache input.")],

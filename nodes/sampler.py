@@ -31,6 +31,7 @@ from ..packforcing_core.sampler.rollout import require_followable
 from ..packforcing_core.text.timeline import describe
 from . import host
 from .conditioning import timed_script
+from .held import require_understood
 from .sockets import CATEGORY, CacheSocket, StartSocket, StreamSocket
 from .start import StartFrom
 from .stream import LatentStream
@@ -135,7 +136,7 @@ class Sampler(io.ComfyNode):
         start: StartFrom | None = None,
     ) -> io.NodeOutput:
         config = host.wan_config(model)
-        host.require_supported_patches(model)
+        require_understood(model)
         trained = host.trained_family(model)
         family = with_overrides(
             (trained or DEFAULT_FAMILY) if preset == "auto" else by_name(preset),
@@ -146,7 +147,9 @@ class Sampler(io.ComfyNode):
         geometry = VideoGeometry.from_seconds(
             seconds, width=width, height=height, fps=fps, frames_per_block=family.frames_per_block
         )
-        policy, denoising = kv_cache or default_policy(family), Denoising.of_family(family)
+        info = host.compressor_info(model)
+        policy = (kv_cache or default_policy(family)).beside(info.mid_span if info else None)
+        denoising = Denoising.of_family(family)
         recipe = begun(Recipe(geometry, policy, denoising, seed), start, seconds, vae)
         geometry = recipe.geometry
         compresses = recipe.partitions.bank is not None
@@ -233,11 +236,11 @@ def _linked_node(hidden, name: str) -> str | None:
 def _memory_warnings(model, recipe: Recipe) -> Iterator[str]:
     info, bank = host.compressor_info(model), recipe.unlimited_partitions.bank
     if info is not None and bank is None:
-        yield f"Warning: the MODEL carries a trained compressor, which the memory '{recipe.policy.title}' does not use."
+        yield f"Warning: the MODEL carries a trained compressor, which the policy '{recipe.policy.title}' does not use."
     if info is None and bank is not None and bank.span >= recipe.geometry.frames_per_block:
         yield (
             "Warning: compressed blocks have their true length in time, which is for trained compressors, and the "
-            "MODEL carries none: expect jumps. Use the preset PackForcing zero-shot, or mid_span -1."
+            "MODEL carries none: expect jumps. Set mid_span to -1."
         )
 
 

@@ -14,11 +14,13 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+import folder_paths
 from aiohttp import web
 
 from ..packforcing_core.cache.config import POLICY_PRESETS, Policy
 from ..packforcing_core.checkpoint.families import DEFAULT_FAMILY, FAMILIES, Family, with_overrides
 from ..packforcing_core.checkpoint.load import inspect
+from ..packforcing_core.compressor.weights import trained_span
 from ..packforcing_core.drawing.window import draw_window
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.geometry import VideoGeometry
@@ -29,7 +31,7 @@ from ..packforcing_core.recipe.recipe import Recipe
 from ..packforcing_core.sampler.denoising import Denoising
 from . import host
 from .demo import NAME as MINIATURE
-from .loader import DTYPES, checkpoint_path
+from .loader import COMPRESSOR_FOLDER, DTYPES, NO_COMPRESSOR, checkpoint_path
 from .sampler import Sampler, parse_steps
 
 Values = Mapping[str, Any]
@@ -59,7 +61,8 @@ def planned_window(graph: Mapping[str, Values | None]) -> dict[str, str]:
 def planned(graph: Mapping[str, Values | None]) -> tuple[Recipe, RenderPlan]:
     model = graph.get("model") or {}
     config, recognised = _model(str(model.get("checkpoint") or model.get("unet_name") or ""))
-    recipe = _recipe(_policy(graph["cache"] or {}), recognised, model, {**_defaults(), **(graph.get("sampler") or {})})
+    policy = _policy(graph["cache"] or {}).beside(_compressor_span(model))
+    recipe = _recipe(policy, recognised, model, {**_defaults(), **(graph.get("sampler") or {})})
     dtype = host.inference_dtype(parameter_count(config), DTYPES.get(str(model.get("dtype"))))
     return recipe, plan_render(config, recipe, dtype)
 
@@ -69,6 +72,15 @@ def _policy(widgets: Values) -> Policy:
     names = {knob.name for knob in preset.knobs()}
     knobs = {key.removeprefix("policy."): value for key, value in widgets.items() if key.startswith("policy.")}
     return replace(preset, **{name: value for name, value in knobs.items() if name in names})
+
+
+def _compressor_span(model: Values) -> float | None:
+    """What a compressed block takes of time beside the compressor that the model's node loads; None without one."""
+    if model.get("checkpoint") == MINIATURE:
+        return miniature.MEMORY.mid_span if miniature.COMPRESSOR.exists() else None
+    name = model.get("compressor")
+    path = folder_paths.get_full_path(COMPRESSOR_FOLDER, str(name)) if name and name != NO_COMPRESSOR else None
+    return trained_span(path) if path else None
 
 
 def _defaults() -> dict[str, Any]:

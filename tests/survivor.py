@@ -28,7 +28,7 @@ from tests.vaes import TINY, random_vae
 
 POLICIES = {
     "packforcing": PackForcing(sink_frames=3, recent_frames=3, top_k_blocks=2, bank_blocks=3),
-    "on_device": PackForcing(3, 3, 2, 3, bank_storage="device"),
+    "on_device": PackForcing(3, 3, 2, 3, bank_storage="vram"),
     "window": SinkWindow(9, 3),
     "full": Full(),
     "rolling": SinkWindow(12, 3),

@@ -26,8 +26,7 @@ NODES = ROOT / "nodes"
 ROWS = (
     ("errors", "devices"),
     ("geometry",),
-    ("queued", "kernels"),
-    ("rope", "attention", "model.ops"),  # `model.ops` is the seam that every network stands on
+    ("rope", "attention", "history", "model.ops"),  # `model.ops` is the seam that every network stands on
     ("cache",),
     (
         "checkpoint.files",

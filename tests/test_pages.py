@@ -23,11 +23,11 @@ from packforcing_core.vae.memory import decode_bytes
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [p for p in sorted(ROOT.rglob("*.md")) if not {".venv", ".pytest_cache"} & set(p.relative_to(ROOT).parts)]
-INT8 = PackForcing(kv_int8="all", bank_storage="host_int8")
+INT8 = PackForcing(kv_int8="all", bank_storage="ram_int8")
 ROWS = {
     "16 GB and up": PackForcing(),
     "12 GB": INT8,
-    "8 GB": PackForcing(3, 3, 8, kv_int8="all", bank_storage="host_int8"),
+    "8 GB": PackForcing(3, 3, 8, kv_int8="all", bank_storage="ram_int8"),
 }
 
 

@@ -37,10 +37,10 @@ export function isHere({ workflow, prompt }) {
   return !tab || !open || (typeof tab === "string" ? tab === open.path : tab === open);
 }
 
-// Whether two jobs were queued from one tab, as far as is known.
+// Whether two jobs are known to have been queued from one tab.
 export function ofOneTab(one, other) {
   const [first, second] = [tabs.get(one), tabs.get(other)].map(pathOf);
-  return !first || !second || first === second;
+  return Boolean(first) && first === second;
 }
 
 // Calls `heard(event)` for each event of a kind, and once for the last ones if the page was loaded again.

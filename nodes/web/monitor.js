@@ -148,7 +148,6 @@ function heard(event) {
   if (event.video) {
     if (!players.has(job)) players.set(job, new Player());
     players.get(job).show(event.video);
-    if (event.state !== "running" && players.get(job).how !== "none") frames.delete(job);
   }
   for (const old of [...events.keys()].slice(0, -MOST_EVENTS)) forget(old);
   settle();

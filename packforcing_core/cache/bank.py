@@ -1,4 +1,4 @@
-"""Where the compressed twins of one layer are stored: on the device or in host memory, as they are or in 8 bits."""
+"""Where the compressed twins of one layer are stored: on the device or in system RAM, as they are or in 8 bits."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TwinRows:
     """
 
     def __init__(self, shape: TwinShape, slots: int, storage: Storage, device: torch.device):
-        place = torch.device("cpu") if storage.startswith("host") else device
+        place = torch.device("cpu") if storage.startswith("ram") else device
         self._device, self._dtype = device, shape.dtype
         self._int8 = storage.endswith("int8")
 
@@ -100,7 +100,7 @@ def _forget_last_error(device: torch.device) -> None:
 
 
 class Copies:
-    """The side stream on which twins travel between host and GPU; elsewhere copies just run."""
+    """The side stream on which twins travel between system RAM and GPU; elsewhere copies just run."""
 
     def __init__(self, device: torch.device):
         self._device = device

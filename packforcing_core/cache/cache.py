@@ -9,7 +9,8 @@
         with cache.commit_twin() as writer:
             model.commit_tokens(tokens, ..., writer)
 
-Views and writers are each a `History`: a model pass cannot tell them apart, and reading cannot change the past.
+Views and writers are each a `History` (`history.py`): a model pass cannot tell them apart, and reading cannot change
+the past.
 """
 
 from __future__ import annotations
@@ -17,42 +18,23 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ..attention import Attention
 from ..errors import PackForcingError
-from ..rope import GridRope, Rotation, rotate, rotate_into
-from .layer_kv import KVShape, LayerKV, ring_slices
+from ..rope import GridRope, Rotation, rotate
+from .layer_kv import KVShape, LayerKV
 from .mid import MidMemory
 from .packed import PackedKV, Workspace
-from .partitions import BlockWindow, Partitions
-from .pruning import TokenPruning
+from .partitions import PRUNED, BlockWindow, Partitions
+from .rule import Rule
 
 Selection = tuple[Sequence[int], ...]
 """What each layer chose for one block: bank blocks by their index in the video, or token indices (an `array`, for there
 are thousands) where tokens are pruned; empty where there was nothing to choose.
 """
-
-
-class History(Protocol):
-    """What attention sees of the past, as a model pass holds it."""
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of the pass's own tokens over the past and themselves.
-
-        `q`, `k` (normalised, not rotated) and `v` are [B, L, heads, head_dim] of those tokens; returns the same shape.
-        """
-
-
-@runtime_checkable
-class Writer(History, Protocol):
-    """The history of a commit, which can also take what a layer keeps without giving its attention."""
-
-    def keep(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        """Stores what `attend` would store: all that a commit needs of its last layer, whose output nobody reads."""
 
 
 class KVCache:
@@ -74,7 +56,8 @@ class KVCache:
         self.workspace = Workspace(shape, partitions, rope, device) if partitions.int8 else None
         self.layers = [self._build_layer() for _ in range(shape.layers)]
         self.mid = MidMemory(partitions, shape, rope, self.device) if partitions.bank else None
-        self.pruning = TokenPruning(partitions, shape.layers, rope) if partitions.pruning else None
+        plan = partitions.rule
+        self.rule: Rule = plan.build(partitions, shape, rope, self.device) if plan else Rule()
         self.committed_frames = 0
         self.due_twin: int | None = None
         self._position_of_slot: dict[int, float] = {}
@@ -92,12 +75,13 @@ class KVCache:
     def nbytes(self) -> int:
         """Bytes allocated on the device, equal to `shape.buffer_bytes(partitions)`."""
         shared = self.workspace.nbytes if self.workspace else 0
-        return shared + sum(layer.nbytes for layer in self.layers) + (self.mid.device_bytes if self.mid else 0)
+        beside = self.rule.nbytes + (self.mid.device_bytes if self.mid else 0)
+        return shared + sum(layer.nbytes for layer in self.layers) + beside
 
     @property
     def host_nbytes(self) -> int:
-        """Bytes of the bank in host memory, equal to `shape.host_bytes(partitions)`."""
-        return self.mid.twin_bytes if self.mid and self.mid.plan.storage.startswith("host") else 0
+        """Bytes of the bank in system RAM, equal to `shape.host_bytes(partitions)`."""
+        return self.mid.twin_bytes if self.mid and self.mid.plan.storage.startswith("ram") else 0
 
     def begin_block(self, selection: Selection | None = None, blocks: int = 1) -> BlockView:
         """The view of the next block. Frames whose position moved are rotated afresh from their unrotated keys.
@@ -180,11 +164,10 @@ class KVCache:
         self._torn = True
         yield writer
         self._torn = False
-        self._position_of_slot.update((kept.slot, kept.position) for kept in writer.kept)
+        self._position_of_slot.update((p.slot, p.position) for p in (*writer.kept, *writer.rewritten))
         self.committed_frames += self.partitions.frames_per_block
         if self.mid:
             selection = view.selection()
-            self.mid.record(selection)
             if view.first_frame >= self.partitions.sink_frames:
                 self._selected_by.setdefault(view.block, selection)
             self.due_twin = self._leaving_block(self.committed_frames)
@@ -218,6 +201,7 @@ class KVCache:
         self._cut_blocks = self._video_block(self.committed_frames) - len(blocks)
         self._bank_opens_at = len(blocks) * self.partitions.frames_per_block
         self._position_of_slot.clear()
+        self.rule.restart()
         self.committed_frames = 0
         return blocks
 
@@ -241,7 +225,7 @@ class BlockView:
         self.first_frame = cache.committed_frames
         self.rotation = cache.rope.frames(window.current_positions)
         self.choices: dict[int, Sequence[int] | Tensor] = {}
-        self._chooser = (cache.mid or cache.pruning) if window.chooses else None
+        self._chooser = (cache.mid or cache.rule) if window.chooses else None
         if self._chooser and selection is not None:
             self.choices = {i: self._chooser.repeated(choice, window) for i, choice in enumerate(selection)}
 
@@ -261,7 +245,7 @@ class BlockView:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.choose(layer, q)
         keys, values = self.cache.layers[layer].seen(self.window)
-        rotate_into(keys[:, -k.shape[1] :], k, self.rotation)
+        keys[:, -k.shape[1] :] = rotate(k, self.rotation)
         values[:, -k.shape[1] :] = v
         return self.cache.attention(rotate(q, self.rotation), keys, values)
 
@@ -277,8 +261,9 @@ class BlockWriter:
         self._cache = view.cache
         partitions = self._cache.partitions
         self._first = first = view.first_frame
-        following = self._cache.window_after(first + partitions.frames_per_block)
-        self.kept = [placement for placement in following.past if placement.frame >= first]
+        self._following = self._cache.window_after(first + partitions.frames_per_block).past
+        self.kept = [placement for placement in self._following if placement.frame >= first]
+        self.rewritten = [placement for placement in self._following if placement.frame == PRUNED]
         self._spatial = self._cache.rope.spatial(partitions.frames_per_block)
         self._times: dict[int, Rotation] = {
             kept.slot: self._cache.rope.frame_times([kept.position]) for kept in self.kept
@@ -295,24 +280,28 @@ class BlockWriter:
 
     def _store(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         kv = self._cache.layers[layer]
+        rule = self._cache.rule
         if self._view.window.pruned_frames is not None:
-            self._cache.pruning.drop(layer, kv, self._view.window, self._view.choices[layer])
+            rule.drop(layer, kv, self._view.window, self._view.choices[layer])
         timeless = rotate(k, self._spatial)
+        rule.store(layer, kv, self._first, self._following, timeless, v)
         for kept in self.kept:
             rows = kv.tokens(kept.frame - self._first)
             kv.put_frame(kept.slot, timeless[:, rows], v[:, rows], self._times[kept.slot])
-        self._store_queries(kv, q)
+        rule.stored(layer, kv, self._first, self._following)
+        self._store_queries(layer, kv, q, timeless, v)
 
-    def _store_queries(self, kv: LayerKV | PackedKV, q: Tensor) -> None:
-        """One sum of queries per frame, in a ring of its own."""
+    def _store_queries(self, layer: int, kv: LayerKV | PackedKV, q: Tensor, timeless: Tensor, v: Tensor) -> None:
+        """One sum of queries per frame, in a ring of its own; what choosing in the bank needs besides."""
         newest = min(self._cache.partitions.query_frames, self._cache.partitions.frames_per_block)
         if not newest:
             return
-        framed = rotate(q, self._spatial).unflatten(1, (-1, kv.tokens_per_frame))
-        sums = framed.sum(dim=2, dtype=torch.float32)[:, -newest:]
+        sums = rotate(q, self._spatial).float().unflatten(1, (-1, kv.tokens_per_frame)).sum(dim=2)
         end = self._first + self._cache.partitions.frames_per_block
-        for slots, frames in ring_slices(end - newest, newest, self._cache.partitions.query_frames):
-            kv.query_sums[:, slots] = sums[:, frames]
+        slots = [frame % self._cache.partitions.query_frames for frame in range(end - newest, end)]
+        kv.query_sums[:, slots] = sums[:, -newest:]
+        if self._cache.mid:
+            self._cache.mid.store(layer, kv.tokens_per_frame, self._first, sums.sum(dim=1), timeless, v)
 
 
 class TwinWriter:
@@ -338,7 +327,7 @@ class TwinWriter:
         position = first + len(choice) * span
         keys, values = kv.seen_by_twin(len(choice))
         timeless = rope.spatial(k)
-        rotate_into(keys[:, -k.shape[1] :], timeless, rope.time(position))
+        keys[:, -k.shape[1] :] = rope.at(position, timeless)
         values[:, -k.shape[1] :] = v
         out = self._cache.attention(rope.at(position, rope.spatial(q)), keys, values)
         self._mid.write(layer, self.slot, timeless, v)

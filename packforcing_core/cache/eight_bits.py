@@ -50,7 +50,7 @@ class TokenRows:
     def _stored(self) -> dict[str, Tensor]:
         return {"rows": self._rows} if self._scales is None else {"rows": self._rows, "scales": self._scales}
 
-    def write(self, rows: slice, x: Tensor) -> None:
+    def write(self, rows: Rows, x: Tensor) -> None:
         if self._scales is None:
             self._rows[:, rows] = x
         else:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import PackForcingError
-from ..rope import Rotation, rotate, rotate_into
+from ..rope import Rotation, rotate
 from .bank import TwinShape
-from .eight_bits import row_bytes
+from .eight_bits import Rows, row_bytes
+from .moments import moments_bytes
 from .partitions import BlockWindow, Part, Partitions
 
 FLOAT_BYTES = 4
@@ -55,7 +56,7 @@ class KVShape:
     def attended_tokens(self, partitions: Partitions) -> int:
         """Tokens that a denoising pass attends to once all slots are full, its own block or blocks included."""
         p = partitions
-        frames = p.sink_frames + p.rolling_recent_frames + p.current_frames
+        frames = p.sink_frames + p.extra_frames + p.rolling_recent_frames + p.current_frames
         return frames * self.tokens_per_frame + self._mid_tokens(p)
 
     def buffer_tokens(self, partitions: Partitions) -> int:
@@ -74,7 +75,7 @@ class KVShape:
         tokens: dict[Part, int] = {
             "sink": partitions.sink_frames * self.tokens_per_frame,
             "mid": self._mid_tokens(partitions),
-            "recent": partitions.recent_frames * self.tokens_per_frame,
+            "recent": partitions.ring_frames * self.tokens_per_frame,
         }
         heads = 2 * self.layers * self.batch * self.heads
         return heads * sum(
@@ -86,22 +87,33 @@ class KVShape:
         return self._twin_bytes(partitions) + self._mean_key_bytes(partitions)
 
     def host_bytes(self, partitions: Partitions) -> int:
-        """The part of `bank_bytes` that is in host memory."""
-        on_host = partitions.bank is not None and partitions.bank.storage.startswith("host")
+        """The part of `bank_bytes` that is in system RAM."""
+        on_host = partitions.bank is not None and partitions.bank.storage.startswith("ram")
         return self._twin_bytes(partitions) if on_host else 0
 
     def buffer_bytes(self, partitions: Partitions) -> int:
         """All bytes that a cache allocates on its device: the attended buffer with the current blocks, keys without
-        rotation, what choosing needs, and the part of the bank that is not in host memory. With parts in 8 bits the
+        rotation, what choosing needs, and the part of the bank that is not in system RAM. With parts in 8 bits the
         attended buffer is one for all layers.
         """
         attended = 2 * self.row_bytes * self.buffer_tokens(partitions)
-        queries = self.layers * self.batch * self.heads * self.head_dim * FLOAT_BYTES * partitions.query_frames
         bank = self.bank_bytes(partitions) - self.host_bytes(partitions)
+        beside = self._choice_bytes(partitions) + bank
+        if partitions.rule:
+            beside += partitions.rule.extra_bytes(self, partitions)
         if partitions.int8:
-            return attended // self.layers + self.cache_bytes(partitions) + queries + bank
+            return attended // self.layers + self.cache_bytes(partitions) + beside
         frames = partitions.unrotated_frames + partitions.candidate_frames
-        return attended + self.frame_bytes * frames + queries + bank + self._resident_bytes(partitions)
+        return attended + self.frame_bytes * frames + beside + self._resident_bytes(partitions)
+
+    def _choice_bytes(self, partitions: Partitions) -> int:
+        """What choosing among the bank, and aligning what enters it, need besides the bank's mean keys."""
+        row = self.batch * self.heads * self.head_dim * FLOAT_BYTES
+        sums = self.layers * row * (partitions.query_frames + (partitions.bank is not None))
+        if not (partitions.bank and partitions.bank.alignment):
+            return sums
+        places = partitions.bank.bank_blocks + partitions.sink_frames
+        return sums + self.layers * moments_bytes(places, self.batch, self.heads, self.head_dim)
 
     def _twin_bytes(self, partitions: Partitions) -> int:
         plan = partitions.bank
@@ -126,7 +138,7 @@ class RowLayout:
         self._twin_tokens = shape.twin.tokens if partitions.bank else 0
         self._mid_tokens = self._twin_tokens * partitions.mid_slots
         self._past_frames = partitions.past_frames
-        self._ring_frames = partitions.recent_frames
+        self._ring_frames = partitions.ring_frames
 
     def tokens(self, slot: int, frames: int = 1) -> slice:
         """The token rows of `frames` slots from `slot` on."""
@@ -193,15 +205,13 @@ class LayerKV(RowLayout):
     def move(self, slot: int, rotation: Rotation) -> None:
         """Turns a frame of the ring to where `rotation` in time puts it."""
         rows = self.tokens(slot)
-        rotate_into(self.k[:, rows], self.timeless_k[:, rows], rotation)
+        self.k[:, rows] = rotate(self.timeless_k[:, rows], rotation)
 
     def show_copy(self, window: BlockWindow, index: int, rotation: Rotation | None) -> None:
         """Shows a frame of the ring, turned by `rotation` in time or as it is, in front of the current blocks too."""
         source, target = self.tokens(window.copied[index].slot), self.copy(window, index)
-        if rotation is None:
-            self.k[:, target] = self.k[:, source]
-        else:
-            rotate_into(self.k[:, target], self.timeless_k[:, source], rotation)
+        timeless = rotation is not None
+        self.k[:, target] = rotate(self.timeless_k[:, source], rotation) if timeless else self.k[:, source]
         self.v[:, target] = self.v[:, source]
 
     def put_frame(self, slot: int, timeless: Tensor, v: Tensor, rotation: Rotation) -> None:
@@ -209,7 +219,7 @@ class LayerKV(RowLayout):
         and values.
         """
         rows = self.tokens(slot)
-        rotate_into(self.k[:, rows], timeless, rotation)
+        self.k[:, rows] = rotate(timeless, rotation)
         self.v[:, rows] = v
         if slot < self._ring_frames:
             if self.timeless_k.shape[1]:
@@ -229,28 +239,31 @@ class LayerKV(RowLayout):
         rows = self.attended_by_twin(mid_blocks)
         return self.k[:, rows], self.v[:, rows]
 
-    def timeless_keys(self, rows: Tensor) -> Tensor:
+    def timeless_keys(self, rows: Rows) -> Tensor:
         """Keys of the ring without their rotation in time."""
         return self.timeless_k[:, rows]
+
+    def ring_values(self, rows: Rows) -> Tensor:
+        """Values of the ring, as they are kept."""
+        return (self.candidate_v if self.candidate_v.shape[1] else self.v)[:, rows]
 
     def show_tokens(self, target: Tensor, source: Tensor, rotation: Rotation) -> None:
         """Shows the ring's rows `source`, turned by `rotation` in time, at the rows `target`; what is kept stays."""
         self.k[:, target] = rotate(self.timeless_k[:, source], rotation)
         self.v[:, target] = self.candidate_v[:, source]
 
+    def show_changed(self, target: Tensor, rotation: Rotation, made: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        """Shows other keys (without rotation in time) and values than were shown by `show_tokens` at rows `target`."""
+        keys, values = made()
+        self.k[:, target] = rotate(keys, rotation)
+        self.v[:, target] = values
+
+    def rewrite(self, rows: Tensor, timeless: Tensor, v: Tensor) -> None:
+        """Keeps other keys and values at those rows of the ring; what is shown stays."""
+        self.timeless_k[:, rows] = timeless
+        self.candidate_v[:, rows] = v
+
     def keep_tokens(self, target: Tensor, source: Tensor) -> None:
         """Makes the ring's rows `target` what its rows `source` were."""
         for store in (self.timeless_k, self.candidate_v):
             store[:, target] = store[:, source]
-
-
-def ring_slices(first: int, count: int, size: int) -> Iterator[tuple[slice, slice]]:
-    """The slots of frames `first`, `first` + 1, ... in a ring of `size` slots (frame % size), as at most two ranges,
-    and which of the `count` frames lie there. Ranges, since a list of slots would be copied to the device.
-    """
-    done = 0
-    while done < count:
-        slot = (first + done) % size
-        length = min(count - done, size - slot)
-        yield slice(slot, slot + length), slice(done, done + length)
-        done += length

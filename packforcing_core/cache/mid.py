@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ..errors import PackForcingError
 from ..geometry import compressed_grid
-from ..rope import GridRope, Rotation, rotate, rotate_into
+from ..rope import GridRope, Rotation, rotate
 from .bank import Copies, LayerBank
 from .layer_kv import KVShape, LayerKV
+from .moments import aligned, empty_moments, measured, pooled
 from .packed import PackedKV
 from .partitions import BankPlan, BlockWindow, Partitions
 from .select import SELECTORS, Question, choose
@@ -36,16 +37,13 @@ def pair_centres(frames: int) -> list[float]:
 
 
 class TwinRope:
-    """Coordinates of a twin's tokens: "grid" is where their regions lie in the full grid, "native" counts tokens."""
+    """Coordinates of a twin's tokens: where their regions lie in the full grid."""
 
     def __init__(self, rope: GridRope, plan: BankPlan, frames_per_block: int):
         height, width = rope.grid
         frames, rows, columns = compressed_grid(frames_per_block, 2 * height, 2 * width)
-        if plan.coordinates == "grid":
-            times = pair_centres(frames_per_block)
-            places = region_centres(rows, height), region_centres(columns, width)
-        else:
-            times, places = range(frames), (range(rows), range(columns))
+        times = pair_centres(frames_per_block)
+        places = region_centres(rows, height), region_centres(columns, width)
         self.tokens = frames * rows * columns
         self._offsets = [time * plan.span / frames_per_block for time in times]
         self._rope = GridRope(rope.head_dim, (rows, columns), rope.device, rows=places[0], columns=places[1])
@@ -63,16 +61,15 @@ class TwinRope:
 
     def at(self, position: float, keys: Tensor) -> Tensor:
         """Spatially rotated keys (or queries) of a twin, also rotated in time for a block that starts at `position`."""
-        return rotate(keys, self.time(position))
+        return rotate(keys, self._time(position))
 
     def times(self, positions: Sequence[float]) -> Rotation:
         """The rotation in time of several twins, one behind the other; passes that ask for the same share it."""
         if self._several[0] != tuple(positions):
-            self._several = tuple(positions), torch.cat([self.time(position) for position in positions])
+            self._several = tuple(positions), torch.cat([self._time(position) for position in positions])
         return self._several[1]
 
-    def time(self, position: float) -> Rotation:
-        """The rotation in time of a twin whose block starts at `position`."""
+    def _time(self, position: float) -> Rotation:
         if position not in self._times:  # Few: the places of the mid slots.
             self._times[position] = self._rope.frame_times([position + offset for offset in self._offsets])
         return self._times[position]
@@ -98,15 +95,20 @@ class MidMemory:
         self._banks = [
             LayerBank(shape.twin, plan.bank_blocks, plan.storage, device, copies) for _ in range(shape.layers)
         ]
-        far = plan.storage.startswith("host") and not partitions.int8  # Packed mid slots hold such keys themselves.
+        far = plan.storage.startswith("ram") and not partitions.int8  # Packed mid slots hold such keys themselves.
         resident = (plan.top_k_blocks, *shape.twin.sizes) if far else (0,)
         self._resident = [torch.zeros(resident, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
         self._shown: list[list[Shown]] = [[None] * plan.top_k_blocks for _ in range(shape.layers)]
         self._rope = rope
         self._spatial: dict[int, Rotation] = {}
         self.blocks: list[int] = []  # The block in each used bank slot.
-        self._chosen_times: dict[int, int] = {}
-        self._chances: dict[int, int] = {}
+        # Mean of all queries that were committed, and of how many tokens it is.
+        sizes = (shape.batch, shape.heads, shape.head_dim)
+        self._running = [torch.zeros(sizes, dtype=torch.float32, device=device) for _ in range(shape.layers)]
+        self._counted = [0] * shape.layers
+        places = partitions.sink_frames + plan.bank_blocks if plan.alignment else 0
+        self._moments = [empty_moments(places, *sizes, device) for _ in range(shape.layers)]
+        self._sink = partitions.sink_frames
         self.fetched = 0
 
     @property
@@ -118,20 +120,39 @@ class MidMemory:
     def device_bytes(self) -> int:
         """Bytes on the device besides the twins, and the twins where they are stored there."""
         means = sum(bank.mean_keys.nbytes for bank in self._banks)
-        twins = 0 if self.plan.storage.startswith("host") else self.twin_bytes
-        return means + sum(rows.nbytes for rows in self._resident) + twins
+        twins = 0 if self.plan.storage.startswith("ram") else self.twin_bytes
+        beside = sum(t.nbytes for t in (*self._resident, *self._running, *self._moments))
+        return means + beside + twins
 
     def choose(self, layer: int, kv: LayerKV | PackedKV, window: BlockWindow, q: Tensor, block: int) -> Choice:
         """What `layer` selects for block `block`, from its queries `q` [B, L, heads, head_dim] (not rotated)."""
         bank = self._banks[layer]
         queries = rotate(q, self._spatial_of(q.shape[1] // kv.tokens_per_frame))
         tokens = q.shape[1] + kv.query_sums.shape[1] * kv.tokens_per_frame
-        mean_query = (queries.sum(dim=1, dtype=torch.float32) + kv.query_sums.sum(dim=1)) / tokens
-        used = len(self.blocks)
+        own = queries.float().sum(dim=1)
         question = Question(
-            mean_query, queries, self.blocks, bank.mean_keys[:used], bank.keys, self.plan.selector_seed, block, layer
+            *((own + kv.query_sums.sum(dim=1)) / tokens, queries, self.blocks, bank.mean_keys[: len(self.blocks)]),
+            *(bank.keys, self.plan.selector_seed, block, layer),
+            running_query=self._with(layer, own, q.shape[1]),
         )
         return choose(SELECTORS[self.plan.selector](question), self.blocks, len(window.mid_positions))
+
+    def _with(self, layer: int, query_sum: Tensor, tokens: int) -> Tensor:
+        """The running mean of queries, with `tokens` more of that sum."""
+        counted = self._counted[layer]
+        return torch.lerp(self._running[layer], query_sum / tokens, tokens / (counted + tokens))
+
+    def store(self, layer: int, n: int, first: int, query_sum: Tensor, timeless: Tensor, v: Tensor) -> None:
+        """A block that begins at counted frame `first` is committed, with `n` tokens a frame: its queries [B, heads,
+        head_dim], summed, its keys, rotated by height and width alone, and its values.
+        """
+        self._running[layer].copy_(self._with(layer, query_sum, timeless.shape[1]))
+        self._counted[layer] += timeless.shape[1]
+        if not self.plan.alignment:
+            return
+        for frame, rows in enumerate(zip(timeless.split(n, dim=1), v.split(n, dim=1), strict=True), first):
+            if frame < self._sink:
+                self._moments[layer][frame] = measured(*rows)
 
     def _spatial_of(self, frames: int) -> Rotation:
         """Rotation of `frames` frames by height and width: of a block, and of a rolling window's blocks."""
@@ -170,7 +191,7 @@ class MidMemory:
         first, slots = stale[0], range(stale[0], stale[-1] + 1)
         blocks = [shown[slot][0] for slot in slots]
         rotation = self.twin_rope.times([wanted[block] for block in blocks])
-        rotate_into(kv.k[:, kv.mid(first, len(slots))], self._timeless(layer, slots, blocks), rotation)
+        kv.k[:, kv.mid(first, len(slots))] = rotate(self._timeless(layer, slots, blocks), rotation)
         for slot, block in zip(slots, blocks, strict=True):
             shown[slot] = block, wanted[block]
 
@@ -199,38 +220,33 @@ class MidMemory:
         return torch.cat([bank.keys(self.blocks.index(block)) for block in blocks], dim=1)
 
     def write(self, layer: int, slot: int, keys: Tensor, values: Tensor) -> None:
-        """Stores one layer of a twin in bank slot `slot`; `keys` are spatially rotated."""
+        """Stores one layer of a twin in bank slot `slot`, aligned with sink and bank; `keys` are spatially rotated."""
+        if self.plan.alignment:
+            keys, values = self._aligned(layer, slot, keys, values)
         self._banks[layer].write(slot, keys, values)
 
+    def _aligned(self, layer: int, slot: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        moments, sink = self._moments[layer], self._sink
+        others = [sink + other for other in range(len(self.blocks)) if other != slot]
+        trusted = [*range(sink), *others]
+        if trusted:
+            tokens = [self._rope.grid[0] * self._rope.grid[1]] * sink + [keys.shape[1]] * len(others)
+            keys, values = aligned(keys, values, pooled(moments[trusted], tokens), self.plan.alignment)
+        moments[sink + slot] = measured(keys, values)
+        return keys, values
+
     def slot_for_twin(self) -> int:
-        """The bank slot that the next twin takes: a free one, or that of the block to forget."""
+        """The bank slot that the next twin takes: a free one, or the oldest one's."""
         if len(self.blocks) < self.plan.bank_blocks:
             return len(self.blocks)
-        return self.blocks.index(min(self.blocks, key=self._worth))
-
-    def _worth(self, block: int) -> tuple[float, int]:
-        if self.plan.eviction == "fifo":
-            return 0.0, block
-        # A share, not a count: a count would always forget the newest, which had no chance yet.
-        chances = self._chances[block]
-        return (self._chosen_times[block] / chances if chances else 1.0), block
+        return self.blocks.index(min(self.blocks))
 
     def admit(self, block: int, slot: int) -> None:
         """`block`'s twin is complete in bank slot `slot`."""
         if slot < len(self.blocks):
-            forgotten = self.blocks[slot]
-            del self._chosen_times[forgotten], self._chances[forgotten]
             self.blocks[slot] = block
         else:
             self.blocks.append(block)
-        self._chosen_times[block] = self._chances[block] = 0
-
-    def record(self, choices: Sequence[Choice]) -> None:
-        """Counts what the layers of a committed block had selected."""
-        for choice in choices:
-            for block in self.blocks:
-                self._chances[block] += 1
-                self._chosen_times[block] += block in choice
 
     def remembered(self, choice: Choice) -> Choice:
         """Those blocks of an earlier choice that are still in the bank."""

@@ -9,13 +9,13 @@ without their rotation in time and turned when they are read, so that every key 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..rope import GridRope, Rotation, rotate, rotate_into
+from ..rope import GridRope, Rotation, rotate
 from .bank import LayerBank
 from .eight_bits import Rows, TokenRows
 from .layer_kv import KVShape, RowLayout
@@ -80,7 +80,7 @@ class Pair:
     def nbytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
 
-    def write(self, rows: slice, keys: Tensor, values: Tensor) -> None:
+    def write(self, rows: Rows, keys: Tensor, values: Tensor) -> None:
         self.keys.write(rows, keys)
         self.values.write(rows, values)
 
@@ -90,10 +90,9 @@ class Pair:
             self.values.read_into(to.v[:, target], rows)
             if rotation is None:
                 self.keys.read_into(to.k[:, target], rows)
-            else:
-                rotate_into(to.k[:, target], self.keys.read(rows), rotation)
-            return
-        to.v[:, target] = self.values.read(rows)
+                return
+        else:
+            to.v[:, target] = self.values.read(rows)
         to.k[:, target] = rotate(self.keys.read(rows), rotation)
 
 
@@ -111,7 +110,7 @@ class PackedKV(RowLayout):
         n = shape.tokens_per_frame
         self._workspace = workspace
         self._parts = {
-            "recent": kept("recent", n * partitions.recent_frames),
+            "recent": kept("recent", n * partitions.ring_frames),
             "sink": kept("sink", n * partitions.sink_frames),
             "mid": kept("mid", self._mid_tokens),
         }
@@ -119,6 +118,7 @@ class PackedKV(RowLayout):
         self.query_sums = torch.zeros(sums, dtype=torch.float32, device=device)
         self._shown_mid: tuple[list[int], Tensor, Rotation] | None = None
         self._shown_tokens: tuple[Tensor, Tensor, Rotation] | None = None
+        self._changed: list[tuple[Tensor, Rotation, Callable[[], tuple[Tensor, Tensor]]]] = []
 
     @property
     def nbytes(self) -> int:
@@ -142,6 +142,9 @@ class PackedKV(RowLayout):
         else:
             target, source, rotation = self._shown_tokens
             ring.bring(source, target, rotation, buffer)
+            for changed, turned, made in self._changed:
+                keys, values = made()
+                buffer.k[:, changed], buffer.v[:, changed] = rotate(keys, turned), values
         self._bring_sink(rows.start)
         self._bring_mid(len(window.mid_positions))
         return buffer.k[:, rows], buffer.v[:, rows]
@@ -180,13 +183,26 @@ class PackedKV(RowLayout):
         else:
             self._shown_mid = slots, self._shown_mid[1], rotation
 
-    def timeless_keys(self, rows: Tensor) -> Tensor:
+    def timeless_keys(self, rows: Rows) -> Tensor:
         """As `LayerKV.timeless_keys`."""
         return self._parts["recent"].keys.read(rows)
+
+    def ring_values(self, rows: Rows) -> Tensor:
+        """As `LayerKV.ring_values`."""
+        return self._parts["recent"].values.read(rows)
 
     def show_tokens(self, target: Tensor, source: Tensor, rotation: Rotation) -> None:
         """As `LayerKV.show_tokens`."""
         self._shown_tokens = target, source, rotation
+        self._changed = []
+
+    def show_changed(self, target: Tensor, rotation: Rotation, made: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        """As `LayerKV.show_changed`; made anew at every read, since the shared buffer is the next layer's then."""
+        self._changed.append((target, rotation, made))
+
+    def rewrite(self, rows: Tensor, timeless: Tensor, v: Tensor) -> None:
+        """As `LayerKV.rewrite`."""
+        self._parts["recent"].write(rows, timeless, v)
 
     def keep_tokens(self, target: Tensor, source: Tensor) -> None:
         """As `LayerKV.keep_tokens`."""

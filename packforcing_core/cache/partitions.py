@@ -15,12 +15,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Clock = Literal["video", "window"]
-Eviction = Literal["fifo", "least_selected"]
-Storage = Literal["host", "device", "host_int8", "device_int8"]
-Coordinates = Literal["grid", "native"]
+Storage = Literal["ram", "vram", "ram_int8", "vram_int8"]
 Part = Literal["sink", "mid", "recent"]
 
 PRUNED = -1
@@ -63,29 +61,61 @@ class BlockWindow(NamedTuple):
 class BankPlan:
     """A mid of compressed twins: `bank_blocks` are remembered, each layer selects `top_k_blocks` of them per block.
 
-    `span` is how many frames of position a mid block occupies.
+    `span` is how many frames of position a mid block occupies; `alignment` the share by which a new twin is pulled
+    towards the statistics of sink and bank.
     """
 
     top_k_blocks: int
     bank_blocks: int
     span: float
     selector: str = "mean"
-    eviction: Eviction = "fifo"
-    storage: Storage = "host"
-    coordinates: Coordinates = "grid"
+    storage: Storage = "ram"
     selector_seed: int = 0
+    alignment: float = 0.0
+
+
+class RulePlan:
+    """A policy's own hand on the past, as data; `build` makes it (a `rule.Rule`), `extra_bytes` are what that keeps."""
+
+    def extra_bytes(self, shape: Any, partitions: Partitions) -> int:
+        return 0
+
+    def build(self, partitions: Partitions, shape: Any, rope: Any, device: Any) -> Any:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class PruningPlan:
-    """Participative Compression (arXiv 2512.05081): when the frames in view, the current block's included, reach
-    `window_frames`, tokens are dropped until `budget_frames` are left. The newest `recent_frames`, of which the current
-    block is part, are never dropped.
+class Rewriting(RulePlan):
+    """Each commit changes what is kept of the past. `extra_frames` frame slots besides sink and recent frames come into
+    view once a frame has left the recent ones, right behind the sink.
+    """
+
+    @property
+    def extra_frames(self) -> int:
+        return 0
+
+    def needed(self, partitions: Partitions, past_frames: int) -> bool:
+        """Whether a clip whose last block has `past_frames` before it ever sees what this changes."""
+        return True
+
+
+@dataclass(frozen=True)
+class PruningPlan(RulePlan):
+    """When the frames in view, the current block's included, reach `window_frames`, tokens are dropped until
+    `budget_frames` are left. The newest `recent_frames`, of which the current block is part, are never dropped.
     """
 
     window_frames: int
     budget_frames: int
     recent_frames: int
+
+    def query_frames(self, frames_per_block: int) -> int:
+        """Newest frames of the past whose queries count, besides the current block's."""
+        return self.recent_frames - frames_per_block
+
+    def view_limit(self, frames_per_block: int) -> int:
+        """The most frames of the past that a pass sees."""
+        return self.past_limit(frames_per_block)
 
     def past_before(self, block: int, frames_per_block: int) -> int:
         """Frames that are kept when block `block` begins."""
@@ -129,6 +159,22 @@ class Partitions:
     view_frames: int | None = None
     int8: tuple[Part, ...] = ()
     sink_gap: int = 0
+    rewriting: Rewriting | None = None
+
+    @property
+    def rule(self) -> RulePlan | None:
+        """The policy's own hand on the past, if it has one."""
+        return self.pruning or self.rewriting
+
+    @property
+    def extra_frames(self) -> int:
+        """Frame slots besides those of sink and recent frames."""
+        return self.rewriting.extra_frames if self.rewriting else 0
+
+    @property
+    def ring_frames(self) -> int:
+        """Frame slots left of the sink."""
+        return self.recent_frames + self.extra_frames
 
     @property
     def current_frames(self) -> int:
@@ -138,12 +184,16 @@ class Partitions:
     @property
     def rolling_recent_frames(self) -> int:
         """Recent frames that a full window of `current_blocks` sees."""
-        return min(self.recent_frames, self._recent_limit(self.current_blocks))
+        limit = self._recent_limit(self.current_blocks)
+        if self.pruning:
+            limit = self.pruning.view_limit(self.frames_per_block) - self.sink_frames
+        return min(self.recent_frames, limit)
 
     @property
     def copied_frames(self) -> int:
         """Slots in front of the current blocks for those recent frames that stay in view when others do not."""
-        return self.rolling_recent_frames if self.rolling_recent_frames < self.recent_frames else 0
+        seen = min(self.recent_frames, self._recent_limit(self.current_blocks))
+        return seen if seen < self.recent_frames else 0
 
     def _recent_limit(self, blocks: int) -> int:
         if self.view_frames is None:
@@ -153,7 +203,7 @@ class Partitions:
     @property
     def past_frames(self) -> int:
         """Slots for the frames of the past: what is attended besides mid and current block once all are full."""
-        return self.sink_frames + self.recent_frames
+        return self.sink_frames + self.ring_frames
 
     @property
     def mid_slots(self) -> int:
@@ -161,9 +211,9 @@ class Partitions:
 
     @property
     def unrotated_frames(self) -> int:
-        """Recent frames whose keys are also kept without their rotation in time, because they may move."""
+        """Frames of the ring whose keys are also kept without their rotation in time, because they may move."""
         outlives = self.clock == "window" and (self.recent_frames > self.frames_per_block or self.copied_frames > 0)
-        return self.recent_frames if outlives or self.pruning else 0
+        return self.ring_frames if outlives or self.extra_frames or self.pruning else 0
 
     @property
     def candidate_frames(self) -> int:
@@ -174,7 +224,7 @@ class Partitions:
     def query_frames(self) -> int:
         """Newest frames of the past whose queries count when something is chosen (kept as one sum a frame)."""
         if self.pruning:
-            return self.pruning.recent_frames - self.frames_per_block
+            return self.pruning.query_frames(self.frames_per_block)
         return self.recent_frames if self.bank else 0
 
     def limited_to(self, latent_frames: int) -> Partitions:
@@ -187,13 +237,14 @@ class Partitions:
         if bank:
             limited = min(bank.top_k_blocks, mid_blocks), min(bank.bank_blocks, mid_blocks)
             bank = replace(bank, top_k_blocks=limited[0], bank_blocks=limited[1]) if mid_blocks else None
-        return replace(self, sink_frames=sink, recent_frames=recent, bank=bank)
+        rewriting = self.rewriting if self.rewriting and self.rewriting.needed(self, past) else None
+        return replace(self, sink_frames=sink, recent_frames=recent, bank=bank, rewriting=rewriting)
 
     def slot(self, frame: int) -> int:
         """Where frame `frame` of the video is kept: from right to left until the ring is full, then in the oldest one's
         place.
         """
-        if frame >= self.past_frames:
+        if frame >= self.sink_frames + self.recent_frames:
             frame = self.sink_frames + (frame - self.sink_frames) % self.recent_frames
         return self.past_frames - 1 - frame
 
@@ -204,11 +255,13 @@ class Partitions:
         oldest_kept = max(self.sink_frames, committed - self.recent_frames)
         first_recent = max(oldest_kept, committed - self._recent_limit(blocks))
         span, mid_blocks = (self.bank.span, min(self.mid_slots, banked)) if self.bank else (0.0, 0)
-        between = first_recent - self.sink_frames - span * mid_blocks
+        extra = self.extra_frames if committed > self.sink_frames + self.recent_frames else 0
+        between = first_recent - self.sink_frames - span * mid_blocks - extra
         left_open = min(self.sink_gap, max(0, between))
         gap = between - left_open if self.clock == "window" else 0
         mid = tuple(self.sink_frames + left_open + i * span for i in range(mid_blocks))
         sink = tuple(Placement(f, self.slot(f), f) for f in range(min(committed, self.sink_frames)))
+        sink += tuple(Placement(PRUNED, self.extra_frames - 1 - i, self.sink_frames + i) for i in range(extra))
         recent = tuple(Placement(f, self.slot(f), f - gap) for f in range(first_recent, committed))
         current = tuple(f - gap for f in range(committed, committed + blocks * self.frames_per_block))
         if first_recent > oldest_kept:

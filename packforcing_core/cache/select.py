@@ -22,9 +22,10 @@ QUERIES_AT_ONCE = 256
 class Question:
     """What a layer asks of the bank at the first step of a block.
 
-    `mean_query` [B, heads, head_dim] float32 is taken over the queries of the current and the recent block;
-    `queries` [B, L, heads, head_dim] are the current block's. `blocks` are the candidates, `mean_keys` [candidates, B,
-    heads, head_dim] float32 theirs, and `keys(i)` [B, tokens, heads, head_dim] all keys of candidate i.
+    `mean_query` [B, heads, head_dim] float32 is taken over the queries of the current and the recent block,
+    `running_query` over those of the current and of all blocks that were committed; `queries` [B, L, heads, head_dim]
+    are the current block's. `blocks` are the candidates, `mean_keys` [candidates, B, heads, head_dim] float32 theirs,
+    and `keys(i)` [B, tokens, heads, head_dim] all keys of candidate i.
     """
 
     mean_query: Tensor
@@ -35,6 +36,7 @@ class Question:
     seed: int
     block: int
     layer: int
+    running_query: Tensor
 
 
 Selector = Callable[[Question], Sequence[float]]
@@ -46,31 +48,24 @@ def choose(scores: Sequence[float], blocks: Sequence[int], top_k: int) -> tuple[
     return tuple(sorted(block for _, block in best))
 
 
-def head_affinity(question: Question) -> Tensor:
-    """[candidates, heads]: the mean of q.k / sqrt(head_dim) over a head's queries and keys.
-
-    A mean of dot products is the dot product of the means.
+def affinity(query: Tensor, mean_keys: Tensor) -> list[float]:
+    """phi_m = mean over queries, keys and heads of q.k / sqrt(head_dim): a mean of dot products is the dot product of
+    the means.
     """
-    products = torch.einsum("bhd,mbhd->mh", question.mean_query, question.mean_keys)
-    batch, _, head_dim = question.mean_query.shape
-    return products / (batch * math.sqrt(head_dim))
+    batch, heads, head_dim = query.shape
+    return (torch.einsum("bhd,mbhd->m", query, mean_keys) / (batch * heads * math.sqrt(head_dim))).tolist()
 
 
 def mean_affinity(question: Question) -> list[float]:
-    """phi_m = mean over queries, keys and heads of q.k / sqrt(head_dim)."""
-    return head_affinity(question).mean(dim=1).tolist()
+    """phi by what is being made, and what was just made."""
+    return affinity(question.mean_query, question.mean_keys)
 
 
-def best_head(question: Question) -> list[float]:
-    """The affinity of the head that likes the block most: heads do not cancel."""
-    return head_affinity(question).amax(dim=1).tolist()
-
-
-def best_row(question: Question) -> list[float]:
-    """Mean over heads of the largest affinity between the mean query and a key: a block may match in one place."""
-    query = question.mean_query.unsqueeze(1) / math.sqrt(question.mean_query.shape[-1])
-    rows = [(query * question.keys(i).float()).sum(dim=-1) for i in range(len(question.blocks))]
-    return torch.stack([row.amax(dim=1).mean() for row in rows]).tolist()
+def future_affinity(question: Question) -> list[float]:
+    """phi by the running mean of all queries, which Future Forcing (arXiv 2605.30083) takes for those of the future:
+    without their rotation in time queries hardly change over a video.
+    """
+    return affinity(question.running_query, question.mean_keys)
 
 
 def attention_mass(question: Question) -> list[float]:
@@ -101,8 +96,7 @@ def random_score(question: Question) -> list[float]:
 
 SELECTORS: dict[str, Selector] = {
     "mean": mean_affinity,
-    "best_head": best_head,
-    "best_row": best_row,
+    "future": future_affinity,
     "attention_mass": attention_mass,
     "recency": recency,
     "random": random_score,

@@ -16,7 +16,7 @@ WRAPPERS = frozenset({"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_
 # What may stand in front of an official name: top-level keys of training saves, and prefixes of other tools.
 TOP_KEYS = ("generator_ema", "generator", "generator_lora", "model", "state_dict")
 CRITICS = ("critic", "critic_lora")
-FRONTS = frozenset({*TOP_KEYS, *CRITICS, "diffusion_model", "net", "module", "base_model", "transformer"})
+FRONTS = frozenset({*TOP_KEYS, *CRITICS, "diffusion_model", "net", "module", "base_model", "transformer", "unet"})
 
 COMPRESSOR_FRONTS = ("pack_compressor.", "compressor.")
 
@@ -46,7 +46,7 @@ _DIFFUSERS_LAYER = {
     "ffn.net.2.": "ffn.2.",
 }
 
-_LORA = re.compile(r"(^|\.)(lora_[AB]|lora_down|lora_up|lora\.(down|up)|lora_embedding_[AB])(\.|$)")
+_LORA = re.compile(r"(^|\.)(lora_[AB]|lora_down|lora_up|lora\.(down|up)|lora_embedding_[AB]|to_\w+_lora)(\.|$)")
 
 # Scales and marks of quantised files, beside the weights they belong to.
 _QUANTISED = re.compile(
@@ -103,20 +103,22 @@ def _in_official_names(group: dict[str, str]) -> dict[str, str]:
     """A part in diffusers' names under official ones; any other as it is."""
     if _DIFFUSERS_SIGN not in group:
         return group
-    renamed = {_from_diffusers(name): there for name, there in group.items()}
+    renamed = {from_diffusers(name): there for name, there in group.items()}
     if len(renamed) < len(group):
         raise PackForcingError("The file has tensors under diffusers' names and under Wan's own: it is not one model.")
     return renamed
 
 
-def _from_diffusers(name: str) -> str:
+def from_diffusers(name: str) -> str:
     """The official name of diffusers' `name`; one that is unknown there stays."""
     if name == "scale_shift_table":
         return "head.modulation"
     if not name.startswith("blocks."):
         front = next((front for front in _DIFFUSERS if name.startswith(front)), "")
         return _DIFFUSERS.get(front, "") + name.removeprefix(front)
-    blocks, layer, inner = name.split(".", 2)
+    blocks, layer, inner = (*name.split(".", 2), "", "")[:3]
+    if not inner:
+        return name
     if inner == "scale_shift_table":
         return f"{blocks}.{layer}.modulation"
     for theirs, official in _DIFFUSERS_LAYER.items():
@@ -135,7 +137,7 @@ def is_transformer(names: Iterable[str]) -> bool:
 
 def is_lora_name(name: str) -> bool:
     """Whether a name belongs to a LoRA."""
-    return bool(_LORA.search(name)) or name.startswith(("lora_unet_", "lycoris_"))
+    return bool(_LORA.search(name)) or name.startswith(("lora_unet_", "lora_transformer_", "lycoris_"))
 
 
 def is_quantisation_name(name: str) -> bool:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from ..model.config import WAN_SIZES, WanConfig
 from .files import TensorFile, TensorInfo
-from .keys import COMPRESSOR_FRONTS, is_lora_name, is_quantisation_name, is_transformer
+from .keys import COMPRESSOR_FRONTS, is_lora_name, is_quantisation_name, is_transformer, split_name
+from .lora_names import made_for, native_name, width_of
 
 
 @dataclass(frozen=True)
@@ -134,5 +135,8 @@ def _lora(names: list[str], file: TensorFile) -> Kind:
     downs = [name for name in names if "lora_A" in name or "down" in name]
     ranks = {file.tensors[name].shape[0] for name in downs if file.tensors[name].shape}
     rank = f" of rank {' and '.join(map(str, sorted(ranks)))}" if ranks else ""
-    stock = all(name.startswith(("diffusion_model.", "lora_unet_")) for name in names)
-    return Kind("lora", f"a LoRA{rank} without its base", _LORA_ADVICE + ("" if stock else _LORA_RENAME))
+    official = {native_name(split_name(name)[1]): file.tensors[name] for name in names}
+    width = width_of({name: info for name, info in official.items() if name})
+    fits = f" for {made_for(width)}" if width else ""
+    stock = all(name.startswith(("diffusion_model.", "lora_unet_blocks_")) for name in names)
+    return Kind("lora", f"a LoRA{rank} without its base{fits}", _LORA_ADVICE + ("" if stock else _LORA_RENAME))

@@ -1,28 +1,25 @@
-"""LoRA files of the families, renamed to what ComfyUI's stock LoRA loaders read for Wan."""
+"""LoRA files of the families, renamed to what ComfyUI's native LoRA loaders read for Wan."""
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from ..errors import PackForcingError
-from ..model.config import WAN_SIZES
 from .files import TensorFile, open_tensors
-from .keys import choose_front, expected_shapes, group_names, is_critic, is_lora_name
+from .keys import choose_front, group_names, is_critic, is_lora_name
+from .lora_names import made_for, native_name, width_of
 from .recognition import recognise
-
-# What the stock loaders read beside a layer's name: the halves of its LoRA as one of the trainers names them, and what
-# changes their strength or stands beside them. PEFT puts its adapter's name before "weight".
-_PEFT = re.compile(r"(?P<layer>.+)\.(?P<half>lora_[AB])(\.[^.]+)?\.weight")
-_STOCK = re.compile(
-    r"(?P<layer>.+)\.(lora_(up|down|mid)\.weight|lora\.(up|down)\.weight|lora_[AB]"
-    r"|alpha|dora_scale|reshape_weight|diff|diff_b|set_weight)"
-)
 
 # One half of a LoRA -> the other half.
 _HALVES = {
@@ -32,19 +29,32 @@ _HALVES = {
     "lora.down.weight": "lora.up.weight",
 }
 
-# Names whose dots are underscores: the stock loaders read them without a prefix.
-_FLAT = ("lora_unet_", "lycoris_")
-_LAYERS = tuple(dict.fromkeys(name.split(".")[0] + "." for name in expected_shapes(WAN_SIZES["1.3B"])))
+# Where diffusers keeps the strength of a LoRA that has no alpha of its own.
+_ADAPTER_METADATA = "lora_adapter_metadata"
 
 
-def convert_lora(path: str | PathLike[str], output: str | PathLike[str], key: str | None = None) -> int:
-    """Writes `path`'s LoRA to the safetensors file `output`; returns how many tensors it has.
+@dataclass(frozen=True)
+class ConvertedLora:
+    """What was written: how many tensors, and the width of the transformer that they fit (None: nothing tells)."""
+
+    tensors: int
+    width: int | None
+
+    @property
+    def made_for(self) -> str:
+        return made_for(self.width)
+
+
+def convert_lora(path: str | PathLike[str], output: str | PathLike[str], key: str | None = None) -> ConvertedLora:
+    """Writes `path`'s LoRA to the safetensors file `output`.
 
     Names become "diffusion_model.<layer>.lora_A.weight": PEFT's prefixes ("base_model.model."), top-level keys
-    ("generator_lora") and training wrappers come off. `<layer>.alpha` stays, and divided by the rank is the strength;
-    without it the strength is 1, as it is for the families' own LoRAs, whose alpha equals their rank. Of several parts
+    ("generator_lora"), training wrappers and names of diffusers and of kohya go. `<layer>.alpha` stays, and divided by
+    the rank is the strength; where diffusers' metadata or PEFT's adapter_config.json beside the file has the alpha, it
+    is written for every layer. Without one the strength is 1, as it is for the families' own LoRAs, whose alpha equals
+    their rank. Of several parts
     one is taken, by the order for checkpoints; `key` chooses another, and a critic's is never taken unasked.
-    Raises PackForcingError where there is no LoRA in the file, where it has tensors that the stock loaders would
+    Raises PackForcingError where there is no LoRA in the file, where it has tensors that the native loaders would
     leave out, and where `output` cannot be written.
     """
     path, output = Path(path), Path(output)
@@ -52,7 +62,7 @@ def convert_lora(path: str | PathLike[str], output: str | PathLike[str], key: st
     names = _choose_part(file, key)
     renamed: dict[str, str] = {}
     for name, there in names.items():
-        new = _stock_name(path, name)
+        new = _native_name(path, name)
         if new in renamed:
             raise PackForcingError(
                 f"{path.name} has {new} twice, as {renamed[new]} and as {there}: expected one adapter. "
@@ -61,8 +71,11 @@ def convert_lora(path: str | PathLike[str], output: str | PathLike[str], key: st
         renamed[new] = there
     _check_halves(path, renamed)
     _check_alphas(file, renamed)
-    _save(file, renamed, output)
-    return len(renamed)
+    alphas = _alphas(file, renamed)
+    _save(file, renamed, alphas, output)
+    return ConvertedLora(
+        len(renamed) + len(alphas), width_of({name: file.tensors[there] for name, there in renamed.items()})
+    )
 
 
 def _choose_part(file: TensorFile, key: str | None) -> Mapping[str, str]:
@@ -87,18 +100,57 @@ def _choose_part(file: TensorFile, key: str | None) -> Mapping[str, str]:
     return groups[choose_front(fronts, key, family.top_keys if family else ())]
 
 
-def _stock_name(path: Path, name: str) -> str:
-    peft = _PEFT.fullmatch(name)
-    match = peft or _STOCK.fullmatch(name)
-    if match and match["layer"].startswith(_FLAT):
-        return name
-    if not match or not match["layer"].startswith(_LAYERS):
+def _native_name(path: Path, name: str) -> str:
+    native = native_name(name)
+    if native is None:
+        images = re.search(r"[kv]_img|add_[kv]_proj|img_emb", name)
+        why = ": this LoRA is of an image-to-video model" if images else ""
         raise PackForcingError(
-            f"{path.name} holds {name}, which ComfyUI's LoRA loaders would leave out for a Wan2.1 T2V; "
+            f"{path.name} holds {name}, which ComfyUI's LoRA loaders would leave out for a Wan2.1 T2V{why}; "
             "expected lora_A and lora_B (or lora_down and lora_up) of its layers, and their alpha. "
             "Merge such an adapter into its base where it was trained."
         )
-    return f"diffusion_model.{peft['layer']}.{peft['half']}.weight" if peft else f"diffusion_model.{name}"
+    return native
+
+
+def _alphas(file: TensorFile, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Name -> alpha of every layer, where the file's description has one and the layers have none of their own."""
+    found = _described_alpha(file)
+    if found is None or any(name.endswith(".alpha") for name in names):
+        return {}
+    alpha, by_root = found
+    ranks = {
+        name.removesuffix(half).rstrip("."): file.tensors[there].shape[0]
+        for name, there in names.items()
+        for half in _HALVES
+        if name.endswith(f".{half}")
+    }
+    return {
+        f"{layer}.alpha": torch.tensor(alpha * (math.sqrt(rank) if by_root else 1.0)) for layer, rank in ranks.items()
+    }
+
+
+def _described_alpha(file: TensorFile) -> tuple[float, bool] | None:
+    """(alpha, whether it is divided by the root of the rank), of diffusers' metadata or PEFT's file; None without."""
+    beside = file.path.with_name("adapter_config.json")
+    try:
+        if _ADAPTER_METADATA in file.metadata:
+            table = json.loads(file.metadata[_ADAPTER_METADATA])
+            told = {key.rsplit(".", 1)[-1]: value for key, value in table.items()}
+        elif file.path.name.startswith("adapter_model") and beside.is_file():
+            told = json.loads(beside.read_text(encoding="utf-8"))
+        else:
+            return None
+        if told.get("alpha_pattern") or told.get("rank_pattern"):
+            raise PackForcingError(
+                f"{file.path.name} has an alpha for each layer in its description, which is not read here. "
+                "Merge the adapter into its base where it was trained."
+            )
+        return float(told["lora_alpha"]), bool(told.get("use_rslora"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, PackForcingError):
+            raise
+        raise PackForcingError(f"The description of {file.path.name} tells no lora_alpha: {error!r:.200}.") from error
 
 
 def _check_halves(path: Path, names: Mapping[str, str]) -> None:
@@ -116,13 +168,13 @@ def _check_alphas(file: TensorFile, names: Mapping[str, str]) -> None:
             )
 
 
-def _save(file: TensorFile, names: Mapping[str, str], output: Path) -> None:
+def _save(file: TensorFile, names: Mapping[str, str], alphas: Mapping[str, Tensor], output: Path) -> None:
     tensors = file.load(names.values())
     # The file may be mapped into memory, and parts of it shared: neither can be written from, or over.
     copies = {name: tensors[there].clone().contiguous() for name, there in names.items()}
     try:
         if output.exists() and output.samefile(file.path):
             raise PackForcingError(f"{output} is the LoRA itself; choose another name for the converted one.")
-        save_file(copies, output)
+        save_file({**copies, **alphas}, output)
     except (OSError, SafetensorError) as error:
         raise PackForcingError(f"{str(output)[:200]} cannot be written: {error}. Choose another place.") from error

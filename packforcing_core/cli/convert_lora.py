@@ -1,4 +1,4 @@
-"""Rename a LoRA of a family (LongLive's lora.pt and the like) to what ComfyUI's stock LoRA nodes read."""
+"""Rename a LoRA of a family (LongLive's lora.pt and the like) to what ComfyUI's native LoRA nodes read."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    count = convert_lora(options.file, options.output, options.key)
-    print(f"{options.output}: {count} tensors")
+    converted = convert_lora(options.file, options.output, options.key)
+    print(f"{options.output}: {converted.tensors} tensors, for {converted.made_for}")
     return 0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ..cache.config import POLICIES, Policy, build_policy
+from ..cache.config import POLICIES, Knob, Policy, build_policy
 from ..checkpoint.families import FAMILIES, Family, by_name, with_overrides
 from ..errors import PackForcingError
 from ..folder.content import Content
@@ -28,25 +29,52 @@ def add_size(parser: argparse.ArgumentParser, *, width: int, height: int, second
 
 def add_policy(parser: argparse.ArgumentParser) -> None:
     """`--policy` and one option for every knob of every policy; a knob of another policy is an error."""
-    memory = parser.add_argument_group("memory of the past")
-    titles = "; ".join(f"{name}: {policy.title}" for name, policy in POLICIES.items())
+    memory = parser.add_argument_group("KV cache policy", "which past frames a block attends to; -1 means automatic")
+    titles = "; ".join(f"{name}: {policy.title}, {policy.keeps}" for name, policy in POLICIES.items())
     memory.add_argument(
         "--policy",
         choices=("auto", *POLICIES),
         default="auto",
         help=f"auto: what the preset was trained with; {titles}",
     )
-    for name, (kind, text) in _knob_options().items():
-        memory.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=text)
+    for name, knobs in _knobs().items():
+        memory.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=_kind(next(iter(knobs.values()))),
+            default=argparse.SUPPRESS,
+            help=" ".join(_knob_help(knobs)),
+        )
 
 
-def _knob_options() -> dict[str, tuple]:
-    options: dict[str, tuple] = {}
+def _knobs() -> dict[str, dict[str, Knob]]:
+    """knob -> policy -> the knob there."""
+    found: dict[str, dict[str, Knob]] = {}
     for policy in POLICIES.values():
         for knob in policy.knobs():
-            kind = _parse_switch if isinstance(knob.default, bool) else type(knob.default)
-            options.setdefault(knob.name, (kind, knob.help))
-    return options
+            found.setdefault(knob.name, {})[policy.name] = knob
+    return found
+
+
+def _kind(knob: Knob):
+    return _parse_switch if isinstance(knob.default, bool) else type(knob.default)
+
+
+def _knob_help(knobs: Mapping[str, Knob]) -> Iterator[str]:
+    """What a knob does, its choices and its defaults; of each policy, where they differ."""
+    texts: dict[str, list[str]] = {}
+    for policy, knob in knobs.items():
+        texts.setdefault(f"{knob.help} Default: {_shown(knob.default)}.", []).append(policy)
+    for text, policies in texts.items():
+        yield (f"[{', '.join(policies)}] " if len(texts) > 1 else "") + text.replace("%", "%%")
+    choices = dict.fromkeys(choice for knob in knobs.values() for choice in knob.choices)
+    if choices:
+        yield f"One of {', '.join(choices)}."
+
+
+def _shown(default: float | bool | str) -> str:
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def _parse_switch(text: str) -> bool:
@@ -67,8 +95,7 @@ def chosen_policy(options: argparse.Namespace, family: Family) -> Policy:
 
 
 def _given_knobs(options: argparse.Namespace) -> dict[str, int | bool]:
-    given = {name: getattr(options, name) for name in _knob_options()}
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: getattr(options, name) for name in _knobs() if hasattr(options, name)}
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

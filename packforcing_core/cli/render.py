@@ -9,12 +9,11 @@ import torch
 from rich.console import Console
 
 from ..attention import BACKENDS, Capability, attention_named
-from ..cache.config import FULL_SPAN, PackForcing
 from ..checkpoint.build import build_model
 from ..checkpoint.families import DEFAULT_FAMILY, Family, choice_warnings
 from ..checkpoint.load import Checkpoint, read_checkpoint
 from ..compressor.high_res import HighRes
-from ..compressor.weights import load_compressor
+from ..compressor.weights import load_compressor, trained_span
 from ..errors import PackForcingError
 from ..folder.content import Content
 from ..folder.fingerprint import fingerprint
@@ -150,7 +149,8 @@ def _recipe(options: argparse.Namespace, checkpoint: Checkpoint, console: Consol
     family = shared.chosen_family(options, trained)
     for warning in (*checkpoint.warnings, *choice_warnings(checkpoint.family, family)):
         console.print(f"warning: {warning}", style="yellow")
-    if options.compressor and options.policy == PackForcing.name and options.mid_span is None:
-        options.mid_span = FULL_SPAN  # A trained compressor was trained with the true length of its blocks.
     geometry = shared.chosen_geometry(options, family.frames_per_block)
-    return Recipe(geometry, shared.chosen_policy(options, family), Denoising.of_family(family), options.seed)
+    policy = shared.chosen_policy(options, family).beside(
+        trained_span(options.compressor) if options.compressor else None
+    )
+    return Recipe(geometry, policy, Denoising.of_family(family), options.seed)

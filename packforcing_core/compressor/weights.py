@@ -31,8 +31,22 @@ DTYPES = ("F32", "F16", "BF16")
 METADATA_KEYS = ("format_version", "base_model", "base_dim", "frames_per_block", "grid", "trained_with")
 BASE_SAMPLES = "base_samples"
 FUSION = "sum of both branches"
-TOLD_KEYS = ("base_family", "fusion", "memory", "size", "clips", "steps", "hours", "data_seed", "licence", "score")
-"""What a file may say besides, for people to read; `score` is JSON, errors relative to the full history."""
+MID_SPAN = "mid_span"
+TOLD_KEYS = (
+    MID_SPAN,
+    "base_family",
+    "fusion",
+    "memory",
+    "size",
+    "clips",
+    "steps",
+    "hours",
+    "data_seed",
+    "licence",
+    "score",
+)
+"""What a file may say besides; `score` is JSON, errors relative to the full history; `mid_span` is how many latent
+frames of position a compressed block took in training, 0 or unsaid its true length."""
 
 EXPECTED = "expected a compressor file that this project's training wrote"
 
@@ -50,6 +64,11 @@ class CompressorInfo:
     trained_with: str
     base_samples: Mapping[str, list[float]] | None = None
     told: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def mid_span(self) -> float:
+        """Latent frames of position that a compressed block took in training; 0: its true length."""
+        return _span(self.told)
 
 
 class LoadedCompressor(NamedTuple):
@@ -134,6 +153,20 @@ def described(path: str | PathLike[str]) -> Iterator[tuple[str, str]]:
     yield from ((key.replace("_", " "), metadata[key]) for key in TOLD_KEYS if key in metadata)
     known = bases.parse(metadata.get(BASE_SAMPLES, ""))
     yield "base", "known by its weights; another is refused" if known else "known by its width alone"
+
+
+def trained_span(path: str | PathLike[str]) -> float:
+    """`CompressorInfo.mid_span` of a file, whose tensors are not read."""
+    file = open_tensors(path)
+    _refuse_foreign(file)
+    return _span(file.metadata)
+
+
+def _span(told: Mapping[str, str]) -> float:
+    try:
+        return float(told.get(MID_SPAN, "0"))
+    except ValueError as error:
+        raise PackForcingError(f"The compressor's metadata has mid_span {told[MID_SPAN]!r}; {EXPECTED}.") from error
 
 
 def fits(metadata: Mapping[str, str]) -> str:

@@ -91,8 +91,6 @@ def _mid_from(partitions: Partitions, recent_from: int, pruned: bool) -> float:
         return partitions.sink_frames
     if partitions.bank is None:
         return float("inf")
-    if partitions.bank.eviction != "fifo":  # Which ones are left depends on what was selected.
-        return partitions.sink_frames
     return recent_from - partitions.bank.bank_blocks * partitions.frames_per_block
 
 

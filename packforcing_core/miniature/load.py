@@ -72,9 +72,9 @@ def load_vae(dtype: torch.dtype = torch.float32, device: torch.device | str = "c
     return vaes.load_vae(read_vae(), device=device, dtype=dtype)
 
 
-def load_text() -> WordEncoder:
+def load_text(path: Path = TEXT) -> WordEncoder:
     """The text encoder in float32, with the vocabulary that its weights were made for."""
-    file = _open(TEXT)
+    file = _open(path)
     tensors = {name: tensor.float() for name, tensor in file.load(file.tensors).items()}
     rows, half = tensors["words"].shape
     # The vocabulary grows at its end, so older weights know its first words.
@@ -90,7 +90,9 @@ def load_compressor(
     if not COMPRESSOR.exists():
         return None
     frames = FAMILY.frames_per_block
-    return compressors.load_compressor(COMPRESSOR, read_model().config, frames, ops=ops, device=device, dtype=dtype)
+    loaded = compressors.load_compressor(COMPRESSOR, read_model().config, frames, ops=ops, device=device, dtype=dtype)
+    told = {compressors.MID_SPAN: str(MEMORY.mid_span), **loaded.info.told}
+    return loaded._replace(info=replace(loaded.info, told=told))
 
 
 def _open(path: Path) -> TensorFile:

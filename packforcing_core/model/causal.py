@@ -15,10 +15,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..attention import Attention, sdpa
-from ..cache.cache import History, Writer
 from ..geometry import PATCH
-from ..kernels import fast
-from ..queued import to_device
+from ..history import History, Writer
 from .config import WanConfig
 from .ops import TorchOps
 
@@ -31,10 +29,14 @@ class Modulation(NamedTuple):
 
 
 class TextKV(NamedTuple):
-    """Cross-attention keys and values of one layer, [B, text_len, heads, head_dim] each."""
+    """Cross-attention keys and values of one layer, [B, text_len, heads, head_dim] each.
+
+    A layer whose cross-attention was given another forward (NAG) takes the embedded text `hidden` [B, text_len, D].
+    """
 
     k: Tensor
     v: Tensor
+    hidden: Tensor | None = None
 
 
 def sinusoidal_embedding(timesteps: Tensor, channels: int) -> Tensor:
@@ -86,20 +88,13 @@ def after_attention(
     """The rest of a layer: tokens [B, L, D] and what its self-attention `attended` [B, L, heads, head_dim]."""
     gate1, shift2, scale2, gate2 = (shifts[:, :, i].unsqueeze(2) for i in (2, 3, 4, 5))
     tokens = add_gated(tokens, layer.self_attn.o(attended.flatten(2)), gate1)
-    cross = layer.cross_attn
-    q = cross.norm_q(cross.q(layer.norm3(tokens))).unflatten(-1, (seams.heads, -1))
-    tokens = tokens + cross.o(seams.attention(q, text.k, text.v).flatten(2))
-    return add_gated(tokens, feed_forward(layer.ffn, modulate(layer.norm2(tokens), scale2, shift2)), gate2)
-
-
-def feed_forward(ffn: nn.Sequential, x: Tensor) -> Tensor:
-    """`ffn(x)`; on a GPU its GELU rides in the first product where both are plain modules, not a host's."""
-    first, activation, second = ffn
-    bare = type(first) is nn.Linear and type(activation) is nn.GELU and activation.approximate == "tanh"
-    hooked = first._forward_hooks or first._forward_pre_hooks or activation._forward_hooks
-    if bare and first.bias is not None and not hooked and first.weight.dtype == x.dtype and fast.serves(x):
-        return second(fast.linear_gelu(x, first.weight, first.bias))
-    return ffn(x)
+    cross, x = layer.cross_attn, layer.norm3(tokens)
+    if text.hidden is not None:
+        tokens = tokens + cross(x, text.hidden)
+    else:
+        q = cross.norm_q(cross.q(x)).unflatten(-1, (seams.heads, -1))
+        tokens = tokens + cross.o(seams.attention(q, text.k, text.v).flatten(2))
+    return add_gated(tokens, layer.ffn(modulate(layer.norm2(tokens), scale2, shift2)), gate2)
 
 
 class CausalWan:
@@ -185,14 +180,16 @@ class CausalWan:
 
     def _text_kv(self, layer: nn.Module, hidden: Tensor) -> TextKV:
         cross = layer.cross_attn
-        return TextKV(self._heads(cross.norm_k(cross.k(hidden))), self._heads(cross.v(hidden)))
+        replaced = "forward" in vars(cross)
+        k, v = self._heads(cross.norm_k(cross.k(hidden))), self._heads(cross.v(hidden))
+        return TextKV(k, v, hidden if replaced else None)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.config.num_heads, self.config.head_dim))
 
     def _modulation(self, timesteps: Tensor) -> Modulation:
-        sinusoids = sinusoidal_embedding(timesteps.flatten(), self.config.freq_dim).to(self.dtype)
-        embedding = self.net.time_embedding(to_device(sinusoids, self.device)).unflatten(0, timesteps.shape)
+        sinusoids = sinusoidal_embedding(timesteps.to(self.device).flatten(), self.config.freq_dim)
+        embedding = self.net.time_embedding(sinusoids.to(self.dtype)).unflatten(0, timesteps.shape)
         shifts = self.net.time_projection(embedding).unflatten(-1, (6, self.config.dim))
         return Modulation(embedding.unsqueeze(2), shifts)
 

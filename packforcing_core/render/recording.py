@@ -209,5 +209,5 @@ def bank_on_host(partitions: Partitions) -> Partitions:
     """The same plan with its bank in system RAM."""
     if partitions.bank is None:
         return partitions
-    storage = "host_int8" if partitions.bank.storage.endswith("int8") else "host"
+    storage = "ram_int8" if partitions.bank.storage.endswith("int8") else "ram"
     return replace(partitions, bank=replace(partitions.bank, storage=storage))

@@ -42,6 +42,8 @@ PAGE_TIMEOUT_S = 300
 # What front end 1.47.12 says on every start, without any pack.
 STOCK_COMPLAINTS = ("ComfyApp graph accessed before initialization",)
 STOCK_MISSING_FILES = ("/user.css",)
+# The page may be asking for more of it in the moment in which the finished video takes its place.
+GONE_WHEN_FINISHED = ".growing.mp4"
 
 
 class BrowserMissingError(RuntimeError):
@@ -117,6 +119,7 @@ class FrontEnd:
             return
         failed_to_load = message.text.startswith("Failed to load resource")
         ours = source.startswith(self.server.url) and not source.endswith(STOCK_MISSING_FILES)
+        ours = ours and GONE_WHEN_FINISHED not in source
         if not failed_to_load or ours:
             self.problems.append(f"console: {message.text} ({source})")
 

@@ -102,7 +102,7 @@ def test_a_wrong_setting_of_the_sampler(comfy: ComfyServer, files: Files, settin
 )
 def test_knobs_that_contradict_each_other(comfy: ComfyServer, files: Files, knobs: dict, words: tuple[str, ...]):
     graph = Graph()
-    cache = graph.add("PackForcingKVCache", policy="LongLive", **knobs)[0]
+    cache = graph.add("PackForcingKVCache", policy="Sink + window (LongLive)", **knobs)[0]
     decode(graph, stream(graph, our_loader(graph, files), kv_cache=cache), files)
     failed(comfy, graph, "PackForcingSampler", "window_frames", *words)
 

@@ -68,7 +68,7 @@ def test_a_file_of_no_known_family_is_sampled_like_self_forcing_and_says_so(comf
 
 def test_the_sampler_works_inside_a_node_that_expands(comfy: ComfyServer, files: Files):
     graph = Graph()
-    cache = graph.add("PackForcingKVCache", policy="Self-Forcing")[0]
+    cache = graph.add("PackForcingKVCache", policy="Sliding window (Self-Forcing)")[0]
     latents = graph.add(
         "PackForcingTestExpand", model=our_loader(graph, files), positive=graph.conditioning(), cache=cache
     )
@@ -79,7 +79,7 @@ def test_the_sampler_works_inside_a_node_that_expands(comfy: ComfyServer, files:
 
 def test_a_knob_that_a_saved_workflow_lacks_takes_its_default(comfy: ComfyServer, files: Files):
     graph = Graph()
-    cache = graph.add("PackForcingKVCache", policy="LongLive")[0]
+    cache = graph.add("PackForcingKVCache", policy="Sink + window (LongLive)")[0]
     latents = stream(graph, our_loader(graph, files), kv_cache=cache, seconds=5.0)
     decode(graph, latents, files)
     entry = comfy.client.run(graph.prompt)
@@ -89,11 +89,11 @@ def test_a_knob_that_a_saved_workflow_lacks_takes_its_default(comfy: ComfyServer
 def test_full_positions_without_a_trained_compressor_warn(comfy: ComfyServer, files: Files):
     graph = Graph()
     vae = graph.add("VAELoader", vae_name=files.vae)[0]
-    cache = graph.add("PackForcingKVCache", policy="PackForcing (paper)")[0]
+    cache = graph.add("PackForcingKVCache", policy="PackForcing")[0]
     latents = stream(graph, our_loader(graph, files), kv_cache=cache, vae=vae, seconds=6.0)
     decode(graph, latents, files)
     entry = comfy.client.run(graph.prompt)
-    assert "PackForcing zero-shot" in entry["outputs"][latents[0]]["text"][0]
+    assert "Set mid_span to -1" in entry["outputs"][latents[0]]["text"][0]
 
 
 def test_an_interrupted_first_block_leaves_no_empty_film(comfy: ComfyServer, files: Files):

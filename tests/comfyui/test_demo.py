@@ -43,7 +43,7 @@ def demo_stream(graph: Graph, models: Node, text: str = PROMPT, **settings) -> L
 def test_the_loader_with_stock_text_encode_renders_a_film_and_lists_its_words(comfy: ComfyServer):
     graph = Graph()
     models = demo(graph, "default")
-    latents = demo_stream(graph, models, kv_cache=preset(graph, "PackForcing zero-shot"))
+    latents = demo_stream(graph, models, kv_cache=preset(graph, "PackForcing"))
     film = graph.add(
         "PackForcingStreamingVAEDecode",
         stream=latents,
@@ -70,7 +70,7 @@ def test_the_film_is_the_one_that_is_made_without_comfyui(comfy: ComfyServer):
     """Sampled in float32 with the memory that compresses, and decoded by the stock node."""
     graph = Graph()
     models = demo(graph)
-    latents = demo_stream(graph, models, kv_cache=preset(graph, "PackForcing zero-shot"), seconds=6.0, seed=7)
+    latents = demo_stream(graph, models, kv_cache=preset(graph, "PackForcing"), seconds=6.0, seed=7)
     collected = graph.add("PackForcingCollectLatents", stream=latents)[0]
     graph.add("SaveLatent", samples=collected, filename_prefix="latents/demo_test")
     pictures = graph.add("VAEDecode", samples=collected, vae=models[2])[0]
@@ -81,7 +81,7 @@ def test_the_film_is_the_one_that_is_made_without_comfyui(comfy: ComfyServer):
     compressor = miniature.load_compressor(dtype=torch.float32)
     model, vae, context = miniature.load_model(), miniature.load_vae(), miniature.load_text()([PROMPT])
     geometry = VideoGeometry.from_seconds(6.0, width=WIDTH, height=HEIGHT, fps=16.0, frames_per_block=4)
-    recipe = Recipe(geometry, POLICY_PRESETS["PackForcing zero-shot"], Denoising.of_family(miniature.FAMILY), 7)
+    recipe = Recipe(geometry, POLICY_PRESETS["PackForcing"], Denoising.of_family(miniature.FAMILY), 7)
     twins = build_twins(model, vae, compressor and compressor.high_res)
     with torch.inference_mode():
         events = latent_events(model, context, recipe, twins=twins)

@@ -44,7 +44,7 @@ def small_render(files: Files, seconds: float, steps: str, seed: int, **size) ->
     """(graph, id of the KV Cache node, id of the decode node)"""
     graph = Graph()
     vae = graph.add("VAELoader", vae_name=files.vae)[0]
-    cache = preset(graph, "PackForcing zero-shot", **small_bank("PackForcing"))
+    cache = preset(graph, "PackForcing", **small_bank("PackForcing"))
     latents = stream(
         graph,
         our_loader(graph, files),
@@ -149,7 +149,7 @@ def test_the_panel_draws_the_plan_and_follows_the_widgets(
     front_end.page.wait_for_function("s => document.querySelector(s).innerText.includes('14,768')", arg=PANEL)
     front_end.page.evaluate(set_widget, [int(cache), "policy.sink_frames", 4])
     front_end.page.wait_for_function("s => document.querySelector(s).innerText.includes('sink_frames is 4')", arg=PANEL)
-    front_end.page.evaluate(set_widget, [int(cache), "policy", "Self-Forcing"])
+    front_end.page.evaluate(set_widget, [int(cache), "policy", "Sliding window (Self-Forcing)"])
     front_end.page.wait_for_function("s => document.querySelector(s).innerText.includes('32,760')", arg=PANEL)
     assert front_end.problems == []
 

@@ -51,7 +51,7 @@ def test_the_memory_decodes_nothing_twice_and_the_film_is_that_of_a_second_vae(c
     for shared in (True, False):
         graph = Graph()
         vae = graph.add("VAELoader", vae_name=files.vae)[0]
-        cache = preset(graph, "PackForcing zero-shot", **small_bank("PackForcing"))
+        cache = preset(graph, "PackForcing", **small_bank("PackForcing"))
         latents = stream(graph, our_loader(graph, files), kv_cache=cache, vae=vae, seconds=4.0, seed=21 + shared)
         film = decode(graph, latents, files, codec="lossless")
         if shared:
@@ -79,7 +79,7 @@ def test_a_trained_compressor_rides_along_with_the_model(comfy: ComfyServer, fil
         )[0]
         model = graph.add("LoraLoaderModelOnly", model=model, lora_name=files.lora, strength_model=0.5)[0]
         vae = graph.add("VAELoader", vae_name=files.vae)[0]
-        cache = preset(graph, "PackForcing (paper)", **small_bank("PackForcing"))
+        cache = preset(graph, "PackForcing", **small_bank("PackForcing"))
         film = decode(graph, stream(graph, model, kv_cache=cache, vae=vae, seconds=4.0), files, codec="lossless")
         entry = comfy.client.run(graph.prompt)
         films.append(np.stack(list(read_frames(film_of(comfy, entry, film.id)))).astype(int))
@@ -118,13 +118,13 @@ def test_a_compressor_for_another_width_or_block_length_is_refused(comfy: ComfyS
 def test_knobs_of_the_memory_that_contradict_each_other(comfy: ComfyServer, files: Files, knobs: dict, words):
     graph = Graph()
     vae = graph.add("VAELoader", vae_name=files.vae)[0]
-    cache = preset(graph, "PackForcing (paper)", **knobs)
+    cache = preset(graph, "PackForcing", **knobs)
     decode(graph, stream(graph, our_loader(graph, files), kv_cache=cache, vae=vae), files)
     failed(comfy, graph, "PackForcingSampler", *words)
 
 
 def test_a_memory_that_compresses_needs_the_vae(comfy: ComfyServer, files: Files):
     graph = Graph()
-    latents = stream(graph, our_loader(graph, files), kv_cache=preset(graph, "PackForcing (paper)"), seconds=30.0)
+    latents = stream(graph, our_loader(graph, files), kv_cache=preset(graph, "PackForcing"), seconds=30.0)
     decode(graph, latents, files)
     failed(comfy, graph, "PackForcingSampler", "needs the VAE")

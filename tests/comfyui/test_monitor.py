@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from packforcing_core.video import probe
-from tests.comfyui.browser import FrontEnd
+from tests.comfyui.browser import PAGE_TIMEOUT_S, FrontEnd
 from tests.comfyui.graphs import Graph
 from tests.comfyui.server import ComfyServer
 from tests.comfyui.small_graphs import Files, decode, our_loader, stream
@@ -52,7 +52,8 @@ def wait_for(front_end: FrontEnd, condition: str, argument: Any = 0) -> None:
     front_end.page.wait_for_function(condition, arg=argument)
 
 
-SLOW = ", ".join(str(1000 - 25 * i) for i in range(32))
+SLOW = ", ".join(str(1000 - 60 * i) for i in range(16))
+"""So many steps that there is something to see while it runs."""
 
 
 @pytest.mark.parametrize("nodes", NODES_LIKE)
@@ -153,10 +154,10 @@ def test_two_browsers_never_see_each_others_jobs(comfy: ComfyServer, front_end: 
     show(front_end, graph)
     drawn = front_end.page.evaluate("() => window.app.rootGraph.serialize()")
     page = front_end.page.context.browser.new_context(bypass_csp=True).new_page()
+    page.set_default_timeout(1000 * PAGE_TIMEOUT_S)
     other = FrontEnd(comfy, page)
     other.open()
     other.load(drawn)
-    page.evaluate("window.heard = 0; window.comfyAPI.api.api.addEventListener('packforcing.monitor', () => heard++)")
     video = film_of(comfy, comfy.client.wait(press_run(front_end)), node)
     wait_for(front_end, FINISHED, video.name)
     page.reload()
@@ -217,6 +218,7 @@ def test_under_the_policy_of_a_server_without_api_nodes(comfy: ComfyServer, fron
     """That policy refuses videos which a page has put together itself: the file as far as it is there plays."""
     graph, node = small_video(files, 6.0, 551, SLOW)
     with_policy = front_end.page.context.browser.new_context(viewport={"width": 1600, "height": 900})
+    with_policy.set_default_timeout(1000 * PAGE_TIMEOUT_S)
     page = FrontEnd(comfy, with_policy.new_page())
     page.open()
     show(page, graph)

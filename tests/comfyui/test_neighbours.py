@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from packforcing_core.folder.files import read_tensors
 from packforcing_core.vae.streaming import to_frames
@@ -17,7 +17,7 @@ from packforcing_core.video import probe, read_frames
 from tests.checkpoints import CAUSAL_METADATA, SMALL_STOCK, wan_state_dict
 from tests.comfyui.graphs import Graph, Link
 from tests.comfyui.server import ComfyServer
-from tests.comfyui.small_graphs import HEIGHT, WIDTH, Files, decode, our_loader, stream
+from tests.comfyui.small_graphs import HEIGHT, WIDTH, Files, decode, our_loader, stock_loader, stream, with_lora
 from tests.comfyui.test_bad_input import failed
 from tests.comfyui.test_memory import preset
 from tests.comfyui.test_render import film_of
@@ -61,14 +61,16 @@ def quantised_files(comfy: ComfyServer) -> tuple[str, str]:
     return "codes.safetensors", "decoded.safetensors"
 
 
+@pytest.mark.parametrize("lora", [False, True])
 def test_a_model_with_operations_of_its_own_gives_the_film_of_its_weights(
-    comfy: ComfyServer, files: Files, quantised_files: tuple[str, str]
+    comfy: ComfyServer, files: Files, quantised_files: tuple[str, str], lora: bool
 ):
     """As a GGUF loader makes it: Linears that hold codes and dequantise in their forward."""
 
     def rendered(load) -> np.ndarray:
         graph = Graph()
-        return film(comfy, graph, decode(graph, stream(graph, load(graph), **FAST), files, codec="lossless").id)
+        model = with_lora(graph, load(graph), files) if lora else load(graph)
+        return film(comfy, graph, decode(graph, stream(graph, model, **FAST), files, codec="lossless").id)
 
     codes, decoded = quantised_files
     ours = rendered(lambda graph: graph.add("PackForcingTestQuantisedLoader", file=codes)[0])
@@ -78,7 +80,72 @@ def test_a_model_with_operations_of_its_own_gives_the_film_of_its_weights(
     print(f"largest difference {difference} of 255; 8 bits themselves change the mean by {loss:.2f}")
     assert difference <= 1
     assert loss > 0
-    assert ours.std() > 1
+
+
+def render_name(entry: dict, node: str) -> str:
+    return next(line for line in entry["outputs"][node]["text"][0].splitlines() if line.startswith("render ")).split()[
+        1
+    ]
+
+
+def test_two_files_of_codes_have_two_identities(comfy: ComfyServer, quantised_files: tuple[str, str]):
+    """The same codes under other scales, in a file of the same size: what the layers really hold tells them apart."""
+    codes, _ = quantised_files
+    folder = comfy.models("diffusion_models")
+    other = {n: t * 1.5 if n.endswith("row_scale") else t for n, t in load_file(folder / codes).items()}
+    save_file(other, folder / "other-codes.safetensors", CAUSAL_METADATA)
+    names = []
+    for file in (codes, "other-codes.safetensors", codes):
+        graph = Graph()
+        model = graph.add("PackForcingTestQuantisedLoader", file=file)[0]
+        latents = stream(graph, model, seconds=0.5, denoising_steps="1000", seed=71)
+        graph.add("PackForcingCollectLatents", stream=latents)
+        graph.add("SaveLatent", samples=[str(len(graph.prompt)), 0], filename_prefix="latents/codes")
+        names.append(render_name(comfy.client.run(graph.prompt), latents[0]))
+        comfy.client.free()
+    print(names)
+    assert names[0] == names[2]
+    assert names[0] != names[1]
+
+
+def test_a_replaced_cross_attention_is_honoured_and_other_parts_are_refused(comfy: ComfyServer, files: Files):
+    """KJNodes' WanVideoNAG replaces the one, others of its nodes the others."""
+
+    def rendered(part: str | None, strength: float) -> tuple[np.ndarray, str]:
+        graph = Graph()
+        model = stock_loader(graph, files)
+        if part:
+            model = graph.add("PackForcingTestReplace", model=model, part=part, strength=strength)[0]
+        latents = stream(graph, model, **FAST)
+        node = decode(graph, latents, files, codec="lossless").id
+        entry = comfy.client.run(graph.prompt)
+        return frames_of(comfy, entry, node), render_name(entry, latents[0])
+
+    plain, _ = rendered(None, 1.0)
+    same, same_name = rendered("cross_attn", 1.0)
+    weak, weak_name = rendered("cross_attn", 0.2)
+    print(f"by the same: {np.abs(same - plain).max()}, by another: {np.abs(weak - plain).max()} of 255")
+    assert np.abs(same - plain).max() <= 1
+    assert np.abs(weak - plain).max() > 1
+    assert same_name != weak_name
+    graph = Graph()
+    model = graph.add("PackForcingTestReplace", model=stock_loader(graph, files), part="self_attn", strength=1.0)[0]
+    decode(graph, stream(graph, model, **FAST), files)
+    failed(comfy, graph, "self-attention", "cannot honour")
+
+
+@pytest.mark.parametrize("kind", ["ConditioningSetAreaStrength", "ReferenceLatent"])
+def test_what_else_hangs_on_a_prompt_is_refused_by_name(comfy: ComfyServer, files: Files, kind: str):
+    graph = Graph()
+    latents = stream(graph, our_loader(graph, files), **FAST)
+    decode(graph, latents, files)
+    inputs = graph.prompt[latents[0]]["inputs"]
+    if kind == "ReferenceLatent":
+        empty = graph.add("EmptyLatentImage", width=64, height=64, batch_size=1)[0]
+        inputs["positive"] = graph.add(kind, conditioning=inputs["positive"], latent=empty)[0]
+    else:
+        inputs["positive"] = graph.add(kind, conditioning=inputs["positive"], strength=0.5)[0]
+    failed(comfy, graph, "reference_latents" if kind == "ReferenceLatent" else "strength", "cannot honour")
 
 
 def test_a_narrower_vae_decodes_through_the_stock_loader(comfy: ComfyServer, files: Files):
@@ -130,7 +197,7 @@ def test_a_tiny_vae_cannot_compress_the_past(comfy: ComfyServer, files: Files):
     save_file(TinyVAE((256, 128, 64, 64), True).state_dict(), comfy.models("vae") / "tiny-light.safetensors")
     graph = Graph()
     vae = graph.add("VAELoader", vae_name="tiny-light.safetensors")[0]
-    cache = preset(graph, "PackForcing zero-shot", sink_frames=3, recent_frames=3)
+    cache = preset(graph, "PackForcing", sink_frames=3, recent_frames=3)
     decode(graph, stream(graph, our_loader(graph, files), kv_cache=cache, vae=vae, seconds=4.0), files)
     failed(comfy, graph, "PackForcingSampler", "tiny autoencoder", "Wan2.1 VAE")
 

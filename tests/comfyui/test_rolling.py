@@ -75,7 +75,10 @@ def test_an_interrupted_rolling_render_goes_on_to_the_same_film(comfy: ComfyServ
 
 
 def test_a_memory_that_cannot_roll_is_refused(comfy: ComfyServer, files: Files, checkpoint: str):
-    for name, words in (("Deep Forcing", ("deep_forcing", "self-forcing")), ("LongLive", ("window_frames is 12",))):
+    for name, words in (
+        ("Deep Forcing", ("deep_forcing", "self-forcing")),
+        ("Sink + window (LongLive)", ("window_frames is 12",)),
+    ):
         graph = Graph()
         decode(graph, stream(graph, loader(graph, checkpoint), kv_cache=preset(graph, name)), files)
         failed(comfy, graph, "PackForcingSampler", *words)

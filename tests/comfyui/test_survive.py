@@ -45,7 +45,7 @@ def long_graph(files: Files, **settings) -> tuple[Graph, Node]:
     """A render with a bank and a LoRA, so that everything there is has to come back."""
     graph = Graph()
     vae = graph.add("VAELoader", vae_name=files.vae)[0]
-    cache = preset(graph, "PackForcing (paper)", **small_bank("PackForcing"))
+    cache = preset(graph, "PackForcing", **small_bank("PackForcing"))
     model = with_lora(graph, our_loader(graph, files), files)
     inputs = {"seconds": SECONDS, "timesteps": "1000, 500", **settings}
     film = decode(graph, stream(graph, model, kv_cache=cache, vae=vae, **inputs), files, blocks_per_segment=2)

@@ -25,7 +25,7 @@ def has(picture: np.ndarray, colour: tuple[int, int, int]) -> int:
 def test_the_render_comes_as_a_picture_and_a_second_film_of_it_has_the_same_times(comfy: ComfyServer, files: Files):
     graph = Graph()
     vae = graph.add("VAELoader", vae_name=files.vae)[0]
-    cache = preset(graph, "PackForcing zero-shot", **small_bank("PackForcing"))
+    cache = preset(graph, "PackForcing", **small_bank("PackForcing"))
     latents = stream(graph, our_loader(graph, files), kv_cache=cache, vae=vae, seconds=5.0, seed=51)
     film = decode(graph, latents, files)
     saved = graph.add("SaveImage", images=film[2], filename_prefix="telemetry")

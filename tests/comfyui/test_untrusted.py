@@ -18,6 +18,8 @@ from tests.comfyui.small_graphs import Files, decode, our_loader, stream
 
 MEGABYTE = "x" * 1_000_000
 
+WINDOW = "Sliding window (Self-Forcing)"
+
 
 @pytest.fixture(autouse=True)
 def forgotten(comfy: ComfyServer) -> Iterator[None]:
@@ -61,7 +63,7 @@ def test_every_widget_out_of_its_range_is_refused_and_nothing_is_written_elsewhe
     before, tried = all_files(comfy), 0
     for name, value in widgets(comfy, node):
         graph = Graph()
-        cache = graph.add("PackForcingKVCache", policy="Self-Forcing", **{"policy.window_frames": 21})[0]
+        cache = graph.add("PackForcingKVCache", policy=WINDOW, **{"policy.window_frames": 21})[0]
         latents = stream(graph, our_loader(graph, files), kv_cache=cache, seconds=0.5)
         decode(graph, latents, files)
         (own,) = [key for key, made in graph.prompt.items() if made["class_type"] == node]
@@ -78,7 +80,7 @@ def test_every_widget_out_of_its_range_is_refused_and_nothing_is_written_elsewhe
 @pytest.mark.parametrize("value", [-5, 10**6, 10**30, "x", MEGABYTE, None])
 def test_a_knob_of_the_memory_out_of_its_range_is_refused(comfy: ComfyServer, files: Files, value):
     graph = Graph()
-    cache = graph.add("PackForcingKVCache", policy="Self-Forcing", **{"policy.window_frames": value})[0]
+    cache = graph.add("PackForcingKVCache", policy=WINDOW, **{"policy.window_frames": value})[0]
     decode(graph, stream(graph, our_loader(graph, files), kv_cache=cache, seconds=0.5), files)
     with pytest.raises((PromptRejectedError, PromptFailedError)):
         comfy.client.run(graph.prompt)

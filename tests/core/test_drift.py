@@ -58,7 +58,7 @@ def plain_vae() -> WanVAE:
 
 def blocks_of(model: CausalWan, vae: WanVAE):
     geometry = VideoGeometry(WIDTH, HEIGHT, fps=16.0, frames_per_block=3, blocks=BLOCKS)
-    policy = POLICY_PRESETS["PackForcing zero-shot"]
+    policy = POLICY_PRESETS["PackForcing"]
     recipe = Recipe(geometry, policy, Denoising.of_family(DEFAULT_FAMILY), seed=0)
     twins = build_twins(model, vae, None)
     text = word_context("a red circle and a blue square")

@@ -12,6 +12,7 @@ import torch
 
 from ...errors import PackForcingError
 from ...text.umt5 import encode_prompts
+from . import selfmade
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "stage",
         help="in this order: vae (the miniature's), latents (encodes the clips), teacher (a bidirectional model), "
         "causal (teacher forcing), twins (with the compressor), distill (few steps from many), self-forcing (its own "
-        "rollouts, distribution matching); or compressor (the compressor alone, the model frozen)",
+        "rollouts, distribution matching); or compressor (the compressor alone, the model frozen; with --checkpoint "
+        "from that file alone, without any video)",
     )
     parser.add_argument("--folder", required=True, help="where everything is written, and read by later stages")
     parser.add_argument("--size", default="miniature", help="miniature, or 1.3B")
@@ -51,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--negative", default="", help="with --videos: the prompt that guidance leads away from")
     parser.add_argument("--dry-run", action="store_true", help="of stage self-forcing: only say what it would take")
     parser.add_argument("--ranks", type=int, default=1, help="with --dry-run: processes that share the networks")
+    selfmade.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -62,6 +65,8 @@ def run(options: argparse.Namespace) -> int:
     from ..training import ranks
     from ..training.presets import SIZES
 
+    if options.checkpoint:
+        return selfmade.run(options)
     if options.size not in SIZES:
         raise PackForcingError(f"Got size {options.size!r}; expected one of {', '.join(SIZES)}.")
     if options.dry_run:

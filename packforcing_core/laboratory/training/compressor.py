@@ -13,13 +13,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ...cache.cache import History
 from ...cache.config import FULL_SPAN, Full, PackForcing, Policy
 from ...compressor.compressor import fuse
 from ...compressor.high_res import HighRes
 from ...compressor.low_res import low_res_latents
 from ...errors import PackForcingError
 from ...geometry import compressed_grid
+from ...history import History
 from ...model.causal import CausalWan, TextKV
 from ...rope import GridRope
 from ...sampler.schedule import Schedule

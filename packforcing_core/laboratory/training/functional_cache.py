@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ...attention import Attention, sdpa
 from ...cache.cache import Selection
@@ -59,15 +60,26 @@ class Run(NamedTuple):
 class FunctionalCache:
     """Executes one `Partitions` plan for a clip, with a batch of any size; a selection is made for the whole batch.
 
-    PackForcingError for a plan that prunes tokens: nothing of it can be learnt through.
+    `recompute`: what twins attend to is put together again for the gradient, not kept once a twin and layer.
+
+    PackForcingError for a plan that drops, averages, replaces or aligns keys.
     """
 
-    def __init__(self, partitions: Partitions, layers: int, rope: GridRope, attention: Attention = sdpa):
-        if partitions.pruning:
+    def __init__(
+        self,
+        partitions: Partitions,
+        layers: int,
+        rope: GridRope,
+        attention: Attention = sdpa,
+        recompute: bool = False,
+    ):
+        if partitions.rule or (partitions.bank and partitions.bank.alignment):
             raise PackForcingError(
-                "Policy 'deep_forcing' drops tokens for good and is not trained. Choose another policy for training."
+                "A policy that drops, averages, replaces or aligns keys is not trained: nothing of that can be learnt "
+                "through. Choose packforcing, window, sink_window or full for training."
             )
         self.partitions, self.layers, self.rope, self.attention = partitions, layers, rope, attention
+        self.recompute = recompute
         self.bank = partitions.bank
         self.twin_rope = TwinRope(rope, self.bank, partitions.frames_per_block) if self.bank else None
         self.tokens_per_frame = rope.grid[0] * rope.grid[1]
@@ -78,7 +90,8 @@ class FunctionalCache:
         self.past: Mapping[int, tuple[Rows, ...]] = {}
         self.twins: Mapping[int, tuple[Rows, ...]] = {}
         self._selected_by: dict[int, Selection] = {}
-        self._shares: dict[int, tuple[int, int]] = {}  # By twin: how often layers chose it, how often they could.
+        # By layer: the sum of all committed queries, rotated by height and width, and of how many tokens it is.
+        self.query_totals: Mapping[int, tuple[Tensor, int]] = {}
 
     @property
     def next_block(self) -> int:
@@ -108,8 +121,8 @@ class FunctionalCache:
         }
         self.past = kept
         if self.bank:
+            self.query_totals = self._counted(view.block)
             selection = view.selection()
-            self._count(selection)
             self._selected_by[view.block] = selection
             leaving = newest - frames
             self.due_twin = leaving // frames if leaving >= partitions.sink_frames else None
@@ -125,21 +138,17 @@ class FunctionalCache:
         yield writer
         twins = dict(self.twins)
         if len(twins) == self.bank.bank_blocks:
-            del twins[min(twins, key=self._worth)]
+            del twins[min(twins)]
         self.twins = {**twins, self.due_twin: writer.rows()}
-        self._shares = {block: self._shares.get(block, (0, 0)) for block in self.twins}
         self.due_twin = None
 
-    def _count(self, selection: Selection) -> None:
-        for choice in selection:
-            for block, (chosen, chances) in self._shares.items():
-                self._shares[block] = chosen + (block in choice), chances + 1
-
-    def _worth(self, block: int) -> tuple[float, int]:
-        if self.bank.eviction == "fifo":
-            return 0.0, block
-        chosen, chances = self._shares[block]
-        return (chosen / chances if chances else 1.0), block
+    def _counted(self, block: int) -> Mapping[int, tuple[Tensor, int]]:
+        """The totals with the queries of `block`, which was just committed."""
+        made = {}
+        for layer, rows in enumerate(self.past[block]):
+            total, counted = self.query_totals.get(layer, (0.0, 0))
+            made[layer] = total + rows.query_sums.sum(dim=1), counted + rows.k.shape[1]
+        return made
 
     def runs(self, placements: Sequence[Placement]) -> list[Run]:
         """The placements as few runs, in order of time."""
@@ -162,7 +171,7 @@ class FunctionalView(Repeatable):
 
     def __init__(self, cache: FunctionalCache, window: BlockWindow, selection: Selection | None):
         self.cache, self.window, self.block = cache, window, cache.next_block
-        self.past, self.twins = cache.past, cache.twins
+        self.past, self.twins, self._query_totals = cache.past, cache.twins, cache.query_totals
         self.rotation = cache.rope.frames(window.current_positions)
         self._runs = cache.runs(window.past)
         self._choices: dict[int, Choice] = dict(enumerate(selection)) if selection is not None else {}
@@ -185,10 +194,14 @@ class FunctionalView(Repeatable):
         queries = rotate(q, self.cache.spatial)
         recent = self._recent_query_sums(layer)
         tokens = q.shape[1] + recent.shape[1] * self.cache.tokens_per_frame
-        mean_query = (queries.float().sum(dim=1) + recent.sum(dim=1)) / tokens
+        own = queries.float().sum(dim=1)
+        mean_query = (own + recent.sum(dim=1)) / tokens
+        total, counted = self._query_totals.get(layer, (torch.zeros_like(own), 0))
+        running = (own + total) / (q.shape[1] + counted)
         keys = [self.twins[block][layer].k for block in blocks]
         means = torch.stack([k.float().mean(dim=1) for k in keys])
-        question = Question(mean_query, queries, blocks, means, keys.__getitem__, plan.selector_seed, self.block, layer)
+        asked = plan.selector_seed, self.block, layer, running
+        question = Question(mean_query, queries, blocks, means, keys.__getitem__, *asked)
         return choose(SELECTORS[plan.selector](question), blocks, len(self.window.mid_positions))
 
     def _recent_query_sums(self, layer: int) -> Tensor:
@@ -261,6 +274,14 @@ class FunctionalTwinWriter(Keeper):
         self._sink = cache.runs([Placement(frame, 0, frame) for frame in range(cache.partitions.sink_frames)])
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.keep(layer, q, k, v)
+        own = self._kept[layer]
+        if self._cache.recompute and torch.is_grad_enabled():
+            return checkpoint(self._attended, layer, q, own.k, own.v, use_reentrant=False, preserve_rng_state=False)
+        return self._attended(layer, q, own.k, own.v)
+
+    def _attended(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of queries that are not turned, with own keys that are turned in space."""
         rope, choice = self._cache.twin_rope, self._choices[layer]
         first, span = self._cache.partitions.sink_frames, self._cache.bank.span
         keys, values = read(self._past, self._sink, layer)
@@ -269,9 +290,8 @@ class FunctionalTwinWriter(Keeper):
             keys.append(rope.at(first + index * span, rows.k))
             values.append(rows.v)
         own = first + len(choice) * span
-        self.keep(layer, q, k, v)
         query = rope.at(own, rope.spatial(q))
-        keys.append(rope.at(own, self._kept[layer].k))
+        keys.append(rope.at(own, k))
         values.append(v)
         return self._cache.attention(query, torch.cat(keys, dim=1), torch.cat(values, dim=1))
 

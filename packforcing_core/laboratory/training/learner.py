@@ -44,7 +44,7 @@ class Optimisation:
     average: float | None = None
     average_from: int = 0
 
-    def rate(self, step: int, steps: int) -> float:
+    def rate(self, step: int, steps: float) -> float:
         """The learning rate of step `step` (from 0) of `steps`."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
@@ -114,7 +114,7 @@ class Learner:
         ranks.average(p.grad for p in self.parameters if not isinstance(p, DTensor))
         return float(whole(nn.utils.clip_grad_norm_(self.parameters, self.optimisation.clip)))
 
-    def update(self, step: int, steps: int) -> None:
+    def update(self, step: int, steps: float) -> None:
         """One optimiser step along the gradients that are there."""
         self._move(self.optimisation.rate(step, steps))
         if self.average is not None:

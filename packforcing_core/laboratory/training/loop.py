@@ -53,12 +53,12 @@ class Stage(Protocol):
 
 
 class Training:
-    """Runs a stage for `steps` steps in `folder`, from where the folder's state left off.
+    """Runs a stage for `steps` steps (inf: until whoever runs it stops) in `folder`, from where its state left off.
 
     In a run of several ranks the stage's networks are sharded.
     """
 
-    def __init__(self, stage: Stage, steps: int, folder: Path, save_every: int = 500):
+    def __init__(self, stage: Stage, steps: float, folder: Path, save_every: int = 500):
         self.stage, self.steps, self.folder, self.save_every = stage, steps, folder, save_every
         for network in stage.networks.values():
             shard(network)

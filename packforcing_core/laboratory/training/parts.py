@@ -110,7 +110,7 @@ class PartsPlan:
         self.block_tokens = partitions.frames_per_block * self.tokens_per_frame
         self.twin_rope = TwinRope(rope, partitions.bank, partitions.frames_per_block) if partitions.bank else None
         self._rotations: dict[tuple, Rotation] = {}
-        if partitions.pruning:
+        if partitions.rule:
             raise PackForcingError(
                 "A policy that drops tokens chooses them by their keys, but teacher forcing plans ahead what is seen. "
                 "Train with windows, sinks or compressed blocks."

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ...cache.config import POLICY_PRESETS, Policy
+from ...cache.config import FULL_SPAN, PackForcing, Policy
 from ...compressor.compressor import Compressor
 from ...compressor.high_res import HighRes
 from ...model.causal import CausalWan, TextKV
@@ -28,7 +28,7 @@ from ...vae.wan_vae import WanVAE
 from .functional_cache import FunctionalCache, FunctionalView, commit_twin
 from .parts import seen_twins
 
-PAPERS_MEMORY = POLICY_PRESETS["PackForcing (paper)"]
+PAPERS_MEMORY = PackForcing(mid_span=FULL_SPAN)
 FOUR_STEPS = Schedule.warped((1000.0, 750.0, 500.0, 250.0), shift=5.0)
 Draw = Callable[[], Tensor]
 """Gaussian noise [B, 16, frames_per_block, h, w], other at every call."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...cache.cache import History
+from ...history import History
 from ...model.causal import CausalWan, Modulation, Seams, TextKV
 from ...model.config import WanConfig
 from .parts import Repeatable

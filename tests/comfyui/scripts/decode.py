@@ -66,7 +66,7 @@ def peak(run) -> int:
 
 def counted_peaks() -> dict:
     """Weights and latents do not count; nor does what kernels take for themselves, which no tensor shows."""
-    here = Path(__file__).parents[2] / "live_bytes.py"  # ComfyUI has a folder `tests`, too.
+    here = Path(__file__).parents[3] / "packforcing_core" / "laboratory" / "training" / "live_bytes.py"
     spec = importlib.util.spec_from_file_location("live_bytes", here)
     live_bytes = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(live_bytes)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+import types
 import zlib
 
+import comfy.lora
+import comfy.model_patcher
 import comfy.ops
 import comfy.sd
 import comfy.utils
@@ -70,10 +73,13 @@ class PackForcingTestClip(io.ComfyNode):
 
 
 class Dequantising(comfy.ops.manual_cast):
-    """Operations as GGUF loaders bring them: a Linear holds codes, and makes its weights when it is called."""
+    """Operations as GGUF loaders bring them: a Linear holds codes, makes its weights when it is called, and gives meta
+    tensors for a state dict.
+    """
 
     class Linear(comfy.ops.manual_cast.Linear):
         scale: torch.Tensor | None = None
+        lora: tuple[list, str] | None = None
 
         def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest) -> None:
             self.scale = state_dict.pop(f"{prefix}row_scale", None)
@@ -83,10 +89,35 @@ class Dequantising(comfy.ops.manual_cast):
             self.weight = torch.nn.Parameter(state_dict[f"{prefix}weight"], requires_grad=False)
             self.bias = torch.nn.Parameter(state_dict[f"{prefix}bias"], requires_grad=False)
 
+        def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            if self.scale is not None:
+                destination[f"{prefix}weight"] = torch.zeros_like(self.weight, device="meta")
+
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if self.scale is None:
                 return super().forward(x)
-            return torch.nn.functional.linear(x, self.weight.to(x.dtype) * self.scale.to(x), self.bias.to(x))
+            weight = self.weight.to(x.dtype) * self.scale.to(x)
+            if self.lora:
+                weight = comfy.lora.calculate_weight(self.lora[0], weight, self.lora[1])
+            return torch.nn.functional.linear(x, weight, self.bias.to(x))
+
+
+class KeepsCodes(comfy.model_patcher.ModelPatcher):
+    """Leaves codes as they are: a LoRA's patches go to the layer, which adds them when it is called."""
+
+    def patch_weight_to_device(self, key: str, *arguments, **settings):
+        layer = comfy.utils.get_attr(self.model, key.rpartition(".")[0])
+        if getattr(layer, "scale", None) is None or not key.endswith("weight"):
+            return super().patch_weight_to_device(key, *arguments, **settings)
+        layer.lora = (self.patches[key], key) if key in self.patches else None
+        return None
+
+    def unpatch_model(self, *arguments, **settings):
+        for layer in self.model.modules():
+            if isinstance(layer, Dequantising.Linear):
+                layer.lora = None
+        return super().unpatch_model(*arguments, **settings)
 
 
 class PackForcingTestQuantisedLoader(io.ComfyNode):
@@ -110,7 +141,38 @@ class PackForcingTestQuantisedLoader(io.ComfyNode):
         held = {p.dtype for p in model.model.diffusion_model.blocks[0].ffn.parameters()}
         if torch.int8 not in held:
             raise ValueError(f"The codes were not kept: {held}")
+        model.__class__ = KeepsCodes
         return io.NodeOutput(model)
+
+
+class PackForcingTestReplace(io.ComfyNode):
+    """Replaces a part of every layer by `add_object_patch`: `cross_attn` as NAG does, or another."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PackForcingTestReplace",
+            category="PackForcing/tests",
+            inputs=[io.Model.Input("model"), io.String.Input("part"), io.Float.Input("strength", default=1.0)],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, part: str, strength: float) -> io.NodeOutput:
+        model = model.clone()
+        for number, layer in enumerate(model.get_model_object("diffusion_model").blocks):
+            key = f"diffusion_model.blocks.{number}.{part}.forward"
+            model.add_object_patch(key, _weakened(getattr(layer, part), strength))
+        return io.NodeOutput(model)
+
+
+def _weakened(part, strength: float):
+    own = type(part).forward
+
+    def forward(self, *arguments, **settings):
+        return strength * own(self, *arguments, **settings)
+
+    return types.MethodType(forward, part)
 
 
 class PackForcingTestCount(io.ComfyNode):
@@ -174,6 +236,7 @@ class TestExtension(ComfyExtension):
             PackForcingTestConditioning,
             PackForcingTestClip,
             PackForcingTestQuantisedLoader,
+            PackForcingTestReplace,
             PackForcingTestCount,
             PackForcingTestExpand,
         ]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from packforcing_core.cache.config import DeepForcing
-from packforcing_core.cache.pruning import choose_tokens
+from packforcing_core.cache.policies.deep_forcing import choose_tokens
 from packforcing_core.sampler.denoising import frame_timesteps
 from packforcing_core.sampler.rollout import commit_block
 from tests.exactness import DEEP, steps_off

@@ -16,7 +16,7 @@ from packforcing_core.geometry import VideoGeometry, compressed_grid
 from packforcing_core.rope import GridRope
 from tests.small import CONFIG, GRID, small_cache, small_shape
 
-STORAGES = ["host", "device", "host_int8", "device_int8"]
+STORAGES = ["ram", "vram", "ram_int8", "vram_int8"]
 
 
 def paper_shape() -> KVShape:
@@ -31,7 +31,7 @@ def test_the_papers_configuration_gives_its_headline_numbers():
     assert shape.cache_bytes(plan) == 21_632 * 184_320
     print(f"{shape.cache_bytes(plan) / 1e9:.2f} GB cached, bank {shape.bank_bytes(plan) / 1e9:.2f} GB")
     assert f"{shape.cache_bytes(plan) / 1e9:.2f}" == "3.99"
-    assert f"{shape.host_bytes(plan) / 1e9:.1f}" == "4.3"
+    assert f"{shape.host_bytes(plan) / 1e9:.1f}" == "5.4"
 
 
 @pytest.mark.parametrize(
@@ -74,15 +74,15 @@ def test_bank_bytes_are_those_allocated_mean_keys_included(storage, dtype):
     shape = KVShape(3, 2, 32, 96, dtype, batch=2, twin_tokens=tokens)
     plan = PackForcing(bank_storage=storage, recent_frames=8).partitions(4)
     cache = KVCache(plan, shape, GridRope(32, grid), sdpa)
-    means = 3 * 128 * 2 * 2 * 32 * 4
+    means = 3 * 160 * 2 * 2 * 32 * 4
     assert shape.bank_bytes(plan) == cache.mid.twin_bytes + means
     assert cache.nbytes == shape.buffer_bytes(plan)
-    assert cache.host_nbytes == shape.host_bytes(plan) == (cache.mid.twin_bytes if "host" in storage else 0)
-    if storage == "device":
-        assert shape.bank_bytes(plan) - means == 128 * tokens * 2 * 3 * 2 * 2 * 32 * dtype.itemsize
+    assert cache.host_nbytes == shape.host_bytes(plan) == (cache.mid.twin_bytes if storage.startswith("ram") else 0)
+    if storage == "vram":
+        assert shape.bank_bytes(plan) - means == 160 * tokens * 2 * 3 * 2 * 2 * 32 * dtype.itemsize
 
 
-@pytest.mark.parametrize(("storage", "blocks"), [(storage, 300 if storage == "host" else 80) for storage in STORAGES])
+@pytest.mark.parametrize(("storage", "blocks"), [(storage, 300 if storage == "ram" else 80) for storage in STORAGES])
 def test_attended_tokens_and_bytes_are_constant_from_block_20_on(storage, blocks):
     policy = PackForcing(bank_storage=storage, bank_blocks=32)
     cache, n = small_cache(policy, 4), GRID[0] * GRID[1]
@@ -152,7 +152,7 @@ def test_a_short_clip_allocates_just_what_it_fills(policy, blocks):
         ({"mid_span": -0.5}, 4, "mid_span is -0.5"),
         ({"mid_span": float("nan")}, 4, "mid_span of policy 'packforcing' is nan"),
         ({"selector": "best"}, 4, "'best'; expected one of mean"),
-        ({"eviction": "lru"}, 4, "'lru'; expected one of fifo"),
+        ({"bank_storage": "disk"}, 4, "'disk'; expected one of ram, vram"),
         ({"top_k_blocks": 2.5}, 4, "2.5; expected a whole number"),
         ({"sink_frames": -2}, 4, "-2; expected"),
     ],

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from packforcing_core.cache.config import AUTO, DeepForcing, Full, PackForcing, Policy, SinkWindow, Window
+from packforcing_core.cache.config import (
+    AUTO,
+    DeepForcing,
+    Full,
+    MemRoPE,
+    PackForcing,
+    Policy,
+    RollingSink,
+    SinkWindow,
+    TetherCache,
+    Window,
+)
 from packforcing_core.sampler.denoising import BlockDone, frame_timesteps
 from packforcing_core.sampler.noise import seeded_noise
 from packforcing_core.sampler.rollout import Twins, rollout
@@ -27,13 +38,18 @@ POLICIES = [
     SinkWindow(8, 2, realign=False),
     DeepForcing(sink_frames=3, recent_frames=4, budget_frames=8, window_frames=12),
     PackForcing(**BANK),
-    PackForcing(**BANK, mid_span=AUTO, eviction="least_selected", bank_storage="device"),
-    PackForcing(**BANK, selector="best_row", bank_storage="host_int8"),
-    PackForcing(3, 6, 2, 4, bank_storage="device_int8"),
+    PackForcing(**BANK, mid_span=AUTO, bank_storage="vram"),
+    PackForcing(**BANK, selector="future", bank_storage="ram_int8"),
+    PackForcing(3, 6, 2, 4, bank_storage="vram_int8"),
     SinkWindow(9, 3, kv_int8="all"),
     DeepForcing(3, 4, 8, 12, kv_int8="all"),
     PackForcing(**BANK, mid_span=AUTO, kv_int8="all"),
-    PackForcing(3, 6, 2, 4, bank_storage="host_int8", kv_int8="sink+mid"),
+    PackForcing(3, 6, 2, 4, bank_storage="ram_int8", kv_int8="sink+mid"),
+    PackForcing(**BANK, alignment=0.35),
+    TetherCache(2, 3, 4),
+    TetherCache(2, 3, 4, kv_int8="all"),
+    MemRoPE(2, 3),
+    RollingSink(9),
 ]
 BLOCKS, FRAMES = 9, 3
 

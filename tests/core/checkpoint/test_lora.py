@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from packforcing_core.checkpoint.files import open_tensors
+from packforcing_core.checkpoint.load import inspect
 from packforcing_core.checkpoint.lora import convert_lora
 from packforcing_core.errors import PackForcingError
 from tests.checkpoints import SMALL, lora_tensors, write_comfyui_lora, write_family, write_peft_lora
@@ -17,7 +21,7 @@ def test_a_peft_lora_becomes_what_the_stock_node_reads(tmp_path, bare):
     stock = open_tensors(write_comfyui_lora(tmp_path / "stock.safetensors", SMALL))
     renamed = open_tensors(output)
     assert dict(renamed.tensors) == dict(stock.tensors)
-    assert count == len(stock.tensors) == 2 * 10 * SMALL.num_layers
+    assert count.tensors == len(stock.tensors) == 2 * 10 * SMALL.num_layers
     want, got = stock.load(stock.tensors), renamed.load(renamed.tensors)
     assert all(torch.equal(got[name], want[name]) for name in want)
     assert any(tensor.any() for tensor in got.values())
@@ -57,13 +61,109 @@ def test_alpha_and_the_scale_of_dora_stay_beside_their_layer(tmp_path):
     assert got[f"diffusion_model.{LAYER}.alpha"].item() == 2
 
 
-def test_names_without_dots_are_read_as_they_are(tmp_path):
-    flat = {
-        "lora_unet_blocks_0_ffn_0.lora_down.weight": torch.ones(4, 128),
-        "lora_unet_blocks_0_ffn_0.alpha": torch.ones(1),
+def in_diffusers_names(layer):
+    for official, theirs in (("self_attn", "attn1"), ("cross_attn", "attn2"), (".ffn.0", ".ffn.net.0.proj"),
+                             (".ffn.2", ".ffn.net.2")):  # fmt: skip
+        layer = layer.replace(official, theirs)
+    return re.sub(r"\.([qkvo])$", lambda found: ".to_out.0" if found[1] == "o" else f".to_{found[1]}", layer)
+
+
+def flat(layer):
+    return layer.replace(".", "_")
+
+
+A_B, DOWN_UP = ("lora_A.weight", "lora_B.weight"), ("lora_down.weight", "lora_up.weight")
+LAYOUTS = {
+    "native": (lambda layer: f"diffusion_model.{layer}", A_B),
+    "bare": (lambda layer: layer, A_B),
+    "DiffSynth": (lambda layer: layer, ("lora_A.default.weight", "lora_B.default.weight")),
+    "transformer prefix": (lambda layer: f"transformer.{layer}", A_B),
+    "diffusers": (lambda layer: f"transformer.{in_diffusers_names(layer)}", A_B),
+    "diffusers without a prefix": (in_diffusers_names, A_B),
+    "PEFT": (lambda layer: f"base_model.model.{layer}", ("lora_A.default.weight", "lora_B.default.weight")),
+    "PEFT of diffusers": (lambda layer: f"base_model.model.{in_diffusers_names(layer)}", A_B),
+    "processors": (
+        lambda layer: f"unet.{in_diffusers_names(layer).removesuffix('.0').replace('.to_', '.processor.to_')}_lora",
+        ("down.weight", "up.weight"),
+    ),
+    "kohya": (lambda layer: f"lora_unet_{flat(layer)}", DOWN_UP),
+    "kohya of diffusers": (lambda layer: f"lora_unet_{flat(in_diffusers_names(layer))}", DOWN_UP),
+    "OneTrainer": (lambda layer: f"lora_transformer_{flat(in_diffusers_names(layer))}", DOWN_UP),
+    "SimpleTuner": (lambda layer: f"lycoris_{flat(layer)}", DOWN_UP),
+    "dots": (lambda layer: f"diffusion_model.{layer}", ("lora.down.weight", "lora.up.weight")),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_becomes_what_the_native_loader_reads(tmp_path, name):
+    spelt, halves = LAYOUTS[name]
+    content, want = {}, {}
+    for key, tensor in lora_tensors().items():
+        layer, half = key.rsplit(".lora_", 1)
+        if name == "processors" and "attn" not in layer:
+            continue
+        content[f"{spelt(layer)}.{halves[half.startswith('B')]}"] = tensor
+        want[layer, half[0]] = tensor
+    save_file(content, tmp_path / "lora.safetensors")
+    print(next(iter(content)))
+    converted = convert_lora(tmp_path / "lora.safetensors", tmp_path / "out.safetensors")
+    got = load_file(tmp_path / "out.safetensors")
+    assert (converted.tensors, converted.width) == (len(want), SMALL.dim)
+    assert len(got) == len(want)
+    for key, tensor in got.items():
+        found = re.fullmatch(r"diffusion_model\.(.+?)\.lora[_.](A|B|down|up)(?:\.weight)?", key)
+        assert torch.equal(tensor, want[found[1], {"down": "A", "up": "B"}.get(found[2], found[2])])
+    report = inspect(tmp_path / "lora.safetensors")
+    assert report.kind == "lora"
+    assert "for a Wan of width 128" in report.title
+
+
+@pytest.mark.parametrize(("width", "name"), [(1536, "Wan2.1 1.3B"), (5120, "Wan2.1 14B")])
+def test_a_lora_says_for_which_size_it_was_made(tmp_path, width, name):
+    pair = {
+        f"transformer.{LAYER}.lora_A.weight": torch.ones(4, width),
+        f"transformer.{LAYER}.lora_B.weight": torch.ones(width, 4),
     }
-    flat["lora_unet_blocks_0_ffn_0.lora_up.weight"] = torch.ones(256, 4)
-    assert set(convert(tmp_path, flat)) == set(flat)
+    save_file(pair, tmp_path / "lora.safetensors")
+    assert inspect(tmp_path / "lora.safetensors").title == f"a LoRA of rank 4 without its base for {name}"
+    assert convert_lora(tmp_path / "lora.safetensors", tmp_path / "out.safetensors").made_for == name
+
+
+@pytest.mark.parametrize(
+    ("told", "strength"),
+    [({"lora_alpha": 8, "r": 4}, 2.0), ({"lora_alpha": 4, "r": 4}, 1.0), ({"lora_alpha": 8, "use_rslora": True}, 4.0)],
+)
+@pytest.mark.parametrize("where", ["diffusers", "PEFT"])
+def test_the_strength_that_stands_beside_the_layers_is_kept(tmp_path, told, strength, where):
+    if where == "PEFT":
+        path = tmp_path / "adapter_model.safetensors"
+        save_file({f"base_model.model.{name}": tensor for name, tensor in PAIR.items()}, path)
+        (tmp_path / "adapter_config.json").write_text(json.dumps(told))
+    else:
+        path = tmp_path / "lora.safetensors"
+        table = json.dumps({f"transformer.{key}": value for key, value in told.items()})
+        save_file(
+            {f"transformer.{name}": t for name, t in PAIR.items()}, path, metadata={"lora_adapter_metadata": table}
+        )
+    convert_lora(path, tmp_path / "out.safetensors")
+    assert load_file(tmp_path / "out.safetensors")[f"diffusion_model.{LAYER}.alpha"].item() / 4 == strength
+
+
+@pytest.mark.parametrize(
+    "table",
+    ["{", "[]", "{}", '{"lora_alpha": "x"}', '{"lora_alpha": 4, "rank_pattern": {"a": 1}}'],
+)
+def test_a_description_that_tells_no_strength_is_refused(tmp_path, table):
+    save_file(PAIR, tmp_path / "lora.safetensors", metadata={"lora_adapter_metadata": table})
+    with pytest.raises(PackForcingError, match=r"tells no lora_alpha|an alpha for each layer"):
+        convert_lora(tmp_path / "lora.safetensors", tmp_path / "out.safetensors")
+
+
+def test_a_lora_of_an_image_to_video_model_is_called_so(tmp_path):
+    layer = "blocks.0.cross_attn.k_img"
+    content = PAIR | {f"{layer}.lora_A.weight": torch.ones(4, 128), f"{layer}.lora_B.weight": torch.ones(128, 4)}
+    with pytest.raises(PackForcingError, match=r"k_img.*image-to-video"):
+        convert(tmp_path, content)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +191,7 @@ def test_one_part_is_taken_by_the_order_of_checkpoints(tmp_path, tops, key, take
         ({"critic": PAIR}, r"no LoRA but a critic's \(critic\)"),
         (PAIR | {f"{LAYER}.lora_magnitude_vector": torch.ones(128)}, "holds .*magnitude_vector, which .* leave out"),
         (PAIR | {"blocks.0.norm3.weight": torch.ones(128)}, "holds blocks.0.norm3.weight, which .* leave out"),
+        (PAIR | {"blocks.lora_A.weight": torch.ones(1)}, "holds blocks.lora_A.weight, which .* leave out"),
         (PAIR | {"lora_A.weight": torch.ones(1)}, "holds lora_A.weight, which .* leave out"),
         ({f"fake_score.{name}": tensor for name, tensor in PAIR.items()}, "holds fake_score.*, which .* leave out"),
         (PAIR | {f"{LAYER}.lora_A.other.weight": torch.ones(4, 128)}, "lora_A.weight twice, as .*expected one adapter"),

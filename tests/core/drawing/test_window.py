@@ -46,7 +46,7 @@ def texts(svg: ElementTree.Element) -> str:
 
 
 def test_the_papers_window_is_drawn_to_scale():
-    svg = picture(recipe("PackForcing (paper)"))
+    svg = picture(recipe("PackForcing"))
     print(texts(svg))
     assert "27,872" in texts(svg)
     assert "{past}: 3.99 GB" in texts(svg)
@@ -70,7 +70,7 @@ def test_every_memory_is_drawn_at_every_block_and_stays_inside(preset: str, fram
     assert "current" in seen
 
 
-@pytest.mark.parametrize("preset", ["Self-Forcing", "PackForcing zero-shot", "CausVid"])
+@pytest.mark.parametrize("preset", ["Sliding window (Self-Forcing)", "PackForcing", "Full history (CausVid)"])
 def test_blocks_that_roll_together_are_all_current(preset: str):
     made = recipe(preset, blocks=30, frames_per_block=3, denoising=ROLLING)
     together = made.partitions.current_blocks
@@ -78,7 +78,9 @@ def test_blocks_that_roll_together_are_all_current(preset: str):
     sums = [sum(parts_in_view(made.geometry, made.partitions, block).values()) for block in range(30)]
     states = block_states(made.geometry, made.partitions, 20)
     print(preset, plan.attended_tokens, max(sums), states)
-    assert max(sums) == plan.attended_tokens - (9 * 1560 if preset == "CausVid" else 0)  # its clip ends before
+    assert max(sums) == plan.attended_tokens - (
+        9 * 1560 if preset == "Full history (CausVid)" else 0
+    )  # its clip ends before
     assert together > 1
     assert states[20:] == ["current"] * made.partitions.current_blocks + ["ahead"] * (
         10 - made.partitions.current_blocks
@@ -86,24 +88,24 @@ def test_blocks_that_roll_together_are_all_current(preset: str):
 
 
 def test_what_a_block_sees_is_where_it_lies_in_the_video():
-    made = recipe("PackForcing (paper)", blocks=12)
+    made = recipe("PackForcing", blocks=12)
     states = block_states(made.geometry, made.partitions, 9)
     assert states == ["sink"] * 2 + ["mid"] * 6 + ["recent", "current"] + ["ahead"] * 2
 
 
 def test_a_full_bank_forgets_the_oldest_and_a_window_everything_before_it():
-    made = recipe("PackForcing (paper)", blocks=200)
+    made = recipe("PackForcing", blocks=200)
     states = block_states(made.geometry, made.partitions, 199)
-    assert states.count("mid") == 128
-    assert states.index("mid") == 199 - 1 - 128
-    window = recipe("Self-Forcing", blocks=12, frames_per_block=3)
+    assert states.count("mid") == 160
+    assert states.index("mid") == 199 - 1 - 160
+    window = recipe("Sliding window (Self-Forcing)", blocks=12, frames_per_block=3)
     assert block_states(window.geometry, window.partitions, 11).count("gone") == 5
 
 
 def test_selected_blocks_are_drawn_by_their_share_of_the_layers():
     shares = selected_shares([(2, 5), (5,), (5, 7), (5,)])
     assert shares == {2: 0.25, 5: 1.0, 7: 0.25}
-    svg = picture(recipe("PackForcing (paper)", blocks=12), Moment(9, shares))
+    svg = picture(recipe("PackForcing", blocks=12), Moment(9, shares))
     found = {r.find("{*}title").text: float(r.get("height")) for r in svg.findall(".//{*}rect")}
     heights = {title: height for title, height in found.items() if "of_layers" in title}
     assert heights == {
@@ -115,7 +117,7 @@ def test_selected_blocks_are_drawn_by_their_share_of_the_layers():
 
 
 def test_an_hour_of_video_is_still_a_small_drawing():
-    made = recipe("PackForcing (paper)", blocks=3600)
+    made = recipe("PackForcing", blocks=3600)
     svg = draw_window(made.geometry, made.partitions, plan_render(WAN_SIZES["1.3B"], made))
     print(f"{len(svg)} characters")
     assert len(svg) < 5_000

@@ -21,7 +21,7 @@ from tests.small import CONFIG, DENOISING
 
 SIZES = [VideoGeometry(64, 32, 16.0, 3, 10), VideoGeometry(80, 48, 16.0, 1, 30), VideoGeometry(32, 32, 16.0, 4, 2)]
 WINDOWS = [Full(), Window(21), Window(7), SinkWindow(12, 3), SinkWindow(21, 10), SinkWindow(8, 0, realign=False)]
-CHOOSING = [DeepForcing(), PackForcing(), PackForcing(bank_storage="device", top_k_blocks=3, bank_blocks=8)]
+CHOOSING = [DeepForcing(), PackForcing(), PackForcing(bank_storage="vram", top_k_blocks=3, bank_blocks=8)]
 
 
 def meta_model(config: WanConfig, dtype: torch.dtype) -> CausalWan:

@@ -33,14 +33,12 @@ POLICIES = {
     "sink_window": (SinkWindow(window_frames=8, sink_frames=2), 3),
     "sink_window, gap left": (SinkWindow(window_frames=8, sink_frames=2, realign=False), 3),
     "packforcing": (PackForcing(sink_frames=2, recent_frames=2, top_k_blocks=2, bank_blocks=3, mid_span=0), 2),
-    "least selected": (
-        PackForcing(
-            sink_frames=2, recent_frames=2, top_k_blocks=2, bank_blocks=3, mid_span=1.5, eviction="least_selected"
-        ),
+    "span of 1.5": (
+        PackForcing(sink_frames=2, recent_frames=2, top_k_blocks=2, bank_blocks=3, mid_span=1.5),
         2,
     ),
     "two recent blocks": (
-        PackForcing(sink_frames=4, recent_frames=4, top_k_blocks=2, bank_blocks=4, selector="best_row"),
+        PackForcing(sink_frames=4, recent_frames=4, top_k_blocks=2, bank_blocks=4, selector="future"),
         2,
     ),
     "attention mass": (
@@ -142,5 +140,5 @@ def test_a_twin_that_is_due_and_a_pruning_plan_are_refused():
             commit_block(model, text, cache, cache.begin_block(), seeded_noise(7, block_shape(frames))(block, 0), 0.0)
     with pytest.raises(PackForcingError, match="Block 1 is due"):
         cache.begin_block()
-    with pytest.raises(PackForcingError, match="deep_forcing"):
+    with pytest.raises(PackForcingError, match="Choose packforcing, window"):
         functional_cache(DeepForcing(), 2)

@@ -1,5 +1,4 @@
-"""Participative Compression of Deep Forcing (arXiv 2512.05081): tokens between sink and recent frames are chosen once
-and the others dropped for good.
+"""Deep Forcing (arXiv 2512.05081): a deep sink, and Participative Compression of what lies between it and the newest.
 
 At the first step of a block that finds the window full, each layer scores every candidate token j by phi_j = sum over
 recent queries r of q_r.k_j = (sum of q_r).k_j, summed over heads, keys and queries rotated as they stand in the window
@@ -10,14 +9,54 @@ stored past changes when the block is committed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..rope import GridRope, Rotation, rotate
-from .layer_kv import LayerKV, ring_slices
-from .packed import PackedKV
-from .partitions import BlockWindow, Partitions
+from ...errors import PackForcingError
+from ...rope import GridRope, Rotation, rotate
+from ..layer_kv import KVShape
+from ..partitions import BlockWindow, Partitions, PruningPlan
+from ..policy import Policy, int8_knob, int8_parts, knob
+from ..rule import KV, Rule, counts_current
+
+
+@dataclass(frozen=True)
+class DeepForcing(Policy):
+    name = "deep_forcing"
+    title = "Deep Forcing"
+    keeps = "a deep sink, the newest frames, and the most attended tokens of what lies between"
+
+    sink_frames: int = knob(10, "The first latent frames, always in view.")
+    recent_frames: int = knob(
+        4, "The newest latent frames, current block included, of which no token is dropped.", minimum=1
+    )
+    budget_frames: int = knob(
+        16, "Latent frames' worth of tokens left in view after dropping, all included.", minimum=1
+    )
+    window_frames: int = knob(21, "Latent frames in view, all included, at which tokens are dropped.", minimum=1)
+    kv_int8: str = int8_knob("sink", "recent")
+
+    def partitions(self, frames_per_block: int, current_blocks: int = 1) -> Partitions:
+        self.block_by_block(current_blocks, "drops tokens at the first step of each block")
+        counts_current(self.name, self.recent_frames, frames_per_block)
+        if not self.sink_frames + self.recent_frames <= self.budget_frames <= self.window_frames:
+            raise PackForcingError(
+                f"Policy 'deep_forcing': budget_frames is {self.budget_frames}; expected at least sink_frames + "
+                f"recent_frames ({self.sink_frames} + {self.recent_frames}) and at most window_frames "
+                f"({self.window_frames})."
+            )
+        pruning = Participative(self.window_frames, self.budget_frames, self.recent_frames)
+        tail = pruning.past_limit(frames_per_block) - self.sink_frames
+        int8 = int8_parts(self.kv_int8)
+        return Partitions(frames_per_block, self.sink_frames, tail, "window", pruning=pruning, int8=int8)
+
+
+@dataclass(frozen=True)
+class Participative(PruningPlan):
+    def build(self, partitions: Partitions, shape: KVShape, rope: GridRope, device: torch.device) -> TokenPruning:
+        return TokenPruning(partitions, shape, rope)
 
 
 def choose_tokens(query: Tensor, keys: Tensor, count: int) -> Tensor:
@@ -30,17 +69,17 @@ def choose_tokens(query: Tensor, keys: Tensor, count: int) -> Tensor:
     return (len(scores) - 1 - newest_first).sort().values
 
 
-class TokenPruning:
+class TokenPruning(Rule):
     """Chooses among the candidates of a layer, shows the chosen, and drops the others."""
 
-    def __init__(self, partitions: Partitions, layers: int, rope: GridRope):
+    def __init__(self, partitions: Partitions, shape: KVShape, rope: GridRope):
         plan = partitions.pruning
         self._rope = rope
         self._sink = partitions.sink_frames
         self._kept_frames = plan.budget_frames - plan.recent_frames - partitions.sink_frames
         self._past_recent = plan.recent_frames - partitions.frames_per_block
         self._frames_per_block = partitions.frames_per_block
-        self._shown: list[Tensor | None] = [None] * layers
+        self._shown: list[Tensor | None] = [None] * shape.layers
         self._tables: dict[int, Rotation] = {}
 
     def _times(self, frames: int) -> Rotation:
@@ -53,22 +92,21 @@ class TokenPruning:
         """A choice of an earlier run, to be made again."""
         return torch.tensor(choice, dtype=torch.long, device=self._rope.device)
 
-    def choose(self, layer: int, kv: LayerKV | PackedKV, window: BlockWindow, q: Tensor, block: int) -> Tensor:
+    def choose(self, layer: int, kv: KV, window: BlockWindow, q: Tensor, block: int) -> Tensor:
         """Indices of the kept among the candidate tokens, from the current queries `q` [B, L, heads, head_dim]."""
         past = len(window.past)
         candidates = past - self._sink - self._past_recent
         rows = kv.candidates(0, candidates, q.device)
         keys = rotate(kv.timeless_keys(rows), self._times(candidates))
         current = rotate(q, self._rope.frames(range(past, past + self._frames_per_block)))
-        query = current.sum(dim=1, dtype=torch.float32)
+        query = current.float().sum(dim=1)
         if self._past_recent:
             frames = range(past - self._past_recent, past)
-            newest = ring_slices(window.past[frames[0]].frame, self._past_recent, self._past_recent)
-            sums = torch.cat([kv.query_sums[:, slots] for slots, _ in newest], dim=1)
-            query = query + rotate(sums, self._rope.time(frames)).sum(dim=1)
+            slots = [window.past[i].frame % self._past_recent for i in frames]
+            query = query + rotate(kv.query_sums[:, slots], self._rope.time(frames)).sum(dim=1)
         return choose_tokens(query, keys, self._kept_frames * kv.tokens_per_frame)
 
-    def show(self, layer: int, kv: LayerKV | PackedKV, window: BlockWindow, kept: Tensor) -> None:
+    def show(self, layer: int, kv: KV, window: BlockWindow, kept: Tensor) -> None:
         """Makes the slots behind the sink hold the kept tokens and the recent frames."""
         if self._shown[layer] is kept:
             return
@@ -77,13 +115,13 @@ class TokenPruning:
         kv.show_tokens(kv.candidates(0, frames, source.device), source, self._times(frames))
         self._shown[layer] = kept
 
-    def drop(self, layer: int, kv: LayerKV | PackedKV, window: BlockWindow, kept: Tensor) -> None:
+    def drop(self, layer: int, kv: KV, window: BlockWindow, kept: Tensor) -> None:
         """Makes the stored past what `show` shows."""
         source = self._source(kv, window, kept)
         kv.keep_tokens(kv.candidates(0, self._kept_frames + self._past_recent, source.device), source)
         self._shown[layer] = None
 
-    def _source(self, kv: LayerKV | PackedKV, window: BlockWindow, kept: Tensor) -> Tensor:
+    def _source(self, kv: KV, window: BlockWindow, kept: Tensor) -> Tensor:
         candidates = len(window.past) - self._sink - self._past_recent
         every = kv.candidates(0, len(window.past) - self._sink, kept.device)
         return torch.cat((every[: candidates * kv.tokens_per_frame][kept], every[candidates * kv.tokens_per_frame :]))

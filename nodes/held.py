@@ -1,0 +1,113 @@
+"""What a MODEL really holds: its weights behind quantised layers' stand-ins, and what other nodes hung on it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..packforcing_core.errors import PackForcingError
+
+# What is understood of all that can hang on a MODEL. Everything else is refused by its name: what block-by-block
+# sampling would pass by in silence is worse than an error.
+_UNDERSTOOD_OPTIONS = {"transformer_options", "disable_cfg1_optimization"}
+_UNDERSTOOD_TRANSFORMER_OPTIONS = {"optimized_attention_override", "attention_backend", "preferred_attention"}
+_CROSS_ATTENTION = re.compile(r"diffusion_model\.blocks\.\d+\.cross_attn\.forward")
+_SAMPLING = "model_sampling"
+
+_NAMES = {
+    "model_function_wrapper": "a wrapper of the whole model (EasyCache, TeaCache and the like)",
+    "context_handler": "context windows",
+    "sampler_cfg_function": "a guidance function",
+    "sampler_pre_cfg_function": "a guidance function",
+    "sampler_post_cfg_function": "a guidance function",
+    "patches": "patches of the transformer",
+    "patches_replace": "replacements of transformer layers",
+    "wrappers": "wrappers around the model (torch.compile nodes, caching nodes)",
+    "rope_options": "changed rotary positions",
+    "diffusion_model": "a compiled model (TorchCompileModel)",
+    "diffusion_model.rope_embedder": "changed rotary positions (RifleXRoPE)",
+}
+_NAMES_BY_ENDING = {
+    ".self_attn.forward": "a replaced self-attention (Enhance-A-Video and the like)",
+    ".ffn.forward": "replaced feed-forward layers",
+    ".forward": "replaced layers",
+}
+
+
+def require_understood(model) -> None:
+    """Raises PackForcingError naming what another node hung on the MODEL that would be ignored here."""
+    found = [_NAMES.get(key, f"the option {key}") for key in _not_understood(model)]
+    found += [
+        _patch_name(key) for key in model.object_patches if key != _SAMPLING and not _CROSS_ATTENTION.fullmatch(key)
+    ]
+    if _holds_something(model.wrappers):
+        found.append(_NAMES["wrappers"])
+    if model.hook_patches or getattr(model, "forced_hooks", None):
+        found.append("weight hooks")
+    if _holds_something(getattr(model, "injections", None)):
+        found.append("injected parts")
+    if found:
+        raise PackForcingError(
+            f"The MODEL carries {' and '.join(sorted(set(found)))}, which block-by-block sampling cannot honour. "
+            "Remove the node that adds it. LoRA, fp8, GGUF, NAG and attention nodes are fine."
+        )
+
+
+def _not_understood(model) -> Iterator[str]:
+    options = model.model_options
+    yield from (k for k, v in options.items() if k not in _UNDERSTOOD_OPTIONS and _holds_something(v))
+    inner = options.get("transformer_options", {})
+    yield from (k for k, v in inner.items() if k not in _UNDERSTOOD_TRANSFORMER_OPTIONS and _holds_something(v))
+
+
+def _patch_name(key: str) -> str:
+    named = (name for ending, name in _NAMES_BY_ENDING.items() if key.endswith(ending))
+    return _NAMES.get(key) or next(named, f"a replaced {key}")
+
+
+def _holds_something(value) -> bool:
+    """Whether nested dictionaries and lists of patches hold anything at the bottom."""
+    if isinstance(value, dict):
+        return any(_holds_something(v) for v in value.values())
+    return bool(value) if isinstance(value, list | tuple | str | int | float) else value is not None
+
+
+def replaced_parts(model) -> dict[str, Any]:
+    """Of the replaced parts that are honoured, what they hold: of a bound function what it closes over."""
+    return {key: _behind(patch) for key, patch in model.object_patches.items() if _CROSS_ATTENTION.fullmatch(key)}
+
+
+def _behind(patch) -> Any:
+    function = patch.__func__ if isinstance(patch, MethodType) else patch
+    if not isinstance(function, FunctionType):
+        return patch
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    return [function.__qualname__, cells, list(function.__defaults__ or ())]
+
+
+def held_weights(module: nn.Module, backup: dict[str, Any]) -> dict[str, Any]:
+    """All that the layers compute with, by name, on whatever device; weights in `backup` as they were before patching.
+
+    Quantised layers may give meta tensors for a state dict (ComfyUI-GGUF does), keep scales beside their weights, or
+    hold several tensors in one (torchao, ComfyUI's own): then it is the held data that counts.
+    """
+    held = {name: weight for name, weight in module.state_dict().items() if not weight.is_meta}
+    for prefix, layer in module.named_modules():
+        inside = {**layer._parameters, **layer._buffers}
+        own = {n: t for n, t in vars(layer).items() if inside.get("weight") is not None and not n.startswith("_")}
+        for name, tensor in {**inside, **own}.items():
+            if isinstance(tensor, Tensor):
+                held.setdefault(f"{prefix}.{name}" if prefix else name, tensor)
+    return {name: _plain(backup[name].weight if name in backup else tensor) for name, tensor in held.items()}
+
+
+def _plain(tensor: Tensor) -> Any:
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return {name: _plain(getattr(tensor, name)) for name in names}
+    return tensor.detach().as_subclass(torch.Tensor)

@@ -1,0 +1,43 @@
+"""What the pack needs of the ComfyUI that it is in, said in one sentence. Imports nothing but Python's own."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from pathlib import Path
+
+OLDEST_COMFYUI = (0, 23)
+
+
+def unmet() -> str | None:
+    """The sentence that names what is missing; None where everything is there."""
+    comfyui = _comfyui_version()
+    if comfyui is not None and comfyui < OLDEST_COMFYUI:
+        needed, found = (".".join(map(str, version)) for version in (OLDEST_COMFYUI, comfyui))
+        return f"PackForcing needs ComfyUI {needed} or newer and this is {found}: update ComfyUI."
+    requirements = Path(__file__).resolve().parents[1] / "requirements.txt"
+    names = (re.match(r"[\w.-]+", line) for line in requirements.read_text(encoding="utf-8").splitlines())
+    missing = [name.group() for name in names if name and not _is_installed(name.group())]
+    if missing:
+        return (
+            f"PackForcing needs {', '.join(missing)}: install with ComfyUI's own Python, "
+            f'`python -m pip install -r "{requirements}"`, and start ComfyUI again.'
+        )
+    return None
+
+
+def _comfyui_version() -> tuple[int, int] | None:
+    try:
+        from comfyui_version import __version__
+    except ImportError:
+        return None
+    numbers = re.findall(r"\d+", __version__)
+    return (int(numbers[0]), int(numbers[1])) if len(numbers) >= 2 else None
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

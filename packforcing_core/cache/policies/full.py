@@ -1,0 +1,23 @@
+"""Full history: everything is kept. What CausVid attends to, and the reference for all others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..partitions import Partitions
+from ..policy import Policy, int8_knob, int8_parts
+
+UNLIMITED_FRAMES = 1 << 40
+
+
+@dataclass(frozen=True)
+class Full(Policy):
+    name = "full"
+    title = "Full history (CausVid)"
+    keeps = "every frame at full resolution; VRAM and time per block grow with the video"
+
+    kv_int8: str = int8_knob()
+
+    def partitions(self, frames_per_block: int, current_blocks: int = 1) -> Partitions:
+        int8 = int8_parts(self.kv_int8)
+        return Partitions(frames_per_block, 0, UNLIMITED_FRAMES, current_blocks=current_blocks, int8=int8)

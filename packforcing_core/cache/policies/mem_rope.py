@@ -1,0 +1,110 @@
+"""MemRoPE (arXiv 2603.12513): sink, recent frames, and between them frames that are running averages of all that left.
+
+Keys are averaged as they stand without their rotation in time, token by token: m = (1 - rate) m + rate x for each frame
+x that leaves the recent ones, in order; the first one begins. A slow average keeps what lasts, a fast one what was.
+Averages are float32: in bfloat16 a hundredth of a change would be rounded away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...rope import GridRope
+from ..layer_kv import FLOAT_BYTES, KVShape
+from ..partitions import PRUNED, Partitions, Rewriting
+from ..policy import Policy, int8_knob, int8_parts, knob
+from ..rule import KV, Past, Rule
+
+
+@dataclass(frozen=True)
+class MemRoPE(Policy):
+    name = "mem_rope"
+    title = "MemRoPE"
+    keeps = "a small sink, the newest frames, and two frames that average everything in between"
+
+    sink_frames: int = knob(3, "The first latent frames, always in view.")
+    recent_frames: int = knob(4, "The newest latent frames; neither sink nor current block counts.", minimum=1)
+    slow_rate: float = knob(
+        0.01,
+        "Share of each frame that leaves the recent ones in the slow average.",
+        maximum=1,
+        advanced=True,
+    )
+    fast_rate: float = knob(
+        0.1,
+        "Share of each frame that leaves the recent ones in the fast average.",
+        maximum=1,
+        advanced=True,
+    )
+    kv_int8: str = int8_knob("sink", "recent")
+
+    def partitions(self, frames_per_block: int, current_blocks: int = 1) -> Partitions:
+        self.block_by_block(current_blocks, "averages frames as blocks are finished")
+        return Partitions(
+            *(frames_per_block, self.sink_frames, self.recent_frames, "window"),
+            rewriting=Averages((self.slow_rate, self.fast_rate)),
+            int8=int8_parts(self.kv_int8),
+        )
+
+
+@dataclass(frozen=True)
+class Averages(Rewriting):
+    """A frame for each rate, in view from the first block on that has lost a frame out of its recent ones."""
+
+    rates: tuple[float, ...]
+
+    @property
+    def extra_frames(self) -> int:
+        return len(self.rates)
+
+    def needed(self, partitions: Partitions, past_frames: int) -> bool:
+        return past_frames > partitions.sink_frames + partitions.recent_frames
+
+    def extra_bytes(self, shape: KVShape, partitions: Partitions) -> int:
+        return 2 * len(self.rates) * shape.frame_bytes // shape.dtype.itemsize * FLOAT_BYTES
+
+    def build(self, partitions: Partitions, shape: KVShape, rope: GridRope, device: torch.device) -> RunningAverages:
+        return RunningAverages(self.rates, partitions, shape, rope, device)
+
+
+class RunningAverages(Rule):
+    """The averages of all layers: [rates, keys and values, B, tokens of a frame, heads, head_dim] float32 each."""
+
+    def __init__(
+        self, rates: Sequence[float], partitions: Partitions, shape: KVShape, rope: GridRope, device: torch.device
+    ):
+        self._rates, self._rope = rates, rope
+        self._sink, self._recent = partitions.sink_frames, partitions.recent_frames
+        self._partitions = partitions
+        sizes = (len(rates), 2, shape.batch, shape.tokens_per_frame, shape.heads, shape.head_dim)
+        self._averages = [torch.zeros(sizes, dtype=torch.float32, device=device) for _ in range(shape.layers)]
+        self._begun = [False] * shape.layers
+
+    @property
+    def nbytes(self) -> int:
+        return sum(averages.nbytes for averages in self._averages)
+
+    def store(self, layer: int, kv: KV, first: int, following: Past, timeless: Tensor, v: Tensor) -> None:
+        """Takes in the frames that leave, those of the ring and those of the block, and puts the averages in place."""
+        n, end = kv.tokens_per_frame, first + self._partitions.frames_per_block
+        for frame in range(max(self._sink, first - self._recent), max(self._sink, end - self._recent)):
+            if frame < first:
+                rows = kv.tokens(self._partitions.slot(frame))
+                self._take(layer, kv.timeless_keys(rows), kv.ring_values(rows))
+            else:
+                rows = slice((frame - first) * n, (frame - first + 1) * n)
+                self._take(layer, timeless[:, rows], v[:, rows])
+        memory = [placement for placement in following if placement.frame == PRUNED]
+        for (keys, values), placement in zip(self._averages[layer], memory, strict=False):
+            rotation = self._rope.frame_times([placement.position])
+            kv.put_frame(placement.slot, keys.to(timeless.dtype), values.to(v.dtype), rotation)
+
+    def _take(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        frame = torch.stack((keys.float(), values.float()))
+        for average, rate in zip(self._averages[layer], self._rates, strict=True):
+            average.lerp_(frame, rate if self._begun[layer] else 1.0)
+        self._begun[layer] = True

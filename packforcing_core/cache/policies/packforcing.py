@@ -1,0 +1,141 @@
+"""PackForcing (arXiv 2603.25730): sink and recent frames at full resolution, and between them the most relevant blocks
+of a compressed past.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar, get_args
+
+from ...errors import PackForcingError
+from ..partitions import BankPlan, Partitions, Storage
+from ..policy import AUTO, TRAINED_FRAMES, Policy, int8_knob, int8_parts, knob
+from ..select import NO_SELECTOR, SELECTORS
+
+FULL_SPAN = 0
+"""As `mid_span`: a block's true length."""
+
+
+def _whole_blocks(name: str, value: int, default: int, frames_per_block: int) -> int:
+    """`value` if it is whole blocks; for AUTO, `default` rounded to the nearest whole blocks, at least one."""
+    if value == AUTO:
+        return max(1, math.floor(default / frames_per_block + 0.5)) * frames_per_block
+    if value % frames_per_block:
+        below = value // frames_per_block * frames_per_block
+        raise PackForcingError(
+            f"Policy 'packforcing': {name} is {value}, which is not whole blocks of {frames_per_block} latent frames. "
+            f"The nearest are {below} and {below + frames_per_block}; {AUTO} rounds {default} for you."
+        )
+    return value
+
+
+@dataclass(frozen=True)
+class PackForcing(Policy):
+    name = "packforcing"
+    title = "PackForcing"
+    keeps = "sink and recent frames, and the most relevant compressed blocks of everything in between"
+    default_sink_frames: ClassVar[int] = 8
+    default_recent_frames: ClassVar[int] = 4
+
+    sink_frames: int = knob(
+        AUTO,
+        "The first latent frames, always in view at full resolution, in whole blocks. -1: 8, rounded to whole blocks.",
+        minimum=AUTO,
+    )
+    recent_frames: int = knob(
+        AUTO,
+        "The newest latent frames at full resolution, in whole blocks, at least one; neither sink nor current block "
+        "counts. -1: 4, rounded to whole blocks.",
+        minimum=AUTO,
+    )
+    top_k_blocks: int = knob(
+        16, "Compressed blocks that each layer selects from the bank. 0 switches the compressed past off."
+    )
+    bank_blocks: int = knob(
+        160,
+        "Compressed blocks that are remembered. 160 blocks of 3 latent frames are two minutes at 16 FPS; then the "
+        "oldest are forgotten.",
+    )
+    mid_span: float = knob(
+        float(AUTO),
+        "Temporal positions, in latent frames, that each compressed block takes up. -1: what the compressor was "
+        "trained with; without one, fitted to the 21 positions of the model's training. 0: a block's true length.",
+        minimum=AUTO,
+        advanced=True,
+    )
+    selector: str = knob(
+        "mean",
+        "How blocks are selected. mean: by the current queries; future: by the running mean of all queries (Future "
+        "Forcing); the others are for comparison.",
+        choices=(*SELECTORS, NO_SELECTOR),
+        advanced=True,
+    )
+    bank_storage: str = knob(
+        "ram",
+        "Where the compressed blocks lie: system RAM or VRAM, in full precision or as int8.",
+        choices=get_args(Storage),
+        advanced=True,
+    )
+    selector_seed: int = knob(0, "Seed of the selector 'random'.", advanced=True)
+    kv_int8: str = int8_knob("sink", "mid", "recent", "sink+mid", "sink+recent", "mid+recent")
+    sink_gap: int = knob(
+        0,
+        "Latent-frame positions to leave open between the sink and the rest. 0: none, as in the paper.",
+        maximum=1000,
+        advanced=True,
+    )
+    alignment: float = knob(
+        0.0,
+        "Pulls the keys and values of a new compressed block towards the statistics of the sink and of the bank "
+        "(TetherCache), against drift. 0: off; 0.35 is TetherCache's.",
+        maximum=1,
+        advanced=True,
+    )
+
+    def partitions(self, frames_per_block: int, current_blocks: int = 1) -> Partitions:
+        sink = _whole_blocks("sink_frames", self.sink_frames, self.default_sink_frames, frames_per_block)
+        recent = _whole_blocks("recent_frames", self.recent_frames, self.default_recent_frames, frames_per_block)
+        if recent == 0:
+            raise PackForcingError(
+                f"Policy 'packforcing': recent_frames is 0, but the block before the current one must be in view. "
+                f"Set it to {frames_per_block} or more, or to {AUTO}."
+            )
+        if self.top_k_blocks > self.bank_blocks:
+            raise PackForcingError(
+                f"Policy 'packforcing': top_k_blocks is {self.top_k_blocks}, more than the {self.bank_blocks} of "
+                "bank_blocks. Raise bank_blocks or lower top_k_blocks."
+            )
+        bank = None
+        if self.top_k_blocks and self.selector != NO_SELECTOR:
+            bank = BankPlan(
+                self.top_k_blocks,
+                self.bank_blocks,
+                self._span(sink + recent + current_blocks * frames_per_block, frames_per_block),
+                self.selector,
+                self.bank_storage,
+                self.selector_seed,
+                self.alignment,
+            )
+        int8 = int8_parts(self.kv_int8)
+        return Partitions(
+            *(frames_per_block, sink, recent, "window", bank),
+            current_blocks=current_blocks,
+            int8=int8,
+            sink_gap=self.sink_gap,
+        )
+
+    def _span(self, other_frames: int, frames_per_block: int) -> float:
+        """Frames of position for a mid block beside `other_frames` of sink, recent and current."""
+        if self.mid_span == AUTO:
+            return max(0, TRAINED_FRAMES - other_frames) / self.top_k_blocks
+        if self.mid_span < 0:
+            raise PackForcingError(
+                f"Policy 'packforcing': mid_span is {self.mid_span}; expected a positive number of latent frames, "
+                f"{FULL_SPAN} (a block's true length) or {AUTO} (automatic)."
+            )
+        return float(frames_per_block) if self.mid_span == FULL_SPAN else float(self.mid_span)
+
+    def beside(self, compressor_span: float | None) -> PackForcing:
+        chosen = self.mid_span != AUTO or compressor_span is None
+        return self if chosen else replace(self, mid_span=float(compressor_span))

@@ -1,0 +1,38 @@
+"""Sink + window: the first and the newest frames, with or without the gap between them closed.
+
+Closed it is what LongLive was trained with, and Deep Sink alone; left open it is StreamingLLM's sinks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..partitions import Partitions
+from ..policy import Policy, int8_knob, knob
+from .window import window_partitions
+
+
+@dataclass(frozen=True)
+class SinkWindow(Policy):
+    name = "sink_window"
+    title = "Sink + window"
+    keeps = "the first frames and the newest; what lies between is forgotten"
+
+    window_frames: int = knob(
+        21,
+        "Latent frames in view, sink and current block (or all blocks that roll together) included (LongLive: 12).",
+        minimum=1,
+    )
+    sink_frames: int = knob(3, "The first latent frames of the video, always in view (LongLive: 3).")
+    realign: bool = knob(
+        True,
+        "Close the gap in time between the sink and the window. Off leaves the sink at its old position: "
+        "StreamingLLM-style sinks, which lose their hold as the video grows.",
+        advanced=True,
+    )
+    kv_int8: str = int8_knob("sink", "recent")
+
+    def partitions(self, frames_per_block: int, current_blocks: int = 1) -> Partitions:
+        clock = "window" if self.realign else "video"
+        sizes = self.window_frames, self.sink_frames
+        return window_partitions(self, *sizes, clock, self.kv_int8, frames_per_block, current_blocks)

@@ -1,0 +1,116 @@
+"""What every cache policy is: a small frozen dataclass that is its own configuration.
+
+A policy turns into `Partitions`, the one plan that the cache executes. The policies lie in `policies/`, one file each;
+`config.py` lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import field, fields
+from typing import Any, NamedTuple, get_args
+
+from ..errors import PackForcingError
+from .partitions import Part, Partitions
+
+AUTO = -1
+"""A knob left at its default where that default depends on the block length."""
+TRAINED_FRAMES = 21
+"""Latent frames of a clip that the Self-Forcing family was trained on."""
+NO_PART, ALL_PARTS = "none", "all"
+
+
+class Knob(NamedTuple):
+    """One setting of a policy, as a widget or an option shows it. With `choices` the value is one of them."""
+
+    name: str
+    default: int | float | bool | str
+    minimum: float
+    maximum: float
+    help: str
+    choices: tuple[str, ...] = ()
+    advanced: bool = False
+
+    def check(self, policy: str, value: Any) -> None:
+        """PackForcingError when `value` is not of the knob's kind or out of its range."""
+        if self.choices:
+            fits, expected = value in self.choices, f"one of {', '.join(self.choices)}"
+        elif isinstance(self.default, bool):
+            fits, expected = isinstance(value, bool), "True or False"
+        else:
+            kinds = (int, float) if isinstance(self.default, float) else (int,)
+            unit = "a number" if isinstance(self.default, float) else "a whole number"
+            fits = isinstance(value, kinds) and self.minimum <= value <= self.maximum
+            expected = f"{unit} from {self.minimum} to {self.maximum}"
+        if not fits:
+            raise PackForcingError(f"{self.name} of policy '{policy}' is {value!r}; expected {expected}.")
+
+
+def knob(
+    default: int | float | bool | str,
+    help: str,
+    minimum: float = 0,
+    maximum: float = 100_000,
+    choices: tuple[str, ...] = (),
+    advanced: bool = False,
+) -> Any:
+    """A dataclass field with its limits and its explanation; an `advanced` one is folded away on the node."""
+    return field(
+        default=default,
+        metadata={"minimum": minimum, "maximum": maximum, "help": help, "choices": choices, "advanced": advanced},
+    )
+
+
+def int8_knob(*choices: str) -> Any:
+    """The knob that every policy has: which parts of the past, of those that it has, are kept in 8 bits."""
+    return knob(
+        NO_PART,
+        "Stores these parts of the KV cache as int8: about half the VRAM or less. Costs one extra read of the cache "
+        "per layer and step, and up to 0.4% rounding error.",
+        choices=(NO_PART, *choices, ALL_PARTS),
+        advanced=True,
+    )
+
+
+def int8_parts(choice: str) -> tuple[Part, ...]:
+    """The parts that a choice of `int8_knob` names."""
+    return tuple(part for part in get_args(Part) if choice == ALL_PARTS or part in choice.split("+"))
+
+
+class Policy:
+    """What the cache keeps of the past. Subclasses are frozen dataclasses with a `name` for commands, a `title` for
+    menus, and in `keeps` one sentence.
+    """
+
+    name: str
+    title: str
+    keeps: str
+
+    def __post_init__(self):
+        for k in self.knobs():
+            k.check(self.name, getattr(self, k.name))
+
+    @classmethod
+    def knobs(cls) -> Iterator[Knob]:
+        for f in fields(cls):
+            yield Knob(f.name, f.default, **f.metadata)
+
+    def partitions(self, frames_per_block: int, current_blocks: int = 1) -> Partitions:
+        """The plan for blocks of `frames_per_block` latent frames, of which a rolling rollout denoises
+        `current_blocks` together; PackForcingError when the knobs contradict it.
+        """
+        raise NotImplementedError
+
+    def beside(self, compressor_span: float | None) -> Policy:
+        """The policy beside a compressor that was trained with blocks spanning `compressor_span` latent frames (0:
+        their true length), or beside none (None).
+        """
+        return self
+
+    def block_by_block(self, current_blocks: int, because: str) -> None:
+        """PackForcingError when a rolling rollout denoises several blocks together, which this policy cannot serve."""
+        if current_blocks > 1:
+            raise PackForcingError(
+                f"Policy '{self.name}' {because}, but a rolling rollout denoises {current_blocks} blocks together. "
+                "Choose another policy, or a preset that samples block by block (self-forcing)."
+            )

@@ -1,0 +1,60 @@
+"""How a policy works on the stored past of a layer: what a block may choose of it, and what a commit makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import PackForcingError
+from .layer_kv import LayerKV
+from .packed import PackedKV
+from .partitions import BlockWindow, Placement
+
+KV = LayerKV | PackedKV
+Past = Sequence[Placement]
+
+
+class Rule:
+    """A policy's hand on the past; this one does nothing.
+
+    A layer `choose`s once a block, from its queries; views `show` what it chose, and a commit makes it the stored past
+    (`drop`) before the block is `store`d. What a rule keeps besides the layers' slots counts in `nbytes`.
+    """
+
+    nbytes = 0
+
+    def choose(self, layer: int, kv: KV, window: BlockWindow, q: Tensor, block: int) -> Sequence[int] | Tensor:
+        """`layer`'s choice for a window that `chooses`, from the queries `q` [B, L, heads, head_dim] (not rotated)."""
+        raise NotImplementedError
+
+    def repeated(self, choice: Sequence[int], window: BlockWindow) -> Sequence[int] | Tensor:
+        """A choice of an earlier run, to be made again; PackForcingError where it does not fit."""
+        raise NotImplementedError
+
+    def show(self, layer: int, kv: KV, window: BlockWindow, choice: Any) -> None:
+        """Makes what `layer` attends to what `choice` says."""
+
+    def drop(self, layer: int, kv: KV, window: BlockWindow, choice: Any) -> None:
+        """Makes the stored past of `layer` what `show` shows."""
+
+    def store(self, layer: int, kv: KV, first: int, following: Past, timeless: Tensor, v: Tensor) -> None:
+        """A block that begins at counted frame `first` is about to take its slots, after which the past lies as
+        `following` says: keys `timeless`, rotated by height and width alone, and values [B, tokens, heads, head_dim].
+        """
+
+    def stored(self, layer: int, kv: KV, first: int, following: Past) -> None:
+        """The block that begins at counted frame `first` has taken its slots."""
+
+    def restart(self) -> None:
+        """The past begins anew, and its blocks will be committed again."""
+
+
+def counts_current(policy: str, recent_frames: int, frames_per_block: int) -> None:
+    """PackForcingError for recent frames that should hold the current block and do not."""
+    if recent_frames < frames_per_block:
+        raise PackForcingError(
+            f"Policy '{policy}': recent_frames is {recent_frames}, but it counts the current block; "
+            f"expected at least {frames_per_block}."
+        )

@@ -1,0 +1,136 @@
+"""The checkpoint that a compressor is made for, and all that can be said and refused before it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ....cache.config import FULL_SPAN, MINIATURE_MEMORY, TRAINED_FRAMES, PackForcing, Policy
+from ....checkpoint.families import FAMILIES, Family, by_name
+from ....checkpoint.files import open_tensors
+from ....checkpoint.kinds import size_name
+from ....checkpoint.load import inspect
+from ....checkpoint.recognition import metadata_says_causal
+from ....errors import PackForcingError
+from ....geometry import VideoGeometry
+from ....miniature import world
+from ....model.config import WanConfig
+from ....recipe.recipe import Recipe, default_policy
+from ....rope import GridRope
+from ....sampler.rollout import Denoising
+from ....vae.config import VAEConfig
+
+WAN_SIZE, MINIATURE_SIZE = (832, 480), (world.WIDTH, world.HEIGHT)
+"""Pixels of clips, width first."""
+FPS = 16.0
+SHORTEST_BLOCKS = 4
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a checkpoint is: its file, sizes and family, and the clips [1, 16, latent frames, h, w] made with it.
+
+    `memory` is what a clip is made under, `learnt` what the compressor learns to serve, in turn, and `asked` what its
+    held-out score is measured under.
+    """
+
+    path: Path
+    config: WanConfig
+    family: Family
+    clip: VideoGeometry
+    memory: Policy
+    learnt: tuple[PackForcing, ...]
+
+    @property
+    def asked(self) -> PackForcing:
+        return self.learnt[0]
+
+    @property
+    def denoising(self) -> Denoising:
+        return Denoising.of_family(self.family)
+
+    @property
+    def title(self) -> str:
+        return f"{self.path.name}: Wan2.1 {size_name(self.config)}, {self.family.title}"
+
+    def recipe(self, seed: int) -> Recipe:
+        """How the clip of `seed` is made."""
+        return Recipe(self.clip, self.memory, self.denoising, seed)
+
+    def rope(self, device: torch.device | str) -> GridRope:
+        return GridRope(self.config.head_dim, self.clip.grid, device)
+
+
+def read_base(
+    path: Path,
+    preset: str | None = None,
+    size: tuple[int, int] | None = None,
+    clip_frames: int | None = None,
+    kv_int8: bool = False,
+) -> Base:
+    """The base that a checkpoint file is; its tensors are not read.
+
+    `preset` names the family where the file does not tell; `size` are pixels, width first; `clip_frames` the latent
+    frames of a clip, rounded down to whole blocks, at most the TRAINED_FRAMES of training; `kv_int8` keeps a rollout's
+    past in 8 bits. Raises PackForcingError for a file that is no transformer, is bidirectional, of an unknown family
+    without `preset`, or quantised, and for clips too short to have compressed blocks.
+    """
+    found = inspect(path)
+    if not found.usable:
+        raise PackForcingError(f"{found.path.name} is {found.title}. {' '.join((*found.problems, found.advice))}")
+    family = by_name(preset) if preset else found.family
+    if family is None:
+        raise PackForcingError(
+            f"{found.path.name} is of no family known here: neither its name nor its metadata says how it is sampled. "
+            f"Say what it descends from with --preset: {', '.join(FAMILIES)}."
+        )
+    if not family.autoregressive and not metadata_says_causal(open_tensors(path).metadata):
+        raise PackForcingError(
+            f"{found.path.name} is a bidirectional model ({family.title}): it makes whole clips at once, not block by "
+            "block, and has no past to compress. Give a block-by-block checkpoint (Self-Forcing, Causal-Forcing, "
+            "LongLive ...), or name its --preset if it is one."
+        )
+    small = family is FAMILIES["miniature"]
+    width, height = size or (MINIATURE_SIZE if small else WAN_SIZE)
+    frames = family.frames_per_block
+    blocks = min(clip_frames or TRAINED_FRAMES, TRAINED_FRAMES) // frames
+    clip = VideoGeometry(width, height, FPS, frames, max(1, blocks))
+    memory = default_policy(family)
+    learnt = learnt_memories(MINIATURE_MEMORY if small else PackForcing(mid_span=FULL_SPAN))
+    base = Base(path, found.config, family, clip, replace(memory, kv_int8="all") if kv_int8 else memory, learnt)
+    _require_room_for_twins(base)
+    return base
+
+
+def learnt_memories(memory: PackForcing) -> tuple[PackForcing, ...]:
+    """`memory`, one that has to select among few blocks, and one whose sink shows nothing of the clip."""
+    few = replace(memory, top_k_blocks=min(3, memory.top_k_blocks))
+    return memory, few, replace(few, sink_frames=0)
+
+
+def _require_room_for_twins(base: Base) -> None:
+    _ = base.recipe(0)  # a memory that contradicts the block length is refused
+    recent = base.asked.partitions(base.clip.frames_per_block).recent_frames // base.clip.frames_per_block
+    least = max(SHORTEST_BLOCKS, recent + 3)
+    if base.clip.blocks < least:
+        frames = base.clip.frames_per_block
+        raise PackForcingError(
+            f"Clips of {base.clip.blocks} blocks of {frames} latent frames are too short to have compressed blocks; "
+            f"expected at least {least} blocks: --clip-frames {least * frames} or more."
+        )
+
+
+def require_vae(path: Path) -> VAEConfig:
+    """The sizes of a Wan VAE's file, read off its names; PackForcingError for any other VAE."""
+    return VAEConfig.from_state_dict(open_tensors(path).tensors)
+
+
+def require_prompts(prompts: Sequence[str], source: str) -> list[str]:
+    """The prompts that say something, each once, in order; PackForcingError where there are fewer than two."""
+    found = list(dict.fromkeys(text for line in prompts if (text := " ".join(line.split()))))
+    if len(found) < 2:
+        raise PackForcingError(f"{source} has {len(found)} prompts; expected two or more, one a line.")
+    return found

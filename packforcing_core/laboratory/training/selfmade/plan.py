@@ -1,0 +1,193 @@
+"""What a run takes, before it starts: memory of the device while clips are made and while the compressor learns, and
+room on the disk.
+
+A step is counted on the meta device, where tensors have sizes and no contents: its peak with one and with two layers
+gives that with all of them, since layers are alike.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ....compressor.high_res import HighRes
+from ....errors import PackForcingError
+from ....geometry import GB, size_text
+from ....model.config import WanConfig
+from ....model.ops import TorchOps, build_on_meta
+from ....model.wan import Wan
+from ....recipe.plan import parameter_count, plan_render
+from ....vae.config import VAEConfig
+from ....vae.memory import decode_bytes
+from ....vae.wan_vae import WanVAE
+from ..learner import Optimisation
+from ..live_bytes import LiveBytes
+from ..memory import trained_bytes
+from ..wan import TrainedWan
+from .base import Base
+from .clips import clip_bytes
+from .layouts import MOST_BETWEEN, Layout, Sample, memory_blocks
+from .stage import flow_error
+
+COUNTED_LAYERS = 1, 2
+PROMPT_TOKENS = 48
+"""Words of a prompt as its text encoder counts them, for the estimate of the disk."""
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How a step is computed: clips in one pass, noise levels of each, layers kept or computed again."""
+
+    at_once: int = 1
+    levels: int = 2
+    recompute: bool = True
+
+
+class _Kernel(torch.autograd.Function):
+    """Attention that computes nothing and keeps what fused kernels keep: q, k, v, the result, a sum for each query."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:3], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+def build_meta_model(config: WanConfig, dtype: torch.dtype, recompute: bool) -> TrainedWan:
+    """A model without contents, as training loads it: frozen, its patch embedding in float32."""
+    net = build_on_meta(lambda: Wan(config, TorchOps)).to(dtype).requires_grad_(False)
+    net.patch_embedding.float()
+    return TrainedWan(net, config, recompute=recompute, dtype=dtype, device="meta", attention=_Kernel.apply)
+
+
+def longest_sample(base: Base, at_once: int) -> Sample:
+    """A sample of the longest layout there is, without contents."""
+    clip = base.clip
+    sink, newest = memory_blocks(base.asked, clip.frames_per_block)
+    layout = Layout(clip.blocks - 1, newest, sink, MOST_BETWEEN)
+    times, rows, columns = clip.compressed_grid
+
+    def latents(frames: int, height: int, width: int) -> Tensor:
+        return torch.empty(at_once, 16, frames, height, width, device="meta")
+
+    size = clip.latent_height, clip.latent_width
+    return Sample(
+        latents(layout.length * clip.frames_per_block, *size),
+        latents(layout.length * times, 2 * rows, 2 * columns),
+        latents((layout.target - layout.first) * clip.frames_per_block, *size),
+        latents(clip.frames_per_block, *size),
+        [""] * at_once,
+    )
+
+
+def counted(base: Base, dtype: torch.dtype, ways: Ways, layers: int | None = None, learns: bool = True) -> int:
+    """Peak bytes of one group of a step besides weights, moments and averages, by a pass on the meta device; or, where
+    nothing `learns`, of a question of the score.
+    """
+    config = replace(base.config, num_layers=layers or base.config.num_layers)
+    model, high_res = build_meta_model(config, dtype, ways.recompute), build_on_meta(lambda: HighRes(config.dim))
+    sample, shape = longest_sample(base, ways.at_once), base.clip.block_shape[1:]
+    text = torch.empty(ways.at_once, config.text_len, config.text_dim, device="meta")
+    levels = torch.full((ways.at_once, ways.levels), 0.5)
+    noise = torch.empty(ways.at_once, ways.levels, *shape, device="meta")
+    memory = replace(base.asked, selector="recency")  # there is nothing to go by; what is held is the same
+    parts = [*model.net.parameters(), *high_res.parameters()]
+    with LiveBytes(parts) as live, torch.set_grad_enabled(learns):
+        error, _ = flow_error(model, high_res, base, memory, sample, lambda _: text, levels, noise)
+        if learns:
+            torch.autograd.grad(error, list(high_res.parameters()))
+    return live.peak
+
+
+def planned(base: Base, dtype: torch.dtype, ways: Ways, learns: bool = True) -> int:
+    """`counted` for all layers, from a few."""
+    few, more = (counted(base, dtype, ways, layers, learns) for layers in COUNTED_LAYERS)
+    return few + (base.config.num_layers - COUNTED_LAYERS[0]) * (more - few)
+
+
+@dataclass(frozen=True)
+class SelfmadePlan:
+    """Bytes on the device by what they are for: `rows` of the three stages, and on the `disk`."""
+
+    rollout: int
+    step: int
+    score: int
+    disk: int
+    rows: tuple[tuple[str, int], ...]
+
+    @property
+    def peak(self) -> int:
+        return max(self.rollout, self.step, self.score)
+
+    def lines(self) -> Iterator[str]:
+        for name, size in self.rows:
+            yield f"  {name:<54} {size / GB:8.2f} GB"
+        yield f"on the device at most {size_text(self.peak)}; on the disk about {size_text(self.disk)}"
+
+
+def plan_run(
+    base: Base,
+    vae: VAEConfig,
+    optimisation: Optimisation,
+    dtype: torch.dtype,
+    ways: Ways,
+    clips: int,
+    prompts: int,
+) -> SelfmadePlan:
+    """The plan of a run of `clips` clips of `prompts` prompts."""
+    clip = base.clip
+    decoding = decode_bytes(vae, clip.height, clip.width, dtype) + 12 * clip.height * clip.width * clip.pixel_frames
+    vae_weights = dtype.itemsize * sum(p.numel() for p in build_on_meta(lambda: WanVAE(vae)).parameters())
+    making = plan_render(base.config, base.recipe(0), dtype, decoding).peak_bytes + vae_weights
+    weights = parameter_count(base.config) * dtype.itemsize
+    branch = build_on_meta(lambda: HighRes(base.config.dim))
+    trained = trained_bytes(branch, optimisation)
+    learnt = trained.total - trained.gathered + trained.gradients  # a group's own gradients, and their sum
+    activations = planned(base, dtype, ways)
+    asked = planned(base, dtype, replace(ways, at_once=1), learns=False)
+    kept = trained.total - trained.gathered - trained.gradients
+    rows = (
+        ("clips are made: weights, cache, decoding", making),
+        ("it learns: the model's weights", weights),
+        ("it learns: the compressor, gradients, moments, average", learnt),
+        ("it learns: both pasts and activations, counted", activations),
+        ("it is asked: both pasts, counted", asked),
+    )
+    numbers = sum(p.numel() for p in branch.parameters())
+    texts = 2 * prompts * PROMPT_TOKENS * base.config.text_dim
+    disk = clips * clip_bytes(base) + texts + (2 * 16 + 2) * numbers
+    score = weights + kept + trained.weights + asked  # the averaged weights are asked, in a branch of their own
+    return SelfmadePlan(making, weights + learnt + activations, score, disk, rows)
+
+
+def require_disk(folder: Path, needed: int) -> None:
+    """PackForcingError where the disk of `folder` has less than `needed` bytes left, besides what is there already."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    there = sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file()) if folder.exists() else 0
+    free = shutil.disk_usage(existing).free
+    if needed - there > free:
+        raise PackForcingError(
+            f"{folder} needs about {size_text(needed - there)} more, and its disk has {size_text(free)} left. Choose "
+            "another --folder, or fewer --clips."
+        )
+    if not os.access(existing, os.W_OK):
+        raise PackForcingError(f"{existing} cannot be written to. Choose another --folder.")
+
+
+def require_vram(plan: SelfmadePlan, available: int, remedies: Iterator[tuple[str, SelfmadePlan]]) -> None:
+    """PackForcingError where the plan takes more than is `available`; it names the first remedy that fits."""
+    if plan.peak <= available:
+        return
+    fitting = next((option for option, other in remedies if other.peak <= available), None)
+    advice = f"With {fitting} it fits." if fitting else "No option makes it fit: take a larger card."
+    raise PackForcingError(f"It takes {size_text(plan.peak)} of the device, which has {size_text(available)}. {advice}")

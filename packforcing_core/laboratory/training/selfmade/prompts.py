@@ -1,0 +1,48 @@
+"""What the model is asked for when it makes its own clips."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+
+from ....errors import PackForcingError
+from ....miniature.world import BACKGROUNDS, COLOURS, SHAPES
+from .base import require_prompts
+
+SHIPPED = Path(__file__).with_name("prompts.json")
+"""Varied in subject, motion and camera; a third has things that leave the picture, are covered, or come back."""
+
+
+def shipped_prompts() -> list[str]:
+    return json.loads(SHIPPED.read_text(encoding="utf-8"))
+
+
+def miniature_prompts() -> list[str]:
+    """The miniature's own words: things whose colour the prompt keeps to itself, things that are named, and pans."""
+    kept = [f"a shape leaves and returns on a {ground} background" for ground in BACKGROUNDS]
+    named = [
+        f"a {colour} {shape} {does} on a {ground} background"
+        for colour, shape, ground, does in product(COLOURS, SHAPES, BACKGROUNDS, ("bounces", "leaves and returns"))
+    ]
+    pans = [f"the view pans over bars on a {ground} background" for ground in BACKGROUNDS]
+    # Where the prompt is silent the memory alone can tell, so these come as often as all others.
+    return [*kept * (len(named) // len(kept)), *named, *pans]
+
+
+def read_prompts(path: Path) -> list[str]:
+    """One prompt a line, or a JSON list of them; PackForcingError where there are none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PackForcingError(f"The prompts in {path} cannot be read: {error}.") from error
+    if path.suffix.lower() == ".json":
+        try:
+            lines = json.loads(text)
+        except ValueError as error:
+            raise PackForcingError(f"{path} is no JSON ({error}); expected a list of prompts.") from error
+        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+            raise PackForcingError(f"{path} holds no list of prompts; expected a JSON list of texts.")
+    else:
+        lines = text.splitlines()
+    return require_prompts(lines, str(path))

@@ -1,0 +1,330 @@
+"""The whole road from a checkpoint to a compressor: plan, clips, training, score, file. It goes on where it stopped."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ....checkpoint.build import build_model
+from ....checkpoint.families import FAMILIES
+from ....checkpoint.load import Checkpoint, read_checkpoint
+from ....compressor.high_res import build_high_res
+from ....errors import PackForcingError
+from ....folder.fingerprint import fingerprint
+from ....geometry import GB
+from ....miniature.load import fast_dtype, load_text
+from ....text.umt5 import encode_prompts
+from ....vae.load import load_vae
+from ..attention import training_attention
+from ..learner import COMPRESSOR_EPS, Optimisation
+from ..loop import Training
+from ..setup import CPU
+from ..wan import TrainedWan
+from . import card
+from .base import Base, read_base, require_vae
+from .clips import Clips
+from .plan import SelfmadePlan, Ways, plan_run, require_disk, require_vram
+from .prompts import miniature_prompts, read_prompts, shipped_prompts
+from .score import Examiner, Score, Scores, plot
+from .stage import SelfmadeStage
+from .state import State
+from .texts import Texts, encoded_texts
+
+Tell = Callable[[str], None]
+CLIPS, HELD = 400, 16
+"""Clips that are made, and how many of them the score is asked on."""
+LEAST_CLIPS = HELD + 8
+CLIPS_SHARE = 1 / 3
+"""Of the hours, at most this goes into making clips, once there are LEAST_CLIPS."""
+SAVE_SECONDS = 600.0
+RESERVE = int(0.7 * GB)
+"""Of a GPU, for its driver and what its allocator cannot hand out."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """How it learns: at one rate, so any moment is a good one to end at, and the average of the weights is used."""
+
+    optimisation: Optimisation
+    batch: int
+    at_once: int
+    score_every: int
+
+
+WAN = Course(Optimisation(1e-4, warmup=50, final_rate=1.0, eps=COMPRESSOR_EPS, average=0.99), 4, 1, 100)
+MINIATURE = Course(Optimisation(1e-3, warmup=30, final_rate=1.0, eps=COMPRESSOR_EPS, average=0.98), 8, 8, 50)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the command is given. `text_encoder` is a folder of umT5, or the miniature's text.safetensors."""
+
+    checkpoint: Path
+    vae: Path
+    text_encoder: Path
+    folder: Path
+    hours: float
+    prompts: Path | None = None
+    preset: str | None = None
+    size: tuple[int, int] | None = None
+    clip_frames: int | None = None
+    clips: int = CLIPS
+    seed: int = 0
+    device: torch.device = CPU
+    licence: str = card.LICENCE
+    kv_int8: bool = False
+    levels: int = 2
+    recompute: bool = True
+    steps: float = math.inf
+    batch: int | None = None
+    score_every: int | None = None
+    vram: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.hours > 0:
+            raise PackForcingError(f"Got --hours {self.hours:g}; expected more than 0.")
+        if self.clips < LEAST_CLIPS:
+            raise PackForcingError(
+                f"Got --clips {self.clips}; expected {LEAST_CLIPS} or more, of which {HELD} are held out."
+            )
+
+    def base(self) -> Base:
+        return read_base(self.checkpoint, self.preset, self.size, self.clip_frames, self.kv_int8)
+
+
+@dataclass(frozen=True)
+class Job:
+    """An order with all that is known of it before a model is loaded."""
+
+    order: Order
+    base: Base
+    course: Course
+    prompts: list[str]
+    dtype: torch.dtype
+
+    @property
+    def small(self) -> bool:
+        return is_miniature(self.base)
+
+    @property
+    def ways(self) -> Ways:
+        kept = self.small or not self.order.recompute
+        return Ways(self.course.at_once, self.order.levels, not kept)
+
+    def plan(self) -> SelfmadePlan:
+        sizes, order = require_vae(self.order.vae), self.order
+        optimisation = self.course.optimisation
+        return plan_run(self.base, sizes, optimisation, self.dtype, self.ways, order.clips, len(self.prompts))
+
+    def state(self) -> State:
+        order = self.order
+        asked = {
+            "checkpoint": f"{order.checkpoint.name}, {order.checkpoint.stat().st_size} bytes",
+            "preset": self.base.family.name,
+            "VAE": f"{order.vae.name}, {order.vae.stat().st_size} bytes",
+            "clips of": self.base.clip.describe(),
+            "memory of clips": str(self.base.memory),
+            "prompts": fingerprint(self.prompts),
+            "seed": str(order.seed),
+            "batch": f"{self.course.batch} of {order.levels} levels",
+        }
+        return State.read(order.folder / "state.json", asked)
+
+
+def is_miniature(base: Base) -> bool:
+    return base.family is FAMILIES["miniature"]
+
+
+def prepared(order: Order) -> Job:
+    """Refuses what can be refused from names, sizes and files alone."""
+    base = order.base()
+    require_vae(order.vae)
+    small = is_miniature(base)
+    course = MINIATURE if small else WAN
+    given = {"batch": order.batch, "score_every": order.score_every}
+    course = replace(course, **{name: value for name, value in given.items() if value})
+    if order.prompts:
+        prompts = read_prompts(order.prompts)
+    else:
+        prompts = miniature_prompts() if small else shipped_prompts()
+    if not order.text_encoder.exists():
+        raise PackForcingError(f"{order.text_encoder} does not exist; give --text-encoder, a folder of umT5-XXL.")
+    dtype = torch.bfloat16 if order.device.type != "cpu" else fast_dtype()
+    return Job(order, base, replace(course, at_once=min(course.at_once, course.batch)), prompts, dtype)
+
+
+def announced(job: Job, tell: Tell) -> SelfmadePlan:
+    """Says what will be done and what it takes; PackForcingError where that is not there."""
+    order, base, plan = job.order, job.base, job.plan()
+    tell(f"{base.title}; clips of {base.clip.describe()}, made under {base.memory.title}")
+    tell(f"{len(job.prompts)} prompts, at most {order.clips} clips and {order.hours:g} hours; {order.folder} keeps all")
+    for line in plan.lines():
+        tell(line)
+    require_disk(order.folder, plan.disk)
+    available = order.vram or device_bytes(order.device)
+    if available is not None:
+        require_vram(plan, available - RESERVE, remedies(job))
+    return plan
+
+
+def device_bytes(device: torch.device) -> int | None:
+    """The memory of a GPU; None for other devices, which are not asked."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
+def remedies(job: Job) -> Iterator[tuple[str, SelfmadePlan]]:
+    """Options that take less, one after the other added to those before."""
+    order, said = job.order, []
+    frames = job.base.clip.frames_per_block
+    smaller = [
+        ("no --keep-layers", {"recompute": True}) if not order.recompute else None,
+        ("--levels 1", {"levels": 1}) if order.levels > 1 else None,
+        ("--kv-int8", {"kv_int8": True}) if not order.kv_int8 else None,
+        (f"--clip-frames {max(5 * frames, 12)}", {"clip_frames": max(5 * frames, 12)}),
+        ("--width 640 --height 352", {"size": (640, 352)}),
+        ("--width 480 --height 272", {"size": (480, 272)}),
+    ]
+    for option, change in filter(None, smaller):
+        order = replace(order, **change)
+        said = (
+            [*said, option] if not option.startswith("--width") else [*(s for s in said if "--width" not in s), option]
+        )
+        yield " ".join(said), replace(job, order=order, base=order.base()).plan()
+
+
+def make_compressor(order: Order, tell: Tell = print) -> list[Path]:
+    """Makes the compressor of an order, or goes on with it; the files that it left: compressor, card and plot."""
+    job = prepared(order)
+    announced(job, tell)
+    state = job.state()
+    if state.clips is not None and state.hours >= order.hours:
+        tell(f"{state.hours:.2f} hours are used; give more --hours to go on")
+        return left(job)
+    texts = encoded_texts(order.folder / "texts.safetensors", job.prompts, encoder(job))
+    checkpoint = read_checkpoint(order.checkpoint)
+    model = built(job, checkpoint, texts)
+    clips = Clips(order.folder / "clips", job.base, job.prompts, order.seed)
+    make_clips(job, state, clips, model, texts, tell)
+    learn(job, state, clips, model, texts, checkpoint, tell)
+    return left(job)
+
+
+def left(job: Job) -> list[Path]:
+    found = exported(job), exported(job).with_suffix(".md"), job.order.folder / "scores.png"
+    return [path for path in found if path.exists()]
+
+
+def exported(job: Job) -> Path:
+    return job.order.folder / f"{job.base.path.stem}-compressor.safetensors"
+
+
+def encoder(job: Job) -> Callable:
+    """What makes contexts of prompts: the small vocabulary of the miniature, or umT5, which is freed afterwards."""
+    order = job.order
+    if order.text_encoder.is_file():
+        return lambda prompts: load_text(order.text_encoder)(prompts).split(1)
+    return partial(encode_prompts, folder=order.text_encoder, device=order.device, text_dim=job.base.config.text_dim)
+
+
+def built(job: Job, checkpoint: Checkpoint, texts: Texts) -> TrainedWan:
+    """The frozen model."""
+    device, config = job.order.device, replace(job.base.config, text_len=texts.text_len)
+    net = build_model(checkpoint, device, job.dtype).net
+    options = {"dtype": job.dtype, "device": device, "attention": training_attention(device)}
+    return TrainedWan(net, config, recompute=job.ways.recompute, **options)
+
+
+def make_clips(job: Job, state: State, clips: Clips, model: TrainedWan, texts: Texts, tell: Tell) -> None:
+    """Makes clips until there are enough or their share of the hours is used; how many there are is decided once."""
+    if state.clips is not None:
+        return
+    order = job.order
+    vae = load_vae(order.vae, device=order.device, dtype=job.dtype)
+    for index in range(order.clips):
+        if index >= LEAST_CLIPS and index % 2 == 0 and state.hours >= CLIPS_SHARE * order.hours:
+            tell(f"{CLIPS_SHARE:.0%} of the hours are used: it learns from {index} clips")
+            break
+        if not clips.path(index).exists():
+            began = time.monotonic()
+            clips.make(index, model, vae, texts)
+            state.write()
+            tell(f"clip {index + 1} of {order.clips}: {time.monotonic() - began:.1f} s, {clips.prompt(index)}")
+    else:
+        index = order.clips
+    state.clips = index
+    state.write()
+
+
+def learn(
+    job: Job, state: State, clips: Clips, model: TrainedWan, texts: Texts, checkpoint: Checkpoint, tell: Tell
+) -> None:
+    """Trains until the hours are used, the steps are done or the score no longer falls."""
+    order, course = job.order, job.course
+    high_res = build_high_res(job.base.config.dim, order.seed).to(order.device)
+    training_clips = range(HELD, state.clips)
+    stage = SelfmadeStage(
+        *(
+            model,
+            high_res,
+            clips,
+            texts,
+            training_clips,
+            course.optimisation,
+            course.batch,
+            course.at_once,
+            order.levels,
+        )
+    )
+    training = Training(stage, order.steps, order.folder / "compressor", save_every=2**62)
+    examiner, scores = Examiner(model, clips, texts, range(HELD)), Scores(order.folder / "scores.json")
+    if not scores.references:
+        scores.references = examiner.references()
+        scores.write()
+    keep = partial(_keep, job, state, training, examiner, scores, checkpoint, tell)
+    if scores.after(training.done) is None:
+        keep()
+    saved = state.used
+    with closing(training.run()) as steps:
+        for _ in steps:
+            over = state.hours >= order.hours
+            if training.done % course.score_every == 0 or over:
+                keep()
+            elif state.used - saved < SAVE_SECONDS:
+                continue
+            else:
+                training.save()
+                state.write()
+            saved = state.used
+            if over or scores.settled:
+                break
+    if scores.after(training.done) is None:
+        keep()
+    why = "it no longer falls" if scores.settled else f"{state.hours:.2f} of {order.hours:g} hours are used"
+    tell(f"ended after {training.done} steps: {why}")
+
+
+def _keep(
+    job: Job, state: State, training: Training, examiner: Examiner, scores: Scores, checkpoint: Checkpoint, tell: Tell
+) -> None:
+    """Saves all to go on from, scores the averaged weights, and writes the compressor where they are the best."""
+    if training.done:
+        training.save()
+    branch = build_high_res(job.base.config.dim).to(job.order.device)
+    branch.load_state_dict(training.learners["compressor"].averaged())
+    errors = examiner.ask(branch.requires_grad_(False), job.base.asked)
+    scores.add(Score(training.done, round(state.hours, 4), errors))
+    if scores.best is scores.scores[-1]:
+        order = job.order
+        said = card.told(job.base, state.clips, order.seed, order.licence, scores)
+        card.write(exported(job), branch.bfloat16(), checkpoint.state_dict, job.base, said, scores)
+    plot(scores, job.order.folder / "scores.png")
+    state.write()
+    for line in scores.lines():
+        tell(line)

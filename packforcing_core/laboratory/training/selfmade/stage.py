@@ -1,0 +1,184 @@
+"""What the compressor learns on self-made clips: through it the model shall see what the full history shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ....cache.config import Full, Policy
+from ....compressor.high_res import HighRes
+from ....geometry import compressed_grid
+from ....model.causal import CausalWan, TextKV
+from ....sampler.rollout import commit_block
+from ..compressor import block_of, twin_tokens
+from ..flow import noised
+from ..functional_cache import FunctionalCache, FunctionalView, SideBySide, commit_twin
+from ..learner import Optimisation
+from ..loop import Update
+from ..parts import seen_twins
+from ..randomness import step_generator
+from ..wan import TrainedWan
+from .base import Base
+from .clips import Clips
+from .layouts import Sample, arranged, drawn_layout
+from .texts import Texts
+
+
+@dataclass
+class SelfmadeStage:
+    """Steps of `batch` clips out of the numbers `training`, `at_once` of them in one pass, which share a layout.
+
+    The gradient of a group is taken before the next group's pass begins, so `at_once` alone decides the memory. A block
+    is asked at `levels` noise levels at a time: the passes before it, which cost most, serve them all. What a step
+    draws depends on the seed, its number and the group alone.
+    """
+
+    model: CausalWan
+    high_res: HighRes
+    clips: Clips
+    texts: Texts
+    training: range
+    optimisation_of_compressor: Optimisation
+    batch: int = 4
+    at_once: int = 1
+    levels: int = 2
+
+    def __post_init__(self) -> None:
+        self.model.net.requires_grad_(False)
+
+    @property
+    def base(self) -> Base:
+        return self.clips.base
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        return {"compressor": self.high_res}
+
+    @property
+    def optimisation(self) -> dict[str, Optimisation]:
+        return {"compressor": self.optimisation_of_compressor}
+
+    def step(self, number: int) -> Update:
+        groups = -(-self.batch // self.at_once)
+        parameters = [p for p in self.high_res.parameters() if p.requires_grad]
+        gradients = [torch.zeros_like(p) for p in parameters]
+        loss, size = 0.0, 0.0
+        for group in range(groups):
+            error, wanted = self.group_error(number, group)
+            found = torch.autograd.grad(error / groups, parameters, allow_unused=True)
+            for gradient, part in zip(gradients, found, strict=True):
+                if part is not None:
+                    gradient.add_(part)
+            loss, size = loss + error.item() / groups, size + wanted.item() / groups
+        return Update("compressor", gathered(loss, gradients, parameters), {"relative_error": loss / size})
+
+    def group_error(self, number: int, group: int) -> tuple[Tensor, Tensor]:
+        """The mean squared error of group `group` of step `number`, with its graph, and the wanted flow's square."""
+        random = step_generator(self.clips.seed, "learn", number, group)
+        memory = self.base.learnt[number % len(self.base.learnt)]
+        clip = self.base.clip
+        layout = drawn_layout(random, memory, clip.blocks, clip.frames_per_block)
+        chosen = [self._drawn(random) for _ in range(self.at_once)]
+        others = [self._other(random, index) for index in chosen]
+        sample = arranged(
+            *([self.clips.read(i) for i in row] for row in (chosen, others)), layout, clip.frames_per_block
+        )
+        sigmas = torch.tensor(self.base.denoising.schedule.sigmas)
+        levels = sigmas[torch.randint(len(sigmas), (self.at_once, self.levels), generator=random)]
+        noise = torch.randn(self.at_once, self.levels, *sample.x0.shape[1:], generator=random)
+        return flow_error(self.model, self.high_res, self.base, memory, sample, self.texts, levels, noise)
+
+    def _drawn(self, random: torch.Generator) -> int:
+        return self.training[int(torch.randint(len(self.training), (), generator=random))]
+
+    def _other(self, random: torch.Generator, index: int) -> int:
+        """The clip of the same prompt, or any."""
+        twin, any_other = index ^ 1, self._drawn(random)
+        return twin if twin in self.training and torch.rand((), generator=random) < 0.5 else any_other
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value: Tensor, gradients: Sequence[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, outer: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(outer * gradient for gradient in ctx.gradients)
+
+
+def gathered(value: float, gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    """A loss of `value` whose backward pass gives `parameters` these `gradients`, which are known already."""
+    return _Gathered.apply(gradients[0].new_tensor(value), gradients, *parameters)
+
+
+def flow_error(
+    model: CausalWan,
+    high_res: HighRes | None,
+    base: Base,
+    memory: Policy,
+    sample: Sample,
+    texts: Callable[[Sequence[str]], Tensor],
+    levels: Tensor,
+    noise: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """How far the flow of x0 at the noise levels [B, N], with noise [B, N, 16, T, h, w], is under `memory` from what it
+    is behind the whole short clip: the mean squared difference, and the wanted flow's mean square.
+
+    The two pasts are not in memory together. Without `high_res` the compressed blocks are zero-shot.
+    """
+    device, count = model.device, levels.shape[1]
+    frames = base.clip.frames_per_block
+    sigma = levels.repeat_interleave(frames, dim=1).to(device)
+    x0 = sample.x0.repeat(1, 1, count, 1, 1).to(device)
+    x = noised(x0, sigma, noise.transpose(1, 2).flatten(2, 3).to(device))
+    rope, recompute = base.rope(device), isinstance(model, TrainedWan) and model.recompute
+
+    def flow(policy: Policy, clean: Tensor, tokens: Callable[[int], Tensor] | None) -> Tensor:
+        partitions = policy.partitions(frames)
+        cache = FunctionalCache(partitions, model.config.num_layers, rope, model.attention, recompute)
+        view = last_view(model, text, cache, clean.to(device).split(frames, dim=2), tokens)
+        del cache
+        return model.flow(x, 1000 * sigma, text, SideBySide([view] * count))
+
+    with torch.no_grad():
+        text = model.encode_text(texts(sample.prompts))
+        wanted = flow(Full(), sample.short, None)
+    tokens = made_twins(model, high_res, base, memory, sample)
+    given = flow(memory, sample.long, tokens.__getitem__)
+    return (given - wanted).square().mean(), wanted.square().mean()
+
+
+def made_twins(
+    model: CausalWan, high_res: HighRes | None, base: Base, memory: Policy, sample: Sample
+) -> dict[int, Tensor]:
+    """The hidden tokens of every block of the sample that gets compressed under `memory`."""
+    frames = base.clip.frames_per_block
+    times = compressed_grid(frames, *sample.long.shape[3:])[0]
+    blocks = seen_twins(memory.partitions(frames), sample.long.shape[2] // frames + 1)
+    small = {block: block_of(sample.low_res, block, times) for block in blocks}
+    return twin_tokens(model, high_res, sample.long, small, frames)
+
+
+def last_view(
+    model: CausalWan,
+    text: list[TextKV],
+    cache: FunctionalCache,
+    blocks: Iterable[Tensor],
+    tokens: Callable[[int], Tensor] | None,
+) -> FunctionalView:
+    """What the block behind the clean `blocks` sees. Only the last view is kept: the others would hold on to all that
+    they saw. Twins, of hidden `tokens(block)`, keep their graph where gradients are enabled.
+    """
+    for block in blocks:
+        view = cache.begin_block()
+        with torch.no_grad():
+            commit_block(model, text, cache, view, block, 0.0)
+        del view
+        if cache.due_twin is not None:
+            commit_twin(model, text, cache, tokens(cache.due_twin))
+    return cache.begin_block()

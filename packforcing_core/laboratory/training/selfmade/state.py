@@ -1,0 +1,59 @@
+"""What a run leaves for the next one besides clips and weights: the hours that are used, and what was decided."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ....errors import PackForcingError
+
+
+@dataclass
+class State:
+    """`seconds` of all runs; `clips`, once it is decided, is how many there are. `asked` is what may not change."""
+
+    path: Path
+    asked: dict[str, str]
+    seconds: float = 0.0
+    clips: int | None = None
+    clock: Callable[[], float] = time.monotonic
+    _since: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._since = self.clock()
+
+    @classmethod
+    def read(cls, path: Path, asked: dict[str, str], clock: Callable[[], float] = time.monotonic) -> State:
+        """The state of the folder, or a new one; PackForcingError where the folder is of other settings."""
+        if not path.exists():
+            return cls(path, asked, clock=clock)
+        told = json.loads(path.read_text(encoding="utf-8"))
+        other = [name for name, value in asked.items() if told["asked"].get(name) != value]
+        if other:
+            name = other[0]
+            raise PackForcingError(
+                f"{path.parent} was begun with {name} {told['asked'].get(name)!r}; now it is {asked[name]!r}. "
+                "Go on with the same settings, or choose another --folder."
+            )
+        return cls(path, asked, told["seconds"], told["clips"], clock)
+
+    @property
+    def used(self) -> float:
+        """Seconds of all runs, this one included."""
+        return self.seconds + self.clock() - self._since
+
+    @property
+    def hours(self) -> float:
+        return self.used / 3600
+
+    def write(self) -> None:
+        """Keeps the time so far."""
+        told = {"asked": self.asked, "seconds": self.used, "clips": self.clips}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_name(f"{self.path.name}.part")
+        part.write_text(json.dumps(told, indent=1), encoding="utf-8")
+        os.replace(part, self.path)
