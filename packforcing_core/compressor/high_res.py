@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 
 import torch
@@ -43,10 +44,20 @@ class HighRes(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         first, *others = self.layers
-        hidden = first(latents)
-        for layer in others:
-            hidden = layer(F.silu(hidden))
-        return F.adaptive_avg_pool3d(hidden, compressed_grid(*latents.shape[2:]))
+        with _own_precision(latents.device):
+            hidden = first(latents)
+            for layer in others:
+                hidden = layer(F.silu(hidden))
+            return F.adaptive_avg_pool3d(hidden, compressed_grid(*latents.shape[2:]))
+
+
+def _own_precision(device: torch.device) -> AbstractContextManager:
+    """Switches autocast off: trained in float32, the convolutions stay so under a training's bfloat16.
+
+    On CPUs with AVX512_BF16 and without AMX, PyTorch's bf16 weight gradients of three of the five are made of memory
+    that was never written (PyTorch 2.11); the forward pass is right. The meta device knows no autocast.
+    """
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 @torch.no_grad()

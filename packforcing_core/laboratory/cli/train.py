@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Iterator
 from functools import partial
 from importlib.util import find_spec
@@ -26,11 +27,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", required=True, help="where everything is written, and read by later stages")
     parser.add_argument("--size", default="miniature", help="miniature, or 1.3B")
     parser.add_argument("--steps", type=int, help="default: the size's")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="end after this time, if that is earlier, with the learning rate as low as at the end; a training that "
+        "goes on counts the time before. 0: only write the weights of the newest state. Stage vae then lacks its last "
+        "phases, of the longest clips; latents ends behind a shard, and the same command goes on",
+    )
     parser.add_argument("--batch", type=int, help="clips a step, of all ranks together. default: the size's")
     parser.add_argument("--clips", type=int, help="of stage latents: clips of the little world. default: the size's")
     parser.add_argument(
         "--worlds",
-        help='of stage latents: the mix of the little world, of one, two, return and pan, such as "one=3,two=1,pan=2". '
+        help="of stage latents: the mix of the little world, of one, two, return, unnamed, hidden and pan, such as "
+        '"one=3,two=1,pan=2". '
         "default: the size's, else as it comes",
     )
     parser.add_argument("--seed", type=int, default=0)
@@ -102,8 +111,7 @@ def _run(options: argparse.Namespace, device: torch.device) -> None:
 
     setup = _setup(options, device)
     if options.stage == "latents":
-        for path in _latents(options, setup):
-            print(path)
+        _encode(options, setup)
         return
     if options.stage not in STAGES:
         raise PackForcingError(f"Got stage {options.stage!r}; expected one of latents, {', '.join(STAGES)}.")
@@ -112,12 +120,21 @@ def _run(options: argparse.Namespace, device: torch.device) -> None:
         print(plan_job(options.stage, job, setup))
         for path in job.begins:
             print(f"begins with {path}")
-    training = Training(job.stage, job.steps, setup.folder / options.stage, options.save_every)
+    training = Training(job.stage, job.steps, setup.folder / options.stage, options.save_every, options.minutes)
     for _ in training.run():
         pass
     for path in job.export(training):
         if ranks.rank() == 0:
             print(path)
+
+
+def _encode(options: argparse.Namespace, setup) -> None:
+    began = time.monotonic()
+    for path in _latents(options, setup):
+        print(path, flush=True)
+        if options.minutes is not None and time.monotonic() - began >= 60 * options.minutes:
+            print(f"{options.minutes:g} minutes are over; the same command goes on with the next shard.")
+            return
 
 
 def _setup(options: argparse.Namespace, device: torch.device):

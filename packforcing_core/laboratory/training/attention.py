@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...attention import Attention, sdpa
+from .precision import has_bf16_units
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -26,10 +27,4 @@ def training_attention(device: torch.device) -> Attention:
     """What a training on `device` computes attention with. It goes by what the machine has and not by the clock, so
     that a training that is resumed computes as before.
     """
-    return plain_attention if device.type == "cpu" and _has_bf16_units() else sdpa
-
-
-def _has_bf16_units() -> bool:
-    # Older versions of torch do not tell.
-    told = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(told.get(unit) for unit in ("avx512_bf16", "amx_bf16"))
+    return plain_attention if device.type == "cpu" and has_bf16_units() else sdpa

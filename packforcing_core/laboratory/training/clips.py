@@ -2,27 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...errors import PackForcingError
+from ...geometry import pixel_frames
 from ..evaluation.little_world.draw import draw
 from ..evaluation.little_world.prompt import describe
 from ..evaluation.little_world.scene import Scene, sample_scene
+from ..evaluation.little_world.truth import truth_at
+
+IN_SIGHT = 100.0
+"""Square pixels of a thing from which on a block shows it."""
+OUT_OF_SIGHT = 1.0
+"""Square pixels below which it shows nothing of it."""
+HIDDEN_FRAMES, HIDDEN_BLOCKS = 4, 5
+"""Latent frames of a block and blocks of a clip, in the definition of the world `hidden`."""
+
+
+def areas_in_sight(scene: Scene, frames_per_block: int, blocks: int) -> list[float]:
+    """Of each block of a clip, the most that a frame shows of any one thing, in square pixels."""
+    ends = [pixel_frames(frames_per_block * block) for block in range(blocks + 1)]
+    shown = [max((seen.area for seen in truth_at(scene, frame)), default=0.0) for frame in range(ends[-1])]
+    return [max(shown[first:end]) for first, end in pairwise(ends)]
+
+
+def returning_block(areas: Sequence[float]) -> int | None:
+    """The block in which a thing comes back that had been in sight and was not for a whole block; None without one."""
+    return next(
+        (
+            block
+            for block in range(2, len(areas))
+            if areas[block] >= IN_SIGHT and areas[block - 1] < OUT_OF_SIGHT and max(areas[: block - 1]) >= IN_SIGHT
+        ),
+        None,
+    )
+
+
+def _hidden(scene: Scene) -> bool:
+    return (
+        not scene.things[0].named and returning_block(areas_in_sight(scene, HIDDEN_FRAMES, HIDDEN_BLOCKS)) is not None
+    )
+
 
 WORLDS: Mapping[str, tuple[str, Callable[[Scene], bool]]] = {
     "one": ("bounce", lambda scene: len(scene.things) == 1),
     "two": ("bounce", lambda scene: len(scene.things) == 2),
     "return": ("return", lambda scene: True),
     "unnamed": ("return", lambda scene: not scene.things[0].named),
+    "hidden": ("return", _hidden),
     "pan": ("pan", lambda scene: True),
 }
 """Worlds to choose from: the kind of a scene, and what else it must be. Of `unnamed` the prompt does not say what
-returns.
+returns; in `hidden`, besides, one block at least lies between that shows nothing of it.
 """
 
 

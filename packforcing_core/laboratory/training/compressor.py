@@ -167,10 +167,13 @@ class CompressorStage:
         return {"compressor": self.optimisation_of_compressor}
 
     def step(self, number: int) -> Update:
+        return self.ordinary(number, self.memories[number % len(self.memories)])
+
+    def ordinary(self, number: int, memory: Policy) -> Update:
+        """The update from the clips of step `number` as they are."""
         batch = self.batches(number)
         random, device = SampleNoise(self.seed, number, batch.indices), self.model.device
         x0 = batch.latents.to(device)
-        memory = self.memories[number % len(self.memories)]
         with autocast(device, self.precision):
             with torch.no_grad():
                 text = self.model.encode_text(batch.context)
@@ -183,17 +186,33 @@ class CompressorStage:
                     f"'{memory.name}'. Train on longer clips, or lower sink_frames or recent_frames."
                 )
             x0 = torch.cat([block_of(x0, block, self.frames_per_block) for block in blocks], dim=2)
-            sigma = torch.tensor(self.sigmas)[random.integers(len(self.sigmas), (len(blocks),))]
-            sigma = sigma.repeat_interleave(self.frames_per_block, dim=1).to(device)
-            x = noised(x0, sigma, random.normal(x0.shape[1:]).to(device))
-            with torch.no_grad():
-                wanted, wanted_layers = self._flow(x, sigma, text, [targets[block] for block in blocks])
-            flow, layers = self._flow(x, sigma, text, [students[block] for block in blocks])
+            error, figures = self.error(
+                x0, text, *([views[b] for b in blocks] for views in (targets, students)), random
+            )
+        return Update("compressor", error, figures)
+
+    def error(
+        self,
+        x0: Tensor,
+        text: list[TextKV],
+        targets: Sequence[FunctionalView],
+        students: Sequence[FunctionalView],
+        random: SampleNoise,
+    ) -> tuple[Tensor, dict[str, float]]:
+        """How far the flow of the blocks of x0 [B, 16, F, h, w], each seen with a view of `students`, is from that with
+        one of `targets`, at drawn noise levels; with figures for the log.
+        """
+        sigma = torch.tensor(self.sigmas)[random.integers(len(self.sigmas), (len(students),))]
+        sigma = sigma.repeat_interleave(self.frames_per_block, dim=1).to(x0.device)
+        x = noised(x0, sigma, random.normal(x0.shape[1:]).to(x0.device))
+        with torch.no_grad():
+            wanted, wanted_layers = self._flow(x, sigma, text, targets)
+        flow, layers = self._flow(x, sigma, text, students)
         error = (flow - wanted).square().mean()
         figures = {"relative_error": (error / wanted.square().mean()).item()}
-        if not self.layer_weight:
-            return Update("compressor", error, figures)
-        return Update("compressor", error + self.layer_weight * relative_error(layers, wanted_layers), figures)
+        if self.layer_weight:
+            error = error + self.layer_weight * relative_error(layers, wanted_layers)
+        return error, figures
 
     def views(self, policy: Policy, text: list[TextKV], batch: LatentBatch) -> list[FunctionalView]:
         """What every block of the clean clip sees under `policy`; the gradient goes through its twins."""

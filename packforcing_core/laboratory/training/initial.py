@@ -88,15 +88,15 @@ def trained_wan(setup: Setup, net: Wan, config: WanConfig) -> TrainedWan:
         net.to(setup.device),
         config,
         recompute=setup.recompute,
-        dtype=torch.bfloat16,
+        dtype=setup.precision,
         device=setup.device,
         attention=setup.attention,
     )
 
 
 def build_frozen_wan(setup: Setup, path: Path) -> TrainedWan:
-    """A Wan that does not learn, in bfloat16; it may be of other sizes than the one that does."""
-    net = build_model(read_checkpoint(path), setup.device, torch.bfloat16).net
+    """A Wan that does not learn, in the setup's precision; it may be of other sizes than the one that does."""
+    net = build_model(read_checkpoint(path), setup.device, setup.precision).net
     return trained_wan(setup, net, _config_of(setup, path))
 
 

@@ -90,6 +90,51 @@ def build_optimisers(network: nn.Module, optimisation: Optimisation) -> list[tor
     return [adamw, muon]
 
 
+class GradientGuard:
+    """Tells a gradient that jumps: its norm is not finite, or JUMP times the longest of the last ones that were taken.
+    Steps that take turns may have gradients of very different lengths, so it is not their mean.
+
+    One such gradient is clipped to a direction of nothing, and AdamW's second moment would remember its size for
+    hundreds of steps. Its state is tensors, so that a resumed training refuses the same steps.
+    """
+
+    JUMP = 10.0
+    REMEMBERED = 64
+    ENOUGH = 16
+    """Norms before which none is called a jump."""
+
+    def __init__(self) -> None:
+        self.norms = torch.zeros(self.REMEMBERED, dtype=torch.float64)
+        self.counts = torch.zeros(3, dtype=torch.int64)  # taken, refused, refused in a row
+        self.tensors = {"guard.norms": self.norms, "guard.counts": self.counts}
+
+    @property
+    def refused(self) -> int:
+        return int(self.counts[1])
+
+    @property
+    def in_a_row(self) -> int:
+        return int(self.counts[2])
+
+    @property
+    def longest(self) -> float | None:
+        """The longest norm, None while too few are known. Steps without any gradient (norm 0) tell nothing."""
+        return None if int(self.counts[0]) < self.ENOUGH else float(self.norms.max())
+
+    def jumps(self, norm: float) -> bool:
+        return not math.isfinite(norm) or (self.longest is not None and norm > self.JUMP * self.longest)
+
+    def take(self, norm: float) -> None:
+        """Remembers the norm of a step that is taken."""
+        self.counts[2] = 0
+        if norm > 0:
+            self.norms[int(self.counts[0]) % self.REMEMBERED] = norm
+            self.counts[0] += 1
+
+    def refuse(self) -> None:
+        self.counts[1:] += 1
+
+
 class Learner:
     """One network with its optimisers and the average of its weights. Gradients it had before are forgotten."""
 
@@ -99,6 +144,7 @@ class Learner:
         self.names, self.parameters = [name for name, _ in trainable], [p for _, p in trainable]
         self.optimisers = build_optimisers(network, optimisation)
         self.average = None if optimisation.average is None else [p.detach().clone() for p in self.parameters]
+        self.guard = GradientGuard()
         self._make_moments()
 
     def clear(self) -> None:
@@ -139,7 +185,7 @@ class Learner:
         found = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         if self.average is not None:
             found |= {f"average.{name}": tensor for name, tensor in zip(self.names, self.average, strict=True)}
-        return found | dict(self._moments())
+        return found | self.guard.tensors | dict(self._moments())
 
     def _moments(self) -> Iterator[tuple[str, Tensor]]:
         names = {id(p): name for name, p in zip(self.names, self.parameters, strict=True)}

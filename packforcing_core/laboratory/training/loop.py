@@ -1,17 +1,20 @@
 """The training loop: steps, logs, and a folder that a run can be resumed from.
 
 What happens in step s depends on (seed, s) and on the saved tensors alone: there is no other state, so a resumed run
-takes the same next step.
+takes the same next step. With a limit of time the learning rate falls with the time that has passed, and it does not.
 """
 
 from __future__ import annotations
 
 import math
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -21,6 +24,8 @@ from .learner import Learner, Optimisation, stage_tensors
 from .sharding import shard
 
 LOG_FOLDER = "log"
+REFUSALS = 8
+"""Steps in a row whose gradients may jump; with one more the training ends."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +60,20 @@ class Stage(Protocol):
 class Training:
     """Runs a stage for `steps` steps (inf: until whoever runs it stops) in `folder`, from where its state left off.
 
-    In a run of several ranks the stage's networks are sharded.
+    With `minutes` it ends after that time, all runs in the folder together, if that is earlier; the learning rate has
+    then come as low as at the end of all steps. In a run of several ranks the stage's networks are sharded.
     """
 
-    def __init__(self, stage: Stage, steps: float, folder: Path, save_every: int = 500):
+    def __init__(self, stage: Stage, steps: float, folder: Path, save_every: int = 500, minutes: float | None = None):
         self.stage, self.steps, self.folder, self.save_every = stage, steps, folder, save_every
+        self.minutes, self.seconds = minutes, torch.zeros((), dtype=torch.float64)
         for network in stage.networks.values():
             shard(network)
         self.learners = {name: Learner(net, stage.optimisation[name]) for name, net in stage.networks.items()}
         folder.mkdir(parents=True, exist_ok=True)
         self.done = saved.saved_step(folder) or 0
         if self.done:
-            saved.load(stage_tensors(self.learners), folder, self.done)
+            saved.load(self._tensors(), folder, self.done)
 
     def run(self) -> Iterator[tuple[int, dict[str, float]]]:
         """Yields every step's number and figures; saves as it goes, and at the end."""
@@ -76,15 +83,17 @@ class Training:
         log = SummaryWriter(self.folder / LOG_FOLDER, purge_step=self.done) if first else None
         bar = tqdm(total=self.steps, initial=self.done, unit="step", mininterval=5.0, disable=not first)
         try:
-            while self.done < self.steps:
+            while not self.ended:
+                began = time.monotonic()
                 figures = self._step()
+                self._pass(time.monotonic() - began)
                 if log:
                     for name, value in figures.items():
                         log.add_scalar(name, value, self.done)
                 bar.update()
                 bar.set_postfix({name: f"{value:.4f}" for name, value in figures.items()}, refresh=False)
                 self.done += 1
-                if self.done % self.save_every == 0 or self.done == self.steps:
+                if self.done % self.save_every == 0 or self.ended:
                     self.save()
                 yield self.done - 1, figures
         finally:
@@ -102,16 +111,66 @@ class Training:
             learner.clear()
         update.loss.backward()
         norms = {name: learner.gather_gradients() for name, learner in learners.items()}
-        if not all(map(math.isfinite, norms.values())):
-            # The norms are those of all ranks, and no loss that is not finite has a finite gradient.
-            raise PackForcingError(
-                f"Step {self.done} gave {figures} and gradients of norms {norms}. The folder holds an earlier state; "
-                "resume with a lower learning rate."
-            )
+        # The norms are those of all ranks, and no loss that is not finite has a finite gradient.
+        if any(learners[name].guard.jumps(norm) for name, norm in norms.items()):
+            self._refuse(learners, figures, norms)
+        else:
+            for name, learner in learners.items():
+                learner.guard.take(norms[name])
+                learner.update(self.done, self._steps_in_all)
+        refused = {f"refused/{name}": float(learner.guard.refused) for name, learner in learners.items()}
+        return {**figures, **{f"gradient/{name}": norm for name, norm in norms.items()}, **refused}
+
+    def _refuse(
+        self, learners: Mapping[str, Learner], figures: Mapping[str, float], norms: Mapping[str, float]
+    ) -> None:
+        """Leaves networks, moments and averages as they are, and says so; PackForcingError when that goes on."""
         for learner in learners.values():
-            learner.update(self.done, self.steps)
-        return {**figures, **{f"gradient/{name}": norm for name, norm in norms.items()}}
+            learner.guard.refuse()
+            learner.clear()
+        in_a_row = max(learner.guard.in_a_row for learner in learners.values())
+        if in_a_row > REFUSALS:
+            raise PackForcingError(
+                f"Step {self.done} gave {figures} and gradients of norms {norms}, and {in_a_row} steps in a row were "
+                "refused for such. The folder holds an earlier state; resume with a lower learning rate."
+            )
+        if ranks.rank() == 0:
+            longest = {name: learner.guard.longest for name, learner in learners.items()}
+            refused = max(learner.guard.refused for learner in learners.values())
+            tqdm.write(
+                f"Step {self.done} is refused: gradients of norms {norms}, before at most {longest}. Refused so far: "
+                f"{refused}.",
+                file=sys.stderr,
+            )
+
+    @property
+    def ended(self) -> bool:
+        """Whether all steps are done, or all of the time has passed."""
+        return self.done >= self.steps or self._share_of_time >= 1
+
+    @property
+    def _share_of_time(self) -> float:
+        if self.minutes is None:
+            return 0.0
+        return float(self.seconds) / (60 * self.minutes) if self.minutes > 0 else 1.0
+
+    @property
+    def _steps_in_all(self) -> float:
+        """How many steps there will be, by the pace so far."""
+        if not (self.minutes and self._share_of_time):
+            return self.steps
+        return min(self.steps, max(self.done + 1, math.ceil(self.done / self._share_of_time)))
+
+    def _pass(self, seconds: float) -> None:
+        """Counts the time of a step, which is the same on all ranks."""
+        self.seconds += ranks.mean_figures({"seconds": seconds}, next(self._parameters()).device)["seconds"]
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        return (parameter for learner in self.learners.values() for parameter in learner.parameters)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {**stage_tensors(self.learners), "training.seconds": self.seconds}
 
     def save(self) -> None:
         """Writes the state so that no crash can tear it. All ranks call it."""
-        saved.save(stage_tensors(self.learners), self.folder, self.done)
+        saved.save(self._tensors(), self.folder, self.done)

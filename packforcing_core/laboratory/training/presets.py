@@ -12,6 +12,7 @@ from .clips import Worlds
 from .compressor import twin_memories
 from .data import ClipShape
 from .dmd import WAN_COMPRESSOR, WAN_CRITIC, WAN_GENERATOR
+from .layouts import Layouts
 from .learner import COMPRESSOR_EPS, Optimisation
 from .self_forcing import PAPERS_MEMORY
 
@@ -50,6 +51,8 @@ class Size:
     """What blocks see in turn where twins are in view."""
     compressor_memories: tuple[PackForcing, ...] = ()
     """What blocks see in turn where the compressor learns alone."""
+    layouts: Layouts | None = None
+    """How clips are laid out for it; None: they stay as they are."""
 
 
 # Of Self-Forcing's ratios, at rates for so small a network.
@@ -75,7 +78,7 @@ MINIATURE = Size(
             compressor=replace(WAN_COMPRESSOR, learning_rate=2e-4),
             critic=replace(WAN_CRITIC, learning_rate=SMALL_RATE.learning_rate / 5),
         ),
-        "compressor": Course(replace(SMALL_COMPRESSOR, learning_rate=2e-3, average=0.98), 600, 8),
+        "compressor": Course(replace(SMALL_COMPRESSOR, average=0.98), 800, 8),
     },
     VAEConfig(16, 16),
     encoded_clips=2048,
@@ -88,8 +91,9 @@ MINIATURE = Size(
         replace(MINIATURE_MEMORY, sink_frames=4),
         replace(MINIATURE_MEMORY, sink_frames=0),
     ),
-    # A sink that shows the thing would leave the twins nothing to say.
-    compressor_memories=(replace(MINIATURE_MEMORY, sink_frames=0),),
+    # A sink that shows the thing leaves the twins little to say: half of the steps on clips as they are have none.
+    compressor_memories=tuple(replace(MINIATURE_MEMORY, sink_frames=sink) for sink in (0, 8, 0, 4)),
+    layouts=Layouts(tuple(replace(MINIATURE_MEMORY, sink_frames=sink) for sink in (8, 8, 4, 0))),
 )
 
 WAN_1_3B = Size(

@@ -21,6 +21,7 @@ from ...rope import GridRope
 from .attention import training_attention
 from .data import LatentFolder
 from .loop import Stage, Training
+from .precision import training_precision
 from .presets import Course, Size
 from .words import word_encoder
 
@@ -67,6 +68,11 @@ class Setup:
     def rope(self) -> GridRope:
         clips = self.size.clips
         return GridRope(self.size.model.head_dim, (clips.height // 16, clips.width // 16), self.device)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """What products are computed in."""
+        return training_precision(self.device)
 
     @property
     def attention(self) -> Attention:

@@ -26,6 +26,7 @@ from .initial import (
     require_model_before,
     require_teacher,
 )
+from .layouts import HiddenClips, LayoutStage, blank_films
 from .loop import Training
 from .self_forcing import SelfForcing
 from .setup import Job, Setup
@@ -44,7 +45,7 @@ def build_vae_job(setup: Setup) -> Job:
     course = setup.course("vae")
     norm = fused_norm_silu() if setup.compiled else norm_silu
     phases = scaled_phases(MINIATURE_PHASES, course.steps, setup.batch)
-    stage = VAEStage(vae.to(setup.device), phases, course.optimisation, setup.seed, norm)
+    stage = VAEStage(vae.to(setup.device), phases, course.optimisation, setup.seed, norm, setup.precision)
 
     def export(training: Training) -> list[Path]:
         vae.load_state_dict(training.learners["vae"].averaged())
@@ -72,6 +73,7 @@ def build_teacher_job(setup: Setup) -> Job:
         course.optimisation,
         setup.seed,
         empty_context=setup.empty_context,
+        precision=setup.precision,
     )
     return Job(stage, course.steps, exporter(setup, "teacher", {"teacher": "teacher"}), _given(setup.weights))
 
@@ -87,6 +89,7 @@ def build_causal_job(setup: Setup) -> Job:
         setup.seed,
         FEW_STEP_LEVELS,
         noisy_copies=course.noisy_copies,
+        precision=setup.precision,
     )
     return Job(stage, course.steps, exporter(setup, "causal", {"causal": "causal"}), _given(path))
 
@@ -103,6 +106,7 @@ def build_twins_job(setup: Setup) -> Job:
         FEW_STEP_LEVELS,
         memories=setup.size.twin_memories,
         noisy_copies=course.noisy_copies,
+        precision=setup.precision,
         high_res=build_branch(setup, setup.compressor),
         optimisation_of_compressor=course.compressor,
     )
@@ -129,6 +133,7 @@ def build_distill_job(setup: Setup) -> Job:
         high_res=branch,
         memories=setup.size.twin_memories if branch else MEMORIES,
         sigmas=FEW_STEPS.sigmas,
+        precision=setup.precision,
     )
     frozen = {"teacher": teacher.net, **({"compressor": branch} if branch else {})}
     export = exporter(setup, "distill", {"causal": "distill"})
@@ -162,6 +167,7 @@ def build_self_forcing_job(setup: Setup) -> Job:
         course.critic,
         setup.seed,
         empty_context=setup.empty_context,
+        precision=setup.precision,
     )
     export = exporter(setup, "self-forcing", {"generator": "self-forcing", "compressor": "self-forcing-compressor"})
     return Job(stage, course.steps, export, _given(path, branch_path, judge, critic), {"teacher": real.net, "vae": vae})
@@ -169,17 +175,27 @@ def build_self_forcing_job(setup: Setup) -> Job:
 
 def build_compressor_job(setup: Setup) -> Job:
     course, path = setup.course("compressor"), require_model_before(setup, "compressor")
-    model = build_frozen_wan(setup, path)
-    stage = CompressorStage(
+    model, batches, frames = (
+        build_frozen_wan(setup, path),
+        setup.batches(course.batch),
+        setup.size.clips.frames_per_block,
+    )
+    laid_out = {}
+    if setup.size.layouts:
+        hidden = HiddenClips(batches, blank_films(load_training_vae(setup), setup.size.clips), frames)
+        laid_out = {"layouts": setup.size.layouts, "hidden": hidden}
+    stage = (LayoutStage if laid_out else CompressorStage)(
         model,
         build_branch(setup, setup.compressor),
-        setup.batches(course.batch),
+        batches,
         setup.rope,
         course.optimisation,
-        setup.size.clips.frames_per_block,
+        frames,
         setup.seed,
         sigmas=FEW_STEPS.sigmas,
         memories=setup.size.compressor_memories,
+        precision=setup.precision,
+        **laid_out,
     )
     export = exporter(setup, "compressor", {"compressor": "compressor"})
     return Job(stage, course.steps, export, _given(path, setup.compressor), {"model": model.net})

@@ -34,6 +34,7 @@ TINY = replace(
     memory=MEMORY,
     twin_memories=(Full(), MEMORY),
     compressor_memories=(MEMORY,),
+    layouts=None,
     vae=VAEConfig(8, 8, num_res_blocks=1),
 )
 

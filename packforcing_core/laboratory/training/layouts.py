@@ -1,0 +1,212 @@
+"""The compressor's training in the layouts that long videos have, made of short clips.
+
+In a long video the sink shows what was there at its beginning, the thing that returns was seen somewhere in between,
+blocks that say nothing about it lie before and behind, and a layer has to choose. No clip of 5 s has that. But a cache
+knows nothing of a clip: it knows blocks of clean latents, one after the other. So the blocks of a short clip are laid
+out anew, with blocks of an empty film between them:
+
+    gap        [sink: blank | blank x before | sighting | blank x behind | the newest block, blank]
+    departure  [sink: blank | blank x before | sighting | the newest block, in which the thing leaves]
+
+and the block that comes next shall have the flow that it has with the full history of the short clip, as it was: after
+a gap the thing returns, or a blank block takes its place; after a departure nothing returns yet. Without these a
+compressor that has seen returns alone would bring things back too early.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ...cache.config import PackForcing
+from ...errors import PackForcingError
+from ...miniature.world import BACKGROUNDS
+from ...vae.wan_vae import WanVAE
+from ..evaluation.little_world.draw import draw
+from ..evaluation.little_world.scene import Scene
+from .clips import returning_block
+from .compressor import CompressorStage
+from .data import ClipShape, LatentBatch, LatentFolder, clip_encoder, encoded_with_twins
+from .flow import autocast
+from .functional_cache import teacher_forced_views
+from .loop import Update
+from .randomness import SampleNoise, step_generator
+from .ranks import share
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """Which layouts, and how often. `memories` are drawn from; of them the sink's length is that of the blanks."""
+
+    memories: Sequence[PackForcing]
+    ordinary: float = 0.25
+    """Of all steps, those on clips as they are."""
+    departures: float = 0.25
+    """Of all steps, those in which the thing leaves. All others are gaps."""
+    most_before: int = 2
+    most_behind: int = 10
+    """The most blank blocks before and behind a sighting; of a departure, both lie before it."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One step's: a clip's `sighting` blocks and its `newest`, with blank blocks in front (those of the sink too) and
+    behind. The clip's own order ends with `newest`; the block behind that is the one to learn from.
+    """
+
+    memory: PackForcing
+    front: int
+    sighting: range
+    behind: int
+    newest: int
+
+    def blocks(self) -> list[int | None]:
+        """Which block of the clip stands where, None for a blank one."""
+        return [*[None] * self.front, *self.sighting, *[None] * self.behind, self.newest]
+
+
+@dataclass(frozen=True)
+class Film:
+    """Latents [16, F, h, w] and the low-resolution ones [16, blocks x g_t, 2 g_h, 2 g_w] of a clip or an empty film."""
+
+    latents: Tensor
+    low_res: Tensor
+
+    def blocks(self, frames: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        latents = self.latents.split(frames, dim=1)
+        return latents, self.low_res.chunk(len(latents), dim=1)
+
+
+BLANK_BLOCKS = 3
+"""An empty film's first block, which begins with a single frame; a second; and one that stands for all others."""
+
+
+@torch.no_grad()
+def blank_films(vae: WanVAE, shape: ClipShape) -> dict[str, Film]:
+    """A film of every background of the little world on which nothing ever is."""
+    blank = replace(shape, latent_frames=BLANK_BLOCKS * shape.frames_per_block)
+    names = tuple(BACKGROUNDS)
+    drawn = [torch.from_numpy(draw(Scene("bounce", name), blank.pixel_frames)) for name in names]
+    video = torch.stack(drawn).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
+    latents, low_res = encoded_with_twins(video, blank, clip_encoder(vae))
+    return {name: Film(own.float(), low.float()) for name, own, low in zip(names, latents, low_res, strict=True)}
+
+
+class HiddenClips:
+    """Of a folder, the clips in which a thing comes back behind a blank block, by the block that it comes back in.
+
+    PackForcingError where there is none.
+    """
+
+    def __init__(self, folder: LatentFolder, blanks: Mapping[str, Film], frames_per_block: int):
+        self.folder, self.blanks, self.frames = folder, blanks, frames_per_block
+        self.rows: dict[int, list[int]] = {}
+        for row, facts in enumerate(folder.facts):
+            block = returning_block(facts.areas) if facts else None
+            # The two blocks before it are the blank one and the one in which the thing leaves, behind a sighting.
+            if block is not None and block >= 3:
+                self.rows.setdefault(block, []).append(row)
+        if not self.rows:
+            raise PackForcingError(
+                "The folder has no clips in which something comes back behind a blank block, and the compressor learns "
+                'from such. Encode some: `packforcing train latents --worlds "hidden=3,unnamed=1"`.'
+            )
+
+    def __len__(self) -> int:
+        return sum(map(len, self.rows.values()))
+
+    def draw(self, generator: torch.Generator) -> tuple[int, list[int]]:
+        """A block, as often as things come back in it, and a batch of rows of those clips."""
+        counts = torch.tensor([float(len(rows)) for rows in self.rows.values()])
+        block = list(self.rows)[int(torch.multinomial(counts, 1, generator=generator))]
+        rows = self.rows[block]
+        return block, [rows[int(i)] for i in torch.randint(len(rows), (self.folder.batch,), generator=generator)]
+
+    def films(self, row: int) -> tuple[Film, Film]:
+        """A clip, and the empty film of its background."""
+        clip = self.folder.clip(row)
+        return Film(clip["latents"], clip["low_res"]), self.blanks[self.folder.facts[row].background]
+
+    def laid_out(self, clip: Film, blank: Film, blocks: Sequence[int | None]) -> Film:
+        """The clip's blocks in another order, blank ones where it says None."""
+        (own, own_low), (empty, empty_low) = clip.blocks(self.frames), blank.blocks(self.frames)
+        latents, low_res = [], []
+        for place, block in enumerate(blocks):
+            # The first block of a video is encoded otherwise than all later ones, which for blanks are alike.
+            blank_block = min(place, BLANK_BLOCKS - 1)
+            latents.append(empty[blank_block] if block is None else own[block])
+            low_res.append(empty_low[blank_block] if block is None else own_low[block])
+        return Film(torch.cat(latents, dim=1), torch.cat(low_res, dim=1))
+
+
+@dataclass
+class LayoutStage(CompressorStage):
+    """The compressor alone, the model frozen, on `hidden` clips in `layouts`; a share of the steps on clips as they are
+    keeps what it knew.
+
+    All clips of a step have one layout. One pass serves several noisy blocks, of which a gap has three: the thing's
+    return at two noise levels, and a blank block in its place.
+    """
+
+    layouts: Layouts | None = None
+    hidden: HiddenClips | None = None
+    returns: int = field(default=2, kw_only=True)
+
+    def step(self, number: int) -> Update:
+        generator = step_generator(self.seed, "layout", number)
+        kind = float(torch.rand((), generator=generator))
+        if kind < self.layouts.ordinary:
+            memory = self.memories[int(torch.randint(len(self.memories), (), generator=generator))]
+            return self.ordinary(number, memory)
+        departs = kind < self.layouts.ordinary + self.layouts.departures
+        block, rows = self.hidden.draw(generator)
+        return self.edited(number, self.layout(departs, block, generator), rows, departs)
+
+    def layout(self, departs: bool, block: int, generator: torch.Generator) -> Layout:
+        """Draws the layout of clips whose thing comes back in `block`."""
+
+        def integer(high: int) -> int:
+            return int(torch.randint(high, (), generator=generator))
+
+        memories, most_behind = self.layouts.memories, self.layouts.most_behind
+        memory = memories[integer(len(memories))]
+        sink = memory.partitions(self.frames_per_block).sink_frames // self.frames_per_block
+        before, behind = integer(self.layouts.most_before + 1), integer(most_behind + 1)
+        if departs:
+            return Layout(memory, sink + before + behind, range(block - 2), 0, block - 2)
+        # A sighting of a video's first block looks otherwise: with blocks in front of it, it may be left out.
+        skipped = int(sink + before > 0 and integer(2) == 0)
+        return Layout(memory, sink + before, range(skipped, block - 1), behind, block - 1)
+
+    def edited(self, number: int, layout: Layout, rows: Sequence[int], departs: bool) -> Update:
+        """The update from clips `rows` of all ranks, laid out."""
+        indices, hidden = share(len(rows)), self.hidden
+        random, device = SampleNoise(self.seed, number, indices), self.model.device
+        films = [hidden.films(rows[i]) for i in indices]
+        context = hidden.folder.contexts([rows[i] for i in indices])
+        long = self._stacked([hidden.laid_out(*pair, layout.blocks()) for pair in films], context, indices)
+        short = self._stacked([hidden.laid_out(*pair, range(layout.newest + 1)) for pair in films], context, indices)
+        after = layout.newest + 1
+        came = torch.stack([clip.blocks(self.frames_per_block)[0][after] for clip, _ in films])
+        stayed = torch.stack([blank.blocks(self.frames_per_block)[0][-1] for _, blank in films])
+        copies = [came] * self.returns if departs else [*[came] * self.returns, stayed]
+        x0 = torch.cat(copies, dim=2).to(device)
+        with autocast(device, self.precision):
+            with torch.no_grad():
+                text = self.model.encode_text(context)
+                targets = teacher_forced_views(self.model, text, self._cache(self.target), short.latents.to(device))
+            student = self.views(layout.memory, text, long)[-1]
+            error, figures = self.error(x0, text, [targets[-1]] * len(copies), [student] * len(copies), random)
+        kind = "departure" if departs else "gap"
+        return Update("compressor", error, {**figures, f"relative_error/{kind}": figures["relative_error"]})
+
+    def _stacked(self, films: Sequence[Film], context: Tensor, indices: Sequence[int]) -> LatentBatch:
+        """A batch of `films` with a block of zeros behind, which is never committed: its view is what is sought."""
+        latents, low_res = (torch.stack(own) for own in zip(*((f.latents, f.low_res) for f in films), strict=True))
+        times = low_res.shape[2] * self.frames_per_block // latents.shape[2]
+        pairs = (latents, self.frames_per_block), (low_res, times)
+        latents, low_res = (torch.cat((x, torch.zeros_like(x[:, :, :count])), dim=2) for x, count in pairs)
+        return LatentBatch(latents, context, indices, low_res)
