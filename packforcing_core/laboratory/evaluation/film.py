@@ -90,7 +90,18 @@ def evaluate_film(
 def _world(path: Path, info: VideoInfo, prompt: str | None) -> tuple[WorldReport | None, tuple[str, ...]]:
     if prompt is None or not belongs(prompt):
         return None, ()
-    if (info.width, info.height) != (WIDTH, HEIGHT):
+    zoom = info.width // WIDTH
+    if (info.width, info.height) != (zoom * WIDTH, zoom * HEIGHT) or zoom < 1:
         size = f"{info.width} x {info.height}"
-        return None, (f"{path.name}: the checker reads {WIDTH} x {HEIGHT} pixels alone; this film is {size}.",)
-    return check_video(read_frames(path), prompt), ()
+        told = f"{path.name}: the checker reads {WIDTH} x {HEIGHT} pixels and whole multiples; this film is {size}."
+        return None, (told,)
+    return check_video((unzoomed(frame, zoom) for frame in read_frames(path)), prompt), ()
+
+
+def unzoomed(frame: np.ndarray, zoom: int) -> np.ndarray:
+    """A frame uint8 [zoom x H, zoom x W, 3] whose pixels were repeated `zoom` times, as it was: the mean of each."""
+    if zoom == 1:
+        return frame
+    height, width = (size // zoom for size in frame.shape[:2])
+    squares = frame.reshape(height, zoom, width, zoom, 3).mean(axis=(1, 3))
+    return np.rint(squares).astype(np.uint8)

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ....miniature.world import HEIGHT, WIDTH
-from .motion import Track
+from .course import AROUND, FEW, LEAST_SPEED
+from .motion import SPAN, Track
 from .promise import Promise
 from .reading import Reading, Seen
 from .report import Reason, Verdict
@@ -39,6 +40,7 @@ def check_bars(readings: Sequence[Reading], promise: Promise) -> tuple[list[Verd
         ]
         for seen in whole:
             reasons += _faults(seen, known.get(_index(seen, views[frame])))
+        reasons += _still(views, frame)
         verdicts.append(Verdict(frame, len(reading.things), tuple(reasons)))
     track = [(frame, float(view), 0.0) for frame, view in enumerate(views) if wholes[frame]]
     return verdicts, [track]
@@ -59,6 +61,14 @@ def _views(wholes: Sequence[Sequence[Seen]]) -> np.ndarray:
         step = (phase - before + BAR_SPACING / 2) % BAR_SPACING - BAR_SPACING / 2
         views[frame] = before + step if frame else phase
     return views
+
+
+def _still(views: np.ndarray, frame: int) -> Iterable[Reason]:
+    """A view that stands still; where it turns round it is half as fast."""
+    near = views[max(0, frame - AROUND) : frame + AROUND + 1]
+    steps = np.abs(near[SPAN:] - near[:-SPAN]) / SPAN
+    if len(steps) >= FEW and steps.mean() < LEAST_SPEED:
+        yield Reason("motion", f"the view moves {steps.mean():.2f} px a frame; it never stands still")
 
 
 def _index(seen: Seen, view: float) -> int:

@@ -11,10 +11,13 @@ from ....miniature.world import BACKGROUNDS, COLOURS, COLUMNS, ROWS, SHAPES
 
 @dataclass(frozen=True)
 class Promised:
-    """A thing that a prompt names; None is what it leaves open ("a shape")."""
+    """A thing that a prompt names; None is what it leaves open ("a shape"). `place` is where it begins: names of a row
+    and a column.
+    """
 
     shape: str | None
     colour: str | None
+    place: tuple[str, str] | None = None
 
     def __str__(self) -> str:
         return " ".join(word for word in (self.colour, self.shape or "shape") if word)
@@ -29,8 +32,9 @@ class Promise:
     things: tuple[Promised, ...] = ()
 
 
-_PLACE = rf" at the (?:{'|'.join(ROWS)}) (?:{'|'.join(COLUMNS)})"
-_THING = rf"a (?:(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})|shape)(?:{_PLACE})?"
+_PLACE = rf" at the ({'|'.join(ROWS)}) ({'|'.join(COLUMNS)})"
+_UNNAMED_PLACE = _PLACE.replace("(", "(?:")
+_THING = rf"a (?:(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})|shape)(?:{_UNNAMED_PLACE})?"
 _KINDS = {
     "pan": "the view pans over bars",
     "return": rf"(?P<things>{_THING}) leaves and returns",
@@ -65,5 +69,7 @@ def belongs(prompt: str) -> bool:
 
 
 def _promised(name: str) -> Promised:
+    found = re.search(_PLACE, name)
+    place = (found[1], found[2]) if found else None
     _, *words = re.sub(_PLACE, "", name).split()
-    return Promised(None, None) if words == ["shape"] else Promised(words[1], words[0])
+    return Promised(None, None, place) if words == ["shape"] else Promised(words[1], words[0], place)

@@ -23,13 +23,14 @@ from .draw import coverage
 BACKGROUND_REACH = 60.0  # farther from all backgrounds than this is no background of ours
 SAME_AS_BACKGROUND = 40.0
 OFF_LINE = 70.0  # farther from all lines than this is no colour of ours
-FAINTEST, BRIGHTEST = 0.45, 1.25  # places along a line that still count as its colour
+FAINTEST, BRIGHTEST = 0.45, 1.25  # places along a line that still count as its colour, in what has no core
+FAINTEST_CORE, OFF_LINE_CORE = 0.72, 45.0  # and in the core of a thing: nearer to the background it is a blend
 LEAST_AREA = 24.0  # pixels; less is noise, or too little of a thing to tell
 LEAST_CORE = 4  # pixels deeper than CORE_DEPTH inside a region
 CORE_DEPTH = 2
 PURE_ALONG, PURE_OFF = 0.75, 50.0  # a pixel this far along a line and this close to it is no mix of two things
 SOFTNESS = (0.5, 1.5, 2.5)  # half widths of the templates' rims, in pixels: drawn, a little blurred, decoded
-LEAST_FIT, LEAST_FIT_PARTLY = 0.8, 0.95  # what the frame's edge or another thing may cut must fit as whole things do
+LEAST_FIT, LEAST_FIT_PARTLY = 0.93, 0.95  # what the frame's edge or another thing may cut must fit as whole things do
 RIM = 3  # pixels around a region in which its faint rim is looked for
 
 _HUES = np.array(list(COLOURS.values()), np.float32)
@@ -159,7 +160,8 @@ def _measure(regions: list[np.ndarray], number: int, offsets: np.ndarray, ground
             others |= regions[other][box]
     touching = bool((ndimage().binary_dilation(own, iterations=2) & others).any()) if others.any() else False
     core = _core(own)
-    colour, hue = _colour(offsets[box][core if _has(core) else own], ground)
+    cored = _has(core)
+    colour, hue = _colour(offsets[box][core if cored else own], ground, cored)
     alpha = _alpha(offsets[box], hue) * ~others
     area = float(alpha.sum())
     if area < LEAST_AREA:
@@ -187,12 +189,13 @@ def _around(mask: np.ndarray) -> tuple[slice, slice]:
     )
 
 
-def _colour(core: np.ndarray, ground: np.ndarray) -> tuple[str | None, np.ndarray]:
-    """The name of a core's colour, and its mean offset from the background."""
-    hue = core.mean(0)
-    distances, _ = _nearest_line(hue[None], ground, FAINTEST)
-    best = int(distances[0].argmin())
-    return (list(COLOURS)[best] if distances[0, best] < OFF_LINE**2 else None), hue
+def _colour(pixels: np.ndarray, ground: np.ndarray, cored: bool) -> tuple[str | None, np.ndarray]:
+    """The name of the colour of a thing's core, or of all of it, and its mean offset from the background."""
+    hue = pixels.mean(0)
+    distances, along = _nearest_line(hue[None], ground, 0.0 if cored else FAINTEST)
+    best, reach = int(distances[0].argmin()), OFF_LINE_CORE if cored else OFF_LINE
+    faint = cored and along[0, best] < FAINTEST_CORE
+    return (list(COLOURS)[best] if distances[0, best] < reach**2 and not faint else None), hue
 
 
 def _alpha(offsets: np.ndarray, hue: np.ndarray) -> np.ndarray:

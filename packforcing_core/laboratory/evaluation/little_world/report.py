@@ -6,8 +6,14 @@ import json
 from collections import Counter
 from dataclasses import dataclass, replace
 
-REASONS = ("background", "missing", "extra", "colour", "shape", "size", "position", "identity")
-"""What can be wrong with a frame. `identity`: it is not what it was when first seen, where the prompt left it open."""
+REASONS = (
+    *("background", "missing", "extra", "colour", "shape", "size", "position", "identity"),
+    *("place", "motion", "speed", "course", "stay"),
+)
+"""What can be wrong with a frame. `identity`: it is not what it was when first seen, where the prompt left it open.
+`place`: the film did not begin where the prompt says. `motion`: it stands still; `speed`: it is faster or slower than
+in the rest of the film; `course`: it turns in mid-air or is suddenly elsewhere; `stay`: it should have left.
+"""
 
 
 @dataclass(frozen=True)

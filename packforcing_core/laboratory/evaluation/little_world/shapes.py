@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 
-from ....miniature.world import WIDTH
+from ....miniature.world import COLUMNS, HEIGHT, ROWS, WIDTH
 from ..scientific import assign
+from .course import Whole, course_faults
 from .motion import Track
 from .promise import Promise, Promised
 from .reading import Reading, Seen
 from .report import Reason, Verdict
+from .scene import AWAY
 
 FIRST_SIGHTINGS = 8  # by whose majority what the prompt leaves open is known from then on
 SMALL = 60.0  # square pixels; of less, no colour is judged, and it is no thing of its own
 SIZES = (200.0, 700.0)  # square pixels of a whole shape; this world draws 314 to 452
 LONGEST_AWAY = 56  # frames out of sight of what leaves and returns: 28, and the way to the edge and back
 LONGEST_HIDDEN = 64  # frames behind another thing that goes the same way
+# Frames in sight of what leaves and returns: to the edge at first, and from it to the middle and back later.
+LONGEST_FIRST_STAY, LONGEST_STAY = 72, 180
+BEGINNING = 8  # frames within which a thing has to be where the prompt says it begins
+PLACE_TOLERANCE = 8.0  # pixels; by so much the frame's edge moves the centre of what is in sight, or a thing goes on
 
 
 @dataclass
@@ -30,6 +36,7 @@ class _Role:
     shape: str | None
     colour: str | None
     open: bool
+    place: tuple[str, str] | None = None
     sightings: dict[int, Seen] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -57,6 +64,13 @@ def check_shapes(readings: Sequence[Reading], promise: Promise) -> tuple[list[Ve
     for role in roles:
         for frame in _absences(role, len(readings), promise.kind):
             reasons[frame].append(Reason("missing", f"no {role}"))
+        for frame, reason in course_faults(_wholes(role), promise.kind):
+            reasons[frame].append(reason)
+        for frame in _stays(role) if promise.kind == "return" else ():
+            reasons[frame].append(Reason("stay", f"the {role} should have left"))
+        if text := _misplaced(role):
+            for found in reasons:
+                found.append(Reason("place", text))
     verdicts = [Verdict(frame, len(reading.things), tuple(reasons[frame])) for frame, reading in enumerate(readings)]
     return verdicts, [_track(role) for role in roles]
 
@@ -64,10 +78,10 @@ def check_shapes(readings: Sequence[Reading], promise: Promise) -> tuple[list[Ve
 def _role(thing: Promised, readings: Sequence[Reading]) -> _Role:
     """A role; what the prompt leaves open is the commonest of the first sightings in which it can be told."""
     if thing.colour is not None:
-        return _Role(thing.shape, thing.colour, open=False)
+        return _Role(thing.shape, thing.colour, open=False, place=thing.place)
     seen = [seen for reading in readings for seen in reading.things if seen.area >= SMALL]
     shapes, colours = [one.shape for one in seen if one.shape], [one.colour for one in seen if one.colour]
-    return _Role(_first(shapes), _first(colours), open=True)
+    return _Role(_first(shapes), _first(colours), open=True, place=thing.place)
 
 
 def _first(names: Sequence[str]) -> str | None:
@@ -112,6 +126,35 @@ def _absences(role: _Role, frames: int, kind: str) -> Iterable[int]:
             yield from gap[LONGEST_AWAY:]
         elif not (ends and all(end.touching for end in ends) and len(gap) <= LONGEST_HIDDEN):
             yield from gap
+
+
+def _wholes(role: _Role) -> dict[int, Whole]:
+    """The sightings whose centre and area are those of the whole thing."""
+    whole = ((frame, seen) for frame, seen in role.sightings.items() if seen.shape and not (seen.cut or seen.touching))
+    return {frame: Whole(seen.x, seen.y, seen.area) for frame, seen in whole}
+
+
+def _stays(role: _Role) -> Iterator[int]:
+    """Frames at which what is to leave has been in sight for too long."""
+    length, before, longest = 0, None, LONGEST_FIRST_STAY
+    for frame in role.sightings:
+        if before is not None and frame - before > AWAY[0] // 2:
+            length, longest = 0, LONGEST_STAY
+        length, before = length + 1, frame
+        if length > longest:
+            yield frame
+
+
+def _misplaced(role: _Role) -> str | None:
+    """What is wrong with where a thing begins; None where that is right, or the prompt does not say it."""
+    frame, seen = next(iter(role.sightings.items()), (None, None))
+    if role.place is None or frame is None or frame >= BEGINNING:
+        return None
+    for name, names, at, size in zip(role.place, (ROWS, COLUMNS), (seen.y, seen.x), (HEIGHT, WIDTH), strict=True):
+        part, index = size / len(names), names.index(name)
+        if not index * part - PLACE_TOLERANCE <= at <= (index + 1) * part + PLACE_TOLERANCE:
+            return f"{seen} at first, not at the {' '.join(role.place)}"
+    return None
 
 
 def _track(role: _Role) -> Track:

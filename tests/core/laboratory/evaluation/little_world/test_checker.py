@@ -141,7 +141,11 @@ def test_a_freeze_is_found_and_nothing_else():
     film = draw(TWO, FRAMES)
     film[48:] = film[47]
     report = check_video(film, describe(TWO))
-    assert reasons(report) == {}
+    found = reasons(report)
+    assert found["motion"] == list(range(min(found["motion"]), FRAMES))
+    assert 48 <= min(found["motion"]) <= 58
+    # A speed that is judged by the whole film's is no longer the true one's, and an end without a wall is a turn.
+    assert set(found) <= {"motion", "speed", "course"}
     assert report.motion.jumps == ()
     # Frozen from the eighth still frame on; the first seven of the film can tell nothing.
     assert report.motion.frozen == pytest.approx((FRAMES - 54) / (FRAMES - 7), abs=0.02)
@@ -160,7 +164,10 @@ def test_a_jump_is_found_and_nothing_else():
 def test_two_things_that_swap_their_colours_jump():
     swapped = replace(TWO, things=(replace(RED, x=TWO.things[1].x, y=TWO.things[1].y), replace(BLUE, x=RED.x, y=RED.y)))
     report = check_video(with_frames_of(TWO, swapped), describe(TWO))
-    assert reasons(report) == {}
+    found = reasons(report)
+    assert set(found) == {"course"}
+    assert {SPOILED.start, SPOILED.stop} <= set(found["course"])
+    assert all(min(abs(frame - SPOILED.start), abs(frame - SPOILED.stop)) <= 6 for frame in found["course"])
     assert report.motion.jumps == (SPOILED.start, SPOILED.stop)
 
 

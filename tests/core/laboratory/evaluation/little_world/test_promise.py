@@ -8,14 +8,22 @@ import pytest
 from packforcing_core.errors import PackForcingError
 from packforcing_core.laboratory.evaluation.little_world.promise import Promise, Promised, belongs, parse_prompt
 from packforcing_core.laboratory.evaluation.little_world.prompt import describe
-from packforcing_core.laboratory.evaluation.little_world.scene import sample_scene
+from packforcing_core.laboratory.evaluation.little_world.scene import Thing, sample_scene
+
+
+def begins(thing: Thing) -> tuple[str, str]:
+    x, y = (float(path.at(np.array(0))) for path in (thing.x, thing.y))
+    return "top" if y < 32 else "bottom", "left" if x < 128 / 3 else "middle" if x < 256 / 3 else "right"
 
 
 def test_every_scenes_prompt_promises_the_scene():
     rng = np.random.default_rng(0)
     for _ in range(300):
         scene = sample_scene(rng)
-        things = tuple(Promised(t.shape, t.colour) if t.named else Promised(None, None) for t in scene.things)
+        things = tuple(
+            Promised(*((t.shape, t.colour) if t.named else (None, None)), begins(t) if scene.placed else None)
+            for t in scene.things
+        )
         assert parse_prompt(describe(scene)) == Promise(scene.kind, scene.background, things)
 
 

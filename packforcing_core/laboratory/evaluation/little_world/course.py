@@ -1,0 +1,108 @@
+"""How a thing of the little world goes on from frame to frame: in motion, straight, as fast and as large as before.
+
+Judged is what was seen whole. Around each frame there is a window, so that a fault is found where it is, and a film
+that is wrong all the time is wrong in every frame. The limits lie between what true things do, drawn and through the
+VAE, and what they must not do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from ....miniature.world import HEIGHT, WIDTH
+from .motion import FARTHEST, FASTEST, JUMP, SPAN
+from .report import Reason
+from .scene import MARGIN
+
+AROUND = 8  # frames before and behind that a frame is judged with
+LEAST_SPEED = 0.3  # pixels a frame, the mean of the window; the slowest go 0.7, and half of it where they turn
+FASTER, SLOWER = 1.7, 0.5  # times the film's own median speed
+BEND = 1.6  # pixels off a straight line through 2 x BEND_SPAN frames
+BEND_SPAN = 6
+TURN = 7.0  # pixels from a wall within which a thing may turn round
+INNER = 0.4, 0.6  # shares of the width between which what leaves and returns turns round
+GROWTH = 0.18  # of the window's median area
+SPREAD = 0.3  # between the tenths and the nine tenths of the window, of its median area
+DRIFT = 0.35  # of the median area of the first FIRST sightings
+FIRST = 16
+FEW = 5  # whole sightings in a window of which nothing is said
+
+
+class Whole(NamedTuple):
+    """A thing that was seen whole: its centre and area, in pixels."""
+
+    x: float
+    y: float
+    area: float
+
+
+def course_faults(wholes: Mapping[int, Whole], kind: str) -> Iterator[tuple[int, Reason]]:
+    """What is wrong with a thing's course, frame by frame; `wholes` are its sightings in order, `kind` the scene's."""
+    if not wholes:
+        return
+    frames = sorted(wholes)
+    table = np.array([wholes[frame] for frame in frames])
+    speeds = _speeds(wholes)
+    usual = float(np.median(list(speeds.values()))) if speeds else 0.0
+    first = float(np.median(table[:FIRST, 2]))
+    numbers = np.array(frames)
+    for (before, own), (frame, new) in pairwise(sorted(wholes.items())):
+        limit = min(FARTHEST, JUMP + FASTEST * (frame - before - 1))
+        if (gone := math.hypot(new.x - own.x, new.y - own.y)) > limit:
+            yield frame, Reason("course", f"{gone:.0f} px away from where it was {frame - before} frames before")
+    for frame in frames:
+        near = np.abs(numbers - frame) <= AROUND
+        yield from ((frame, reason) for reason in _size_faults(wholes[frame].area, table[near, 2], first))
+        yield from ((frame, reason) for reason in _speed_faults(speeds, frame, usual))
+        yield from ((frame, reason) for reason in _bends(wholes, frame, kind, first))
+
+
+def _speeds(wholes: Mapping[int, Whole]) -> dict[int, float]:
+    """Pixels a frame over SPAN frames, where both ends were seen."""
+    pairs = ((frame, wholes[frame], wholes.get(frame - SPAN)) for frame in wholes)
+    return {frame: math.hypot(new.x - old.x, new.y - old.y) / SPAN for frame, new, old in pairs if old}
+
+
+def _size_faults(area: float, around: np.ndarray, first: float) -> Iterator[Reason]:
+    if len(around) < FEW:
+        return
+    median = float(np.median(around))
+    low, high = np.quantile(around, [0.1, 0.9])
+    if abs(area - median) > GROWTH * median or high - low > SPREAD * median:
+        yield Reason("size", f"{area:.0f} square pixels, and between {low:.0f} and {high:.0f} around it")
+    elif abs(area - first) > DRIFT * first:
+        yield Reason("size", f"{area:.0f} square pixels, {first:.0f} at first")
+
+
+def _speed_faults(speeds: Mapping[int, float], frame: int, usual: float) -> Iterator[Reason]:
+    around = [speeds[other] for other in range(frame - AROUND, frame + AROUND + 1) if other in speeds]
+    if len(around) < FEW:
+        return
+    if (mean := float(np.mean(around))) < LEAST_SPEED:
+        yield Reason("motion", f"{mean:.2f} px a frame; things of this world never stand still")
+    elif not SLOWER * usual <= float(np.median(around)) <= FASTER * usual:
+        yield Reason("speed", f"{np.median(around):.2f} px a frame, {usual:.2f} in the film")
+
+
+def _bends(wholes: Mapping[int, Whole], frame: int, kind: str, area: float) -> Iterator[Reason]:
+    """Turns in mid-air: off the straight line through the places before and behind, away from any wall."""
+    ends = wholes.get(frame - BEND_SPAN), wholes.get(frame + BEND_SPAN)
+    if None in ends:
+        return
+    own, (old, new) = wholes[frame], ends
+    margin = MARGIN * math.sqrt(area / math.pi)
+    for axis, size in ((0, WIDTH), (1, HEIGHT)):
+        off = abs(old[axis] + new[axis] - 2 * own[axis]) / 2
+        places = old[axis], own[axis], new[axis]
+        walls = [margin, size - margin]
+        near = any(abs(place - wall) < TURN for place in places for wall in walls) or not (
+            margin < own[axis] < size - margin
+        )
+        inner = kind == "return" and axis == 0 and any(INNER[0] - 0.06 < p / WIDTH < INNER[1] + 0.06 for p in places)
+        if off > BEND and not near and not inner:
+            yield Reason("course", f"{off:.1f} px off its course in mid-air")
