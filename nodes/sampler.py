@@ -173,7 +173,7 @@ class Sampler(io.ComfyNode):
         lines = (recipe.describe_length(seconds), *prompts, stream.plan().describe(), memory, known, *warnings)
         say(cls.hidden.unique_id, "\n".join(lines))
         if cache_node is not None:
-            say(cache_node, memory)
+            say(cache_node, "\n".join((memory, *_compressor_note(model, recipe))))
         return io.NodeOutput(stream, ui={"text": ("\n".join(lines),)})
 
 
@@ -241,6 +241,16 @@ def _memory_warnings(model, recipe: Recipe) -> Iterator[str]:
         yield (
             "Warning: compressed blocks have their true length in time, which is for trained compressors, and the "
             "MODEL carries none: expect jumps. Set mid_span to -1."
+        )
+    yield from _compressor_note(model, recipe)
+
+
+def _compressor_note(model, recipe: Recipe) -> Iterator[str]:
+    """That a MODEL could have a trained compressor and has none, where its memory would use one."""
+    if recipe.unlimited_partitions.bank is not None and host.compressor_info(model) is None:
+        yield (
+            "Note: this MODEL has no trained compressor, so its memory works zero-shot. `packforcing train compressor "
+            "--checkpoint` makes one without any video: see the help of PackForcing Model Loader."
         )
 
 

@@ -270,8 +270,10 @@ class FunctionalTwinWriter(Keeper):
     def __init__(self, cache: FunctionalCache, choices: Sequence[Choice]):
         super().__init__(cache.layers)
         self._cache, self._choices = cache, choices
-        self._past, self._twins = cache.past, cache.twins
+        self._twins = cache.twins
         self._sink = cache.runs([Placement(frame, 0, frame) for frame in range(cache.partitions.sink_frames)])
+        # Not the recent blocks: the graph of this pass would hold on to them as long as it lives.
+        self._past = {run.block: cache.past[run.block] for run in self._sink}
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.keep(layer, q, k, v)

@@ -1,7 +1,7 @@
 """What a run takes, before it starts: memory of the device while clips are made and while the compressor learns, and
 room on the disk.
 
-A step is counted on the meta device, where tensors have sizes and no contents: its peak with one and with two layers
+A step is counted on the meta device, where tensors have sizes and no contents: its peak with two and with three layers
 gives that with all of them, since layers are alike.
 """
 
@@ -35,7 +35,7 @@ from .clips import clip_bytes
 from .layouts import MOST_BETWEEN, Layout, Sample, memory_blocks
 from .stage import flow_error
 
-COUNTED_LAYERS = 1, 2
+COUNTED_LAYERS = 2, 3
 PROMPT_TOKENS = 48
 """Words of a prompt as its text encoder counts them, for the estimate of the disk."""
 
