@@ -30,6 +30,20 @@ def from_second(conditioning, seconds: float, blend_seconds: float, recache: boo
     return [[embeddings, {**extra, FROM_SECOND: seconds, BLEND_SECONDS: blend_seconds, RECACHE: recache}]]
 
 
+def after(earlier, later: list) -> list:
+    """The prompts `earlier`, then `later`. One that has no time counts from the beginning. PackForcingError for several
+    without.
+    """
+    untimed = [number for number, (_, extra) in enumerate(earlier) if FROM_SECOND not in extra]
+    if len(earlier) > 1 and untimed:
+        raise PackForcingError(
+            f"Got {len(earlier)} combined prompts before this one, of which some have no time; expected one, or "
+            "several with a time each."
+        )
+    timed = from_second(earlier, 0.0, 0.0, False) if untimed else earlier
+    return [*timed, *later]
+
+
 def timed_script(conditioning, config: WanConfig, geometry: VideoGeometry, left_out_blocks: int) -> TimedScript:
     """One prompt for the whole film, or several at the blocks nearest to their times.
 

@@ -19,7 +19,7 @@ from ..packforcing_core.video.format import CODECS, VideoFormat
 from . import host
 from .feedback import RenderFeedback
 from .growing import GrowingVideo
-from .output import film_path
+from .output import fill_widgets, film_path
 from .sockets import CATEGORY, StreamSocket
 from .stream import LatentStream
 
@@ -46,7 +46,7 @@ class StreamingVAEDecode(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="video/PackForcing",
-                    tooltip="Below ComfyUI's output folder. %date:yyyy-MM-dd% and the like work.",
+                    tooltip="Below ComfyUI's output folder. %date:yyyy-MM-dd%, %Node.widget% and the like work.",
                 ),
                 *_encoder_inputs(),
             ],
@@ -78,7 +78,7 @@ class StreamingVAEDecode(io.ComfyNode):
         last_frames: int,
     ) -> io.NodeOutput:
         geometry = stream.recipe.geometry
-        path, subfolder = film_path(filename_prefix, geometry.width, geometry.height)
+        path, subfolder = film_path(fill_widgets(filename_prefix, cls.hidden.prompt), geometry.width, geometry.height)
         job = FilmJob(
             path,
             VideoFormat(codec, None if quality == DEFAULT_QUALITY else quality, geometry.fps),

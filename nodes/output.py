@@ -15,6 +15,9 @@ from ..packforcing_core.errors import PackForcingError
 
 # The front end replaces %date:...% for the stock save nodes only.
 _DATE = re.compile(r"%date(?::([^%]*))?%")
+_WIDGET = re.compile(r"%([^%.:]+)\.([^%]+)%")
+_NO_PART_OF_A_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
+LONGEST_VALUE = 80
 _DATE_PARTS = {"yyyy": "%Y", "yy": "%y", "MM": "%m", "dd": "%d", "hh": "%H", "mm": "%M", "ss": "%S"}
 
 
@@ -41,6 +44,24 @@ def fill_date(text: str) -> str:
         return time.strftime(form.replace(":", "-"))
 
     return _DATE.sub(moment, text)
+
+
+def fill_widgets(text: str, prompt: dict | None) -> str:
+    """ "%KSampler.seed%" -> the value of that widget of the node of that title or class. PackForcingError for none."""
+
+    def value(match: re.Match[str]) -> str:
+        name, widget = match.groups()
+        for node in (prompt or {}).values():
+            titles = (node.get("_meta", {}).get("title"), node["class_type"])
+            found = node["inputs"].get(widget)
+            if name in titles and isinstance(found, str | int | float):
+                return _NO_PART_OF_A_NAME.sub("_", str(found))[:LONGEST_VALUE]
+        raise PackForcingError(
+            f"The file name has {match.group()}, but no node {name!r} in this workflow has a widget {widget!r} with a "
+            "value of its own."
+        )
+
+    return _WIDGET.sub(value, text)
 
 
 def video_file(video, stack: ExitStack) -> Path:

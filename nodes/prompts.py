@@ -9,7 +9,7 @@ from comfy_api.v0_0_2 import io
 
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.text.timeline import LATEST_SECONDS, parse_timeline
-from .conditioning import from_second
+from .conditioning import after, from_second
 from .sockets import CATEGORY
 from .tell import say
 
@@ -120,4 +120,5 @@ class PromptAt(io.ComfyNode):
 
     @classmethod
     def execute(cls, conditioning, seconds: float, blend_seconds: float, recache: bool, before=None) -> io.NodeOutput:
-        return io.NodeOutput([*(before or []), *from_second(conditioning, seconds, blend_seconds, recache)])
+        own = from_second(conditioning, seconds, blend_seconds, recache)
+        return io.NodeOutput(after(before, own) if before else own)

@@ -31,7 +31,7 @@ from ..packforcing_core.sampler.rollout import require_followable
 from ..packforcing_core.text.timeline import describe
 from . import host
 from .conditioning import timed_script
-from .held import require_understood
+from .loras import require_honoured
 from .sockets import CATEGORY, CacheSocket, StartSocket, StreamSocket
 from .start import StartFrom
 from .stream import LatentStream
@@ -136,7 +136,7 @@ class Sampler(io.ComfyNode):
         start: StartFrom | None = None,
     ) -> io.NodeOutput:
         config = host.wan_config(model)
-        require_understood(model)
+        require_honoured(model, cls.hidden)
         trained = host.trained_family(model)
         family = with_overrides(
             (trained or DEFAULT_FAMILY) if preset == "auto" else by_name(preset),
@@ -295,7 +295,7 @@ def _length_and_size() -> list[io.Input]:
             default=0,
             min=0,
             max=0xFFFFFFFFFFFFFFFF,
-            control_after_generate=True,
+            control_after_generate=io.ControlAfterGenerate.fixed,
             tooltip="The same seed gives the same video, whatever its length.",
         ),
     ]

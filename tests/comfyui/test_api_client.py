@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import pytest
 
 from packforcing_core.video import probe
 from tests.comfyui.client import TIMEOUT_S
@@ -50,7 +54,7 @@ def test_it_changes_the_workflow_follows_the_render_and_downloads_the_film(comfy
     assert done.returncode == 0
     assert "-- PackForcingSampler" in done.stdout
     assert "prompt 2 at 1.5 s comes at 1.31 s, block 2" in done.stdout
-    assert "block 3/3 | 2.1 of 2.1 s of video" in done.stdout
+    assert "block 3/3 | 2.1 s of 2.1 s" in done.stdout
     (film,) = tmp_path.glob("*.mp4")
     assert probe(film).frames == 33
 
@@ -68,3 +72,73 @@ def test_it_says_what_the_server_refuses_and_what_fails(comfy: ComfyServer, tmp_
     assert failed.returncode == 1
     assert "recent_frames" in failed.stderr
     assert list(tmp_path.glob("*.mp4")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(None, "cannot be read"), ("{", "is no JSON"), ('{"nodes": []}', "Export (API)"), ('{"1": {}}', "class_type")],
+)
+def test_a_file_that_is_no_workflow_is_one_sentence(tmp_path: Path, text: str | None, words: str):
+    file = tmp_path / "workflow.json"
+    if text is not None:
+        file.write_text(text, encoding="utf-8")
+    done = run_file(file, "127.0.0.1:9", tmp_path)
+    print(done.stderr)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_server_that_is_down_is_one_sentence(tmp_path: Path):
+    file = tmp_path / "workflow.json"
+    file.write_text("{}", encoding="utf-8")
+    done = run_file(file, "127.0.0.1:9", tmp_path)
+    print(done.stderr)
+    assert done.returncode == 1
+    assert "127.0.0.1:9 does not answer" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def run_file(file: Path, server: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(WORKFLOWS / "api" / "render.py"), str(file), "--server", server]
+    return subprocess.run([*command, "--folder", str(folder)], capture_output=True, encoding="utf-8", timeout=TIMEOUT_S)
+
+
+@pytest.mark.parametrize("how", ["deleted", "interrupted by Ctrl-C"])
+def test_a_job_that_goes_away_ends_the_client(comfy: ComfyServer, tmp_path: Path, how: str):
+    """The first job holds the server; the client's own waits behind it, and is deleted, or the client is stopped."""
+    first = comfy.client.queue({"1": {"class_type": "PackForcingTestCount", "inputs": COUNTING}})
+    file = tmp_path / "workflow.json"
+    own = {"1": {"class_type": "PackForcingTestCount", "inputs": {**COUNTING, "pause": 0.03}}}
+    file.write_text(json.dumps(own), encoding="utf-8")
+    command = [sys.executable, str(WORKFLOWS / "api" / "render.py"), str(file), "--server", f"127.0.0.1:{comfy.port}"]
+    client = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
+    try:
+        (job,) = waiting(comfy)
+        if how == "deleted":
+            comfy.client.post("/queue", {"delete": [job]})
+        else:
+            client.send_signal(signal.SIGINT)
+        _, said = client.communicate(timeout=TIMEOUT_S)
+    finally:
+        client.kill()
+        left = [item[1] for item in comfy.client.get("/queue")["queue_pending"]]
+        comfy.client.interrupt(first)
+        comfy.client.wait(first)
+    print(said)
+    assert client.returncode == 1
+    assert ("deleted by somebody else" if how == "deleted" else "cancelled") in said
+    assert left == []
+
+
+COUNTING = {"steps": 3000, "pause": 0.02, "fail": False}
+
+
+def waiting(comfy: ComfyServer) -> list[str]:
+    end = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < end:
+        jobs = [item[1] for item in comfy.client.get("/queue")["queue_pending"]]
+        if jobs:
+            return jobs
+        time.sleep(0.1)
+    raise TimeoutError("the client queued nothing")

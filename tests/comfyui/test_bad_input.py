@@ -174,3 +174,28 @@ def test_another_block_length_than_the_trained_one_warns(comfy: ComfyServer, fil
     (text,) = entry["outputs"][latents[0]]["text"]
     print(text)
     assert "trained on blocks of 1" in text
+
+
+def test_a_lora_that_fits_nothing_is_named_before_anything_is_sampled(comfy: ComfyServer, files: Files):
+    save_file(
+        {f"strange.part.{kind}.weight": torch.zeros(4, 4) for kind in ("lora_A", "lora_B")},
+        comfy.models("loras") / "strange.safetensors",
+    )
+    graph = Graph()
+    model = graph.add(
+        "LoraLoaderModelOnly", model=our_loader(graph, files), lora_name="strange.safetensors", strength_model=1.0
+    )[0]
+    decode(graph, stream(graph, model), files)
+    failed(comfy, graph, "strange.safetensors", "fits nothing", "strange.part")
+
+
+def test_a_file_name_may_have_the_values_of_widgets_and_names_those_that_are_not_there(
+    comfy: ComfyServer, files: Files
+):
+    graph = Graph()
+    latents = stream(graph, our_loader(graph, files), seconds=0.5, seed=77)
+    node = decode(graph, latents, files, filename_prefix="video/%PackForcingSampler.seed%_%PackForcingSampler.fps%")
+    (saved,) = comfy.client.run(graph.prompt)["outputs"][node.id]["images"]
+    assert saved["filename"].startswith("77_16.0_")
+    graph.prompt[node.id]["inputs"]["filename_prefix"] = "video/%Nobody.seed%"
+    failed(comfy, graph, "%Nobody.seed%", "no node 'Nobody'")

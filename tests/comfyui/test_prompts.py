@@ -69,10 +69,14 @@ def test_stock_text_nodes_one_by_one_give_the_same_as_one_text(comfy: ComfyServe
         ]
         return graph.add("ConditioningCombine", conditioning_1=parts[0], conditioning_2=parts[1])[0]
 
+    def after_a_plain_one(graph: Graph) -> Link:
+        first, second = encoded(graph, "a boat drifts"), encoded(graph, "a boat sinks")
+        return graph.add("PackForcingPromptAt", conditioning=second, before=first, seconds=3.0, **settings)[0]
+
     settings = {"blend_seconds": 1.5, "recache": True}
     whole, _ = film(comfy, files, lambda graph: timed(graph, "a boat [0s] drifts [3s] sinks", **settings))
     at_once, _ = film(comfy, files, lambda graph: timed(graph, "a boat [0s] drifts [3s] sinks"))
-    for by_nodes in (chained, combined):
+    for by_nodes in (chained, combined, after_a_plain_one):
         assert np.array_equal(film(comfy, files, by_nodes)[0], whole)
     assert first_difference(whole, at_once) == 45
 

@@ -1,9 +1,10 @@
-"""Renders a workflow on a running ComfyUI and downloads the films: an example of use over the API.
+"""Renders a workflow on a running ComfyUI and downloads the videos: an example of use over the API.
 
     pip install websocket-client
     python render.py text_to_long_video.json --prompt "a lighthouse at dusk" --seconds 60 --seed 7
 
 The workflow is one in API form (this folder, or Export (API) in ComfyUI). Exit code 1: what went wrong was printed.
+Ctrl-C cancels the job on the server; queuing the same again resumes it.
 """
 
 import argparse
@@ -11,11 +12,35 @@ import json
 import sys
 import uuid
 from pathlib import Path
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
-import websocket
+try:
+    import websocket
+except ImportError:
+    sys.exit("websocket-client is missing: pip install websocket-client")
+
+QUIET_S = 10
+"""After so long without a message the server is asked whether the job is still there."""
+
+
+def read(path):
+    """The workflow of a file in API form."""
+    try:
+        workflow = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        sys.exit(f"{path} cannot be read: {error.strerror}.")
+    except ValueError as error:
+        sys.exit(f"{path} is no JSON: {error}.")
+    if isinstance(workflow, dict) and isinstance(workflow.get("nodes"), list):
+        sys.exit(f"{path} is in the form of the graph editor: export it with Workflow > Export (API).")
+    if not isinstance(workflow, dict) or not all(
+        isinstance(node, dict) and "class_type" in node and isinstance(node.get("inputs"), dict)
+        for node in workflow.values()
+    ):
+        sys.exit(f"{path} is no workflow in API form: expected nodes with class_type and inputs.")
+    return workflow
 
 
 def changed(workflow, options):
@@ -29,34 +54,79 @@ def changed(workflow, options):
     return workflow
 
 
-def follow(socket, prompt_id, workflow):
+def ask(server, path, body=None):
+    """The answer of the server as JSON, or None where it is empty."""
+    data = None if body is None else json.dumps(body).encode()
+    with urlopen(Request(f"http://{server}{path}", data, {"Content-Type": "application/json"}), timeout=60) as answer:
+        text = answer.read()
+    return json.loads(text) if text else None
+
+
+def queue(server, workflow, client):
+    """The id of the queued job; ends the program with the server's reasons where it is refused."""
+    try:
+        return ask(server, "/prompt", {"prompt": workflow, "client_id": client})["prompt_id"]
+    except HTTPError as refused:
+        try:
+            answer = json.load(refused)
+        except ValueError:
+            sys.exit(f"refused: HTTP {refused.code} {refused.reason}")
+        reasons = [answer.get("error", {}).get("message", "")]
+        for number, report in answer.get("node_errors", {}).items():
+            where = f"node {number} {report['class_type']}"
+            reasons += [f"{where}: {fault['message']}: {fault['details']}" for fault in report["errors"]]
+        sys.exit("refused: " + "\n".join(reasons))
+
+
+def follow(server, socket, prompt_id, workflow):
     """Prints what the nodes say until the workflow has ended; returns what went wrong, or nothing."""
     while True:
-        message = socket.recv()
-        if isinstance(message, bytes):
-            if int.from_bytes(message[:4], "big") == 3:  # A node's line of text; other kinds are preview pictures.
-                print(message[8 + int.from_bytes(message[4:8], "big") :].decode())
+        try:
+            message = socket.recv()
+        except websocket.WebSocketTimeoutException:
+            if not is_there(server, prompt_id):
+                return "the job was deleted by somebody else"
             continue
-        event = json.loads(message)
+        if isinstance(message, bytes):
+            continue  # Previews.
+        event = json.loads(message) if message else {"type": "closed", "data": {}}
+        if event["type"] == "closed":
+            return "the server closed the connection"
         data = event["data"]
+        if event["type"] == "packforcing.monitor" and data["prompt"] == prompt_id:
+            print(data["text"])
         if data.get("prompt_id") != prompt_id:
             continue
         if event["type"] in ("execution_error", "execution_interrupted"):
-            return data.get("exception_message", "interrupted")
+            return data.get("exception_message", "interrupted").strip()
         if event["type"] != "executing":
             continue
-        if data["node"] is None:  # Said once the history has the films; "execution_success" comes before that.
+        if data["node"] is None:  # Said once the history has the videos; "execution_success" comes before that.
             return None
-        print("--", workflow[data["display_node"]]["class_type"])  # A node may run others in its place.
+        node = workflow.get(data.get("display_node") or data["node"])
+        print("--", node["class_type"] if node else data["node"])  # A node may run others in its place.
+
+
+def is_there(server, prompt_id):
+    """Whether a job waits, runs or has ended."""
+    waiting = ask(server, "/queue")
+    queued = [item[1] for item in waiting["queue_running"] + waiting["queue_pending"]]
+    return prompt_id in queued or prompt_id in ask(server, f"/history/{prompt_id}")
+
+
+def cancel(server, prompt_id):
+    """Takes a job out of the queue, or interrupts it."""
+    ask(server, "/queue", {"delete": [prompt_id]})
+    ask(server, "/interrupt", {"prompt_id": prompt_id})
 
 
 def download(server, prompt_id, folder):
-    """The films that the history names."""
-    history = json.load(urlopen(f"http://{server}/history/{prompt_id}"))
-    for output in history[prompt_id]["outputs"].values():
+    """The videos that the history names."""
+    for output in ask(server, f"/history/{prompt_id}").get(prompt_id, {"outputs": {}})["outputs"].values():
         for saved in output.get("images", []):
             path = folder / saved["filename"]
-            path.write_bytes(urlopen(f"http://{server}/view?{urlencode(saved)}").read())
+            with urlopen(f"http://{server}/view?{urlencode(saved)}", timeout=600) as video:
+                path.write_bytes(video.read())
             print(f"saved {path}")
 
 
@@ -69,19 +139,24 @@ def main():
     parser.add_argument("--seed", type=int)
     parser.add_argument("--folder", type=Path, default=Path())
     options = parser.parse_args()
-    workflow = changed(json.loads(options.workflow.read_text(encoding="utf-8")), options)
+    server, prompt_id = options.server, None
+    workflow = changed(read(options.workflow), options)
     client = uuid.uuid4().hex
-    socket = websocket.create_connection(f"ws://{options.server}/ws?clientId={client}")
-    body = json.dumps({"prompt": workflow, "client_id": client}).encode()
     try:
-        request = Request(f"http://{options.server}/prompt", body, {"Content-Type": "application/json"})
-        prompt_id = json.load(urlopen(request))["prompt_id"]
-    except HTTPError as refused:
-        sys.exit(f"refused: {refused.read().decode()}")
-    problem = follow(socket, prompt_id, workflow)
-    if problem:
-        sys.exit(problem)
-    download(options.server, prompt_id, options.folder)
+        socket = websocket.create_connection(f"ws://{server}/ws?clientId={client}", timeout=QUIET_S)
+        prompt_id = queue(server, workflow, client)
+        problem = follow(server, socket, prompt_id, workflow)
+        if problem:
+            sys.exit(problem)
+        options.folder.mkdir(parents=True, exist_ok=True)
+        download(server, prompt_id, options.folder)
+    except KeyboardInterrupt:
+        if prompt_id is not None:
+            cancel(server, prompt_id)
+        sys.exit("cancelled; queuing the same again resumes it")
+    except (URLError, OSError, websocket.WebSocketException) as error:
+        what = "ended the connection" if prompt_id else "does not answer"
+        sys.exit(f"The ComfyUI at {server} {what}: {getattr(error, 'reason', None) or error}. Is it running?")
 
 
 if __name__ == "__main__":
