@@ -15,8 +15,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-import imageio_ffmpeg
-
 from ..errors import PackForcingError
 
 _LAST_WORDS = 12
@@ -68,6 +66,8 @@ def has_filter(name: str) -> bool:
 
 
 def _executable() -> str:
+    import imageio_ffmpeg  # Only here: what renders without writing a file runs without it.
+
     try:
         executable = imageio_ffmpeg.get_ffmpeg_exe()
         version = _version(executable)
