@@ -7,12 +7,13 @@ from typing import NamedTuple
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.geometry import PIXEL_FRAMES_PER_LATENT, VideoGeometry
 from ..packforcing_core.model.config import WanConfig
-from ..packforcing_core.text.script import Cue, Script
+from ..packforcing_core.text.script import Change, Cue, Script
 from ..packforcing_core.text.timeline import Snapped, snap
 from . import host
 
 # In the dictionary of a CONDITIONING's entry.
 FROM_SECOND, BLEND_SECONDS, RECACHE = "packforcing_from_second", "packforcing_blend_seconds", "packforcing_recache"
+CHANGE = "packforcing_change"
 
 
 class TimedScript(NamedTuple):
@@ -22,12 +23,13 @@ class TimedScript(NamedTuple):
     moments: tuple[Snapped, ...]
 
 
-def from_second(conditioning, seconds: float, blend_seconds: float, recache: bool) -> list:
+def from_second(conditioning, seconds: float, blend_seconds: float, recache: bool, change: Change = "") -> list:
     """The one prompt of a CONDITIONING with the time of the film from which it counts. PackForcingError for several."""
     if len(conditioning) != 1:
         raise PackForcingError(f"Got a CONDITIONING of {len(conditioning)} prompts for one moment; expected one.")
     embeddings, extra = conditioning[0]
-    return [[embeddings, {**extra, FROM_SECOND: seconds, BLEND_SECONDS: blend_seconds, RECACHE: recache}]]
+    timed = {FROM_SECOND: seconds, BLEND_SECONDS: blend_seconds, RECACHE: recache, CHANGE: change}
+    return [[embeddings, {**extra, **timed}]]
 
 
 def after(earlier, later: list) -> list:
@@ -58,7 +60,10 @@ def timed_script(conditioning, config: WanConfig, geometry: VideoGeometry, left_
     moments = snap([extra.get(FROM_SECOND, 0.0) for _, extra in conditioning], geometry, left_out_blocks)
     block_seconds = PIXEL_FRAMES_PER_LATENT * geometry.frames_per_block / geometry.fps
     cues = [
-        Cue(moment.block, context, round(extra.get(BLEND_SECONDS, 0.0) / block_seconds), extra.get(RECACHE, False))
+        Cue(
+            *(moment.block, context, round(extra.get(BLEND_SECONDS, 0.0) / block_seconds)),
+            *(extra.get(RECACHE, False), extra.get(CHANGE, "")),
+        )
         for moment, context, (_, extra) in zip(moments, contexts, conditioning, strict=True)
     ]
     return TimedScript(Script(tuple(cues)), moments)

@@ -56,7 +56,8 @@ class TimedPrompts(io.ComfyNode):
                     default=EXAMPLE,
                     multiline=True,
                     tooltip="Times as [0s], [12.5s], [1m05s] or [1:05]; the first is [0s]. What stands before it "
-                    "begins every prompt. A text without times is one prompt.",
+                    "begins every prompt. A text without times is one prompt. [20s cut] is a hard cut, [20s flush] "
+                    "forgets all but the sink and the newest block.",
                 ),
                 io.String.Input(
                     "prefix",
@@ -88,8 +89,9 @@ class TimedPrompts(io.ComfyNode):
             encoded[text] = clip.encode_from_tokens_scheduled(clip.tokenize(text))
         conditioning = []
         for prompt in prompts:
-            conditioning += from_second(encoded[prompt.prompt], prompt.seconds, blend_seconds, recache)
-        text = "\n".join(f"{prompt.seconds:g} s: {prompt.prompt}" for prompt in prompts)
+            timed = prompt.seconds, blend_seconds, recache, prompt.change
+            conditioning += from_second(encoded[prompt.prompt], *timed)
+        text = "\n".join(f"{f'{p.seconds:g} s {p.change}'.strip()}: {p.prompt}" for p in prompts)
         say(cls.hidden.unique_id, text)
         return io.NodeOutput(conditioning, ui={"text": (text,)})
 

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from ..attention import Attention
 from ..errors import PackForcingError
-from ..rope import GridRope, Rotation, rotate, rotate_into
-from .layer_kv import KVShape, LayerKV, ring_slices
+from ..rope import GridRope, Rotation, rotate
+from .layer_kv import KVShape, LayerKV
 from .mid import MidMemory
 from .packed import PackedKV, Workspace
 from .partitions import PRUNED, BlockWindow, Partitions
@@ -63,6 +63,7 @@ class KVCache:
         self._position_of_slot: dict[int, float] = {}
         self._selected_by: dict[int, Selection] = {}  # By blocks whose twin is still to come.
         self._cut_blocks = 0
+        self._cuts: tuple[int, ...] = ()  # Counted frames that begin after a hard cut.
         self._bank_opens_at = 0
         self._torn = False
 
@@ -120,10 +121,10 @@ class KVCache:
         next commit and its twin.
         """
         if self.mid is None or committed < self._bank_opens_at:
-            return self.partitions.window(committed, blocks=blocks)
+            return self.partitions.window(committed, blocks=blocks, cuts=self._cuts)
         arriving = committed > self.committed_frames and self._leaving_block(committed) is not None
         banked = min(len(self.mid.blocks) + arriving, self.mid.plan.bank_blocks)
-        return self.partitions.window(committed, banked, blocks)
+        return self.partitions.window(committed, banked, blocks, self._cuts)
 
     def _leaving_block(self, committed: int) -> int | None:
         """The block that left the recent frames with the commit that made it `committed` frames, unless it is in the
@@ -189,15 +190,30 @@ class KVCache:
         frames = self.partitions.frames_per_block
         return tuple(self._video_block(b * frames) for b in self.partitions.blocks_in_view(self.committed_frames))
 
-    def restart(self) -> tuple[int, ...]:
-        """Begins the past anew; returns `blocks_in_view()`, for the caller to commit again, all and in this order.
+    def cut(self) -> None:
+        """The next block and those after it stand `CUT_FRAMES` further in time: a hard cut. PackForcingError where the
+        policy gives tokens positions of its own.
+        """
+        self.partitions.require_cuts()
+        self._cuts = (*self._cuts, self.committed_frames)
 
-        The bank stays, out of sight until they are committed, since its blocks come between them. Positions begin at
-        zero, which closes the gap of a sink whose position was left as it was.
+    def restart(self, flush: bool = False) -> tuple[int, ...]:
+        """Begins the past anew; returns `blocks_in_view()`, for the caller to commit again, all and in this order; with
+        `flush` those of the sink and the newest block alone.
+
+        The bank stays, out of sight until they are committed, since its blocks come between them; a flush empties it.
+        Positions begin at zero, which closes the gap of a sink whose position was left as it was, and of cuts.
         """
         if self.due_twin is not None:
             raise PackForcingError(f"Block {self.due_twin} is due for its compressed twin; commit that first.")
         blocks = self.blocks_in_view()
+        if flush:
+            sink = [b for b in blocks if b * self.partitions.frames_per_block < self.partitions.sink_frames]
+            blocks = tuple(dict.fromkeys((*sink, *blocks[-1:])))
+            self._selected_by.clear()
+            if self.mid:
+                self.mid.forget()
+        self._cuts = ()
         self._cut_blocks = self._video_block(self.committed_frames) - len(blocks)
         self._bank_opens_at = len(blocks) * self.partitions.frames_per_block
         self._position_of_slot.clear()
@@ -245,7 +261,7 @@ class BlockView:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.choose(layer, q)
         keys, values = self.cache.layers[layer].seen(self.window)
-        rotate_into(keys[:, -k.shape[1] :], k, self.rotation)
+        keys[:, -k.shape[1] :] = rotate(k, self.rotation)
         values[:, -k.shape[1] :] = v
         return self.cache.attention(rotate(q, self.rotation), keys, values)
 
@@ -296,11 +312,10 @@ class BlockWriter:
         newest = min(self._cache.partitions.query_frames, self._cache.partitions.frames_per_block)
         if not newest:
             return
-        framed = rotate(q, self._spatial).unflatten(1, (-1, kv.tokens_per_frame))
-        sums = framed.sum(dim=2, dtype=torch.float32)
+        sums = rotate(q, self._spatial).float().unflatten(1, (-1, kv.tokens_per_frame)).sum(dim=2)
         end = self._first + self._cache.partitions.frames_per_block
-        for slots, frames in ring_slices(end - newest, newest, self._cache.partitions.query_frames):
-            kv.query_sums[:, slots] = sums[:, -newest:][:, frames]
+        slots = [frame % self._cache.partitions.query_frames for frame in range(end - newest, end)]
+        kv.query_sums[:, slots] = sums[:, -newest:]
         if self._cache.mid:
             self._cache.mid.store(layer, kv.tokens_per_frame, self._first, sums.sum(dim=1), timeless, v)
 
@@ -328,7 +343,7 @@ class TwinWriter:
         position = first + len(choice) * span
         keys, values = kv.seen_by_twin(len(choice))
         timeless = rope.spatial(k)
-        rotate_into(keys[:, -k.shape[1] :], timeless, rope.time(position))
+        keys[:, -k.shape[1] :] = rope.at(position, timeless)
         values[:, -k.shape[1] :] = v
         out = self._cache.attention(rope.at(position, rope.spatial(q)), keys, values)
         self._mid.write(layer, self.slot, timeless, v)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import PackForcingError
 from ..geometry import compressed_grid
-from ..rope import GridRope, Rotation, rotate, rotate_into
+from ..rope import GridRope, Rotation, rotate
 from .bank import Copies, LayerBank
 from .layer_kv import KVShape, LayerKV
 from .moments import aligned, empty_moments, measured, pooled
@@ -61,16 +61,15 @@ class TwinRope:
 
     def at(self, position: float, keys: Tensor) -> Tensor:
         """Spatially rotated keys (or queries) of a twin, also rotated in time for a block that starts at `position`."""
-        return rotate(keys, self.time(position))
+        return rotate(keys, self._time(position))
 
     def times(self, positions: Sequence[float]) -> Rotation:
         """The rotation in time of several twins, one behind the other; passes that ask for the same share it."""
         if self._several[0] != tuple(positions):
-            self._several = tuple(positions), torch.cat([self.time(position) for position in positions])
+            self._several = tuple(positions), torch.cat([self._time(position) for position in positions])
         return self._several[1]
 
-    def time(self, position: float) -> Rotation:
-        """The rotation in time of a twin whose block starts at `position`."""
+    def _time(self, position: float) -> Rotation:
         if position not in self._times:  # Few: the places of the mid slots.
             self._times[position] = self._rope.frame_times([position + offset for offset in self._offsets])
         return self._times[position]
@@ -130,7 +129,7 @@ class MidMemory:
         bank = self._banks[layer]
         queries = rotate(q, self._spatial_of(q.shape[1] // kv.tokens_per_frame))
         tokens = q.shape[1] + kv.query_sums.shape[1] * kv.tokens_per_frame
-        own = queries.sum(dim=1, dtype=torch.float32)
+        own = queries.float().sum(dim=1)
         question = Question(
             *((own + kv.query_sums.sum(dim=1)) / tokens, queries, self.blocks, bank.mean_keys[: len(self.blocks)]),
             *(bank.keys, self.plan.selector_seed, block, layer),
@@ -192,7 +191,7 @@ class MidMemory:
         first, slots = stale[0], range(stale[0], stale[-1] + 1)
         blocks = [shown[slot][0] for slot in slots]
         rotation = self.twin_rope.times([wanted[block] for block in blocks])
-        rotate_into(kv.k[:, kv.mid(first, len(slots))], self._timeless(layer, slots, blocks), rotation)
+        kv.k[:, kv.mid(first, len(slots))] = rotate(self._timeless(layer, slots, blocks), rotation)
         for slot, block in zip(slots, blocks, strict=True):
             shown[slot] = block, wanted[block]
 
@@ -248,6 +247,11 @@ class MidMemory:
             self.blocks[slot] = block
         else:
             self.blocks.append(block)
+
+    def forget(self) -> None:
+        """Empties the bank, and what the mid slots show."""
+        self.blocks.clear()
+        self._shown = [[None] * len(shown) for shown in self._shown]
 
     def remembered(self, choice: Choice) -> Choice:
         """Those blocks of an earlier choice that are still in the bank."""

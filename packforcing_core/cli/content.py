@@ -94,8 +94,10 @@ def timed_script(
         console.print("\n".join(describe(moments, g, [prompt.prompt for prompt in timeline])))
     contexts = encode([prompt.prompt for prompt in timeline])
     blend = round(options.blend_seconds * g.fps / (PIXEL_FRAMES_PER_LATENT * g.frames_per_block))
-    pairs = zip(moments, contexts, strict=True)
-    script = Script(tuple(Cue(moment.block, context, blend, options.recache) for moment, context in pairs))
+    rows = zip(moments, contexts, timeline, strict=True)
+    script = Script(
+        tuple(Cue(moment.block, context, blend, options.recache, prompt.change) for moment, context, prompt in rows)
+    )
     require_followable(script, recipe.denoising)
     return script
 

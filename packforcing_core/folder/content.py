@@ -65,7 +65,10 @@ def begins_alike(path: Path, take: Take, content: Content, finished: int) -> boo
 
 def unlike(stored: Script, wanted: Script) -> str:
     """What is other in the wanted text; nothing where it is the same, up to how it was computed."""
-    shape = [[(cue.first_block, cue.blend_blocks, cue.recache) for cue in script.cues] for script in (stored, wanted)]
+    shape = [
+        [(cue.first_block, cue.blend_blocks, cue.recache, cue.change) for cue in script.cues]
+        for script in (stored, wanted)
+    ]
     if shape[0] != shape[1]:
         return "it changes at other moments, or in another way,"
     pairs = zip(stored.cues, wanted.cues, strict=True)

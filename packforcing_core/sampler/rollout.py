@@ -84,16 +84,21 @@ def rollout(
     `twins` has a decoder: earlier ones must be known and bring their tokens, and the decoder must have been warmed up.
 
     Raises PackForcingError when the policy needs `twins` that were not given, when prompts change in a rolling rollout,
-    or when a block has values that are not finite; the blocks before it stand.
+    when the policy allows no cut, or when a block has values that are not finite; the blocks before it stand.
     """
     script, sampler = Script.of(prompts), _sampler(model, cache, noise, denoising)
     require_parts(cache.partitions, twins)
     require_followable(script, denoising)
+    if script.cuts:
+        cache.partitions.require_cuts()
     recent: dict[int, Tensor] = {}
     for stretch in script.stretches(cache.next_block, blocks if stop is None else stop):
         text = model.encode_text(stretch.context)
-        if stretch.recache:
-            recache(model, text, cache, _in_view(cache, recent, known), denoising.context_noise)
+        if stretch.change == "cut":
+            cache.cut()
+        if stretch.recache or stretch.change == "flush":
+            seen, flush = _in_view(cache, recent, known), stretch.change == "flush"
+            recache(model, text, cache, seen, denoising.context_noise, flush=flush)
         for block in range(stretch.first, stretch.end):
             found, view = known(block), None
             if found is None:
@@ -182,9 +187,16 @@ def commit_due_twin(model: CausalWan, text: list[TextKV], cache: KVCache, waitin
 
 
 def recache(
-    model: CausalWan, text: list[TextKV], cache: KVCache, latents: Mapping[int, Tensor], context_noise: float = 0.0
+    model: CausalWan,
+    text: list[TextKV],
+    cache: KVCache,
+    latents: Mapping[int, Tensor],
+    context_noise: float = 0.0,
+    *,
+    flush: bool = False,
 ) -> None:
-    """Commits the blocks in view again with another `text` (LongLive's re-caching at a prompt change).
+    """Commits the blocks in view again with another `text` (LongLive's re-caching at a prompt change); with `flush`
+    those of the sink and the newest alone, and all others are forgotten.
 
     `latents` [1, 16, frames_per_block, h, w] by block must have those of `cache.blocks_in_view()`. Equal to a fresh
     cache that was committed with these blocks alone; a bank keeps its blocks, made under the old text.
@@ -192,5 +204,5 @@ def recache(
     missing = [block for block in cache.blocks_in_view() if block not in latents]
     if missing:
         raise PackForcingError(f"Re-caching needs the latents of blocks {missing}, which are in view.")
-    for block in cache.restart():
+    for block in cache.restart(flush):
         commit_block(model, text, cache, cache.begin_block(), latents[block], context_noise)

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ..errors import PackForcingError
+
+Change = Literal["", "cut", "flush"]
+"""What happens to the past where a prompt begins, before its first block: nothing; a jump in time, which makes a hard
+cut (Infinity-RoPE, arXiv 2511.20649); or all but the sink and the newest block is forgotten.
+"""
+CHANGES: tuple[Change, ...] = get_args(Change)
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,23 +24,28 @@ class Cue:
     """From block `first_block` on the text is `context` [1, L, text_dim].
 
     The first `blend_blocks` blocks are made under mixtures of the text before and this one, in even steps. `recache`
-    commits what is in view again under the new text, as soon as it stands alone (LongLive).
+    commits what is in view again under the new text, as soon as it stands alone (LongLive). A `change` other than none
+    is made at once, so such a cue blends nothing.
     """
 
     first_block: int
     context: Tensor
     blend_blocks: int = 0
     recache: bool = False
+    change: Change = ""
 
 
 @dataclass(frozen=True, eq=False)
 class Stretch:
-    """Blocks `first`..`end`-1 have the same text; before the first of them the past is committed again if `recache`."""
+    """Blocks `first`..`end`-1 have the same text; before the first of them `change` is made, and the past is committed
+    again if `recache`.
+    """
 
     first: int
     end: int
     context: Tensor
     recache: bool
+    change: Change = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,11 +60,18 @@ class Script:
             raise PackForcingError(f"A script's prompts begin at blocks {starts}; expected 0 and then rising numbers.")
         if any(cue.blend_blocks < 0 for cue in self.cues):
             raise PackForcingError("A blend has a negative number of blocks; expected 0 or more.")
+        if self.cues[0].change:
+            raise PackForcingError(f"A script begins with a {self.cues[0].change}; there is nothing before it.")
 
     @property
     def recaches(self) -> bool:
         """Whether a change of prompt commits blocks again."""
-        return any(cue.recache for cue in self.cues[1:])
+        return any(cue.recache or cue.change == "flush" for cue in self.cues[1:])
+
+    @property
+    def cuts(self) -> bool:
+        """Whether there is a hard cut."""
+        return any(cue.change == "cut" for cue in self.cues)
 
     @classmethod
     def of(cls, text: Tensor | Script) -> Script:
@@ -65,14 +84,15 @@ class Script:
             if stretch.end > first:
                 # Begun in its middle, what was to be committed again has been.
                 begun = stretch.first < first
-                yield Stretch(max(first, stretch.first), stretch.end, stretch.context, stretch.recache and not begun)
+                again, change = (False, "") if begun else (stretch.recache, stretch.change)
+                yield Stretch(max(first, stretch.first), stretch.end, stretch.context, again, change)
 
     def _stretches(self, end: int) -> Iterator[Stretch]:
         ends = [*(cue.first_block for cue in self.cues[1:]), None]
         for number, (cue, following) in enumerate(zip(self.cues, ends, strict=True)):
             if cue.first_block >= end:
                 return
-            blend = cue.blend_blocks if number else 0
+            blend = cue.blend_blocks if number and not cue.change else 0
             if following is not None:  # Every prompt stands alone for a block at least.
                 blend = min(blend, following - cue.first_block - 1)
             for step in range(min(blend, end - cue.first_block)):
@@ -80,7 +100,7 @@ class Script:
                 yield Stretch(block, block + 1, torch.lerp(*self._alike(number), share), False)
             alone, last = cue.first_block + blend, end if following is None else min(end, following)
             if alone < last:
-                yield Stretch(alone, last, cue.context, cue.recache and number > 0)
+                yield Stretch(alone, last, cue.context, cue.recache and number > 0, cue.change)
 
     def _alike(self, number: int) -> tuple[Tensor, Tensor]:
         """The texts of cue `number`-1 and of cue `number`, as long as each other."""
@@ -90,8 +110,10 @@ class Script:
         return before, after.to(before.device)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The script for a file: `context.N`, and `cues` [N, 3] with first block, blend blocks and re-cache."""
-        numbers = [[cue.first_block, cue.blend_blocks, int(cue.recache)] for cue in self.cues]
+        """The script for a file: `context.N`, and `cues` [N, 4]: first block, blend blocks, re-cache, change."""
+        numbers = [
+            [cue.first_block, cue.blend_blocks, int(cue.recache), CHANGES.index(cue.change)] for cue in self.cues
+        ]
         # Copies: a text that comes back later is one tensor here, and a file takes no tensors that share memory.
         whole = torch.contiguous_format
         contexts = {f"context.{number}": cue.context.clone(memory_format=whole) for number, cue in enumerate(self.cues)}
@@ -101,11 +123,13 @@ class Script:
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Script:
         """The inverse of `tensors`. PackForcingError for tensors of another make."""
         numbers = tensors.get("cues")
-        if numbers is None or numbers.dtype != torch.int64 or numbers.ndim != 2 or numbers.shape[1] != 3:
-            raise PackForcingError("The file holds no prompts of a render: it has no tensor cues [N, 3].")
+        if numbers is None or numbers.dtype != torch.int64 or numbers.ndim != 2 or numbers.shape[1] != 4:
+            raise PackForcingError("The file holds no prompts of a render: it has no tensor cues [N, 4].")
+        if not bool(((numbers[:, 3] >= 0) & (numbers[:, 3] < len(CHANGES))).all()):
+            raise PackForcingError("The file's prompts change in a way that is unknown here. Start the render anew.")
         contexts = _contexts(tensors, len(numbers))
         rows = zip(numbers.tolist(), contexts, strict=True)
-        return cls(tuple(Cue(first, context, blend, bool(recache)) for (first, blend, recache), context in rows))
+        return cls(tuple(Cue(*row[:1], context, row[1], bool(row[2]), CHANGES[row[3]]) for row, context in rows))
 
 
 def _contexts(tensors: Mapping[str, Tensor], count: int) -> Sequence[Tensor]:

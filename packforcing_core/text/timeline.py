@@ -4,6 +4,7 @@
     [0s] It drifts on a pond.
     [12.5s] Rain begins to fall.
     [1m05s] It lies on the bank, the sun is out.
+    [1m20s cut] A harbour at night.     a hard cut; `flush` instead forgets all but sink and newest block
 
 Times may also stand in full-width or round brackets, begin lines (0:05 a sea), or be the keys of a JSON map: see
 `marks`. A text without times is one prompt for the whole video.
@@ -12,13 +13,15 @@ Times may also stand in full-width or round brackets, begin lines (0:05 a sea), 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from ..errors import PackForcingError
 from ..geometry import PIXEL_FRAMES_PER_LATENT, VideoGeometry, pixel_frames
 from .marks import EXPECTED_TIME, TIME, find_entries, narrow
+from .script import Change
 
 MOST_PROMPTS = 1000
 # umT5 reads 512 tokens, some 2,500 characters of English; what lies behind is cut off.
@@ -29,10 +32,11 @@ LATEST_SECONDS = 1e6
 
 @dataclass(frozen=True)
 class TimedPrompt:
-    """`prompt` is what is shown from `seconds` of the film on."""
+    """`prompt` is what is shown from `seconds` of the video on, and `change` how it begins (`script.Change`)."""
 
     seconds: float
     prompt: str
+    change: Change = ""
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,21 @@ def parse_timeline(text: str, prefix: str = "") -> tuple[TimedPrompt, ...]:
         return (_prompt(0.0, [prefix, text]),)
     if len(entries) > MOST_PROMPTS:
         raise PackForcingError(f"Got {len(entries):,} timed prompts; expected at most {MOST_PROMPTS:,}.")
-    prompts = tuple(_prompt(parse_time(entry.mark), [prefix, head, entry.text], own=entry.text) for entry in entries)
+    prompts = []
+    for entry in entries:
+        mark, change = _split_change(entry.mark)
+        made = _prompt(parse_time(mark), [prefix, head, entry.text], own=entry.text)
+        prompts.append(replace(made, change=change))
     require_rising([prompt.seconds for prompt in prompts])
-    return prompts
+    if prompts[0].change:
+        raise PackForcingError(f"The first prompt is a {prompts[0].change}, but nothing comes before it. Write [0s].")
+    return tuple(prompts)
+
+
+def _split_change(mark: str) -> tuple[str, Change]:
+    """(the time, the change) of a mark such as "20s cut"; without a change the mark is the time."""
+    found = re.fullmatch(r"(.*\S)\s+(cut|flush)\s*", narrow(mark), re.IGNORECASE)
+    return (found[1], found[2].lower()) if found else (mark, "")
 
 
 def parse_time(text: str) -> float:

@@ -15,6 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
+import imageio_ffmpeg
+
 from ..errors import PackForcingError
 
 _LAST_WORDS = 12
@@ -66,8 +68,6 @@ def has_filter(name: str) -> bool:
 
 
 def _executable() -> str:
-    import imageio_ffmpeg  # Only here: what renders without writing a file runs without it.
-
     try:
         executable = imageio_ffmpeg.get_ffmpeg_exe()
         version = _version(executable)

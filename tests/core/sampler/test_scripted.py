@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from packforcing_core.cache.config import DeepForcing, Full, PackForcing, SinkWindow, Window
+from packforcing_core.cache.config import DeepForcing, Full, MemRoPE, PackForcing, RollingSink, SinkWindow, Window
 from packforcing_core.errors import PackForcingError
 from packforcing_core.sampler.denoising import BlockDone, denoise_block
 from packforcing_core.sampler.noise import seeded_noise
@@ -67,6 +67,23 @@ def test_a_change_is_seen_from_its_block_on_and_the_beginning_does_not_know_of_t
 def test_a_render_that_is_resumed_around_a_change_is_the_same(policy, again):
     script = Script((Cue(0, ONE), Cue(4, TWO, blend_blocks=1, recache=again)))
     whole = scripted(script, 7, policy)
+    for known in (3, 4, 5, 6):
+        assert difference(scripted(script, 7, policy, known=whole[:known]), whole) == [0] * 7
+
+
+@pytest.mark.parametrize("change", ["cut", "flush"])
+@pytest.mark.parametrize("policy", [*POLICIES, MemRoPE(3, 3), RollingSink(9)], ids=repr)
+def test_cuts_and_flushes_change_their_block_leave_what_comes_before_and_resume(policy, change):
+    script = Script((Cue(0, ONE), Cue(4, TWO, change=change)))
+    if change == "cut" and isinstance(policy, DeepForcing):
+        with pytest.raises(PackForcingError, match="hard cut"):
+            scripted(script, 7, policy)
+        return
+    whole, soft = scripted(script, 7, policy), scripted(Script((Cue(0, ONE), Cue(4, TWO))), 7, policy)
+    apart = difference(whole, soft)
+    print("apart from a soft change:", " ".join(f"{value:.2f}" for value in apart))
+    assert apart[:4] == [0] * 4
+    assert apart[4] > 1e-3
     for known in (3, 4, 5, 6):
         assert difference(scripted(script, 7, policy, known=whole[:known]), whole) == [0] * 7
 

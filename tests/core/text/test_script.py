@@ -73,9 +73,10 @@ def test_texts_of_different_length_blend():
 
 
 def test_a_script_comes_back_from_its_tensors():
-    script = Script((Cue(0, context(1)), Cue(4, context(2), 2, True)))
+    script = Script((Cue(0, context(1)), Cue(4, context(2), 2, True), Cue(6, context(2), change="cut")))
     again = Script.from_tensors(script.tensors())
-    assert [(cue.first_block, cue.blend_blocks, cue.recache) for cue in again.cues] == [(0, 0, False), (4, 2, True)]
+    rows = [(cue.first_block, cue.blend_blocks, cue.recache, cue.change) for cue in again.cues]
+    assert rows == [(0, 0, False, ""), (4, 2, True, ""), (6, 0, False, "cut")]
     assert all(torch.equal(a.context, b.context) for a, b in zip(script.cues, again.cues, strict=True))
 
 
@@ -84,6 +85,20 @@ def test_tensors_that_are_no_script_are_refused():
     for bad in ({}, {**good, "cues": good["cues"].float()}, {k: v for k, v in good.items() if k != "context.1"}):
         with pytest.raises(PackForcingError):
             Script.from_tensors(bad)
-    for rows in ([[1, 0, 0], [2, 0, 0]], [[0, 0, 0], [0, 0, 0]], [[0, 0, 0], [2, -1, 0]]):
+    for rows in (
+        [[1, 0, 0, 0], [2, 0, 0, 0]],
+        [[0, 0, 0, 0]] * 2,
+        [[0, 0, 0, 0], [2, -1, 0, 0]],
+        [[0] * 4, [2, 0, 0, 3]],
+    ):
         with pytest.raises(PackForcingError):
             Script.from_tensors({**good, "cues": torch.tensor(rows)})
+
+
+def test_a_cut_is_made_at_once_and_only_where_the_rollout_passes_it():
+    script = Script((Cue(0, context(0)), Cue(2, context(4), blend_blocks=3, change="cut")))
+    assert [(s.first, s.change) for s in script.stretches(0, 9)] == [(0, ""), (2, "cut")]
+    assert [(s.first, s.change) for s in script.stretches(2, 9)] == [(2, "cut")]
+    assert [(s.first, s.change) for s in script.stretches(3, 9)] == [(3, "")]
+    with pytest.raises(PackForcingError, match="begins with a flush"):
+        Script((Cue(0, context(0), change="flush"),))

@@ -203,3 +203,16 @@ def test_snapping_does_not_depend_on_the_length():
 def test_two_prompts_on_one_block_are_refused(times):
     with pytest.raises(PackForcingError, match=r"same block.*0.75 s apart"):
         snap(times, GEOMETRY)
+
+
+@pytest.mark.parametrize("text", ["[0s] a [20s cut] b [25s flush] c", '{"0s": "a", "20s CUT": "b", "25s flush": "c"}'])
+def test_cuts_and_flushes_stand_behind_the_time(text):
+    made = [(prompt.seconds, prompt.prompt, prompt.change) for prompt in parse_timeline(text)]
+    assert made == [(0, "a", ""), (20, "b", "cut"), (25, "c", "flush")]
+
+
+def test_the_first_prompt_cuts_nothing_and_other_words_are_no_changes():
+    with pytest.raises(PackForcingError, match="first prompt is a cut"):
+        parse_timeline("[0s cut] a [5s] b")
+    with pytest.raises(PackForcingError, match="20s fade"):
+        parse_timeline("[0s] a [20s fade] b")
