@@ -26,6 +26,8 @@ from ..study.tables import build_recall_tables, build_tables, whole_seeds
 
 QUICK_SEEDS, QUICK_SECONDS, QUICK_QUESTIONS = 4, 15.0, 8
 SEEDS, SECONDS, QUESTIONS = 16, 120.0, 32
+TEST_SEED = 1000
+"""From here on seeds are for tests alone: nothing about the miniature was ever chosen by them."""
 SHEET_WORLDS = ("two", "return")
 FILMS, QUESTIONS_ALONE = "films", "questions"
 
@@ -36,7 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", metavar="FOLDER", help="for results, tables and pictures; default: study, or study-quick"
     )
     parser.add_argument("--rows", help="their names, with commas between; default: all")
-    parser.add_argument("--seeds", type=int, help=f"how many, from 0 on; default: {SEEDS}")
+    parser.add_argument("--seeds", type=int, help=f"how many; default: {SEEDS}")
+    parser.add_argument(
+        "--first-seed",
+        type=int,
+        help=f"of films and questions; default: {TEST_SEED}, where those begin that nothing was chosen by, or 0",
+    )
     parser.add_argument("--seconds", type=float, help=f"length of a film; default: {SECONDS:g}")
     parser.add_argument(
         "--questions", type=int, help=f"how many of each kind what is recalled is asked with; default: {QUESTIONS}"
@@ -79,7 +86,8 @@ def study(options: argparse.Namespace, load: Load) -> int:
     chosen_rows(rows, [reference])
     settings = settings_of(subject, seconds, options.dtype)
     folder = StudyFolder(_output(options), settings, subject.compressor)
-    jobs = jobs_of(rows, range(seeds), range(questions))
+    first = options.first_seed if options.first_seed is not None else 0 if options.quick else TEST_SEED
+    jobs = jobs_of(rows, range(first, first + seeds), range(first, first + questions))
     wanted = [job for job in jobs if options.only in (None, _kind(job))]
     with folder.opened():
         problems = 0 if options.tables else _render(folder, wanted, load, seconds, options.workers, console)

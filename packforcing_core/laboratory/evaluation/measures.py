@@ -16,6 +16,7 @@ FROZEN, FROZEN_LEVELS = 0.001, 0.5  # nothing goes so far (a share of the shorte
 DYNAMIC = 6 / 256  # share of the shorter side; the threshold of VBench's dynamic degree
 JUMP_RATIO, JUMP_LEVELS = 4.0, 0.5  # a jump changes so many times more than its surroundings, and so many levels
 STILL_LEVELS = 0.05  # a change smaller than this is none
+FLAT = 0.5  # levels of lightness (of 100) below which a picture has no contrast
 AROUND = 12  # frames on either side that a jump is compared with
 
 
@@ -67,7 +68,7 @@ def measure(seen: Observations) -> Measures:
         seconds=frames / seen.fps,
         colour_drift=colour_drift,
         worst_colour_drift=max(colour_drift, float(np.linalg.norm(seconds - seconds[0], axis=1).max())),
-        contrast_drift=contrasts[1] / max(contrasts[0], 1e-6) - 1,
+        contrast_drift=_growth(*contrasts),
         flicker=_flicker(seen.lab),
         motion=float(np.median(seen.flow[1:])) * seen.side if frames > 1 else 0.0,
         dynamic_degree=float((sampled > DYNAMIC).mean()) if len(sampled) else 0.0,
@@ -75,6 +76,11 @@ def measure(seen: Observations) -> Measures:
         jumps=_jumps(seen.change),
         consistency=float((seen.like_first[1:].mean() + seen.like_previous[1:].mean()) / 2) if frames > 1 else 1.0,
     )
+
+
+def _growth(first: float, last: float) -> float:
+    """Relative growth of a contrast; what is flat has none to lose, and begins at FLAT."""
+    return (max(last, FLAT) - max(first, FLAT)) / max(first, FLAT)
 
 
 def _flicker(lab: np.ndarray) -> float:

@@ -6,6 +6,10 @@ of interest. The intervals are bootstrap percentiles over seeds; with few seeds 
 distribution (Hesterberg, "What Teachers Should Know about the Bootstrap", 2015, section 5.3). For K comparisons each
 interval has the level 1 - (1 - level) / K, so that all of them together hold at `level` (Bonferroni), and the p values
 of the sign-flip test are corrected after Holm, which rejects at least as much.
+
+A bootstrap of values that are all alike has no width, which says nothing of those that were not seen. So the interval
+of values that are 0 or 1 is exact (Clopper and Pearson, 1934), and differences of such that are all alike have one that
+holds what was not seen in as many draws.
 """
 
 from __future__ import annotations
@@ -63,7 +67,7 @@ def mean_intervals(
     columns: np.ndarray, rng: np.random.Generator, level: float = 0.95, resamples: int = RESAMPLES
 ) -> list[Interval]:
     """The intervals of each column of values [S, K], each on its own: nothing is corrected for their number."""
-    return _intervals(columns, rng, level, level, resamples)
+    return _intervals(columns, rng, level, level, resamples, exact=True)
 
 
 def compare(
@@ -103,17 +107,38 @@ def _checked(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def _intervals(
-    columns: np.ndarray, rng: np.random.Generator, each: float, level: float, resamples: int
+    columns: np.ndarray, rng: np.random.Generator, each: float, level: float, resamples: int, exact: bool = False
 ) -> list[Interval]:
-    """Intervals at the level `each` of the means of columns [S, K], labelled with `level`."""
+    """Intervals at the level `each` of the means of columns [S, K], labelled with `level`; `exact` where they are of 0
+    and 1.
+    """
     seeds = len(columns)
     tail = _expanded_tail(each, seeds)
     means = np.concatenate([weights @ columns for weights in _resampled(seeds, resamples, rng)])
     low, high = np.quantile(means, [tail, 1 - tail], axis=0)
-    return [
-        Interval(float(mean), float(least), float(most), level, seeds)
-        for mean, least, most in zip(columns.mean(0), low, high, strict=True)
-    ]
+    found = []
+    for column, mean, least, most in zip(columns.T, columns.mean(0), low, high, strict=True):
+        if exact and np.isin(column, (0.0, 1.0)).all():
+            least, most = exact_bounds(int(column.sum()), seeds, each)
+        elif np.ptp(column) == 0 and mean in (-1.0, 0.0, 1.0):
+            unseen = 1 - ((1 - each) / 2) ** (1 / seeds)
+            least, most = mean - unseen * (1 + mean), mean + unseen * (1 - mean)
+        found.append(Interval(float(mean), float(least), float(most), level, seeds))
+    return found
+
+
+def exact_bounds(hits: int, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Clopper's and Pearson's interval of a share of which `hits` of `count` were seen; 0..1 where there are none."""
+    if count == 0:
+        return 0.0, 1.0
+    stats = library("scipy.stats", "scipy", "Statistics over seeds")
+    bounds = stats.binomtest(hits, count).proportion_ci(level, "exact")
+    return float(bounds.low), float(bounds.high)
+
+
+def share_interval(hits: int, count: int, level: float = 0.95) -> Interval:
+    """A share with its exact interval; of no draws it is 0 [0, 1]."""
+    return Interval(hits / count if count else 0.0, *exact_bounds(hits, count, level), level, count)
 
 
 def _expanded_tail(level: float, seeds: int) -> float:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from ...errors import PackForcingError
-from ..evaluation.statistics import Comparison, Interval, compare, mean_intervals
+from ..evaluation.statistics import Comparison, Interval, compare, mean_intervals, share_interval
 from .cases import MEMORY_WORLDS
 from .recall import AWAY
 
@@ -19,16 +19,21 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Measure:
-    """A number of a window. `share`: 0..1, shown in percent."""
+    """A number of a window. `share`: 0..1, shown in percent. `counted`: with how many draws it is of, where rows differ
+    in that.
+    """
 
     key: str
     title: str
     share: bool = True
+    counted: bool = False
 
     def cell(self, interval: Interval) -> str:
         scale, form = (100, ".0f") if self.share else (1, ".2f")
+        if not interval.seeds:
+            return "none"
         mean, low, high = (format(scale * value, form) for value in (interval.mean, interval.low, interval.high))
-        return f"{mean} [{low}, {high}]"
+        return f"{mean} [{low}, {high}]" + (f" of {interval.seeds}" if self.counted else "")
 
 
 MEASURES = (
@@ -47,8 +52,11 @@ CLAIMS = ("right", "identity_kept", "moving", "colour_drift")
 MEMORY_CLAIMS = ("right", "identity_kept")
 """What is compared on the worlds that need memory, corrected for together, apart from CLAIMS."""
 
-RECALL = (Measure("recall", "recalled"), Measure("back", "back at all"))
-"""Of the answers to questions, for each of AWAY. The first is compared, all rows and both corrected for together."""
+RIGHT_IF_BACK = Measure("right_if_back", "right, if back", counted=True)
+RECALL = (Measure("recall", "recalled"), Measure("back", "back at all"), RIGHT_IF_BACK)
+"""Of the answers to questions, for each of AWAY. The first is compared, all rows and both corrected for together. What
+recalls nothing brings nothing back either: the second says when, the third, of those that came back alone, which.
+"""
 
 Results = Mapping[str, Sequence[dict]]
 """For each row's name the results of the same seeds in the same order."""
@@ -102,15 +110,21 @@ def build_recall_tables(results: Mapping[str, Results], reference: str) -> Recal
     seeds = {away: tuple(found["seed"] for found in rows[reference]) for away, rows in results.items()}
     measures: dict[str, dict[str, dict[str, Interval]]] = {measure.key: {} for measure in RECALL}
     for away, rows in results.items():
-        for measure in RECALL:
+        for measure in RECALL[:2]:
             values = {name: _column(row, measure.key) for name, row in rows.items()}
             rng = np.random.default_rng(RESAMPLING_SEED)
             found = mean_intervals(np.stack(list(values.values()), axis=1), rng, LEVEL, RESAMPLES)
             measures[measure.key][away] = dict(zip(values, found, strict=True))
+        measures[RIGHT_IF_BACK.key][away] = {name: _right_if_back(row) for name, row in rows.items()}
     recalled = {
         (away, name): _column(row, RECALL[0].key) for away, rows in results.items() for name, row in rows.items()
     }
     return RecallTables(reference, seeds[next(iter(AWAY))], measures, _compared(recalled, reference))
+
+
+def _right_if_back(row: Sequence[dict]) -> Interval:
+    back = [found["recall"] for found in row if found["back"]]
+    return share_interval(int(sum(back)), len(back), LEVEL)
 
 
 def _column(row: Sequence[dict], key: str) -> np.ndarray:

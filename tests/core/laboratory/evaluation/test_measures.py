@@ -101,6 +101,16 @@ def test_a_contrast_that_fades_moves_the_contrast_alone(clean: Measures):
     assert found.contrast_drift == pytest.approx(0.6 - 1, abs=0.08)
 
 
+def test_what_is_flat_has_no_contrast_to_lose():
+    """By a ratio a still picture of one colour, coded twice, loses all of its contrast, or gains a thousand times."""
+    flat = np.full((FRAMES, 64, 128, 3), 112, np.uint8)
+    assert measured(flat).contrast_drift == 0
+    flat[-20:, ::2] += 1
+    found = measured(flat)
+    print(f"one level of noise at the end of a flat film: {found.contrast_drift:.3f}")
+    assert abs(found.contrast_drift) < 0.05
+
+
 def test_brightness_that_flickers_moves_the_flicker_alone(clean: Measures):
     levels = np.random.default_rng(0).choice([-2.0, 2.0], FRAMES)
     found = measured(tinted(draw(scene(), FRAMES), levels, (1, 1, 1)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from packforcing_core.errors import PackForcingError
-from packforcing_core.laboratory.evaluation.statistics import compare, mean_interval, mean_intervals
+from packforcing_core.laboratory.evaluation.statistics import compare, mean_interval, mean_intervals, share_interval
 
 stats = pytest.importorskip("scipy.stats")
 
@@ -141,3 +141,30 @@ def test_values_that_tell_nothing_are_refused(values):
 def test_other_seeds_than_the_baselines_are_refused():
     with pytest.raises(PackForcingError, match="row has 2 seeds, the baseline 3"):
         compare([1.0, 2.0, 3.0], {"row": [1.0, 2.0]}, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(("hits", "low", "high"), [(0, 0.0, 0.109), (32, 0.891, 1.0), (5, 0.053, 0.328)])
+def test_of_yes_and_no_the_interval_is_exact(hits: int, low: float, high: float):
+    """Clopper and Pearson's of 32; the bootstrap has [0, 0] and [1, 1] for the first two."""
+    values = np.array([1.0] * hits + [0.0] * (32 - hits))
+    for found in (mean_interval(values, np.random.default_rng(0), resamples=2000), share_interval(hits, 32)):
+        assert (found.low, found.high) == pytest.approx((low, high), abs=1e-3)
+        assert found.seeds == 32
+
+
+def test_of_no_draws_nothing_is_known():
+    found = share_interval(0, 0)
+    assert (found.low, found.high, found.seeds) == (0.0, 1.0, 0)
+
+
+def test_differences_that_are_all_alike_have_an_interval_of_some_width():
+    base = np.linspace(0, 1, 16)
+    [same] = compare(base, {"same": base}, np.random.default_rng(0), resamples=2000)
+    print(f"16 differences of 0: {same.difference}")
+    # A difference of 1 in one of five draws is missed by 16 draws in 2.8 percent of all cases.
+    assert (same.difference.low, same.difference.high) == pytest.approx((-0.206, 0.206), abs=1e-3)
+    assert not same.decided
+    [all_better] = compare(np.zeros(16), {"better": np.ones(16)}, np.random.default_rng(0), resamples=2000)
+    assert 0.5 < all_better.difference.low < 0.65
+    assert all_better.difference.high == 1
+    assert all_better.decided
