@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from contextlib import closing, suppress
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from PIL import Image
 
 from ..packforcing_core.drawing.telemetry import as_image, telemetry_picture
 from ..packforcing_core.errors import PackForcingError
-from ..packforcing_core.render.filming import FilmedBlock, FilmJob, filmed_render, growing_film
+from ..packforcing_core.render.filming import FilmedBlock, FilmJob, Finished, filmed_render, growing_film
 from ..packforcing_core.video.format import CODECS, VideoFormat
 from . import host
 from .feedback import RenderFeedback
@@ -89,7 +90,7 @@ class StreamingVAEDecode(io.ComfyNode):
             keep_growing=stream.named,
             metadata=_workflow(cls.hidden),
         )
-        tail, told = _film(stream, vae, job, cls.hidden.unique_id)
+        tail, told, path = _film(stream, vae, job, cls.hidden.unique_id)
         saved = ui.PreviewVideo([ui.SavedResult(path.name, subfolder, io.FolderType.output)]).as_dict()
         picture = torch.from_numpy(as_image(_telemetry(stream)))
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), tail, picture, ui={**saved, "text": (told,)})
@@ -130,8 +131,8 @@ def _encoder_inputs() -> list[io.Input]:
     ]
 
 
-def _film(stream: LatentStream, vae, job: FilmJob, node_id: str) -> tuple[torch.Tensor, str]:
-    """Runs the render into its film; returns the last frames as IMAGE [N, H, W, 3] in 0..1, and what was told."""
+def _film(stream: LatentStream, vae, job: FilmJob, node_id: str) -> tuple[torch.Tensor, str, Path]:
+    """Runs the render; returns the last frames as IMAGE [N, H, W, 3] in 0..1, what was told, and the video's file."""
     folder = stream.folder
     folder.ensure()
     growing = growing_film(folder, job)
@@ -144,10 +145,12 @@ def _film(stream: LatentStream, vae, job: FilmJob, node_id: str) -> tuple[torch.
             for event in events:
                 if isinstance(event, FilmedBlock):
                     tail.extend(event.frames)
+                elif isinstance(event, Finished):
+                    path = event.path
                 feedback.show(event)
     except PackForcingError as error:
         raise PackForcingError(f"{error} The film so far: {growing}") from error
-    return torch.from_numpy(np.stack(tail)).float() / 255, feedback.summary()
+    return torch.from_numpy(np.stack(tail)).float() / 255, feedback.summary(), path
 
 
 def _telemetry(stream: LatentStream) -> Image.Image:

@@ -9,7 +9,7 @@ import comfy.model_management
 import comfy.utils
 
 from ..packforcing_core.geometry import size_text
-from ..packforcing_core.render.filming import Note, RenderEvent
+from ..packforcing_core.render.filming import Finished, Note, RenderEvent
 from ..packforcing_core.render.recording import Replayed
 from ..packforcing_core.sampler.denoising import BlockDone, StepDone
 from .growing import GrowingVideo, as_told
@@ -75,6 +75,9 @@ class RenderFeedback:
         elif isinstance(event, Note):
             self._notes.append(event.text)
             self._tell("running", event.text)
+        elif isinstance(event, Finished):
+            if self._video is not None:
+                self._video.path = event.path
         else:
             self._preview.play(event.frames)
             if self._video is not None and self._video.has_grown():

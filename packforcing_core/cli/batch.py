@@ -13,8 +13,9 @@ from typing import NoReturn
 from rich.console import Console
 
 from ..errors import PackForcingError
-from ..folder.files import checked_name, write_json
+from ..folder.files import checked_name, read_json, write_json
 from ..folder.fingerprint import fingerprint
+from ..render.output import checked_output
 from . import render
 from .film import build_console
 
@@ -49,21 +50,24 @@ class Job:
     arguments: tuple[str, ...]
 
     @property
-    def film(self) -> Path:
-        return self.folder.with_name(f"{self.name}.mp4")
-
-    @property
     def fingerprint(self) -> str:
         return fingerprint(list(self.arguments))
 
     def is_done(self) -> bool:
-        """Whether the very same job has been finished."""
-        if not self.film.exists() or not (self.folder / DONE).exists():
-            return False
-        return (self.folder / DONE).read_text(encoding="utf-8").strip() == json.dumps(self.fingerprint)
+        """Whether the very same job has been finished, and its video is still there."""
+        return self.video() is not None
 
-    def mark_done(self) -> None:
-        write_json(self.folder / DONE, self.fingerprint)
+    def video(self) -> Path | None:
+        """The video of the finished job."""
+        try:
+            done = read_json(self.folder / DONE, LONGEST_LINE)
+            video = self.folder.with_name(checked_output(Path(done["video"])).name)
+        except (PackForcingError, KeyError, TypeError):
+            return None
+        return video if done.get("job") == self.fingerprint and video.exists() else None
+
+    def mark_done(self, video: Path) -> None:
+        write_json(self.folder / DONE, {"job": self.fingerprint, "video": video.name})
 
 
 def read_jobs(path: Path, folder: Path, shared: str = "{}") -> list[Job]:
@@ -161,10 +165,8 @@ def ray_installed() -> bool:
 def render_job(job: Job, console: Console) -> str:
     """Renders one job to its end, from where it stopped; returns what went wrong, nothing if all went well."""
     console.print(f"rendering {job.name}")
-    job.film.unlink(missing_ok=True)  # Of a crash behind it, or of other settings: its frames are in the folder.
     try:
-        render.run(parse_render(job.arguments))
-        job.mark_done()
+        job.mark_done(render.render_options(parse_render(job.arguments), console))
     except PackForcingError as error:
         return str(error)
     except Exception as error:  # A job that breaks must not take the others with it.

@@ -127,7 +127,7 @@ class _Pool:
         if problem:
             self._problems[job.name] = problem
         else:
-            self._console.print(f"done: {job.film}")
+            self._console.print(f"done: {job.video()}")
         return True
 
     def _tell(self) -> None:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from ..errors import PackForcingError
-from ..geometry import PIXEL_FRAMES_PER_LATENT, pixel_frames
+from ..geometry import pixel_frames
 from ..recipe.beginning import at_rate, blocks_in, given_by_frames, last_frames, repainted_by_frames
 from ..recipe.recipe import Recipe
-from ..sampler.rollout import require_followable
+from ..recipe.settings import Encode, Settings
 from ..sampler.start import Start
-from ..text.context import load_context
-from ..text.script import Cue, Script
-from ..text.timeline import describe, parse_timeline, snap
+from ..text.script import Script
+from ..text.timeline import describe
 from ..text.umt5 import encode_prompts
 from ..vae.wan_vae import WanVAE
 from ..video.reader import probe, read_frames
@@ -58,48 +55,22 @@ def add_start(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def chosen_script(
-    options: argparse.Namespace,
-    recipe: Recipe,
-    text_dim: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    console: Console,
-) -> Script:
-    """The text of every block; where there are several prompts, says when they come."""
-    if options.context:
-        return Script.of(load_context(options.context, text_dim))
+def encoder(options: argparse.Namespace, text_dim: int, device: torch.device, dtype: torch.dtype) -> Encode:
+    """What makes the prompts of the options to embeddings."""
     if not options.text_encoder:
         raise PackForcingError(
             "--prompt needs --text-encoder, the folder of umT5-XXL in transformers' format; "
             "or give the embeddings of a prompt with --context."
         )
-    encode = partial(encode_prompts, folder=options.text_encoder, device=device, dtype=dtype, text_dim=text_dim)
-    return timed_script(options, recipe, encode, console)
+    return partial(encode_prompts, folder=options.text_encoder, device=device, dtype=dtype, text_dim=text_dim)
 
 
-def timed_script(
-    options: argparse.Namespace,
-    recipe: Recipe,
-    encode: Callable[[Sequence[str]], Sequence[Tensor]],
-    console: Console,
-) -> Script:
-    """The text of every block from `--prompt`; `encode` makes prompts to contexts [1, L, text_dim]."""
-    timeline = parse_timeline(options.prompt)
-    g = recipe.geometry
-    if not 0 <= options.blend_seconds < float("inf"):
-        raise PackForcingError(f"blend-seconds is {options.blend_seconds}; expected 0 or more.")
-    moments = snap([prompt.seconds for prompt in timeline], g, recipe.left_out_blocks)
+def timed_script(settings: Settings, recipe: Recipe, encode: Encode, console: Console) -> Script:
+    """The text of every block; where there are several prompts, says when they come."""
+    moments = settings.moments(recipe)
     if len(moments) > 1:
-        console.print("\n".join(describe(moments, g, [prompt.prompt for prompt in timeline])))
-    contexts = encode([prompt.prompt for prompt in timeline])
-    blend = round(options.blend_seconds * g.fps / (PIXEL_FRAMES_PER_LATENT * g.frames_per_block))
-    rows = zip(moments, contexts, timeline, strict=True)
-    script = Script(
-        tuple(Cue(moment.block, context, blend, options.recache, prompt.change) for moment, context, prompt in rows)
-    )
-    require_followable(script, recipe.denoising)
-    return script
+        console.print("\n".join(describe(moments, recipe.geometry, [timed.prompt for timed in settings.prompts])))
+    return settings.script(recipe, encode)
 
 
 def begun(options: argparse.Namespace, recipe: Recipe, vae: WanVAE, console: Console) -> Recipe:

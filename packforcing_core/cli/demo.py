@@ -21,15 +21,11 @@ from ..miniature.load import (
     load_vae,
 )
 from ..miniature.world import FPS
-from ..recipe.plan import plan_render
-from ..recipe.recipe import Recipe
-from ..render.parts import build_twins, latent_events
-from ..sampler.denoising import Denoising
+from ..render.render import Models, open_video
 from ..text.words import WordEncoder
-from ..vae.streaming import StreamingDecoder
 from . import options as shared
 from .content import add_timing, timed_script
-from .film import build_console, render_film
+from .film import build_console, run_render
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -55,28 +51,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     shared.add_policy(parser)
     shared.add_output(parser, default="packforcing-demo.mp4", zoom=4)
-    # The sizes that the miniature was trained at, and the memory that this is about.
-    parser.set_defaults(policy=PackForcing.name, width=SIZE[0], height=SIZE[1], fps=float(FPS))
+    shared.add_folder(parser)
+    # The sizes that the miniature was trained at, and the policy that this is about.
+    parser.set_defaults(policy=PackForcing.name, width=SIZE[0], height=SIZE[1], fps=float(FPS), preset="auto")
 
 
 def run(options: argparse.Namespace) -> int:
     dtype = fast_dtype() if options.dtype == "auto" else DTYPES[options.dtype]
     if dtype is torch.bfloat16:
         torch.set_num_threads(1)  # Its operations are too short to share: threads would wait for each other, spinning.
-    console = build_console()
-    target = shared.chosen_target(options)
+    console, place = build_console(), shared.chosen_place(options)
     words = load_text()
     say_vocabulary(words, options.prompt, console)
-    high_res = _high_res(options, dtype)
-    recipe = _recipe(options)
-    script = timed_script(options, recipe, lambda prompts: words(prompts).split(1), console)
-    model, vae = load_model(dtype), load_vae(dtype)
-    plan = plan_render(model.config, recipe, model.dtype)
+    settings = shared.chosen_settings(options, knobs=_knobs(options))
+    recipe = settings.recipe(FAMILY)
+    script = timed_script(settings, recipe, lambda prompts: words(prompts).split(1), console)
+    models = Models(load_model(dtype), load_vae(dtype), None, _high_res(options, dtype), FAMILY)
+    render = open_video(models, settings, place, recipe, script)
     console.print(recipe.describe_length(options.seconds))
-    console.print(plan.describe_memory())
-    twins = build_twins(model, vae, high_res) if recipe.partitions.bank else None
-    latents = latent_events(model, script, recipe, twins=twins)
-    render_film(latents, recipe, plan.cache_bytes, StreamingDecoder(vae), target, console)
+    console.print(render.plan.describe_memory())
+    run_render(render, console)
     return 0
 
 
@@ -95,10 +89,9 @@ def _high_res(options: argparse.Namespace, dtype: torch.dtype) -> HighRes | None
     return loaded.high_res if loaded else None
 
 
-def _recipe(options: argparse.Namespace) -> Recipe:
-    if options.policy == PackForcing.name:
-        for knob in MEMORY.knobs():
-            if getattr(options, knob.name) is None:
-                setattr(options, knob.name, getattr(MEMORY, knob.name))
-    geometry = shared.chosen_geometry(options, FAMILY.frames_per_block)
-    return Recipe(geometry, shared.chosen_policy(options, FAMILY), Denoising.of_family(FAMILY), options.seed)
+def _knobs(options: argparse.Namespace) -> dict[str, object]:
+    """The knobs of the options; those of the policy that the miniature was trained with, where that is chosen."""
+    own = (
+        {knob.name: getattr(MEMORY, knob.name) for knob in MEMORY.knobs()} if options.policy == PackForcing.name else {}
+    )
+    return {**own, **shared.given_knobs(options)}

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 
-from ..cache.config import POLICIES, Knob, Policy, build_policy
-from ..checkpoint.families import FAMILIES, Family, by_name, with_overrides
+from ..cache.config import POLICIES, Knob
+from ..checkpoint.families import FAMILIES
 from ..errors import PackForcingError
-from ..folder.content import Content
-from ..folder.fingerprint import fingerprint
-from ..folder.folder import MODES, RenderFolder, open_render
-from ..folder.manifest import Manifest
-from ..geometry import VideoGeometry
-from ..recipe.recipe import Recipe, default_policy
+from ..folder.folder import MODES
+from ..recipe.settings import Settings
+from ..render.output import checked_output
+from ..render.render import Place
 from ..video.format import CODECS, VideoFormat
-from .film import Target
 
 
 def add_size(parser: argparse.ArgumentParser, *, width: int, height: int, seconds: float) -> None:
@@ -85,16 +83,15 @@ def _parse_switch(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"expected on or off, got {text!r}")
 
 
-def chosen_policy(options: argparse.Namespace, family: Family) -> Policy:
-    """The policy of the options, or the one that `family` was trained with."""
-    if options.policy == "auto":
-        policy = default_policy(family)
-        own = {knob.name: getattr(policy, knob.name) for knob in policy.knobs()}
-        return build_policy(policy.name, **{**own, **_given_knobs(options)})
-    return build_policy(options.policy, **_given_knobs(options))
+def chosen_settings(options: argparse.Namespace, **changes: object) -> Settings:
+    """The settings of the options; "auto" on the command line is None."""
+    auto = {name: None if getattr(options, name) == "auto" else getattr(options, name) for name in ("policy", "preset")}
+    own = {field.name: getattr(options, field.name) for field in fields(Settings) if hasattr(options, field.name)}
+    given = {**own, **auto, "knobs": given_knobs(options), **changes}
+    return Settings(**{name: value for name, value in given.items() if name != "prompt" or value is not None})
 
 
-def _given_knobs(options: argparse.Namespace) -> dict[str, int | bool]:
+def given_knobs(options: argparse.Namespace) -> dict[str, int | bool]:
     return {name: getattr(options, name) for name in _knobs() if hasattr(options, name)}
 
 
@@ -119,14 +116,6 @@ def _parse_steps(text: str) -> tuple[float, ...]:
         return tuple(float(step) for step in text.split(","))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"expected numbers with commas between, got {text!r}") from error
-
-
-def chosen_family(options: argparse.Namespace, trained: Family) -> Family:
-    """The preset (`trained` where it is auto) with the options on top."""
-    family = trained if options.preset == "auto" else by_name(options.preset)
-    return with_overrides(
-        family, frames_per_block=options.frames_per_block, denoising_steps=options.timesteps, shift=options.shift
-    )
 
 
 def add_output(parser: argparse.ArgumentParser, default: str, zoom: int = 1) -> None:
@@ -161,27 +150,15 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_folder(options: argparse.Namespace, wanted: Manifest, content: Content, recipe: Recipe) -> RenderFolder:
-    """The folder of the options, or the one beside the film that these settings have."""
+def chosen_place(options: argparse.Namespace) -> Place:
+    """Where the render goes. PackForcingError where that cannot be."""
     if options.folder is None and options.render_mode in ("extend", "retake"):
         raise PackForcingError(f"--render-mode {options.render_mode} needs --folder, the folder of the render.")
-    output = Path(options.output)
-    unnamed = f"packforcing-{fingerprint([dict(wanted.settings), wanted.blocks, vars(wanted.takes[0])])[:12]}"
-    path = Path(options.folder).absolute() if options.folder else output.absolute().parent / unnamed
-    block = recipe.block_at(options.retake_from)
-    return open_render(path.parent, path.name, options.render_mode, wanted, content, recipe.geometry.block_shape, block)
-
-
-def chosen_target(options: argparse.Namespace) -> Target:
-    video_format = VideoFormat(options.codec, options.quality, options.fps, options.zoom)
-    return Target(Path(options.output), video_format, options.blocks_per_segment)
-
-
-def chosen_geometry(options: argparse.Namespace, frames_per_block: int) -> VideoGeometry:
-    return VideoGeometry.from_seconds(
-        options.seconds,
-        width=options.width,
-        height=options.height,
-        fps=options.fps,
-        frames_per_block=frames_per_block,
+    return Place(
+        checked_output(Path(options.output)),
+        VideoFormat(options.codec, options.quality, options.fps, options.zoom),
+        options.blocks_per_segment,
+        Path(options.folder) if options.folder else None,
+        options.render_mode,
+        options.retake_from,
     )

@@ -14,8 +14,6 @@ from ..errors import PackForcingError
 from ..geometry import GB
 from ..model.config import WAN_SIZES, WanConfig
 from ..recipe.plan import RenderPlan, plan_render
-from ..recipe.recipe import Recipe
-from ..sampler.denoising import Denoising
 from ..vae.config import VAEConfig
 from ..vae.memory import decode_bytes
 from . import options as shared
@@ -34,9 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     config, trained = _model(options.model)
-    family = shared.chosen_family(options, trained)
-    geometry = shared.chosen_geometry(options, family.frames_per_block)
-    recipe = Recipe(geometry, shared.chosen_policy(options, family), Denoising.of_family(family), options.seed)
+    recipe = shared.chosen_settings(options).recipe(trained)
+    geometry = recipe.geometry
     dtype = KV_DTYPES[options.dtype]
     decoder = decode_bytes(VAEConfig(), geometry.height, geometry.width, dtype)
     plan = plan_render(config, recipe, dtype, decoder)

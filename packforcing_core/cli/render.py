@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from ..attention import BACKENDS, Capability, attention_named
 from ..checkpoint.build import build_model
-from ..checkpoint.families import DEFAULT_FAMILY, Family, choice_warnings
+from ..checkpoint.families import choice_warnings
 from ..checkpoint.load import Checkpoint, read_checkpoint
 from ..compressor.high_res import HighRes
 from ..compressor.weights import load_compressor, trained_span
 from ..errors import PackForcingError
-from ..folder.content import Content
-from ..folder.fingerprint import fingerprint
-from ..model.causal import CausalWan
 from ..recipe.plan import plan_render
 from ..recipe.recipe import Recipe
-from ..render.filming import FilmJob, RenderEvent
-from ..render.parts import build_twins
-from ..render.recording import recorded_events, wanted_manifest
-from ..sampler.denoising import Denoising
+from ..render.render import Models, open_video
+from ..text.context import load_context
+from ..text.script import Script
 from ..vae.load import load_vae
 from ..vae.memory import decode_bytes
-from ..vae.wan_vae import WanVAE
 from . import options as shared
-from .content import add_start, add_text, begun, chosen_script
-from .film import Target, build_console, free_name, render_recorded
+from .content import add_start, add_text, begun, encoder, timed_script
+from .film import build_console, run_render
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -60,62 +55,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    console = build_console()
-    device, dtype = _compute(options)
-    target = shared.chosen_target(options)
-    checkpoint = read_checkpoint(options.checkpoint)
-    recipe = _recipe(options, checkpoint, console)
-    vae = load_vae(options.vae, device=device, dtype=dtype)
-    recipe = begun(options, recipe, vae, console)
-    console.print(recipe.describe_length(options.seconds))
-    g = recipe.geometry
-    decoder_bytes = decode_bytes(vae.config, g.height, g.width, dtype)
-    plan = plan_render(checkpoint.config, recipe, dtype, decoder_bytes)
-    console.print(plan.describe())
-    high_res = _high_res(options, checkpoint, recipe, device, dtype)
-    script = chosen_script(options, recipe, checkpoint.config.text_dim, device, dtype, console)
-    attention = attention_named(options.attention, Capability.of(device, dtype, checkpoint.config.head_dim))
-    model = build_model(checkpoint, device, dtype, attention, options.compile)
-    identity = model_identity(model, vae, high_res, recipe) | _kernels(options)
-    content = Content(script, options.prompt or "", recipe.start.latents)
-    folder = shared.open_folder(options, wanted_manifest(recipe, identity, content, device), content, recipe)
-    recipe = recipe.begun_with(folder.content.start)
-
-    def source(*, first: int, frugal: bool) -> Iterator[RenderEvent]:
-        twins = build_twins(model, vae, high_res) if recipe.partitions.bank else None
-        return recorded_events(model, recipe, folder, twins, first=first, frugal=frugal)
-
-    render_recorded(source, folder, recipe, plan.cache_bytes, _job(options, target, vae, recipe), console)
-    if options.folder is None:
-        folder.remove()
+    render_options(options, build_console())
     return 0
 
 
-def model_identity(model: CausalWan, vae: WanVAE, high_res: HighRes | None, recipe: Recipe) -> dict[str, str | None]:
-    """Fingerprints of all that decides what the model computes, and its dtype."""
-    return {
-        "model": fingerprint(model.net.state_dict()),
-        "dtype": str(model.dtype),
-        "VAE": fingerprint(vae.state_dict()) if recipe.compresses_sometime else None,
-        "compressor": fingerprint(high_res.state_dict()) if high_res is not None else None,
-    }
+def render_options(options: argparse.Namespace, console: Console) -> Path:
+    """Renders what the options say and returns the finished file."""
+    device, dtype = _compute(options)
+    place = shared.chosen_place(options)
+    checkpoint = read_checkpoint(options.checkpoint)
+    settings = shared.chosen_settings(options)
+    recipe = settings.recipe(checkpoint.family, trained_span(options.compressor) if options.compressor else None)
+    for warning in (*checkpoint.warnings, *choice_warnings(checkpoint.family, settings.family(checkpoint.family))):
+        console.print(f"warning: {warning}", style="yellow")
+    vae = load_vae(options.vae, device=device, dtype=dtype)
+    recipe = begun(options, recipe, vae, console)
+    console.print(recipe.describe_length(options.seconds))
+    config = checkpoint.config
+    decoder_bytes = decode_bytes(vae.config, recipe.geometry.height, recipe.geometry.width, dtype)
+    console.print(plan_render(config, recipe, dtype, decoder_bytes).describe())
+    high_res = _high_res(options, checkpoint, recipe, device, dtype)
+    if options.context:
+        script = Script.of(load_context(options.context, config.text_dim))
+    else:
+        script = timed_script(settings, recipe, encoder(options, config.text_dim, device, dtype), console)
+    attention = attention_named(options.attention, Capability.of(device, dtype, config.head_dim))
+    model = build_model(checkpoint, device, dtype, attention, options.compile)
+    models = Models(model, vae, None, high_res, checkpoint.family, _kernels(options))
+    return run_render(open_video(models, settings, place, recipe, script), console)
 
 
 def _kernels(options: argparse.Namespace) -> dict[str, str]:
     """What besides the weights decides the bits: a render goes on with the kernels that it began with."""
     chosen = {"attention": options.attention} if options.attention != "sdpa" else {}
     return {**chosen, "layers": "compiled"} if options.compile else chosen
-
-
-def _job(options: argparse.Namespace, target: Target, vae: WanVAE, recipe: Recipe) -> FilmJob:
-    return FilmJob(
-        free_name(target.path),
-        target.video_format,
-        target.blocks_per_segment,
-        vae,
-        fingerprint(vae.state_dict()),
-        keep_growing=options.folder is not None,
-    )
 
 
 def _high_res(
@@ -142,15 +115,3 @@ def _compute(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
     if options.dtype == "auto":
         return device, torch.float32 if device.type == "cpu" else torch.bfloat16
     return device, DTYPES[options.dtype]
-
-
-def _recipe(options: argparse.Namespace, checkpoint: Checkpoint, console: Console) -> Recipe:
-    trained: Family = checkpoint.family or DEFAULT_FAMILY
-    family = shared.chosen_family(options, trained)
-    for warning in (*checkpoint.warnings, *choice_warnings(checkpoint.family, family)):
-        console.print(f"warning: {warning}", style="yellow")
-    geometry = shared.chosen_geometry(options, family.frames_per_block)
-    policy = shared.chosen_policy(options, family).beside(
-        trained_span(options.compressor) if options.compressor else None
-    )
-    return Recipe(geometry, policy, Denoising.of_family(family), options.seed)

@@ -30,6 +30,8 @@ from .telemetry import Telemetry
 
 Mode = Literal["resume", "new", "extend", "retake"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+FINISHED = "finished.json"
+"""Is there when the video of a render has been finished once."""
 _LENGTH = ("blocks", "seconds")
 
 
@@ -93,7 +95,8 @@ def open_render(
 ) -> RenderFolder:
     """The folder `name` below `root`, made to hold what is wanted; `wanted` has one take, that of the content.
 
-    "resume" goes on with what is there, or begins; "new" begins, and renames what is there to name.1, name.2, ...;
+    "resume" goes on with what is there, or begins; "new" begins, and renames what is there to name.1, name.2, ...
+    unless that is this very render, begun and not finished;
     "extend" makes what is there longer, under other prompts behind its finished blocks if the content has some;
     "retake" keeps the blocks before `retake_block` and makes the rest again. The same mode twice does the same as once,
     so a call can be repeated after any crash.
@@ -106,7 +109,7 @@ def open_render(
     if mode not in MODES:
         raise FolderError(f"Got mode {mode!r}; expected one of {', '.join(MODES)}.")
     path = _below(root, name)
-    if mode == "new" and path.exists():
+    if mode == "new" and path.exists() and not _is_begun(path, wanted, content):
         _set_aside(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -240,6 +243,17 @@ def _below(root: Path, name: str) -> Path:
     if path.resolve().parent != root.resolve():  # A link in its place could lead anywhere.
         raise FolderError(f"{path} leads out of {root}; remove the link or use another name.")
     return path
+
+
+def _is_begun(path: Path, wanted: Manifest, content: Content) -> bool:
+    """Whether what is there is the wanted render itself, begun and not finished: killed, and called again."""
+    try:
+        found = Manifest.read(path)
+        if (path / FINISHED).exists() or len(found.takes) > 1 or difference(found, wanted):
+            return False
+        return stored_script(path, found.takes[0], content, [])[0] is not None
+    except PackForcingError:
+        return False
 
 
 def _set_aside(path: Path) -> None:

@@ -31,6 +31,8 @@ class Recipe:
     start: Start = NOISE_ALONE
 
     def __post_init__(self):
+        if not 0 <= self.seed < 2**64:
+            raise PackForcingError(f"The seed is {self.seed}; expected 0 to {2**64 - 1}.")
         _ = self.partitions  # A policy that contradicts itself is refused here, before any work.
         if self.denoising.rolling and self.start.latents is not None:
             raise PackForcingError(

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ..devices import is_out_of_memory
-from ..folder.files import FolderError, copy_start, locked
+from ..folder.files import FolderError, copy_start, locked, write_json
 from ..folder.fingerprint import fingerprint
-from ..folder.folder import RenderFolder
+from ..folder.folder import FINISHED, RenderFolder
 from ..recipe.recipe import Recipe
 from ..sampler.denoising import BlockDone, Event
 from ..vae.decoders import streaming_decoder
@@ -30,6 +30,7 @@ from ..video.boxes import FilmError, scan_film
 from ..video.format import VideoFormat
 from ..video.writer import SegmentedWriter
 from .beside import overlapped
+from .output import checked_output, publish
 from .recording import Replayed, latents_before
 from .sums import SegmentSums
 
@@ -58,12 +59,20 @@ class Note:
     text: str
 
 
-RenderEvent = Event | Replayed | FilmedBlock | Note
+@dataclass(frozen=True)
+class Finished:
+    """The video is complete in the file `path`."""
+
+    path: Path
+
+
+RenderEvent = Event | Replayed | FilmedBlock | Note | Finished
 
 
 @dataclass(frozen=True)
 class FilmJob:
-    """Which video to make of a render: `path` the finished file, `vae` what decodes and `vae_name` its fingerprint.
+    """Which video to make of a render: `path` the finished file (a name that is taken gets a number), `vae` what
+    decodes and `vae_name` its fingerprint.
 
     At least the last `tail_frames` are decoded again when everything is there. The growing video stays for an extension
     if `keep_growing`.
@@ -77,6 +86,9 @@ class FilmJob:
     tail_frames: int = 1
     keep_growing: bool = True
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        checked_output(self.path)
 
     @property
     def name(self) -> str:
@@ -153,7 +165,8 @@ def _film_of_take(folder: RenderFolder, job: FilmJob, take: int) -> Path:
 
 
 def filmed_render(folder: RenderFolder, recipe: Recipe, job: FilmJob, source: Source) -> Iterator[RenderEvent]:
-    """Runs the render into its video; the finished file appears at `job.path` when the iterator has ended.
+    """Runs the render into its video;
+    the last event is `Finished`.
 
     The folder is locked meanwhile. When memory runs out the render resumes from the folder with the bank in system RAM
     and the smallest decode steps; FolderError when that does not help. Whatever is raised, what is there stays playable
@@ -232,14 +245,18 @@ def _attempt(folder: RenderFolder, recipe: Recipe, job: FilmJob, source: Source,
         # Closed before the writer is left: the thread that films must not meet a writer that is being closed.
         with closing(events):
             yield from events
-        writer.finish(job.metadata, keep_growing=job.keep_growing)
+        finished = publish(writer.finish(job.metadata, keep_growing=job.keep_growing), job.path)
+        write_json(folder.path / FINISHED, {"video": finished.name})
         if not job.keep_growing:
             sums.remove()
+    yield Finished(finished)
 
 
 def _writer(folder: RenderFolder, recipe: Recipe, job: FilmJob, first_segment: int) -> SegmentedWriter:
     g = recipe.geometry
-    return SegmentedWriter(job.path, g.width, g.height, job.video_format, first_segment, growing_film(folder, job))
+    # A name of this render's alone: two that want the same output do not meet on the way there.
+    path = job.path.with_name(f"{job.path.stem[:60]}.{folder.manifest.identity[:8]}.mp4")
+    return SegmentedWriter(path, g.width, g.height, job.video_format, first_segment, growing_film(folder, job))
 
 
 def good_segments(film: Path, folder: RenderFolder, recipe: Recipe, job: FilmJob) -> int:

@@ -12,7 +12,8 @@ from packforcing_core.cache.moments import aligned, measured, pooled
 from packforcing_core.cache.policies.rolling_sink import shown_frame
 from packforcing_core.cache.policies.tether_cache import admitted
 from packforcing_core.errors import PackForcingError
-from packforcing_core.sampler.rollout import commit_block, commit_due_twin, frame_timesteps
+from packforcing_core.sampler.denoising import frame_timesteps
+from packforcing_core.sampler.rollout import commit_block, commit_due_twin
 from tests.reference.frontier import (
     MemRoPEOracle,
     RollingSinkOracle,

@@ -60,6 +60,27 @@ def test_jobs_run_in_order_a_broken_one_is_told_and_the_same_command_does_the_re
     assert (out / "a.mp4").stat().st_mtime_ns == before
 
 
+def test_nothing_is_deleted_that_the_batch_did_not_replace(files, tmp_path, capsys):
+    """A video of the user's own under a job's name, a job that was edited behind its end, one whose model is gone."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "holiday.mp4").write_bytes(b"my own")
+    path = write_jobs(tmp_path / "jobs.jsonl", {"name": "holiday", "seed": 1})
+    command = ["batch", str(path), "--folder", str(out), "--engine", "local", *shared(files, 1)]
+    assert main(command) == 0
+    assert (out / "holiday.mp4").read_bytes() == b"my own"
+    made = (out / "holiday-2.mp4").read_bytes()
+    for edited, message in (({"seed": 2}, "seed: the render has 1, now 2"), ({"checkpoint": "gone"}, "no file")):
+        write_jobs(path, {"name": "holiday", "seed": 1, **edited})
+        assert main(command) == 1
+        assert message in capsys.readouterr().out
+        assert sorted(file.name for file in out.glob("*.mp4")) == ["holiday-2.mp4", "holiday.mp4"]
+        assert (out / "holiday-2.mp4").read_bytes() == made
+    write_jobs(path, {"name": "holiday", "seed": 1})
+    assert main(command) == 0
+    assert "1 of them done before" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -68,7 +89,7 @@ def test_jobs_run_in_order_a_broken_one_is_told_and_the_same_command_does_the_re
         ('{"name": "../x"}', "Got the render name"),
         ('{"folder": "/tmp/x"}', "folder is not an option of a job"),
         ('{"output": "/tmp/x.mp4"}', "output is not an option of a job"),
-        ('{"mode": "new"}', "mode is not an option of a job"),
+        ('{"render-mode": "new"}', "render_mode is not an option of a job"),
         ('{"no such": 1}', "unrecognized arguments"),
         ('{"seconds": "x"}', "invalid float value"),
         ('{"seed": {"a": 1}}', "plain values"),
@@ -94,8 +115,9 @@ def test_any_job_is_refused_or_stays_in_the_folder(tmp_path, job):
         (made,) = read_jobs(path, out, FEW)
     except PackForcingError:
         return
-    assert made.folder.parent == made.film.parent == out
-    assert made.arguments[-2:] == (f"--folder={made.folder}", f"--output={made.film}")
+    film = out / f"{made.name}.mp4"
+    assert made.folder.parent == out
+    assert made.arguments[-2:] == (f"--folder={made.folder}", f"--output={film}")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")

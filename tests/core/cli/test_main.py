@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 
 from packforcing_core import __version__
-from packforcing_core.cli.film import free_name
 from packforcing_core.cli.main import commands, main
 
 
@@ -30,13 +29,3 @@ def test_a_command_that_is_none_is_a_usage_error(capsys, arguments):
         main(arguments)
     assert left.value.code == 2
     assert "usage: packforcing" in capsys.readouterr().err
-
-
-def test_a_name_is_free_where_neither_a_film_nor_a_growing_one_has_it(tmp_path):
-    film = tmp_path / "film.mp4"
-    assert free_name(film) == film
-    (tmp_path / "film.growing.mp4").touch()
-    assert free_name(film) == tmp_path / "film-2.mp4"
-    (tmp_path / "film-2.mp4").touch()
-    assert free_name(film) == tmp_path / "film-3.mp4"
-    assert free_name(tmp_path / "other.mp4") == tmp_path / "other.mp4"

@@ -1,0 +1,105 @@
+"""What a user chooses, and what it becomes: the one place where settings are checked, completed and made a recipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..cache.config import Policy, build_policy
+from ..checkpoint.families import DEFAULT_FAMILY, Family, by_name, with_overrides
+from ..errors import PackForcingError
+from ..geometry import PIXEL_FRAMES_PER_LATENT, VideoGeometry
+from ..sampler.denoising import Denoising
+from ..sampler.rollout import require_followable
+from ..sampler.start import Start
+from ..text.script import Cue, Script
+from ..text.timeline import Snapped, parse_timeline, snap
+from .recipe import Recipe, default_policy
+
+Encode = Callable[[Sequence[str]], Sequence[Tensor]]
+"""Prompts to their embeddings [1, L, text_dim]."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A render as its user describes it. None is automatic everywhere: as the checkpoint was trained.
+
+    `prompt` is a text, over time as "[0s] a calm sea [20s] a storm", in which one text cross-fades into the next for
+    `blend_seconds` and `recache` computes the KV cache of the visible blocks again. `policy` is a cache policy, or the
+    name of one with `knobs`. `timesteps` fall from 1000, for example (1000, 750, 500, 250).
+    """
+
+    prompt: str = ""
+    seconds: float = 30.0
+    width: int = 832
+    height: int = 480
+    fps: float = 16.0
+    seed: int = 0
+    policy: Policy | str | None = None
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    preset: str | None = None
+    frames_per_block: int | None = None
+    timesteps: tuple[float, ...] | None = None
+    shift: float | None = None
+    blend_seconds: float = 0.0
+    recache: bool = False
+
+    def __post_init__(self):
+        if not 0 <= self.blend_seconds < math.inf:
+            raise PackForcingError(f"blend_seconds is {self.blend_seconds}; expected 0 or more.")
+
+    def family(self, trained: Family | None) -> Family:
+        """How the checkpoint is sampled; `trained` is how it was trained, None where nothing says."""
+        family = (trained or DEFAULT_FAMILY) if self.preset is None else by_name(self.preset)
+        return with_overrides(
+            family, frames_per_block=self.frames_per_block, denoising_steps=self.timesteps, shift=self.shift
+        )
+
+    def recipe(self, trained: Family | None = None, span: float | None = None) -> Recipe:
+        """The recipe without a start; `span` is what a trained compressor was trained with, None without one.
+
+        PackForcingError where settings contradict each other or are out of range.
+        """
+        family = self.family(trained)
+        geometry = VideoGeometry.from_seconds(
+            self.seconds, width=self.width, height=self.height, fps=self.fps, frames_per_block=family.frames_per_block
+        )
+        return Recipe(geometry, self._policy(family).beside(span), Denoising.of_family(family), self.seed)
+
+    def _policy(self, family: Family) -> Policy:
+        if isinstance(self.policy, Policy):
+            return self.policy
+        if self.policy is not None:
+            return build_policy(self.policy, **self.knobs)
+        policy = default_policy(family)
+        own = {knob.name: getattr(policy, knob.name) for knob in policy.knobs()}
+        return build_policy(policy.name, **{**own, **self.knobs})
+
+    def begun(self, recipe: Recipe, start: Start | None) -> Recipe:
+        """The recipe with what it begins from."""
+        return recipe if start is None else recipe.begun(start, self.seconds)
+
+    def moments(self, recipe: Recipe) -> tuple[Snapped, ...]:
+        """When each prompt begins, snapped to blocks."""
+        return snap([timed.seconds for timed in self.prompts], recipe.geometry, recipe.left_out_blocks)
+
+    @property
+    def prompts(self):
+        """The prompts in order, each with its time."""
+        return parse_timeline(self.prompt)
+
+    def script(self, recipe: Recipe, encode: Encode) -> Script:
+        """The text of every block."""
+        g = recipe.geometry
+        blend = round(self.blend_seconds * g.fps / (PIXEL_FRAMES_PER_LATENT * g.frames_per_block))
+        contexts = encode([timed.prompt for timed in self.prompts])
+        rows = zip(self.moments(recipe), contexts, self.prompts, strict=True)
+        script = Script(
+            tuple(Cue(moment.block, context, blend, self.recache, timed.change) for moment, context, timed in rows)
+        )
+        require_followable(script, recipe.denoising)
+        return script

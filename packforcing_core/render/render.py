@@ -1,0 +1,152 @@
+"""The front door: settings in, events on the way, a finished file at the end.
+
+for event in render(models, Settings("a lighthouse at dusk", seconds=120), "lighthouse.mp4"):
+    ...  # StepDone, BlockDone, Replayed, FilmedBlock, Note, Finished
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ..checkpoint.families import Family
+from ..compressor.high_res import HighRes
+from ..errors import PackForcingError
+from ..folder.content import Content
+from ..folder.fingerprint import fingerprint
+from ..folder.folder import Mode, RenderFolder, open_render
+from ..folder.manifest import Manifest, Setting
+from ..model.causal import CausalWan
+from ..recipe.plan import RenderPlan, plan_render
+from ..recipe.recipe import Recipe
+from ..recipe.settings import Encode, Settings
+from ..sampler.start import Start
+from ..text.script import Script
+from ..vae.memory import decode_bytes
+from ..vae.wan_vae import WanVAE
+from ..video.format import VideoFormat
+from .filming import FilmJob, RenderEvent, filmed_render, growing_film
+from .parts import build_twins
+from .recording import recorded_events, wanted_manifest
+
+
+@dataclass(frozen=True, eq=False)
+class Models:
+    """What computes a render. `family` is how the checkpoint was trained, None where nothing says; `encode` makes
+    prompts to embeddings [1, L, text_dim]; `kernels` names what besides the weights decides the bits.
+    """
+
+    model: CausalWan
+    vae: WanVAE
+    encode: Encode | None = None
+    high_res: HighRes | None = None
+    family: Family | None = None
+    kernels: Mapping[str, Setting] = field(default_factory=dict)
+
+    def identity(self, recipe: Recipe) -> dict[str, Setting]:
+        """Fingerprints of all that decides what the model computes, and its dtype."""
+        return {
+            "model": fingerprint(self.model.net.state_dict()),
+            "dtype": str(self.model.dtype),
+            # A VAE that a longer clip needs belongs to the render, or the clip could not be extended.
+            "VAE": fingerprint(self.vae.state_dict()) if recipe.compresses_sometime else None,
+            "compressor": None if self.high_res is None else fingerprint(self.high_res.state_dict()),
+            **self.kernels,
+        }
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a render goes: the video, its format, and the render's folder.
+
+    Without a `folder` it is one beside the video, found by the settings and removed when the video is finished; then
+    mode extend and retake have nothing to work on. `retake_from` is in seconds of the video.
+    """
+
+    path: Path
+    video_format: VideoFormat | None = None
+    blocks_per_segment: int = 4
+    folder: Path | None = None
+    mode: Mode = "resume"
+    retake_from: float = 0.0
+
+    def __post_init__(self):
+        if self.blocks_per_segment < 1:
+            raise PackForcingError(f"blocks_per_segment is {self.blocks_per_segment}; expected 1 or more.")
+        if self.folder is None and self.mode in ("extend", "retake"):
+            raise PackForcingError(f"Mode {self.mode} needs the folder of the render.")
+
+
+@dataclass(frozen=True, eq=False)
+class Render:
+    """A render that was opened and not begun. `plan` tells what it takes, `folder.notes` what was found on disk."""
+
+    models: Models
+    recipe: Recipe
+    folder: RenderFolder
+    job: FilmJob
+    plan: RenderPlan
+    named: bool
+
+    @property
+    def growing(self) -> Path:
+        """The video while it is made."""
+        return growing_film(self.folder, self.job)
+
+    def events(self) -> Iterator[RenderEvent]:
+        """Runs it; the last event is `Finished` with the file's path. Whatever is raised, opening it again resumes."""
+        self.folder.ensure()
+        with torch.inference_mode(), closing(filmed_render(self.folder, self.recipe, self.job, self._blocks)) as events:
+            yield from events
+        if not self.named:
+            self.folder.remove()
+
+    def _blocks(self, *, first: int, frugal: bool) -> Iterator[RenderEvent]:
+        models, twins = self.models, None
+        if self.recipe.partitions.bank:
+            twins = build_twins(models.model, models.vae, models.high_res)
+        return recorded_events(models.model, self.recipe, self.folder, twins, first=first, frugal=frugal)
+
+
+def open_video(models: Models, settings: Settings, place: Place, recipe: Recipe, script: Script) -> Render:
+    """Opens the render of a recipe of these settings, with its start, under the text `script`."""
+    content = Content(script, settings.prompt, recipe.start.latents)
+    wanted = wanted_manifest(recipe, models.identity(recipe), content, models.model.device)
+    block = recipe.block_at(place.retake_from)
+    path = Path(place.folder or place.path.absolute().parent / f"packforcing-{unnamed(wanted)}").absolute()
+    folder = open_render(path.parent, path.name, place.mode, wanted, content, recipe.geometry.block_shape, block)
+    g, model = recipe.geometry, models.model
+    job = FilmJob(
+        place.path,
+        place.video_format or VideoFormat(fps=g.fps),
+        place.blocks_per_segment,
+        models.vae,
+        fingerprint(models.vae.state_dict()),
+        keep_growing=place.folder is not None,
+    )
+    decoding = decode_bytes(models.vae.config, g.height, g.width, next(models.vae.parameters()).dtype)
+    plan = plan_render(model.config, recipe, model.dtype, decoding)
+    return Render(models, recipe.begun_with(folder.content.start), folder, job, plan, place.folder is not None)
+
+
+def unnamed(wanted: Manifest) -> str:
+    """What a render without a name is found by: all that it is made of."""
+    return fingerprint([dict(wanted.settings), wanted.blocks, vars(wanted.takes[0])])[:12]
+
+
+def render(
+    models: Models, settings: Settings, path: Path | str, *, start: Start | None = None, **place: object
+) -> Iterator[RenderEvent]:
+    """Renders `settings` to the mp4 `path` (a name that is taken gets a number); `place` as in `Place`.
+
+    The same call after a crash resumes. PackForcingError for settings that cannot be, before any work.
+    """
+    where = Place(Path(path), **place)
+    recipe = settings.begun(settings.recipe(models.family), start)
+    if models.encode is None:
+        raise PackForcingError("These models have no text encoder: give one, or open the render with a script.")
+    yield from open_video(models, settings, where, recipe, settings.script(recipe, models.encode)).events()
