@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 from comfy_api.v0_0_2 import io
@@ -13,7 +15,6 @@ from ..packforcing_core.checkpoint.families import (
     DEFAULT_FAMILY,
     FAMILIES,
     Family,
-    by_name,
     choice_warnings,
     with_overrides,
 )
@@ -24,7 +25,8 @@ from ..packforcing_core.folder.fingerprint import fingerprint
 from ..packforcing_core.folder.folder import MODES, Mode, RenderFolder, open_render
 from ..packforcing_core.folder.manifest import Manifest
 from ..packforcing_core.geometry import MAX_FPS, MAX_SECONDS, MAX_SIDE, SIZE_MULTIPLE, VideoGeometry
-from ..packforcing_core.recipe.recipe import Recipe, default_policy
+from ..packforcing_core.recipe.recipe import Recipe
+from ..packforcing_core.recipe.settings import Settings
 from ..packforcing_core.render.recording import wanted_manifest
 from ..packforcing_core.sampler.denoising import Denoising
 from ..packforcing_core.sampler.rollout import require_followable
@@ -119,45 +121,29 @@ class Sampler(io.ComfyNode):
         cls,
         model,
         positive,
-        seconds: float,
-        width: int,
-        height: int,
-        fps: float,
-        seed: int,
-        preset: str,
-        frames_per_block: int,
-        timesteps: str,
-        shift: float,
         kv_cache: Policy | None = None,
         vae=None,
         render_mode: Mode = "resume",
         render_name: str = "",
         retake_from: float = 0.0,
         start: StartFrom | None = None,
+        **widgets,
     ) -> io.NodeOutput:
         config = host.wan_config(model)
         require_honoured(model, cls.hidden)
         trained = host.trained_family(model)
-        family = with_overrides(
-            (trained or DEFAULT_FAMILY) if preset == "auto" else by_name(preset),
-            frames_per_block=frames_per_block or None,
-            denoising_steps=parse_steps(timesteps),
-            shift=shift or host.patched_shift(model),
-        )
-        geometry = VideoGeometry.from_seconds(
-            seconds, width=width, height=height, fps=fps, frames_per_block=family.frames_per_block
-        )
+        settings = settings_of(widgets, kv_cache)
+        if settings.shift is None:
+            settings = replace(settings, shift=host.patched_shift(model))
         info = host.compressor_info(model)
-        policy = (kv_cache or default_policy(family)).beside(info.mid_span if info else None)
-        denoising = Denoising.of_family(family)
-        recipe = begun(Recipe(geometry, policy, denoising, seed), start, seconds, vae)
-        geometry = recipe.geometry
+        recipe = begun(settings, settings.recipe(trained, info.mid_span if info else None), start, vae)
+        geometry, family = recipe.geometry, settings.family(trained)
         compresses = recipe.partitions.bank is not None
         if compresses:
             _require_compressor_parts(model, vae, family)
         cache_node = _linked_node(cls.hidden, "kv_cache")
         text = timed_script(positive, config, geometry, recipe.left_out_blocks)
-        require_followable(text.script, denoising)
+        require_followable(text.script, recipe.denoising)
         # A VAE that a longer clip needs belongs to the render's settings, or the clip could not be extended.
         identity = host.model_identity(model, vae if recipe.compresses_sometime else None)
         content = Content(text.script, start=recipe.start.latents)
@@ -168,28 +154,46 @@ class Sampler(io.ComfyNode):
         stream = LatentStream(model, recipe, folder, bool(render_name), own_vae, cache_node)
         memory = stream.plan().describe_memory()
         known = f"render {folder.path.name}: {folder.known_blocks} of {geometry.blocks} blocks are there already"
-        warnings = (*folder.notes, *_warnings(trained, family, preset), *_memory_warnings(model, recipe))
+        warnings = (*folder.notes, *_warnings(trained, family, settings.preset), *_memory_warnings(model, recipe))
         prompts = describe(text.moments, geometry) if len(text.moments) > 1 else []
-        lines = (recipe.describe_length(seconds), *prompts, stream.plan().describe(), memory, known, *warnings)
+        lines = (recipe.describe_length(settings.seconds), *prompts, stream.plan().describe(), memory, known, *warnings)
         say(cls.hidden.unique_id, "\n".join(lines))
         if cache_node is not None:
             say(cache_node, "\n".join((memory, *_compressor_note(model, recipe))))
         return io.NodeOutput(stream, ui={"text": ("\n".join(lines),)})
 
 
-def begun(recipe: Recipe, start: StartFrom | None, seconds: float, vae) -> Recipe:
+def settings_of(widgets: Mapping[str, Any], policy: Policy | None) -> Settings:
+    """The settings of the sampler's widgets, whose 0, "" and auto all mean automatic."""
+    return Settings(
+        seconds=float(widgets["seconds"]),
+        width=int(widgets["width"]),
+        height=int(widgets["height"]),
+        fps=float(widgets["fps"]),
+        seed=int(widgets["seed"]),
+        policy=policy,
+        preset=None if widgets["preset"] == "auto" else widgets["preset"],
+        frames_per_block=int(widgets["frames_per_block"]) or None,
+        timesteps=parse_steps(str(widgets["timesteps"])),
+        shift=float(widgets["shift"]) or None,
+    )
+
+
+def begun(settings: Settings, recipe: Recipe, start: StartFrom | None, vae) -> Recipe:
     """The recipe with what it begins from, encoded."""
     if start is None:
         return recipe
-    if not start.needs_vae:
-        return recipe.begun(start.build(None, recipe.geometry), seconds)
-    if vae is None:
-        raise PackForcingError(
-            "A picture or film to begin from is encoded first: connect the Wan2.1 VAE to the vae input of the sampler."
-        )
-    host.check_vae(vae)
-    host.make_room_for(vae, recipe.geometry)
-    return recipe.begun(start.build(host.vae_network(vae), recipe.geometry), seconds)
+    network = None
+    if start.needs_vae:
+        if vae is None:
+            raise PackForcingError(
+                "An image or video to begin from is encoded first: connect the Wan2.1 VAE to the vae input of the "
+                "sampler."
+            )
+        host.check_vae(vae)
+        host.make_room_for(vae, recipe.geometry)
+        network = host.vae_network(vae)
+    return settings.begun(recipe, start.build(network, recipe.geometry))
 
 
 def open_folder(
@@ -381,8 +385,8 @@ def parse_steps(text: str) -> tuple[float, ...] | None:
         raise PackForcingError(f"Got timesteps {text[:100]!r}; expected numbers such as 1000, 750, 500, 250.") from None
 
 
-def _warnings(trained: Family | None, family: Family, preset: str) -> list[str]:
-    if trained is None and preset == "auto":
+def _warnings(trained: Family | None, family: Family, preset: str | None) -> list[str]:
+    if trained is None and preset is None:
         return [
             "Warning: nothing says how this checkpoint was trained, so it is sampled like Self-Forcing. If it is a "
             "bidirectional Wan2.1 the video falls apart. Use the PackForcing Model Loader, or choose a preset."

@@ -18,21 +18,19 @@ import folder_paths
 from aiohttp import web
 
 from ..packforcing_core.cache.config import POLICY_PRESETS, Policy
-from ..packforcing_core.checkpoint.families import DEFAULT_FAMILY, FAMILIES, Family, with_overrides
+from ..packforcing_core.checkpoint.families import FAMILIES, Family
 from ..packforcing_core.checkpoint.load import inspect
 from ..packforcing_core.compressor.weights import trained_span
 from ..packforcing_core.drawing.window import draw_window
 from ..packforcing_core.errors import PackForcingError
-from ..packforcing_core.geometry import VideoGeometry
 from ..packforcing_core.miniature import load as miniature
 from ..packforcing_core.model.config import WAN_SIZES, WanConfig
 from ..packforcing_core.recipe.plan import RenderPlan, parameter_count, plan_render
 from ..packforcing_core.recipe.recipe import Recipe
-from ..packforcing_core.sampler.denoising import Denoising
 from . import host
 from .demo import NAME as MINIATURE
 from .loader import COMPRESSOR_FOLDER, DTYPES, NO_COMPRESSOR, checkpoint_path
-from .sampler import Sampler, parse_steps
+from .sampler import Sampler, settings_of
 
 Values = Mapping[str, Any]
 PATH = "/packforcing/window"
@@ -106,18 +104,5 @@ def _inspected(path: str, size: int, changed: int) -> tuple[WanConfig, Family | 
 
 
 def _recipe(policy: Policy, recognised: Family | None, model: Values, widgets: Values) -> Recipe:
-    chosen = next((p for p in (widgets["preset"], model.get("preset")) if p in FAMILIES), None)
-    family = with_overrides(
-        FAMILIES[chosen] if chosen else recognised or DEFAULT_FAMILY,
-        frames_per_block=int(widgets["frames_per_block"]) or None,
-        denoising_steps=parse_steps(str(widgets["timesteps"])),
-        shift=float(widgets["shift"]) or None,
-    )
-    geometry = VideoGeometry.from_seconds(
-        float(widgets["seconds"]),
-        width=int(widgets["width"]),
-        height=int(widgets["height"]),
-        fps=float(widgets["fps"]),
-        frames_per_block=family.frames_per_block,
-    )
-    return Recipe(geometry, policy, Denoising.of_family(family), 0)
+    chosen = next((p for p in (widgets["preset"], model.get("preset")) if p in FAMILIES), "auto")
+    return settings_of({**widgets, "preset": chosen}, policy).recipe(recognised)

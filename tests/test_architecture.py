@@ -44,6 +44,7 @@ ROWS = (
     ("render",),
     ("drawing",),
     ("miniature",),
+    ("api",),
     ("cli",),
     ("laboratory.bench",),
     ("laboratory.training", "laboratory.evaluation"),

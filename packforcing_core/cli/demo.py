@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     settings = shared.chosen_settings(options, knobs=_knobs(options))
     recipe = settings.recipe(FAMILY)
     script = timed_script(settings, recipe, lambda prompts: words(prompts).split(1), console)
-    models = Models(load_model(dtype), load_vae(dtype), None, _high_res(options, dtype), FAMILY)
+    models = Models(load_model(dtype), load_vae(dtype), high_res=_high_res(options, dtype), family=FAMILY)
     render = open_video(models, settings, place, recipe, script)
     console.print(recipe.describe_length(options.seconds))
     console.print(render.plan.describe_memory())

@@ -81,7 +81,7 @@ def render_options(options: argparse.Namespace, console: Console) -> Path:
         script = timed_script(settings, recipe, encoder(options, config.text_dim, device, dtype), console)
     attention = attention_named(options.attention, Capability.of(device, dtype, config.head_dim))
     model = build_model(checkpoint, device, dtype, attention, options.compile)
-    models = Models(model, vae, None, high_res, checkpoint.family, _kernels(options))
+    models = Models(model, vae, high_res=high_res, family=checkpoint.family, kernels=_kernels(options))
     return run_render(open_video(models, settings, place, recipe, script), console)
 
 

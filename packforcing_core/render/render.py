@@ -30,6 +30,7 @@ from ..vae.memory import decode_bytes
 from ..vae.wan_vae import WanVAE
 from ..video.format import VideoFormat
 from .filming import FilmJob, RenderEvent, filmed_render, growing_film
+from .output import checked_output
 from .parts import build_twins
 from .recording import recorded_events, wanted_manifest
 
@@ -37,13 +38,15 @@ from .recording import recorded_events, wanted_manifest
 @dataclass(frozen=True, eq=False)
 class Models:
     """What computes a render. `family` is how the checkpoint was trained, None where nothing says; `encode` makes
-    prompts to embeddings [1, L, text_dim]; `kernels` names what besides the weights decides the bits.
+    prompts to embeddings [1, L, text_dim]; `span` is what the trained compressor `high_res` was
+    trained with, `kernels` names what besides the weights decides the bits.
     """
 
     model: CausalWan
     vae: WanVAE
     encode: Encode | None = None
     high_res: HighRes | None = None
+    span: float | None = None
     family: Family | None = None
     kernels: Mapping[str, Setting] = field(default_factory=dict)
 
@@ -75,6 +78,7 @@ class Place:
     retake_from: float = 0.0
 
     def __post_init__(self):
+        checked_output(self.path)
         if self.blocks_per_segment < 1:
             raise PackForcingError(f"blocks_per_segment is {self.blocks_per_segment}; expected 1 or more.")
         if self.folder is None and self.mode in ("extend", "retake"):
@@ -146,7 +150,7 @@ def render(
     The same call after a crash resumes. PackForcingError for settings that cannot be, before any work.
     """
     where = Place(Path(path), **place)
-    recipe = settings.begun(settings.recipe(models.family), start)
+    recipe = settings.begun(settings.recipe(models.family, models.span), start)
     if models.encode is None:
         raise PackForcingError("These models have no text encoder: give one, or open the render with a script.")
     yield from open_video(models, settings, where, recipe, settings.script(recipe, models.encode)).events()

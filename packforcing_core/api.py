@@ -1,0 +1,93 @@
+"""The public Python API: models, settings, and a render as one iterator of events with a finished file at its end."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from .checkpoint.build import build_model
+from .checkpoint.families import DEFAULT_FAMILY
+from .checkpoint.load import read_checkpoint
+from .compressor.weights import load_compressor
+from .errors import PackForcingError
+from .miniature import load as shipped
+from .recipe.plan import RenderPlan, plan_render
+from .recipe.recipe import Recipe
+from .recipe.settings import Settings
+from .render.filming import FilmedBlock, Finished, Note, RenderEvent
+from .render.recording import Replayed
+from .render.render import Models, Place, Render, open_video, render
+from .sampler.denoising import BlockDone, StepDone
+from .sampler.start import Start
+from .text.umt5 import encode_prompts
+from .vae.load import load_vae
+from .video.format import VideoFormat
+
+__all__ = [
+    "BlockDone",
+    "FilmedBlock",
+    "Finished",
+    "Models",
+    "Note",
+    "PackForcingError",
+    "Place",
+    "Recipe",
+    "Render",
+    "RenderEvent",
+    "RenderPlan",
+    "Replayed",
+    "Settings",
+    "Start",
+    "StepDone",
+    "VideoFormat",
+    "load_miniature",
+    "load_models",
+    "open_video",
+    "plan_render",
+    "render",
+]
+
+
+def load_models(
+    checkpoint: Path | str,
+    vae: Path | str,
+    text_encoder: Path | str | None = None,
+    compressor: Path | str | None = None,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Models:
+    """A Wan2.1 T2V checkpoint with its VAE, the folder of its text encoder and trained compressor weights, if any.
+
+    On a GPU in bfloat16 unless told otherwise, else on the CPU in float32. PackForcingError for files that are not what
+    is expected; without a text encoder a render is opened with a script of embeddings.
+    """
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    kind = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
+    read = read_checkpoint(str(checkpoint))
+    model = build_model(read, place, kind)
+    encode, high_res, span = None, None, None
+    if text_encoder is not None:
+        width = read.config.text_dim
+        encode = partial(encode_prompts, folder=str(text_encoder), device=place, dtype=kind, text_dim=width)
+    if compressor is not None:
+        frames = (read.family or DEFAULT_FAMILY).frames_per_block
+        loaded = load_compressor(str(compressor), read.config, frames, device=place, dtype=kind)
+        high_res, span = loaded.high_res, loaded.info.mid_span
+    return Models(model, load_vae(str(vae), device=place, dtype=kind), encode, high_res, span, read.family)
+
+
+def load_miniature(dtype: torch.dtype | None = None) -> Models:
+    """The trained miniature that comes with the package, for 128x64 pixels; in what this CPU computes it fastest in."""
+    kind = dtype or shipped.fast_dtype()
+    words, trained = shipped.load_text(), shipped.load_compressor(dtype=kind)
+    return Models(
+        shipped.load_model(kind),
+        shipped.load_vae(kind),
+        lambda prompts: words(list(prompts)).split(1),
+        trained.high_res if trained else None,
+        trained.info.mid_span if trained else None,
+        shipped.FAMILY,
+    )

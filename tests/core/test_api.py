@@ -1,0 +1,71 @@
+"""The public API: the lines of the README run, and what cannot be is refused before any work."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from packforcing_core import api
+from packforcing_core.errors import PackForcingError
+from packforcing_core.video import probe
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_the_lines_of_the_readme_render_a_video(tmp_path, monkeypatch, capsys):
+    (lines,) = re.findall(r"<!-- python -->\n```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
+    assert len(lines.splitlines()) <= 12
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lines.py").write_text(lines, encoding="utf-8")
+    runpy.run_path(str(tmp_path / "lines.py"))
+    (tmp_path / "lines.py").unlink()
+    said = capsys.readouterr().out
+    print(said)
+    assert said.startswith("block 0: ")
+    assert said.splitlines()[-1].endswith("circle.mp4")
+    assert probe(tmp_path / "circle.mp4").frames == 29
+    assert [path.name for path in tmp_path.iterdir()] == ["circle.mp4"], "the folder of a finished render is gone"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seed": -1}, "seed is -1; expected 0 to 18446744073709551615"),
+        ({"seed": 2**64}, "seed is 18446744073709551616"),
+        ({"width": 100}, "width is 100"),
+        ({"timesteps": (250.0, 1000.0)}, "falling"),
+        ({"policy": "none"}, "none"),
+        ({"preset": "none"}, "none"),
+        ({"blend_seconds": -1.0}, "blend_seconds is -1"),
+        ({"knobs": {"no_such": 1}}, "no_such"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(PackForcingError, match=message):
+        api.Settings(**settings).recipe()
+
+
+def test_nothing_chosen_is_how_the_checkpoint_was_trained():
+    from packforcing_core.checkpoint.families import FAMILIES
+    from packforcing_core.recipe.recipe import default_policy
+
+    for family in FAMILIES.values():
+        recipe = api.Settings().recipe(family)
+        assert recipe.geometry.frames_per_block == family.frames_per_block
+        assert recipe.policy == default_policy(family)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ({"mode": "extend"}, "needs the folder"),
+        ({"blocks_per_segment": 0}, "blocks_per_segment is 0"),
+        ({"path": Path("film.avi")}, "ends in .mp4"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused(place, message):
+    with pytest.raises(PackForcingError, match=message):
+        api.Place(**{"path": Path("film.mp4"), **place})
