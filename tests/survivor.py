@@ -14,8 +14,9 @@ import torch
 
 from packforcing_core.cache.config import DeepForcing, Full, PackForcing, SinkWindow
 from packforcing_core.folder.content import Content
+from packforcing_core.folder.files import read_json
 from packforcing_core.folder.fingerprint import fingerprint
-from packforcing_core.folder.folder import Mode, RenderFolder, open_render
+from packforcing_core.folder.folder import FINISHED, Mode, RenderFolder, open_render
 from packforcing_core.geometry import VideoGeometry
 from packforcing_core.recipe.recipe import Recipe
 from packforcing_core.render.filming import FilmJob, filmed_render
@@ -64,12 +65,12 @@ class Small:
         wanted = wanted_manifest(recipe, identity, content, torch.device("cpu"))
         return open_render(root, name, self.mode, wanted, content, recipe.geometry.block_shape, self.retake_block)
 
-    def job(self, root: Path, folder: RenderFolder, vae) -> FilmJob:
+    def job(self, root: Path, folder: RenderFolder, vae, output: str = "") -> FilmJob:
         video_format = VideoFormat(self.codec, fps=16)
-        path = root / f"{folder.path.name}.mp4"
+        path = root / (output or f"{folder.path.name}.mp4")
         return FilmJob(path, video_format, self.segment_blocks, vae, "small")
 
-    def events(self, root: Path, name: str = "film", model=None, vae=None) -> Iterator:
+    def events(self, root: Path, name: str = "film", model=None, vae=None, output: str = "") -> Iterator:
         """Opens the folder and runs the render to its end, with the parts of the settings or others."""
         folder, recipe = self.open(root, name), self.recipe()
         model, vae = model or small_model(seed=self.weights), vae or random_vae(TINY)
@@ -79,7 +80,7 @@ class Small:
             return recorded_events(model, recipe, folder, twins, first=first, frugal=frugal)
 
         with torch.inference_mode():
-            yield from filmed_render(folder, recipe, self.job(root, folder, vae), source)
+            yield from filmed_render(folder, recipe, self.job(root, folder, vae, output), source)
 
     def run(self, root: Path, name: str = "film", **parts) -> list:
         return list(self.events(root, name, **parts))
@@ -89,8 +90,9 @@ class Small:
 
 
 def frames(root: Path, name: str = "film") -> np.ndarray:
-    """The decoded frames of the finished film."""
-    return np.stack(list(read_frames(root / f"{name}.mp4")))
+    """The decoded frames of the video that was finished last."""
+    video = read_json(root / name / FINISHED, 1000)["video"]
+    return np.stack(list(read_frames(root / video)))
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> int:

@@ -78,7 +78,7 @@ class Place:
     retake_from: float = 0.0
 
     def __post_init__(self):
-        checked_output(self.path)
+        object.__setattr__(self, "path", checked_output(Path(self.path)))
         if self.blocks_per_segment < 1:
             raise PackForcingError(f"blocks_per_segment is {self.blocks_per_segment}; expected 1 or more.")
         if self.folder is None and self.mode in ("extend", "retake"):

@@ -171,6 +171,27 @@ def test_new_sets_the_old_render_aside(tmp_path):
     assert folders == ["film", "film.1", "film.2"]
 
 
+def test_a_new_render_that_was_stopped_resumes_and_one_that_is_finished_is_set_aside(tmp_path, unbroken):
+    new = Small(mode="new")
+    stop_after(new, tmp_path, BlockDone, 4)
+    events = new.run(tmp_path)
+    assert blocks_of(events, reused=False) == [5, 6, 7]
+    assert difference(frames(tmp_path), unbroken["packforcing"]) == 0
+    events = new.run(tmp_path)
+    assert blocks_of(events, reused=False) == list(range(8))
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["film", "film.1"]
+
+
+def test_two_renders_with_one_output_both_leave_their_video(tmp_path):
+    """The second is begun and finished while the first is at work."""
+    first = Small(blocks=3).events(tmp_path, "one", output="same.mp4")
+    next(first)
+    *_, second = Small(blocks=3, seed=8).run(tmp_path, "two", output="same.mp4")
+    *_, last = first
+    assert (second.path.name, last.path.name) == ("same.mp4", "same-2.mp4")
+    assert second.path.read_bytes() != last.path.read_bytes()
+
+
 @pytest.mark.parametrize("mode", ["extend", "retake"])
 def test_there_must_be_something_to_extend_or_retake(tmp_path, mode):
     with pytest.raises(FolderError, match="There is no render 'film'"):

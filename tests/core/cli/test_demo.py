@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,11 @@ import pytest
 from packforcing_core.cli.main import main
 from packforcing_core.video import probe, read_frames
 from tests.films import closed_segments
+from tests.survivor import OtherProcess
 
 pytestmark = pytest.mark.integration
 
+GROWING = "packforcing-*/film/*.growing.mp4"
 BLOCK = ("--seconds", "0.1", "--zoom", "1")
 
 
@@ -65,7 +69,6 @@ def heed_interrupts() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
 def test_ctrl_c_leaves_a_growing_film_that_plays(tmp_path):
-    growing = tmp_path / "demo.growing.mp4"
     choice = ("--seconds", "600", "--zoom", "1", "--blocks-per-segment", "1")
     arguments = ("demo", *choice, "--output", str(tmp_path / "demo.mp4"))
     root = Path(__file__).parents[3]
@@ -80,7 +83,7 @@ def test_ctrl_c_leaves_a_growing_film_that_plays(tmp_path):
         preexec_fn=heed_interrupts,
     )
     try:
-        while process.poll() is None and closed_segments(growing) < 2:
+        while process.poll() is None and sum(map(closed_segments, tmp_path.glob(GROWING))) < 2:
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(0.05)
         os.killpg(process.pid, signal.SIGINT)  # The terminal interrupts encoders, too.
@@ -91,9 +94,29 @@ def test_ctrl_c_leaves_a_growing_film_that_plays(tmp_path):
     assert said.splitlines()[-1] == "interrupted", "before it, libraries may have said what they lack in this processor"
     assert "Traceback" not in said
     assert process.returncode == 130
+    (growing,) = tmp_path.glob(GROWING)
     frames = len(list(read_frames(growing)))
     print(f"{frames} frames play")
     assert frames == probe(growing).frames
     assert frames >= 29
     assert (frames - 13) % 16 == 0  # Whole blocks of four latent frames.
-    assert [path.name for path in tmp_path.iterdir()] == [growing.name]
+    assert [path.name for path in tmp_path.iterdir()] == [growing.parents[1].name]
+
+
+def run_command(send: Callable[[str], None], command: list[str]) -> None:
+    """Work for another process: the command line."""
+    main(command)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_a_demo_that_was_killed_resumes_when_it_is_run_again(tmp_path, capsys):
+    command = ["demo", "--seconds", "8", "--zoom", "1", "--output", str(tmp_path / "demo.mp4")]
+    with OtherProcess(run_command, command) as process:  # Leaving it kills.
+        while process.alive() and len(list(tmp_path.glob("packforcing-*/blocks/*.safetensors"))) < 2:
+            time.sleep(0.01)
+    assert not (tmp_path / "demo.mp4").exists()
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    print(said)
+    assert " of 8 blocks are there already" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.mp4"]

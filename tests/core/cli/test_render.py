@@ -132,7 +132,7 @@ def test_a_file_that_is_likely_bidirectional_is_rendered_with_a_warning(files, t
         (("--frames-per-block", "0"), {}, ["frames_per_block"]),
         (("--timesteps", "250,1000"), {}, ["falling numbers"]),
         (("--shift", "nan"), {}, ["shift"]),
-        (("--blocks-per-segment", "0"), {}, ["blocks-per-segment is 0"]),
+        (("--blocks-per-segment", "0"), {}, ["blocks_per_segment is 0"]),
     ],
     ids=str,
 )
