@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import shutil
@@ -15,12 +16,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-import imageio_ffmpeg
-
 from ..errors import PackForcingError
 
 _LAST_WORDS = 12
-_OLDEST = (4, 2)
+# What the oldest imageio-ffmpeg that is asked for brings. 4.2 loses frames and colours without a word.
+_OLDEST = (7, 0)
 # The child must not see the terminal's Ctrl-C: it would end the segment before the frames that are still to come.
 _DETACHED = (
     {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
@@ -54,12 +54,6 @@ def start_ffmpeg(arguments: Sequence[str], *, reads_stdin: bool = False) -> subp
         raise _not_started(error) from error
 
 
-def all_frames() -> tuple[str, str]:
-    """The option that hands every frame on as it comes, none dropped or repeated; it was renamed in ffmpeg 5.1."""
-    version = _version(_executable())
-    return ("-vsync" if version is not None and version < (5, 1) else "-fps_mode"), "passthrough"
-
-
 @lru_cache(maxsize=8)
 def has_filter(name: str) -> bool:
     """Whether this ffmpeg was built with the filter `name`."""
@@ -68,17 +62,34 @@ def has_filter(name: str) -> bool:
 
 
 def _executable() -> str:
+    """imageio-ffmpeg's choice; where that is too old, the first that is not of those that are there."""
+    import imageio_ffmpeg  # Only here: what renders without writing a file runs without it.
+
     try:
-        executable = imageio_ffmpeg.get_ffmpeg_exe()
-        version = _version(executable)
+        chosen = imageio_ffmpeg.get_ffmpeg_exe()
+        version = _version(chosen)
     except (OSError, RuntimeError) as error:
         raise _not_started(error) from error
-    if version is not None and version < _OLDEST:
-        raise FfmpegError(
-            f"{executable} is ffmpeg {version[0]}.{version[1]}; expected {_OLDEST[0]}.{_OLDEST[1]} or newer. "
-            "Run `pip install --upgrade imageio-ffmpeg`, or set IMAGEIO_FFMPEG_EXE to a newer ffmpeg."
-        )
-    return executable
+    if version is None or version >= _OLDEST:
+        return chosen
+    return _instead_of(chosen, version, Path(imageio_ffmpeg.__file__).parent / "binaries")
+
+
+@lru_cache(maxsize=8)
+def _instead_of(chosen: str, version: tuple[int, int], brought: Path) -> str:
+    """Another ffmpeg than `chosen`, which is too old; said once. `brought` is the folder of imageio-ffmpeg's own.
+
+    Raises FfmpegError where there is none.
+    """
+    problem = f"{chosen} is ffmpeg {version[0]}.{version[1]}; expected {_OLDEST[0]}.{_OLDEST[1]} or newer"
+    for candidate in (*map(str, sorted(brought.glob("ffmpeg*"))), shutil.which("ffmpeg")):
+        with suppress(OSError):
+            if candidate and (_version(candidate) or (0, 0)) >= _OLDEST:
+                logging.getLogger(__name__).warning("%s: %s is used instead.", problem, candidate)
+                return candidate
+    raise FfmpegError(
+        f"{problem}. Run `pip install --upgrade imageio-ffmpeg`, or set IMAGEIO_FFMPEG_EXE to a newer ffmpeg."
+    )
 
 
 def _not_started(error: Exception) -> FfmpegError:

@@ -14,7 +14,7 @@ from .boxes import FilmError
 from .images import is_image, read_image
 from .packets import Packets, input_arguments, read_packets
 from .plain import Plain, look
-from .process import LastWords, all_frames, failure, start_ffmpeg
+from .process import LastWords, failure, start_ffmpeg
 
 _FPS_OF_AN_IMAGE = Fraction(25)
 
@@ -75,7 +75,7 @@ def _decoded(path: Path, plain: Plain) -> Iterator[np.ndarray]:
     """Every frame of the file, once."""
     size = plain.width * plain.height * 3
     output = ("-vf", plain.filters, "-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1")
-    with start_ffmpeg([*input_arguments(path), *all_frames(), *output]) as process:
+    with start_ffmpeg([*input_arguments(path), "-fps_mode", "passthrough", *output]) as process:
         words = LastWords(process.stderr)
         try:
             while len(data := process.stdout.read(size)) == size:

@@ -18,7 +18,7 @@ from ..errors import PackForcingError
 from .boxes import Film, FilmError, place_segment, scan_film, split_segment
 from .final import write_final
 from .format import VideoFormat
-from .process import Encoder, FfmpegError, all_frames
+from .process import Encoder, FfmpegError
 
 _GROWING = ("-movflags", "empty_moov+default_base_moof+skip_trailer")
 _NO_CUT = ("-frag_duration", "2000000000")  # microseconds: one fragment per segment, however long it is
@@ -267,7 +267,7 @@ def _encoder_arguments(width: int, height: int, video_format: VideoFormat) -> li
     return [
         *("-v", "warning", "-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{width}x{height}"),
         *("-framerate", f"{video_format.rate.numerator}/{video_format.rate.denominator}", "-i", "pipe:0"),
-        *("-vf", video_format.filters, *all_frames(), *video_format.settings.arguments),
+        *("-vf", video_format.filters, "-fps_mode", "passthrough", *video_format.settings.arguments),
         *(
             "-crf",
             str(video_format.crf),

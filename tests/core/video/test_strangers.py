@@ -15,6 +15,7 @@ from PIL import Image
 
 from packforcing_core.recipe.beginning import at_rate
 from packforcing_core.video import FilmError, probe, read_frames
+from packforcing_core.video import process as process_module
 from packforcing_core.video.packets import _Packet, _timed
 from packforcing_core.video.process import FfmpegError, _version, start_ffmpeg
 
@@ -316,17 +317,33 @@ def test_odd_sizes_and_full_colour_are_read_whole(tmp_path):
         ("ffmpeg version 2024-01-01-git-abc Copyright", None),
     ],
 )
-def test_versions_are_read_and_an_ancient_ffmpeg_is_refused_at_the_start(monkeypatch, tmp_path, said, version):
-    def answer(*_, **__):
-        return subprocess.CompletedProcess([], 0, stdout=said.encode())
+def test_versions_are_read(monkeypatch, tmp_path, said, version):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, said.encode()))
+    assert _version(f"{tmp_path}/{said}") == version
 
-    with monkeypatch.context() as patched:
-        patched.setattr(subprocess, "run", answer)
-        assert _version(f"{tmp_path}/{said}") == version
-        patched.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(tmp_path / "ancient"))
-        patched.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, b"ffmpeg version 3.4.8"))
-        with pytest.raises(FfmpegError, match=r"is ffmpeg 3\.4; expected 4\.2 or newer.*imageio-ffmpeg"):
-            start_ffmpeg(["-version"])
+
+def test_an_old_ffmpeg_is_replaced_by_one_that_is_there_and_refused_where_none_is(monkeypatch, tmp_path, caplog):
+    old = str(tmp_path / "ancient")
+    run, real = subprocess.run, imageio_ffmpeg.get_ffmpeg_exe()
+
+    def answer(command, **options):
+        if command[0] == old:
+            return subprocess.CompletedProcess(command, 0, b"ffmpeg version 4.2.2-static Copyright")
+        return run(command, **options)
+
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: old)
+    monkeypatch.setattr(subprocess, "run", answer)
+    with start_ffmpeg(["-version"]) as process:
+        assert process.args[0] == real
+    assert "is ffmpeg 4.2; expected 7.0 or newer" in caplog.text
+    process_module._instead_of.cache_clear()
+    monkeypatch.setattr(imageio_ffmpeg, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        FfmpegError, match=r"is ffmpeg 4\.2; expected 7\.0 or newer.*pip install --upgrade imageio-ffmpeg"
+    ):
+        start_ffmpeg(["-version"])
+    process_module._instead_of.cache_clear()
 
 
 TICKS = st.integers(-(2**63), 2**63 - 1) | st.integers(-5, 40)
