@@ -339,9 +339,7 @@ def test_an_old_ffmpeg_is_replaced_by_one_that_is_there_and_refused_where_none_i
     process_module._instead_of.cache_clear()
     monkeypatch.setattr(imageio_ffmpeg, "__file__", str(tmp_path / "__init__.py"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(
-        FfmpegError, match=r"is ffmpeg 4\.2; expected 7\.0 or newer.*--upgrade imageio-ffmpeg"
-    ):
+    with pytest.raises(FfmpegError, match=r"is ffmpeg 4\.2; expected 7\.0 or newer.*--upgrade imageio-ffmpeg"):
         start_ffmpeg(["-version"])
     process_module._instead_of.cache_clear()
 
