@@ -76,6 +76,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.checkpoint:
         return selfmade.run(options)
+    selfmade.refuse_without_checkpoint(options)
     if options.size not in SIZES:
         raise PackForcingError(f"Got size {options.size!r}; expected one of {', '.join(SIZES)}.")
     if options.dry_run:

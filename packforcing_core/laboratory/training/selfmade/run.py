@@ -167,6 +167,8 @@ def announced(job: Job, tell: Tell) -> SelfmadePlan:
     tell(f"{len(job.prompts)} prompts, at most {order.clips} clips and {order.hours:g} hours; {order.folder} keeps all")
     for line in plan.lines():
         tell(line)
+    if order.device.type == "cpu" and torch.cuda.is_available():
+        tell("Note: it computes on the CPU, and there is a GPU: --device cuda.")
     require_disk(order.folder, plan.disk)
     available = order.vram or device_bytes(order.device)
     if available is not None:

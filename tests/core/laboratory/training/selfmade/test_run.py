@@ -165,3 +165,7 @@ def test_the_road_needs_all_its_files(files, tmp_path, capsys):
     assert "--vae and --text-encoder" in capsys.readouterr().err
     assert main(["train", "twins", "--checkpoint", "x", "--folder", "f"]) == 1
     assert "train compressor" in capsys.readouterr().err
+    assert main(["train", "compressor", "--folder", "f", "--hours", "2"]) == 1
+    assert "--hours is for" in capsys.readouterr().err
+    assert main(command(files, tmp_path / "f", "--minutes", "3")) == 1
+    assert "--minutes is not for --checkpoint" in capsys.readouterr().err
