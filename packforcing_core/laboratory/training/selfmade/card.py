@@ -12,7 +12,7 @@ from torch import Tensor
 from ....checkpoint.kinds import size_name
 from ....compressor import base as bases
 from ....compressor.high_res import HighRes
-from ....compressor.weights import FUSION, CompressorInfo, save_compressor
+from ....compressor.weights import FUSION, MID_SPAN, CompressorInfo, save_compressor
 from .base import Base
 from .score import Scores
 
@@ -23,6 +23,7 @@ def told(base: Base, clips: int, seed: int, licence: str, scores: Scores) -> dic
     """What the file says of its training, by the keys of `compressor.weights.TOLD_KEYS`."""
     best, g = scores.best, base.clip
     return {
+        MID_SPAN: f"{base.asked.mid_span:g}",
         "base_family": base.family.title,
         "fusion": FUSION,
         "memory": json.dumps({"policy": base.asked.name, **asdict(base.asked)}),
