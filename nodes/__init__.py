@@ -3,7 +3,7 @@
 loader    PackForcing Model Loader: any Wan2.1 autoregressive checkpoint -> MODEL
 kv_cache  PackForcing KV Cache: which past a block may see
 sampler   PackForcing Sampler: MODEL + prompt -> a lazy stream of latent blocks
-collect   PackForcing Collect Latents: stream -> LATENT
+collect   PackForcing Stream to Latent: stream -> LATENT
 decode    PackForcing Streaming VAE Decode: stream -> mp4 -> VIDEO
 stack     PackForcing Stack Videos: VIDEOs side by side, for comparisons
 

@@ -1,4 +1,4 @@
-"""PackForcing Collect Latents: a stream as one LATENT, for short clips and stock nodes."""
+"""PackForcing Stream to Latent: a stream as one LATENT, for short clips and stock nodes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class CollectLatents(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PackForcingCollectLatents",
-            display_name="PackForcing Collect Latents",
+            display_name="PackForcing Stream to Latent",
             category=CATEGORY,
             description="Samples the whole stream into one LATENT for stock nodes (VAE Decode, Save Latent). For long "
             "videos use the Streaming VAE Decode: a decoded two-minute IMAGE at 832x480 takes 9.2 GB.",
-            search_aliases=["stream to latent"],
+            search_aliases=["collect latents"],
             inputs=[StreamSocket.Input("stream", tooltip="From the PackForcing Sampler.")],
             outputs=[
                 io.Latent.Output(tooltip="All latent frames of the video, un-normalised, as stock nodes expect them.")

@@ -54,7 +54,7 @@ def timed_script(conditioning, config: WanConfig, geometry: VideoGeometry, left_
     if len(conditioning) > 1 and any(FROM_SECOND not in extra for _, extra in conditioning):
         raise PackForcingError(
             f"Got a CONDITIONING of {len(conditioning)} combined prompts; expected one, or several with a time each. "
-            "Encode the prompt in one node, or use PackForcing Timed Prompts or Prompt At."
+            "Encode the prompt in one node, or use PackForcing Timed Prompts or Timed Prompt (Chain)."
         )
     contexts = [host.text_context([entry], config) for entry in conditioning]
     moments = snap([extra.get(FROM_SECOND, 0.0) for _, extra in conditioning], geometry, left_out_blocks)

@@ -32,7 +32,7 @@ class StreamingVAEDecode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PackForcingStreamingVAEDecode",
-            display_name="PackForcing Streaming VAE Decode",
+            display_name="PackForcing Streaming VAE Decode (saves video)",
             category=CATEGORY,
             description="Decodes each block while the next one is sampled, into an mp4 that plays while it grows. "
             "Run again with another codec or quality: the latents are re-used, nothing is sampled twice.",

@@ -33,7 +33,7 @@ class DemoModels(io.ComfyNode):
                     "the words that the node lists.",
                 ),
                 io.Combo.Input(
-                    "dtype",
+                    "weight_dtype",
                     options=["default", "bf16", "fp32"],
                     default="default",
                     tooltip="Weights of the transformer in memory. default: what ComfyUI picks for your machine.",
@@ -51,9 +51,9 @@ class DemoModels(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, checkpoint: str, dtype: str) -> io.NodeOutput:
+    def execute(cls, checkpoint: str, weight_dtype: str) -> io.NodeOutput:
         read = miniature.read_model()
-        model = build_model(read, DTYPES[dtype])
+        model = build_model(read, DTYPES[weight_dtype])
         host.note_family(model, miniature.FAMILY)
         compressor = miniature.load_compressor(ops=host.HostOps)
         if compressor is not None:

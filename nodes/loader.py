@@ -66,7 +66,7 @@ class ModelLoader(io.ComfyNode):
                     tooltip="A .safetensors or .pt file in models/diffusion_models or models/checkpoints.",
                 ),
                 io.Combo.Input(
-                    "dtype",
+                    "weight_dtype",
                     options=list(DTYPES),
                     default="default",
                     tooltip="Weights in memory. default: what ComfyUI picks for your GPU (bf16 on most). fp8_e4m3fn "
@@ -87,6 +87,7 @@ class ModelLoader(io.ComfyNode):
                     optional=True,
                     tooltip=f"Trained compressor weights in models/{COMPRESSOR_FOLDER}, for the PackForcing memory. "
                     "none: the memory works zero-shot, with any checkpoint.",
+                    advanced=True,
                 ),
             ],
             outputs=[io.Model.Output(tooltip="A stock MODEL: LoRA, fp8 and attention nodes fit behind it.")],
@@ -115,10 +116,10 @@ class ModelLoader(io.ComfyNode):
         return " ".join(f"{status.st_size}/{status.st_mtime_ns}" for status in map(os.stat, paths))
 
     @classmethod
-    def execute(cls, checkpoint: str, dtype: str, preset: str, compressor: str = NO_COMPRESSOR) -> io.NodeOutput:
+    def execute(cls, checkpoint: str, weight_dtype: str, preset: str, compressor: str = NO_COMPRESSOR) -> io.NodeOutput:
         read = read_checkpoint(checkpoint_path(checkpoint), keep_quantised=True)
         family = read.family if preset == "auto" else by_name(preset)
-        model = build_model(read, DTYPES[dtype])
+        model = build_model(read, DTYPES[weight_dtype])
         host.note_family(model, family)
         if compressor != NO_COMPRESSOR:
             host.attach_compressor(model, read_compressor(compressor, read, family or DEFAULT_FAMILY))

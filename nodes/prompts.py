@@ -1,4 +1,4 @@
-"""PackForcing Timed Prompts and PackForcing Prompt At: prompts that change over time, as a stock CONDITIONING.
+"""PackForcing Timed Prompts and Timed Prompt (Chain): prompts that change over time, as a stock CONDITIONING.
 
 A CONDITIONING is a list; of several entries each carries the second from which it counts.
 """
@@ -101,7 +101,7 @@ class PromptAt(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PackForcingPromptAt",
-            display_name="PackForcing Prompt At",
+            display_name="PackForcing Timed Prompt (Chain)",
             category=CATEGORY,
             description="Puts a prompt at a time of the film, behind the prompts before it: any node that encodes text "
             "can be used, one for each prompt.",
@@ -109,7 +109,7 @@ class PromptAt(io.ComfyNode):
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="The prompt, from CLIP Text Encode."),
                 io.Conditioning.Input(
-                    "before", optional=True, tooltip="The prompts before this one. Open: this is the first, at 0 s."
+                    "previous", optional=True, tooltip="The prompts before this one. Open: this is the first, at 0 s."
                 ),
                 io.Float.Input(
                     "seconds", default=0.0, min=0.0, max=LATEST_SECONDS, step=0.1, tooltip="Of the film. The first: 0."
@@ -117,10 +117,10 @@ class PromptAt(io.ComfyNode):
                 _blend_input(),
                 _recache_input(),
             ],
-            outputs=[io.Conditioning.Output(tooltip="All prompts so far, for the sampler or the next Prompt At.")],
+            outputs=[io.Conditioning.Output(tooltip="All prompts so far, for the sampler or the next one of these.")],
         )
 
     @classmethod
-    def execute(cls, conditioning, seconds: float, blend_seconds: float, recache: bool, before=None) -> io.NodeOutput:
+    def execute(cls, conditioning, seconds: float, blend_seconds: float, recache: bool, previous=None) -> io.NodeOutput:
         own = from_second(conditioning, seconds, blend_seconds, recache)
-        return io.NodeOutput(after(before, own) if before else own)
+        return io.NodeOutput(after(previous, own) if previous else own)

@@ -69,7 +69,7 @@ class Sampler(io.ComfyNode):
                 io.Vae.Input(
                     "vae",
                     optional=True,
-                    tooltip="The Wan2.1 VAE. Needed by the PackForcing policies and by Start From.",
+                    tooltip="The Wan2.1 VAE. Needed by the PackForcing policies and by Start Image / Video.",
                 ),
                 *_length_and_size(),
                 *_preset_and_overrides(),
@@ -77,14 +77,14 @@ class Sampler(io.ComfyNode):
                 StartSocket.Input(
                     "start",
                     optional=True,
-                    tooltip="An image or video to begin from (PackForcing Start From). If not connected: from "
+                    tooltip="An image or video to begin from (PackForcing Start Image / Video). If not connected: from "
                     "the prompt alone.",
                 ),
             ],
             outputs=[
                 StreamSocket.Output(
                     display_name="stream",
-                    tooltip="For Streaming VAE Decode or Collect Latents, which do the sampling.",
+                    tooltip="For Streaming VAE Decode or Stream to Latent, which do the sampling.",
                 )
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],

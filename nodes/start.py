@@ -1,4 +1,4 @@
-"""PackForcing Start From: a picture, the end of a film, or a film to paint anew, as where a render begins."""
+"""PackForcing Start Image / Video: a picture, the end of a film, or a film to paint anew, as where a render begins."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from ..packforcing_core.video import probe, read_frames
 from .output import video_file
 from .sockets import CATEGORY, StartSocket
 
-CONTINUE, REPAINT = "continue", "repaint"
-AUTO, KEEP, LEAVE_OUT = "auto", "in the film", "left out"
+CONTINUE, REPAINT = "continue", "video to video"
+AUTO, KEEP, LEAVE_OUT = "auto", "show", "hide"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +36,10 @@ class StartFrom:
     `samples` [1, 16, T, h, w].
     """
 
-    how: str
+    mode: str
     seconds: float
-    strength: float
-    given_part: str
+    denoise: float
+    show_source: str
     image: object | None = None
     video: object | None = None
     samples: object | None = None
@@ -47,7 +47,7 @@ class StartFrom:
     @property
     def left_out(self) -> bool:
         still = self.image is not None and len(self.image) == 1
-        return self.given_part == LEAVE_OUT or (self.given_part == AUTO and not still)
+        return self.show_source == LEAVE_OUT or (self.show_source == AUTO and not still)
 
     @property
     def needs_vae(self) -> bool:
@@ -55,13 +55,13 @@ class StartFrom:
 
     def build(self, vae: WanVAE | None, geometry: VideoGeometry) -> Start:
         """Encodes it for a render of this size, rate and block length; `vae` may be None for samples."""
-        if self.how == REPAINT:
+        if self.mode == REPAINT:
             latents = (
                 given_by_latents(self.samples, geometry, geometry.blocks)
                 if vae is None
                 else repainted_by_frames(vae, self._all_frames(geometry), geometry)
             )
-            return Start(repainted=latents, strength=self.strength)
+            return Start(repainted=latents, strength=self.denoise)
         blocks = blocks_in(self.seconds, geometry)
         if vae is None:
             return Start(given_by_latents(self.samples, geometry, blocks), self.left_out)
@@ -103,7 +103,7 @@ class StartFromNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PackForcingStartFrom",
-            display_name="PackForcing Start From",
+            display_name="PackForcing Start Image / Video",
             category=CATEGORY,
             description="Where a film begins: from a picture (image to video), from the end of a film or a LATENT "
             "(continuation), or over a film that is painted anew (video to video). Connect one of the three. "
@@ -113,7 +113,7 @@ class StartFromNode(io.ComfyNode):
             search_aliases=["image to video", "i2v", "continue video", "extend video", "video to video", "start image"],
             inputs=[
                 io.Image.Input(
-                    "image",
+                    "start_image",
                     optional=True,
                     tooltip="One picture, or several as a clip at the sampler's fps. Scaled to cover the size, the "
                     "middle is used.",
@@ -122,14 +122,14 @@ class StartFromNode(io.ComfyNode):
                     "video", optional=True, tooltip="A film. Another frame rate is adapted, another size cut to fit."
                 ),
                 io.Latent.Input(
-                    "latent", optional=True, tooltip="A Wan LATENT of the sampler's size, from Collect Latents."
+                    "latent", optional=True, tooltip="A Wan LATENT of the sampler's size, from Stream to Latent."
                 ),
                 io.Combo.Input(
-                    "how",
+                    "mode",
                     options=[CONTINUE, REPAINT],
                     default=CONTINUE,
-                    tooltip="continue: what is given is remembered as it is, and the film goes on from its end. "
-                    "repaint: the film is made again over the given one.",
+                    tooltip="continue: the video goes on from the end of what is given. video to video: the given "
+                    "video is made again from partial noise.",
                 ),
                 io.Float.Input(
                     "seconds",
@@ -141,20 +141,20 @@ class StartFromNode(io.ComfyNode):
                     "memory holds is of no use (5 s with a window of 21).",
                 ),
                 io.Float.Input(
-                    "strength",
+                    "denoise",
                     default=0.75,
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="For repaint: the share of the denoising steps that is run, rounded to whole steps. With "
-                    "the usual four, 0.25, 0.5 and 0.75 are noise levels of 62%, 83% and 94%; 1 keeps nothing.",
+                    tooltip="For video to video: the share of the denoising steps that is run, rounded to whole steps. "
+                    "With the usual four, 0.25, 0.5 and 0.75 are noise levels of 62%, 83% and 94%; 1 keeps nothing.",
                 ),
                 io.Combo.Input(
-                    "given_part",
+                    "show_source",
                     options=[AUTO, KEEP, LEAVE_OUT],
                     default=AUTO,
-                    tooltip="For continue: whether the film shows what was given. auto: a picture yes, the end of a "
-                    "film no. Left out, `seconds` of the sampler counts what is new.",
+                    tooltip="For continue: whether the video shows what was given. auto: a start image yes, the end "
+                    "of a video no. Hidden, `seconds` of the sampler counts what is new.",
                 ),
             ],
             outputs=[StartSocket.Output(display_name="start", tooltip="For the sampler's start.")],
@@ -163,20 +163,23 @@ class StartFromNode(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        how: str,
+        mode: str,
         seconds: float,
-        strength: float,
-        given_part: str,
-        image=None,
+        denoise: float,
+        show_source: str,
+        start_image=None,
         video=None,
         latent: dict | None = None,
     ) -> io.NodeOutput:
         connected = [
-            name for name, given in (("image", image), ("video", video), ("latent", latent)) if given is not None
+            name
+            for name, given in (("start_image", start_image), ("video", video), ("latent", latent))
+            if given is not None
         ]
         if len(connected) != 1:
             raise PackForcingError(
-                f"Start From has {' and '.join(connected) or 'nothing'} connected; expected image, video or latent."
+                f"Start Image / Video has {' and '.join(connected) or 'nothing'} connected; expected one of "
+                "start_image, video, latent."
             )
         samples = None if latent is None else latent["samples"]
-        return io.NodeOutput(StartFrom(how, seconds, strength, given_part, image, video, samples))
+        return io.NodeOutput(StartFrom(mode, seconds, denoise, show_source, start_image, video, samples))

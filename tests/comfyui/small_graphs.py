@@ -74,7 +74,7 @@ def with_lora(graph: Graph, model: Link, files: Files) -> Link:
 
 
 def our_loader(graph: Graph, files: Files) -> Link:
-    return graph.add("PackForcingModelLoader", checkpoint=files.self_forcing, dtype="default", preset="auto")[0]
+    return graph.add("PackForcingModelLoader", checkpoint=files.self_forcing, weight_dtype="default", preset="auto")[0]
 
 
 def stock_loader(graph: Graph, files: Files) -> Link:

@@ -70,7 +70,7 @@ def write_bad(folder: Path, kind: str) -> str:
 def test_a_file_that_is_no_whole_checkpoint(comfy: ComfyServer, files: Files, kind: str, words: tuple[str, ...]):
     name = write_bad(comfy.models("diffusion_models"), kind)
     graph = Graph()
-    model = graph.add("PackForcingModelLoader", checkpoint=name, dtype="default", preset="auto")[0]
+    model = graph.add("PackForcingModelLoader", checkpoint=name, weight_dtype="default", preset="auto")[0]
     decode(graph, stream(graph, model), files)
     rejected(comfy, graph, "PackForcingModelLoader", *words)
 
@@ -127,7 +127,7 @@ def test_a_model_of_another_family(comfy: ComfyServer, files: Files):
     weights["patch_embedding.weight"] = torch.zeros(128, 36, 1, 2, 2)
     save_file(weights, comfy.models("diffusion_models") / name)
     graph = Graph()
-    model = graph.add("PackForcingModelLoader", checkpoint=name, dtype="default", preset="auto")[0]
+    model = graph.add("PackForcingModelLoader", checkpoint=name, weight_dtype="default", preset="auto")[0]
     decode(graph, stream(graph, model), files)
     rejected(comfy, graph, "image-to-video")
 
@@ -144,7 +144,7 @@ def test_a_likely_bidirectional_file_warns_on_the_node_and_in_the_history(comfy:
     name = "wan2.1_t2v_1.3B_fp16.safetensors"
     write_stock_wan(comfy.models("diffusion_models") / name, causal=False)
     graph = Graph()
-    loader = graph.add("PackForcingModelLoader", checkpoint=name, dtype="default", preset="auto")
+    loader = graph.add("PackForcingModelLoader", checkpoint=name, weight_dtype="default", preset="auto")
     decode(graph, stream(graph, loader[0], seconds=0.5), files)
     with comfy.client.events() as events:
         entry = comfy.client.run(graph.prompt)

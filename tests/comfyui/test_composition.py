@@ -55,7 +55,7 @@ def test_a_file_of_no_known_family_is_sampled_like_self_forcing_and_says_so(comf
     folder = comfy.models("diffusion_models")
     write_family(folder / "unknown", "self-forcing", wan_state_dict(SMALL_STOCK))[0].rename(folder / "my_finetune.pt")
     graph = Graph()
-    model = graph.add("PackForcingModelLoader", checkpoint="my_finetune.pt", dtype="default", preset="auto")[0]
+    model = graph.add("PackForcingModelLoader", checkpoint="my_finetune.pt", weight_dtype="default", preset="auto")[0]
     latents = stream(graph, model, seconds=5.0)
     decode(graph, latents, files)
     entry = comfy.client.run(graph.prompt)
@@ -122,6 +122,6 @@ def test_a_quantised_file_renders_through_our_loader(comfy: ComfyServer, files: 
     write_scaled_fp8_wan(comfy.models("diffusion_models") / "self_forcing_scaled_fp8.safetensors")
     graph = Graph()
     name = "self_forcing_scaled_fp8.safetensors"
-    model = graph.add("PackForcingModelLoader", checkpoint=name, dtype="default", preset="auto")[0]
+    model = graph.add("PackForcingModelLoader", checkpoint=name, weight_dtype="default", preset="auto")[0]
     film = decode(graph, stream(graph, model, seconds=1.0), files)
     assert probe(film_of(comfy, comfy.client.run(graph.prompt), film.id)).frames == 21

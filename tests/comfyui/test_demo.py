@@ -26,7 +26,7 @@ WIDTH, HEIGHT = miniature.SIZE
 
 
 def demo(graph: Graph, dtype: str = "fp32") -> Node:
-    return graph.add("PackForcingDemoModels", checkpoint="PackForcing miniature", dtype=dtype)
+    return graph.add("PackForcingDemoModels", checkpoint="PackForcing miniature", weight_dtype=dtype)
 
 
 def encoded(graph: Graph, clip: Link, text: str = PROMPT) -> Link:

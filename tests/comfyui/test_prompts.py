@@ -60,7 +60,7 @@ def test_stock_text_nodes_one_by_one_give_the_same_as_one_text(comfy: ComfyServe
             0
         ]
         second = encoded(graph, "a boat sinks")
-        return graph.add("PackForcingPromptAt", conditioning=second, before=first, seconds=3.0, **settings)[0]
+        return graph.add("PackForcingPromptAt", conditioning=second, previous=first, seconds=3.0, **settings)[0]
 
     def combined(graph: Graph) -> Link:
         parts = [
@@ -71,7 +71,7 @@ def test_stock_text_nodes_one_by_one_give_the_same_as_one_text(comfy: ComfyServe
 
     def after_a_plain_one(graph: Graph) -> Link:
         first, second = encoded(graph, "a boat drifts"), encoded(graph, "a boat sinks")
-        return graph.add("PackForcingPromptAt", conditioning=second, before=first, seconds=3.0, **settings)[0]
+        return graph.add("PackForcingPromptAt", conditioning=second, previous=first, seconds=3.0, **settings)[0]
 
     settings = {"blend_seconds": 1.5, "recache": True}
     whole, _ = film(comfy, files, lambda graph: timed(graph, "a boat [0s] drifts [3s] sinks", **settings))

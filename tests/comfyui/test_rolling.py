@@ -25,7 +25,7 @@ def checkpoint(comfy: ComfyServer) -> str:
 
 
 def loader(graph: Graph, checkpoint: str) -> Link:
-    return graph.add("PackForcingModelLoader", checkpoint=checkpoint, dtype="default", preset="auto")[0]
+    return graph.add("PackForcingModelLoader", checkpoint=checkpoint, weight_dtype="default", preset="auto")[0]
 
 
 def test_a_rolling_checkpoint_rolls_and_every_call_is_a_tick(comfy: ComfyServer, files: Files, checkpoint: str):

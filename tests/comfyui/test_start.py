@@ -28,7 +28,7 @@ def inputs(comfy: ComfyServer) -> None:
 
 
 def start_from(graph: Graph, **settings) -> Link:
-    values = {"how": "continue", "seconds": 1.5, "strength": 0.5, "given_part": "auto", **settings}
+    values = {"mode": "continue", "seconds": 1.5, "denoise": 0.5, "show_source": "auto", **settings}
     return graph.add("PackForcingStartFrom", **values)[0]
 
 
@@ -54,7 +54,9 @@ def load_video(graph: Graph) -> Link:
 
 @pytest.mark.parametrize(("frames_per_block", "still"), [(0, 9), (1, 1)])
 def test_a_film_goes_on_from_a_picture(comfy: ComfyServer, files: Files, inputs, frames_per_block: int, still: int):
-    begun, told = film(comfy, files, lambda g: start_from(g, image=load_image(g)), frames_per_block=frames_per_block)
+    begun, told = film(
+        comfy, files, lambda g: start_from(g, start_image=load_image(g)), frames_per_block=frames_per_block
+    )
     plain, _ = film(comfy, files, None, frames_per_block=frames_per_block)
     print(told.splitlines()[0])
     assert f"the first 1 of them ({still} frames) are given" in told
@@ -66,9 +68,7 @@ def test_a_film_goes_on_from_a_picture(comfy: ComfyServer, files: Files, inputs,
 
 def test_a_film_goes_on_from_the_end_of_another_and_shows_what_is_new_only(comfy: ComfyServer, files: Files, inputs):
     new, told = film(comfy, files, lambda g: start_from(g, video=load_video(g)))
-    whole, _ = film(
-        comfy, files, lambda g: start_from(g, video=load_video(g), given_part="in the film"), seconds=3.3125
-    )
+    whole, _ = film(comfy, files, lambda g: start_from(g, video=load_video(g), show_source="show"), seconds=3.3125)
     print(told.splitlines()[0])
     assert "behind 2 given blocks that are left out of the film" in told
     assert (len(new), len(whole)) == (36, 57)
@@ -81,7 +81,7 @@ def test_a_latent_goes_on_as_the_longer_render_would(comfy: ComfyServer, files: 
     def from_latent(graph: Graph) -> Link:
         first = stream(graph, our_loader(graph, files), **{**FAST, "seconds": 2.8125})
         samples = graph.add("PackForcingCollectLatents", stream=first)[0]
-        return start_from(graph, latent=samples, seconds=3.0, given_part="in the film")
+        return start_from(graph, latent=samples, seconds=3.0, show_source="show")
 
     begun, told = film(comfy, files, from_latent, seconds=5.8125)
     whole, _ = film(comfy, files, None, seconds=5.8125)
@@ -94,8 +94,8 @@ def test_a_latent_goes_on_as_the_longer_render_would(comfy: ComfyServer, files: 
 def test_repainting_makes_a_film_over_another(comfy: ComfyServer, files: Files, inputs):
     steps = {"timesteps": "1000, 750, 500, 250", "seconds": 3.3}
 
-    def repainted(strength: float) -> tuple[np.ndarray, str]:
-        settings = {"how": "repaint", "strength": strength}
+    def repainted(denoise: float) -> tuple[np.ndarray, str]:
+        settings = {"mode": "video to video", "denoise": denoise}
         return film(comfy, files, lambda g: start_from(g, video=load_video(g), **settings), **steps)
 
     (light, told), (full, _) = repainted(0.25), repainted(1.0)
@@ -122,7 +122,7 @@ def test_not_one_beginning_is_refused(comfy: ComfyServer, files: Files, inputs, 
 
 def test_a_picture_without_the_vae_is_refused(comfy: ComfyServer, files: Files, inputs):
     graph = Graph()
-    start = start_from(graph, image=load_image(graph))
+    start = start_from(graph, start_image=load_image(graph))
     decode(graph, stream(graph, our_loader(graph, files), start=start, **FAST), files)
     failed(comfy, graph, "PackForcingSampler", "vae input")
 
@@ -130,6 +130,6 @@ def test_a_picture_without_the_vae_is_refused(comfy: ComfyServer, files: Files, 
 def test_more_that_is_given_than_the_film_is_long_is_refused(comfy: ComfyServer, files: Files, inputs):
     graph = Graph()
     vae = graph.add("VAELoader", vae_name=files.vae)[0]
-    start = start_from(graph, video=load_video(graph), seconds=3.0, given_part="in the film")
+    start = start_from(graph, video=load_video(graph), seconds=3.0, show_source="show")
     decode(graph, stream(graph, our_loader(graph, files), start=start, vae=vae, **FAST), files)
     failed(comfy, graph, "PackForcingSampler", "nothing to make")

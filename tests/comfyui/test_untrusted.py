@@ -110,7 +110,7 @@ def test_a_malicious_pickle_and_a_lying_header_are_refused_and_nothing_runs(comf
     (folder / "liar.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"1234")
     for name in ("evil.pt", "liar.safetensors"):
         graph = Graph()
-        model = graph.add("PackForcingModelLoader", checkpoint=name, dtype="default", preset="auto")[0]
+        model = graph.add("PackForcingModelLoader", checkpoint=name, weight_dtype="default", preset="auto")[0]
         decode(graph, stream(graph, model), files)
         with pytest.raises(PromptRejectedError, match=name) as refused:
             comfy.client.run(graph.prompt)
