@@ -11,10 +11,11 @@ from types import ModuleType
 
 from .. import __version__
 from ..errors import PackForcingError
-from . import batch, convert_lora, demo, inspect, plan, render
+from . import batch, convert_lora, demo, inspect, plan, render, renders
 
 PRODUCT = {
     "render": render,
+    "renders": renders,
     "batch": batch,
     "demo": demo,
     "inspect": inspect,

@@ -1,0 +1,60 @@
+"""`packforcing renders` tells what lies in a folder and removes what is named, nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from packforcing_core.cli.main import main
+from packforcing_core.folder.files import locked
+from packforcing_core.folder.folder import FINISHED
+from packforcing_core.sampler.denoising import BlockDone
+from tests.survivor import Small
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A finished render, an unfinished one, and a folder of the user's own."""
+    for name, blocks in (("done", 3), ("begun", 2)):
+        folder = Small(blocks=3).open(tmp_path, name)
+        for block in range(blocks):
+            folder.blocks.save(BlockDone(block, torch.zeros(folder.blocks.shape)), 0, folder.manifest)
+    (tmp_path / "done" / FINISHED).write_text("{}", encoding="utf-8")
+    (tmp_path / "holidays").mkdir()
+    (tmp_path / "holidays" / "a.txt").write_text("mine", encoding="utf-8")
+    return tmp_path
+
+
+def test_renders_are_listed_with_size_age_and_state(root, capsys):
+    assert main(["renders", str(root)]) == 0
+    said = capsys.readouterr().out
+    print(said)
+    rows = {line.split()[0]: line for line in said.splitlines()}
+    assert rows["done"].endswith("finished")
+    assert rows["begun"].endswith("unfinished: 2 of 3 blocks")
+    assert "just now" in rows["begun"]
+    assert "holidays" not in said
+    assert said.splitlines()[-1].startswith("2 renders, ")
+
+
+def test_only_what_is_named_is_removed(root, capsys):
+    assert main(["renders", str(root), "--clean", "begun"]) == 0
+    print(capsys.readouterr().out)
+    assert sorted(path.name for path in root.iterdir()) == ["done", "holidays"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("holidays", "no render 'holidays'"), ("../x", "Got the render name"), ("nothing", "no render 'nothing'")],
+)
+def test_what_is_no_render_is_not_removed(root, capsys, name, message):
+    assert main(["renders", str(root), "--clean", name]) == 1
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in root.iterdir()) == ["begun", "done", "holidays"]
+
+
+def test_a_render_at_work_is_left_alone(root, capsys):
+    with locked(root / "begun"):
+        assert main(["renders", str(root), "--clean", "begun"]) == 1
+    assert "being worked on" in capsys.readouterr().err
+    assert (root / "begun" / "manifest.json").exists()
