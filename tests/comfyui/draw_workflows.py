@@ -23,6 +23,7 @@ from tests.checkpoints import SMALL_STOCK, wan_state_dict, write_family
 from tests.comfyui.browser import FrontEnd, open_front_end
 from tests.comfyui.install import PACK
 from tests.comfyui.layout import arrange
+from tests.comfyui.model_links import add_links
 from tests.comfyui.server import ComfyServer
 from tests.films import picture
 from tests.vaes import stock_vae
@@ -175,6 +176,7 @@ def write_graph(front_end: FrontEnd, name: str, folder: Path) -> None:
     """Writes NAME.json into `folder`."""
     graph = to_graph(front_end, name)
     graph["extra"] = {}
+    add_links(graph)
     (folder / f"{name}.json").write_text(json.dumps(graph, indent=1) + "\n", encoding="utf-8")
 
 
