@@ -6,6 +6,7 @@ cast, offload, dequantise and patch as ComfyUI set them up (LoRA, fp8, GGUF).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,10 +21,10 @@ import comfy.sd
 import comfy.supported_models
 import comfy.taesd.taehv
 import torch
-from comfy.ldm.modules.attention import optimized_attention
+from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from torch import Tensor
 
-from ..packforcing_core.attention import Attention
+from ..packforcing_core.attention import Attention, Capability, cudnn_first, prefers_cudnn
 from ..packforcing_core.checkpoint.families import FAMILIES, Family
 from ..packforcing_core.compressor.high_res import HighRes
 from ..packforcing_core.compressor.weights import CompressorInfo, LoadedCompressor
@@ -144,8 +145,17 @@ class HostOps(comfy.ops.manual_cast):
 
 
 def attention_of(model) -> Attention:
-    """The `attention` seam: ComfyUI's chosen backend, with the overrides that other nodes put on the MODEL."""
+    """The `attention` seam: ComfyUI's chosen backend, with the overrides that other nodes put on the MODEL.
+
+    Where nobody chose, that is PyTorch's attention with FlashAttention 2 before cuDNN; on Hopper cuDNN is much faster.
+    """
     transformer_options = model.model_options.get("transformer_options", {})
+    config, dtype = wan_config(model), model.model.get_dtype_inference()
+    chosen = "optimized_attention_override" in transformer_options or optimized_attention is not attention_pytorch
+    if not chosen and prefers_cudnn(Capability.of(model.load_device, dtype, config.head_dim)):
+        logging.info("PackForcing: attention by cuDNN, then by what PyTorch has.")
+        return cudnn_first
+    logging.info("PackForcing: attention as ComfyUI does it (%s).", optimized_attention.__name__)
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         flat = (x.flatten(2) for x in (q, k, v))
@@ -262,7 +272,7 @@ def decoder_bytes(vae, geometry: VideoGeometry) -> int:
     state_dict = vae.first_stage_model.state_dict()
     weights = sum(weight.numel() for weight in state_dict.values()) * vae.vae_dtype.itemsize
     network = decoding_network(vae, "meta")
-    return weights + working_bytes(network, geometry.height, geometry.width, vae.vae_dtype)
+    return weights + working_bytes(network, geometry.height, geometry.width, vae.vae_dtype, vae.device)
 
 
 def decoding_network(vae, device=None) -> WanVAE | TinyVAE:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -78,12 +79,24 @@ class Backend:
         return capability.device_type == "cuda" and half and fits and lowest <= capability.architecture < above
 
 
-def _cudnn() -> Attention:
-    def cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            return sdpa(q, k, v)
+_CUDNN_FIRST = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
-    return cudnn
+
+def _ranked() -> bool:
+    """Whether this PyTorch takes backends as a ranking; before 2.6 they are a set, and its own ranking holds."""
+    return "set_priority" in inspect.signature(sdpa_kernel).parameters
+
+
+def cudnn_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """PyTorch's attention with cuDNN's kernel ranked first: what that refuses, the next takes, instead of failing."""
+    backends = {"set_priority": True} if _ranked() else {}
+    with sdpa_kernel(_CUDNN_FIRST, **backends):
+        return sdpa(q, k, v)
 
 
 def _flash(package: str) -> Attention:
@@ -109,12 +122,20 @@ AMPERE, HOPPER, BLACKWELL, ANY = (8, 0), (9, 0), (10, 0), (99, 0)
 
 # In order of preference, exact ones.
 BACKENDS = {
-    "cudnn": Backend(_cudnn, architectures=(AMPERE, ANY)),
+    "cudnn": Backend(lambda: cudnn_first, architectures=(AMPERE, ANY)),
     "flash3": Backend(lambda: _flash("flash_attn_interface"), "flash_attn_interface", (HOPPER, BLACKWELL)),
     "flash2": Backend(lambda: _flash("flash_attn"), "flash_attn", (AMPERE, ANY)),
     "sage": Backend(_sage, "sageattention", (AMPERE, ANY), exact=False),
     "sdpa": Backend(lambda: sdpa),
 }
+
+
+def prefers_cudnn(capability: Capability) -> bool:
+    """Whether PyTorch's own ranking, which has FlashAttention 2 before cuDNN, leaves much on the table: Hopper and data
+    centre Blackwell.
+    """
+    hopper = HOPPER <= capability.architecture < (11, 0)
+    return hopper and capability.device_type == "cuda" and BACKENDS["cudnn"].runs_on(capability)
 
 
 def supported(capability: Capability, exact: bool = True) -> tuple[str, ...]:
@@ -123,13 +144,14 @@ def supported(capability: Capability, exact: bool = True) -> tuple[str, ...]:
 
 
 def attention_named(name: str, capability: Capability) -> Attention:
-    """The backend called `name`; "auto" is the first that `supported` names.
+    """The backend called `name`; "auto" is cuDNN where `prefers_cudnn`, else the first other that `supported` names.
 
     PackForcingError where it cannot run.
     """
     able = supported(capability, exact=False)
     if name == "auto":
-        name = supported(capability)[0]
+        others = (other for other in supported(capability) if other != "cudnn")
+        name = "cudnn" if prefers_cudnn(capability) else next(others)
     if name not in able:
         raise PackForcingError(
             f"Attention {name!r} cannot run here ({capability.device_type}, {capability.dtype}, packages "

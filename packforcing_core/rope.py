@@ -7,11 +7,15 @@ in bfloat16 temporal positions above 256 would collide.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .kernels import fast, plain
+from .queued import to_device
 
 THETA = 10000.0
 
@@ -19,9 +23,13 @@ Rotation = Tensor
 """cos + i sin of the angle of each token and channel pair: [L, 1, pairs] complex64, broadcast over batch and heads."""
 
 
+KEPT_TIMES = 256
+"""Tables of temporal positions that a GridRope keeps, 0.5 KB a position; a window with its own clock needs few."""
+
+
 def rotation_by(angles: Tensor, device: torch.device | str) -> Rotation:
-    """The rotation by `angles` [L, pairs] (float64)."""
-    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64).unsqueeze(1).to(device)
+    """The rotation by `angles` [L, pairs] (float64, on the CPU)."""
+    return to_device(torch.polar(torch.ones_like(angles), angles).to(torch.complex64).unsqueeze(1), device)
 
 
 def axis_channels(head_dim: int) -> tuple[int, int, int]:
@@ -38,9 +46,19 @@ def axis_angles(positions: Tensor, channels: int) -> Tensor:
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Turns the channel pairs of `x` [B, L, heads, head_dim]; dtype and shape are kept."""
-    # As complex numbers, since one product is one pass over memory where its four and their sums are seven.
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
+    if fast.rotates(x):
+        turned = torch.empty_like(x)
+        fast.rotate_into(x, rotation, turned)
+        return turned
+    return plain.rotated(x, rotation).to(x.dtype)
+
+
+def rotate_into(target: Tensor, x: Tensor, rotation: Rotation) -> None:
+    """Writes `rotate` of `x` to `target`, a view of a buffer of the same shape and dtype."""
+    if fast.rotates(x) and fast.rotates(target):
+        fast.rotate_into(x, rotation, target)
+    else:
+        target.copy_(plain.rotated(x, rotation))
 
 
 class GridRope:
@@ -69,6 +87,7 @@ class GridRope:
         column_angles = axis_angles(columns, column_channels).repeat(len(rows), 1)
         angles = torch.cat((row_angles, column_angles), dim=1)
         self._spatial = rotation_by(F.pad(angles, (self._time_channels // 2, 0)), device)
+        self._times: OrderedDict[tuple[float, ...], Rotation] = OrderedDict()
 
     def frames(self, positions: Sequence[float]) -> Rotation:
         """The rotation of whole latent frames at temporal `positions`: [len(positions) x tokens_per_frame, 1,
@@ -83,8 +102,16 @@ class GridRope:
 
     def time(self, positions: Sequence[float]) -> Rotation:
         """The rotation by time alone (spatial angles are zero), one row per position: [len(positions), 1, pairs]."""
-        angles = axis_angles(_coordinates(positions), self._time_channels)
-        return rotation_by(F.pad(angles, (0, (self.head_dim - self._time_channels) // 2)), self.device)
+        key = tuple(positions)
+        if key not in self._times:
+            with torch.inference_mode(False):  # A table that outlives this call must serve any mode.
+                angles = axis_angles(_coordinates(key), self._time_channels)
+                padded = F.pad(angles, (0, (self.head_dim - self._time_channels) // 2))
+                self._times[key] = rotation_by(padded, self.device)
+            if len(self._times) > KEPT_TIMES:
+                self._times.popitem(last=False)
+        self._times.move_to_end(key)
+        return self._times[key]
 
     def frame_times(self, positions: Sequence[float]) -> Rotation:
         """`time` for every token of whole latent frames: [len(positions) x tokens_per_frame, 1, pairs]."""

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from ..attention import Attention
 from ..errors import PackForcingError
-from ..rope import GridRope, Rotation, rotate
-from .layer_kv import KVShape, LayerKV
+from ..rope import GridRope, Rotation, rotate, rotate_into
+from .layer_kv import KVShape, LayerKV, ring_slices
 from .mid import MidMemory
 from .packed import PackedKV, Workspace
 from .partitions import PRUNED, BlockWindow, Partitions
@@ -261,7 +261,7 @@ class BlockView:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.choose(layer, q)
         keys, values = self.cache.layers[layer].seen(self.window)
-        keys[:, -k.shape[1] :] = rotate(k, self.rotation)
+        rotate_into(keys[:, -k.shape[1] :], k, self.rotation)
         values[:, -k.shape[1] :] = v
         return self.cache.attention(rotate(q, self.rotation), keys, values)
 
@@ -312,10 +312,11 @@ class BlockWriter:
         newest = min(self._cache.partitions.query_frames, self._cache.partitions.frames_per_block)
         if not newest:
             return
-        sums = rotate(q, self._spatial).float().unflatten(1, (-1, kv.tokens_per_frame)).sum(dim=2)
+        framed = rotate(q, self._spatial).unflatten(1, (-1, kv.tokens_per_frame))
+        sums = framed.sum(dim=2, dtype=torch.float32)
         end = self._first + self._cache.partitions.frames_per_block
-        slots = [frame % self._cache.partitions.query_frames for frame in range(end - newest, end)]
-        kv.query_sums[:, slots] = sums[:, -newest:]
+        for slots, frames in ring_slices(end - newest, newest, self._cache.partitions.query_frames):
+            kv.query_sums[:, slots] = sums[:, -newest:][:, frames]
         if self._cache.mid:
             self._cache.mid.store(layer, kv.tokens_per_frame, self._first, sums.sum(dim=1), timeless, v)
 
@@ -343,7 +344,7 @@ class TwinWriter:
         position = first + len(choice) * span
         keys, values = kv.seen_by_twin(len(choice))
         timeless = rope.spatial(k)
-        keys[:, -k.shape[1] :] = rope.at(position, timeless)
+        rotate_into(keys[:, -k.shape[1] :], timeless, rope.time(position))
         values[:, -k.shape[1] :] = v
         out = self._cache.attention(rope.at(position, rope.spatial(q)), keys, values)
         self._mid.write(layer, self.slot, timeless, v)

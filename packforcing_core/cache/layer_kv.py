@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import PackForcingError
-from ..rope import Rotation, rotate
+from ..rope import Rotation, rotate, rotate_into
 from .bank import TwinShape
 from .eight_bits import Rows, row_bytes
 from .moments import moments_bytes
@@ -205,13 +205,15 @@ class LayerKV(RowLayout):
     def move(self, slot: int, rotation: Rotation) -> None:
         """Turns a frame of the ring to where `rotation` in time puts it."""
         rows = self.tokens(slot)
-        self.k[:, rows] = rotate(self.timeless_k[:, rows], rotation)
+        rotate_into(self.k[:, rows], self.timeless_k[:, rows], rotation)
 
     def show_copy(self, window: BlockWindow, index: int, rotation: Rotation | None) -> None:
         """Shows a frame of the ring, turned by `rotation` in time or as it is, in front of the current blocks too."""
         source, target = self.tokens(window.copied[index].slot), self.copy(window, index)
-        timeless = rotation is not None
-        self.k[:, target] = rotate(self.timeless_k[:, source], rotation) if timeless else self.k[:, source]
+        if rotation is None:
+            self.k[:, target] = self.k[:, source]
+        else:
+            rotate_into(self.k[:, target], self.timeless_k[:, source], rotation)
         self.v[:, target] = self.v[:, source]
 
     def put_frame(self, slot: int, timeless: Tensor, v: Tensor, rotation: Rotation) -> None:
@@ -219,7 +221,7 @@ class LayerKV(RowLayout):
         and values.
         """
         rows = self.tokens(slot)
-        self.k[:, rows] = rotate(timeless, rotation)
+        rotate_into(self.k[:, rows], timeless, rotation)
         self.v[:, rows] = v
         if slot < self._ring_frames:
             if self.timeless_k.shape[1]:
@@ -267,3 +269,15 @@ class LayerKV(RowLayout):
         """Makes the ring's rows `target` what its rows `source` were."""
         for store in (self.timeless_k, self.candidate_v):
             store[:, target] = store[:, source]
+
+
+def ring_slices(first: int, count: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """The slots of frames `first`, `first` + 1, ... in a ring of `size` slots (frame % size), as at most two ranges,
+    and which of the `count` frames lie there. Ranges, since a list of slots would be copied to the device.
+    """
+    done = 0
+    while done < count:
+        slot = (first + done) % size
+        length = min(count - done, size - slot)
+        yield slice(slot, slot + length), slice(done, done + length)
+        done += length

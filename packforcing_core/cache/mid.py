@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import PackForcingError
 from ..geometry import compressed_grid
-from ..rope import GridRope, Rotation, rotate
+from ..rope import GridRope, Rotation, rotate, rotate_into
 from .bank import Copies, LayerBank
 from .layer_kv import KVShape, LayerKV
 from .moments import aligned, empty_moments, measured, pooled
@@ -61,15 +61,16 @@ class TwinRope:
 
     def at(self, position: float, keys: Tensor) -> Tensor:
         """Spatially rotated keys (or queries) of a twin, also rotated in time for a block that starts at `position`."""
-        return rotate(keys, self._time(position))
+        return rotate(keys, self.time(position))
 
     def times(self, positions: Sequence[float]) -> Rotation:
         """The rotation in time of several twins, one behind the other; passes that ask for the same share it."""
         if self._several[0] != tuple(positions):
-            self._several = tuple(positions), torch.cat([self._time(position) for position in positions])
+            self._several = tuple(positions), torch.cat([self.time(position) for position in positions])
         return self._several[1]
 
-    def _time(self, position: float) -> Rotation:
+    def time(self, position: float) -> Rotation:
+        """The rotation in time of a twin whose block starts at `position`."""
         if position not in self._times:  # Few: the places of the mid slots.
             self._times[position] = self._rope.frame_times([position + offset for offset in self._offsets])
         return self._times[position]
@@ -129,7 +130,7 @@ class MidMemory:
         bank = self._banks[layer]
         queries = rotate(q, self._spatial_of(q.shape[1] // kv.tokens_per_frame))
         tokens = q.shape[1] + kv.query_sums.shape[1] * kv.tokens_per_frame
-        own = queries.float().sum(dim=1)
+        own = queries.sum(dim=1, dtype=torch.float32)
         question = Question(
             *((own + kv.query_sums.sum(dim=1)) / tokens, queries, self.blocks, bank.mean_keys[: len(self.blocks)]),
             *(bank.keys, self.plan.selector_seed, block, layer),
@@ -191,7 +192,7 @@ class MidMemory:
         first, slots = stale[0], range(stale[0], stale[-1] + 1)
         blocks = [shown[slot][0] for slot in slots]
         rotation = self.twin_rope.times([wanted[block] for block in blocks])
-        kv.k[:, kv.mid(first, len(slots))] = rotate(self._timeless(layer, slots, blocks), rotation)
+        rotate_into(kv.k[:, kv.mid(first, len(slots))], self._timeless(layer, slots, blocks), rotation)
         for slot, block in zip(slots, blocks, strict=True):
             shown[slot] = block, wanted[block]
 

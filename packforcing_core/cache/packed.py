@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..rope import GridRope, Rotation, rotate
+from ..rope import GridRope, Rotation, rotate, rotate_into
 from .bank import LayerBank
 from .eight_bits import Rows, TokenRows
 from .layer_kv import KVShape, RowLayout
@@ -90,9 +90,10 @@ class Pair:
             self.values.read_into(to.v[:, target], rows)
             if rotation is None:
                 self.keys.read_into(to.k[:, target], rows)
-                return
-        else:
-            to.v[:, target] = self.values.read(rows)
+            else:
+                rotate_into(to.k[:, target], self.keys.read(rows), rotation)
+            return
+        to.v[:, target] = self.values.read(rows)
         to.k[:, target] = rotate(self.keys.read(rows), rotation)
 
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from ..attention import Attention, sdpa
 from ..geometry import PATCH
 from ..history import History, Writer
+from ..kernels import fast
+from ..queued import to_device
 from .config import WanConfig
 from .ops import TorchOps
 
@@ -94,7 +96,19 @@ def after_attention(
     else:
         q = cross.norm_q(cross.q(x)).unflatten(-1, (seams.heads, -1))
         tokens = tokens + cross.o(seams.attention(q, text.k, text.v).flatten(2))
-    return add_gated(tokens, layer.ffn(modulate(layer.norm2(tokens), scale2, shift2)), gate2)
+    return add_gated(tokens, feed_forward(layer.ffn, modulate(layer.norm2(tokens), scale2, shift2)), gate2)
+
+
+def feed_forward(ffn: nn.Sequential, x: Tensor) -> Tensor:
+    """`ffn(x)`; on a GPU its GELU rides in the first product where both are plain modules, not a host's."""
+    if type(ffn) is not nn.Sequential or len(ffn) != 3:
+        return ffn(x)
+    first, activation, second = ffn
+    bare = type(first) is nn.Linear and type(activation) is nn.GELU and activation.approximate == "tanh"
+    hooked = first._forward_hooks or first._forward_pre_hooks or activation._forward_hooks
+    if bare and first.bias is not None and not hooked and first.weight.dtype == x.dtype and fast.serves(x):
+        return second(fast.linear_gelu(x, first.weight, first.bias))
+    return ffn(x)
 
 
 class CausalWan:
@@ -188,8 +202,8 @@ class CausalWan:
         return x.unflatten(-1, (self.config.num_heads, self.config.head_dim))
 
     def _modulation(self, timesteps: Tensor) -> Modulation:
-        sinusoids = sinusoidal_embedding(timesteps.to(self.device).flatten(), self.config.freq_dim)
-        embedding = self.net.time_embedding(sinusoids.to(self.dtype)).unflatten(0, timesteps.shape)
+        sinusoids = sinusoidal_embedding(timesteps.flatten(), self.config.freq_dim).to(self.dtype)
+        embedding = self.net.time_embedding(to_device(sinusoids, self.device)).unflatten(0, timesteps.shape)
         shifts = self.net.time_projection(embedding).unflatten(-1, (6, self.config.dim))
         return Modulation(embedding.unsqueeze(2), shifts)
 

@@ -13,6 +13,7 @@ from ..checkpoint.families import Family
 from ..devices import widest_float
 from ..errors import PackForcingError
 from ..model.causal import CausalWan, TextKV
+from ..queued import to_device
 from .noise import NoiseSource
 from .schedule import Schedule
 
@@ -113,10 +114,10 @@ def denoise_block(
 
     x0 = x - sigma flow, then x = (1 - sigma') x0 + sigma' eps with fresh noise, until the last x0.
     """
-    x = noise(block, 0).to(model.device)
+    x = to_device(noise(block, 0), model.device)
     for step, (timestep, sigma) in enumerate(zip(schedule.timesteps, schedule.sigmas, strict=True)):
         if step > 0:
-            x = (1 - sigma) * x + sigma * noise(block, step).to(model.device)
+            x = (1 - sigma) * x + sigma * to_device(noise(block, step), model.device)
         flow = model.flow(x, frame_timesteps(timestep, x), text, view)
         x = without_noise(x, flow, sigma)
         yield StepDone(block, step, len(schedule))

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..cache.cache import BlockView, KVCache
 from ..errors import PackForcingError
 from ..model.causal import CausalWan, TextKV
+from ..queued import to_device
 from .denoising import BlockDone, Denoising, StepDone, frame_timesteps, require_finite, without_noise
 from .noise import NoiseSource
 from .schedule import Schedule
@@ -92,5 +93,5 @@ def _renoise(clean: list[Tensor], noise: NoiseSource, schedule: Schedule, first:
         step = len(clean) - offset
         if step < len(schedule):
             sigma = schedule.sigmas[step]
-            window.append((1 - sigma) * x0 + sigma * noise(first + offset, step).to(x0.device))
+            window.append((1 - sigma) * x0 + sigma * to_device(noise(first + offset, step), x0.device))
     return window

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import PackForcingError
 from ..geometry import LATENT_CHANNELS
+from ..queued import to_device
 
 # Per channel, over Wan's training data; the transformer works on (latent - mean) / std.
 # Source: Wan2.1, wan/modules/vae.py.
@@ -113,7 +114,7 @@ def _refuse_foreign(state_dict: Mapping[str, Tensor]) -> None:
 
 
 def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
-    return torch.tensor(values, device=like.device, dtype=torch.float32).view(1, -1, 1, 1, 1)
+    return to_device(torch.tensor(values, dtype=torch.float32), like.device).view(1, -1, 1, 1, 1)
 
 
 def normalise(latents: Tensor) -> Tensor:

@@ -15,8 +15,10 @@ def streaming_decoder(vae: WanVAE | TinyVAE) -> StreamingDecoder | TinyDecoder:
     return TinyDecoder(vae) if isinstance(vae, TinyVAE) else StreamingDecoder(vae)
 
 
-def decoder_bytes(vae: WanVAE | TinyVAE, height: int, width: int, dtype: torch.dtype) -> int:
-    """Bytes at the worst moment of a push for one video of height x width pixels, besides the weights."""
+def decoder_bytes(
+    vae: WanVAE | TinyVAE, height: int, width: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> int:
+    """Bytes at the worst moment of a push for one video of height x width pixels on `device`, besides the weights."""
     if isinstance(vae, TinyVAE):
         return tiny_decode_bytes(vae, height, width, dtype)
-    return decode_bytes(vae.config, height, width, dtype)
+    return decode_bytes(vae.config, height, width, dtype, device)

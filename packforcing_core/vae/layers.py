@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels import fast, plain
 from ..model.ops import Ops
 from .state import CausalState
 
@@ -37,6 +38,19 @@ class RMSNorm(nn.Module):
         gamma = self.ops.cast(self.gamma, x)
         return F.normalize(x, dim=1).mul_(gamma * gamma.shape[0] ** 0.5)
 
+    def activated(self, x: Tensor) -> Tensor:
+        """SiLU of the norm of `x`."""
+        return plain.norm_silu(x, self.ops.cast(self.gamma, x))
+
+    def activate_into(self, x: Tensor, out: Tensor, tail: Tensor) -> None:
+        """The same written to `out`, its last frames also to `tail` [B, C, 1 or 2, H, W]."""
+        gamma = self.ops.cast(self.gamma, x)
+        if fast.activates(x) and fast.activates(out):
+            fast.norm_silu_into(x, gamma, out, tail)
+        else:
+            plain.norm_silu_into(x, gamma, out)
+            tail.copy_(out[:, :, -tail.shape[2] :])
+
 
 class ResidualBlock(nn.Module):
     """Norm, SiLU, convolution, twice, beside a shortcut that is a 1x1x1 convolution where the width changes."""
@@ -45,19 +59,19 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.residual = nn.Sequential(
             RMSNorm(ops, in_dim, axes=3),
-            nn.SiLU(inplace=True),
+            nn.Identity(),  # SiLU, which `CausalState.convolve` does together with the norm; places keep the keys
             causal_conv(ops, in_dim, out_dim),
             RMSNorm(ops, out_dim, axes=3),
-            nn.SiLU(inplace=True),
-            nn.Identity(),  # dropout in the official network: it holds the place of key number 5
+            nn.Identity(),  # SiLU
+            nn.Identity(),  # dropout in the official network
             causal_conv(ops, out_dim, out_dim),
         )
         self.shortcut = nn.Identity() if in_dim == out_dim else ops.Conv3d(in_dim, out_dim, 1)
 
     def forward(self, x: Tensor, state: CausalState) -> Tensor:
-        norm_in, silu, conv_in, norm_out, _, _, conv_out = self.residual
+        norm_in, _, conv_in, norm_out, _, _, conv_out = self.residual
         # One expression: a name would keep a full-size activation alive through the second convolution.
-        changed = state.convolve(conv_out, silu(norm_out(state.convolve(conv_in, silu(norm_in(x))))))
+        changed = state.convolve(conv_out, state.convolve(conv_in, x, norm_in), norm_out)
         return changed.add_(self.shortcut(x))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoint.files import open_tensors
 from ..errors import PackForcingError
@@ -33,7 +33,18 @@ def load_vae(
     _require_exact_keys(vae.state_dict(), state_dict)
     weights = {name: tensor.detach().to(device=device, dtype=dtype) for name, tensor in state_dict.items()}
     vae.load_state_dict(weights, assign=True)
-    return vae.requires_grad_(False).eval()
+    return channels_last(vae.requires_grad_(False).eval())
+
+
+def channels_last(vae: WanVAE) -> WanVAE:
+    """`vae` with its convolutions' weights on a CUDA device in the layout of its activations: private copies."""
+    for module in vae.modules():
+        weight = module._parameters.get("weight")
+        if weight is not None and weight.is_cuda and weight.ndim in (4, 5):
+            layout = torch.channels_last_3d if weight.ndim == 5 else torch.channels_last
+            made = weight.detach().contiguous(memory_format=layout)
+            module._parameters["weight"] = nn.Parameter(made, requires_grad=weight.requires_grad)
+    return vae
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from ..geometry import LATENT_CHANNELS, VAE_SPATIAL_STRIDE
 from ..model.ops import build_on_meta
 from .config import VAEConfig
 from .state import CausalState
-from .wan_vae import WanVAE, is_small
+from .wan_vae import TOGETHER, WanVAE, is_small
 
 # Full-resolution activations of one frame that exist together at the worst moment, which is a convolution in the last
 # stage: the block's input, the normalised input behind its tail of two frames (3), the output, and one for what waits
@@ -16,6 +16,10 @@ from .wan_vae import WanVAE, is_small
 WORKING_FRAMES = 1 + 3 + 1 + 1
 # The same where frames go in pairs: the input behind its tail is 4; and 2 where a kernel loses the layout.
 WORKING_FRAMES_OF_SMALL = 2 + 4 + 2 + 1 + 2
+# The same where four go together; 4 more wait with twice the channels at half the height and width.
+WORKING_FRAMES_TOGETHER = 4 + 6 + 4 + 4
+# Four go together on a GPU where what they take more is at most this part of its memory: from 16 GB on at 832x480.
+ROOM = 1 / 12
 
 
 def state_bytes(config: VAEConfig, height: int, width: int, dtype: torch.dtype) -> int:
@@ -29,15 +33,39 @@ def state_bytes(config: VAEConfig, height: int, width: int, dtype: torch.dtype) 
     latent = torch.empty(1, LATENT_CHANNELS, 1, *size, dtype=dtype, device="meta")
     with torch.no_grad():
         for _ in range(2):
-            vae.decode_frame(latent, state)
+            vae.decode_frames(latent, state)
     return sum(tail.nbytes for tail in state.tails.values())
 
 
-def decode_bytes(config: VAEConfig, height: int, width: int, dtype: torch.dtype) -> int:
-    """Bytes at the worst moment of a push, whatever its length, for one video of height x width pixels.
+def weight_bytes(config: VAEConfig, dtype: torch.dtype) -> int:
+    """Bytes of a VAE's weights."""
+    return dtype.itemsize * sum(weight.numel() for weight in build_on_meta(lambda: WanVAE(config)).parameters())
+
+
+def frames_at_once(config: VAEConfig, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> int:
+    """How many frames a decoder puts through a stage together, for latents of rows x columns. A matter of the sizes and
+    the device alone, so that a video that is resumed comes out the same.
+    """
+    if device.type == "cuda":
+        more = (WORKING_FRAMES_TOGETHER - WORKING_FRAMES) * _frame_bytes(config, rows, columns, dtype)
+        return TOGETHER if more <= ROOM * torch.cuda.get_device_properties(device).total_memory else 1
+    return 2 if is_small(rows, columns) else 1
+
+
+def _frame_bytes(config: VAEConfig, rows: int, columns: int, dtype: torch.dtype) -> int:
+    """Bytes of a frame's activation at full resolution."""
+    width = config.decoder_dim * config.dim_mult[0]
+    return width * rows * columns * VAE_SPATIAL_STRIDE**2 * dtype.itemsize
+
+
+def decode_bytes(
+    config: VAEConfig, height: int, width: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> int:
+    """Bytes at the worst moment of a push, whatever its length, for one video of height x width pixels on `device`.
 
     The state and the activations; weights and the finished float32 frames (12 bytes a pixel) come on top.
     """
-    frame = config.decoder_dim * config.dim_mult[0] * height * width * dtype.itemsize
-    small = is_small(height // VAE_SPATIAL_STRIDE, width // VAE_SPATIAL_STRIDE)
-    return state_bytes(config, height, width, dtype) + (WORKING_FRAMES_OF_SMALL if small else WORKING_FRAMES) * frame
+    rows, columns = height // VAE_SPATIAL_STRIDE, width // VAE_SPATIAL_STRIDE
+    at_once = frames_at_once(config, rows, columns, dtype, torch.device(device))
+    working = {1: WORKING_FRAMES, 2: WORKING_FRAMES_OF_SMALL, TOGETHER: WORKING_FRAMES_TOGETHER}[at_once]
+    return state_bytes(config, height, width, dtype) + working * _frame_bytes(config, rows, columns, dtype)

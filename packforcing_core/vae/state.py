@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +19,18 @@ UNFOLDED_SIZE = 20480
 def memory_format(device: torch.device) -> torch.memory_format:
     """The layout that video tensors [B, C, T, H, W] keep throughout the network.
 
-    Channels-last makes every split along time a view, and a decode on a CPU takes 15% less of its time (240x416 pixels,
-    float32); elsewhere the layout stays the one that the weights have.
+    Channels-last makes every split along time a view, is what tensor cores read, and a decode on a CPU takes 15% less
+    of its time (240x416 pixels, float32). Apple's MPS keeps the layout that the weights have.
     """
-    return torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
+    return torch.channels_last_3d if device.type in ("cpu", "cuda") else torch.contiguous_format
+
+
+class Activation(Protocol):
+    """A norm with its SiLU in front of a convolution: `layers.RMSNorm`."""
+
+    def activated(self, x: Tensor) -> Tensor: ...
+
+    def activate_into(self, x: Tensor, out: Tensor, tail: Tensor) -> None: ...
 
 
 class CausalState:
@@ -41,11 +51,34 @@ class CausalState:
         """Gives `conv` a history before its first call: one frame, or None for zeros of the shape of `like`."""
         self.tails[conv] = _zeros(like, lookback(conv)) if frame is None else frame.clone()
 
-    def convolve(self, conv: nn.Module, x: Tensor) -> Tensor:
-        """`conv` (built without padding in time) over x [B, C, T, H, W] behind its tail; T is a multiple of its stride.
+    def convolve(self, conv: nn.Module, x: Tensor, norm: Activation | None = None) -> Tensor:
+        """`conv` (built without padding in time) over x [B, C, T, H, W], activated by `norm`, behind its tail; T is a
+        multiple of its stride.
 
-        Zeros stand before the first frame of a video.
+        Zeros stand before the first frame of a video. Without gradients what is convolved is written into its place
+        behind the tail at once, so that nothing is concatenated; with them, and by frames, `_convolve_joined` does it.
         """
+        depth, frames = lookback(conv), x.shape[2]
+        first = conv not in self.tails and frames == 1 and is_plain(conv)
+        if first or torch.is_grad_enabled() or splits_time(conv, x, depth + frames):
+            return self._convolve_joined(conv, x if norm is None else norm.activated(x))
+        padded = _empty(x, depth + frames)
+        padded[:, :, :depth] = self.tails.pop(conv) if conv in self.tails else 0
+        kept = _empty(x, depth)  # after the old tail is gone
+        newest = min(depth, frames)
+        fresh, own = padded[:, :, depth:], kept[:, :, depth - newest :]
+        if norm is None:
+            fresh.copy_(x)
+            own.copy_(x[:, :, frames - newest :])
+        else:
+            norm.activate_into(x, fresh, own)
+        del x  # lets go of what the caller handed over, a frame less at the worst moment
+        if newest < depth:
+            kept[:, :, : depth - newest] = padded[:, :, frames:depth]
+        self.tails[conv] = kept
+        return run_conv(conv, padded)
+
+    def _convolve_joined(self, conv: nn.Module, x: Tensor) -> Tensor:
         depth = lookback(conv)
         if conv not in self.tails and x.shape[2] == 1 and is_plain(conv):
             self.tails[conv] = torch.cat((_zeros(x, depth - 1), x), dim=2)
@@ -60,11 +93,11 @@ class CausalState:
             return convolve_by_frames(conv, frames)
         padded = torch.cat((tail, x), dim=2)
         kept = x if _is_tail(x, depth) else None
-        del tail, x  # lets go of what the caller handed over, a frame less at the worst moment
+        del x  # lets go of what the caller handed over, a frame less at the worst moment
         # No copy, except behind the few kernels that lose the layout.
         padded = padded.contiguous(memory_format=memory_format(padded.device))
         self.tails[conv] = padded[:, :, -depth:].clone() if kept is None else kept
-        return conv(padded)
+        return run_conv(conv, padded)
 
 
 def splits_time(conv: nn.Module, x: Tensor, frames: int) -> bool:
@@ -75,6 +108,23 @@ def splits_time(conv: nn.Module, x: Tensor, frames: int) -> bool:
     if x.device.type != "cpu" or x.dtype != torch.float32 or not is_plain(conv):
         return False
     return math.prod((*x.shape[:2], frames, x.shape[3])) <= UNFOLDED_SIZE
+
+
+def run_conv(conv: nn.Module, x: Tensor) -> Tensor:
+    """`conv` over `x`. PyTorch 2.9 and 2.10 keep half-precision 3-D convolutions from some versions of cuDNN and unfold
+    them instead, which takes many times the memory; cuDNN itself is asked there, as ComfyUI does.
+    """
+    if not (x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and is_plain(conv) and _cudnn_is_avoided()):
+        return conv(x)
+    c = conv
+    made = torch.cudnn_convolution(x, c.weight, c.padding, c.stride, c.dilation, c.groups, False, False, True)
+    return made if c.bias is None else made.add_(c.bias.view(1, -1, 1, 1, 1))
+
+
+@lru_cache(maxsize=1)
+def _cudnn_is_avoided() -> bool:
+    release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    return (2, 9) <= release <= (2, 10) and 91002 <= (torch.backends.cudnn.version() or 0) < 91500
 
 
 def is_plain(conv: nn.Module) -> bool:
@@ -121,7 +171,10 @@ def lookback(conv: nn.Module) -> int:
     return conv.kernel_size[0] - conv.stride[0]
 
 
-def _zeros(like: Tensor, frames: int) -> Tensor:
+def _empty(like: Tensor, frames: int) -> Tensor:
     shape = (*like.shape[:2], frames, *like.shape[3:])
-    layout = memory_format(like.device)
-    return torch.empty(shape, device=like.device, dtype=like.dtype, memory_format=layout).zero_()
+    return torch.empty(shape, device=like.device, dtype=like.dtype, memory_format=memory_format(like.device))
+
+
+def _zeros(like: Tensor, frames: int) -> Tensor:
+    return _empty(like, frames).zero_()

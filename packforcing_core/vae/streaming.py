@@ -9,8 +9,9 @@ from torch import Tensor
 from ..errors import PackForcingError
 from ..geometry import LATENT_CHANNELS, PIXEL_FRAMES_PER_LATENT, VAE_SPATIAL_STRIDE
 from .config import normalise, unnormalise
+from .memory import frames_at_once
 from .state import CausalState, memory_format
-from .wan_vae import WanVAE
+from .wan_vae import TOGETHER, WanVAE, is_small
 
 
 class StreamingDecoder:
@@ -21,7 +22,9 @@ class StreamingDecoder:
             video = decoder.push(latents) # [B, 3, 4T, 8h, 8w], 4T - 3 frames the first time
         decoder.reset()                   # the next push begins another video
 
-    The sizes of the pushes do not matter: the frames are the same, bit for bit, as those of one push of everything.
+    On a CPU the sizes of the pushes do not matter: the frames are the same, bit for bit, as those of one push of
+    everything. On a GPU with room several latent frames go through the network together: the same pushes give the same
+    bits, others agree up to rounding.
     `device` and `dtype` are where and in what the network computes, by default those of its weights.
     """
 
@@ -43,8 +46,10 @@ class StreamingDecoder:
         """
         self._require_latents(latents)
         own = _entering(unnormalise(latents.to(self._like.device)), self._like)
-        frames = [self.vae.decode_frame(frame, self._state).float() for frame in own.split(1, dim=2)]
-        return torch.cat(frames, dim=2).clamp_(-1, 1)
+        at_once = frames_at_once(self.vae.config, *latents.shape[-2:], self._like.dtype, self._like.device)
+        begun = self._state.started(self.vae.decoder.conv1)
+        frames = [self.vae.decode_frames(part, self._state, at_once).float() for part in _calls(own, begun, at_once)]
+        return (torch.cat(frames, dim=2) if len(frames) > 1 else frames[0]).clamp_(-1, 1)
 
     def reset(self) -> None:
         """Forgets the past: the next push begins another video."""
@@ -90,8 +95,10 @@ class StreamingEncoder:
         waiting = video if self._waiting is None else torch.cat((self._waiting, video), dim=2)
         latents = []
         while waiting.shape[2] >= self._needed():
-            frames, waiting = waiting.split((self._needed(), waiting.shape[2] - self._needed()), dim=2)
-            latents.append(self.vae.encode_frame(_entering(frames, self._like), self._state))
+            taken = self._taken(waiting)
+            frames, waiting = waiting.split((taken, waiting.shape[2] - taken), dim=2)
+            at_once = taken if taken > PIXEL_FRAMES_PER_LATENT or self._together(video) else 1
+            latents.append(self.vae.encode_frames(_entering(frames, self._like), self._state, at_once))
         self._waiting = waiting.clone()
         return normalise(torch.cat(latents, dim=2)) if latents else self._nothing(video)
 
@@ -102,6 +109,18 @@ class StreamingEncoder:
 
     def _needed(self) -> int:
         return PIXEL_FRAMES_PER_LATENT if self._state.started(self.vae.encoder.conv1) else 1
+
+    def _together(self, video: Tensor) -> bool:
+        """Whether whole latent frames go through the network together: small pictures on a GPU, as compression does."""
+        rows, columns = (size // VAE_SPATIAL_STRIDE for size in video.shape[3:])
+        return self._like.is_cuda and is_small(rows, columns)
+
+    def _taken(self, waiting: Tensor) -> int:
+        """How many of the waiting frames the next call takes."""
+        needed = self._needed()
+        if needed == 1 or not self._together(waiting):
+            return needed
+        return waiting.shape[2] - waiting.shape[2] % PIXEL_FRAMES_PER_LATENT
 
     def _nothing(self, video: Tensor) -> Tensor:
         batch, _, _, height, width = video.shape
@@ -140,6 +159,15 @@ def _compute_like(vae: WanVAE, device: torch.device | str | None, dtype: torch.d
     """An empty tensor that carries the device and dtype of the computation."""
     weight = next(vae.parameters())
     return torch.empty(0, device=device or weight.device, dtype=dtype or weight.dtype)
+
+
+def _calls(latents: Tensor, begun: bool, at_once: int) -> list[Tensor]:
+    """The pieces of a push that go through the network in one call each; a video's first frame is always alone."""
+    calls = []
+    if not begun:
+        first, latents = latents.split((1, latents.shape[2] - 1), dim=2)
+        calls.append(first)
+    return [*calls, *latents.split(at_once if at_once >= TOGETHER else 1, dim=2)] if latents.shape[2] else calls
 
 
 def _entering(x: Tensor, like: Tensor) -> Tensor:

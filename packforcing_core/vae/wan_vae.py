@@ -1,7 +1,8 @@
-"""The Wan2.1 VAE: official key names, no state of its own, one latent frame per call.
+"""The Wan2.1 VAE: official key names, no state of its own.
 
-A call handles exactly one latent frame: the first of a video is 1 pixel frame, every other 4. Whatever the size of the
-blocks that are streamed through it, the arithmetic is therefore the same, bit for bit, and so is the memory.
+The first latent frame of a video is 1 pixel frame and has a call of its own; every other is 4. `at_once` bounds how
+many frames go through a stage together, and with it the memory. Calls of one latent frame each make the arithmetic the
+same, bit for bit, whatever the size of the blocks that are streamed; larger calls agree up to rounding.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ SMALL = 2048
 
 There two fit into little memory together, and fewer, larger calls take less time. Larger pictures fill a call alone.
 """
+TOGETHER = 4
+"""Frames at once where there is room: what a latent frame becomes, or as many latent frames."""
 
 
 class Encoder(nn.Module):
-    """Pixel frames [B, 3, 1 or 4, H, W] to the 32 channels [B, 32, 1, H/8, W/8] of one latent frame."""
+    """Pixel frames [B, 3, 1 or 4 n, H, W] to the 32 channels [B, 32, 1 or n, H/8, W/8] of latent frames."""
 
     def __init__(self, config: VAEConfig, ops: Ops) -> None:
         super().__init__()
@@ -41,12 +44,13 @@ class Encoder(nn.Module):
         self.middle = _middle(ops, widths[-1])
         self.head = _head(ops, widths[-1], 2 * LATENT_CHANNELS)
 
-    def forward(self, video: Tensor, state: CausalState) -> Tensor:
-        # The full-resolution stage sees one frame at a time, the next the two that its resampling merges: activations
-        # of four large frames never exist together.
-        x = torch.cat([self._first_stage(frame, state) for frame in video.split(1, dim=2)], dim=2)
+    def forward(self, video: Tensor, state: CausalState, at_once: int) -> Tensor:
+        # Where there is little room, the full-resolution stage sees one frame at a time and the next the two that its
+        # resampling merges: activations of four large frames never exist together.
+        first = at_once if at_once >= TOGETHER else 1
+        x = torch.cat([self._first_stage(frame, state) for frame in video.split(first, dim=2)], dim=2)
         for stage in _stages(self.downsamples)[1:]:
-            x = torch.cat([_run(stage, piece, state) for piece in x.split(2, dim=2)], dim=2)
+            x = torch.cat([_run(stage, piece, state) for piece in x.split(max(2, first), dim=2)], dim=2)
         return _run_head(self.head, _run(self.middle, x, state), state)
 
     def _first_stage(self, frame: Tensor, state: CausalState) -> Tensor:
@@ -54,7 +58,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """One latent frame [B, 16, 1, h, w] to its pixel frames [B, 3, 1 or 4, 8h, 8w]."""
+    """Latent frames [B, 16, n, h, w] to their pixel frames [B, 3, 4 n, 8h, 8w]; the first of a video alone, to one."""
 
     def __init__(self, config: VAEConfig, ops: Ops) -> None:
         super().__init__()
@@ -70,12 +74,11 @@ class Decoder(nn.Module):
         self.upsamples = nn.Sequential(*upsamples)
         self.head = _head(ops, widths[-1], 3)
 
-    def forward(self, latent: Tensor, state: CausalState) -> Tensor:
-        x = _run(self.middle, state.convolve(self.conv1, latent), state)
-        together = 2 if is_small(*latent.shape[-2:]) else 1
+    def forward(self, latents: Tensor, state: CausalState, at_once: int) -> Tensor:
+        x = _run(self.middle, state.convolve(self.conv1, latents), state)
         waiting = [x]
         del x
-        return torch.cat(list(self._frames(_stages(self.upsamples), waiting, state, together)), dim=2)
+        return torch.cat(list(self._frames(_stages(self.upsamples), waiting, state, at_once)), dim=2)
 
     def _frames(
         self, stages: list[list[nn.Module]], waiting: list[Tensor], state: CausalState, together: int
@@ -90,8 +93,9 @@ class Decoder(nn.Module):
                 yield _run_head(self.head, waiting.pop(0), state)
                 continue
             frames = _run(stages[0], waiting.pop(0), state).split(together, dim=2)
-            # Pieces of one tensor would all live as long as the last.
-            frames = [piece.clone() for piece in frames] if len(frames) > 1 else list(frames)
+            # Pieces of one tensor would all live as long as the last; where there is room, that is no matter.
+            apart = len(frames) > 1 and together < TOGETHER
+            frames = [piece.clone() for piece in frames] if apart else list(frames)
             yield from self._frames(stages[1:], frames, state, together)
 
 
@@ -111,17 +115,17 @@ class WanVAE(nn.Module):
         self.conv2 = ops.Conv3d(LATENT_CHANNELS, LATENT_CHANNELS, 1)
         self.decoder = Decoder(config, ops)
 
-    def encode_frame(self, video: Tensor, state: CausalState) -> Tensor:
-        """The first pixel frame of a video [B, 3, 1, H, W], or the next four, to one latent frame [B, 16, 1, h, w].
+    def encode_frames(self, video: Tensor, state: CausalState, at_once: int = 1) -> Tensor:
+        """The first pixel frame of a video [B, 3, 1, H, W], or the next 4 n, to latent frames [B, 16, 1 or n, h, w].
 
         The result is the mean of the latent distribution, which is what Wan uses.
         """
-        mean, _log_variance = self.conv1(self.encoder(video, state)).chunk(2, dim=1)
+        mean, _log_variance = self.conv1(self.encoder(video, state, at_once)).chunk(2, dim=1)
         return mean
 
-    def decode_frame(self, latent: Tensor, state: CausalState) -> Tensor:
-        """One latent frame [B, 16, 1, h, w] to the first pixel frame of a video, or the next four, not clamped."""
-        return self.decoder(self.conv2(latent), state)
+    def decode_frames(self, latents: Tensor, state: CausalState, at_once: int = 1) -> Tensor:
+        """The first latent frame of a video [B, 16, 1, h, w] to its pixel frame, or the next n to 4 n; not clamped."""
+        return self.decoder(self.conv2(latents), state, at_once)
 
 
 def _residual_blocks(ops: Ops, in_dim: int, out_dim: int, count: int) -> list[nn.Module]:
@@ -133,7 +137,7 @@ def _middle(ops: Ops, dim: int) -> nn.Sequential:
 
 
 def _head(ops: Ops, dim: int, out_dim: int) -> nn.Sequential:
-    return nn.Sequential(RMSNorm(ops, dim, axes=3), nn.SiLU(inplace=True), causal_conv(ops, dim, out_dim))
+    return nn.Sequential(RMSNorm(ops, dim, axes=3), nn.Identity(), causal_conv(ops, dim, out_dim))
 
 
 def _stages(layers: nn.Sequential) -> list[list[nn.Module]]:
@@ -153,5 +157,5 @@ def _run(layers: list[nn.Module] | nn.Sequential, x: Tensor, state: CausalState)
 
 
 def _run_head(head: nn.Sequential, x: Tensor, state: CausalState) -> Tensor:
-    norm, silu, conv = head
-    return state.convolve(conv, silu(norm(x)))
+    norm, _, conv = head
+    return state.convolve(conv, x, norm)

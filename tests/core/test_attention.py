@@ -1,11 +1,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from packforcing_core.attention import BACKENDS, Capability, attention_named, measured_order, sdpa, supported
+from packforcing_core import attention
+from packforcing_core.attention import (
+    BACKENDS,
+    Capability,
+    attention_named,
+    cudnn_first,
+    measured_order,
+    sdpa,
+    supported,
+)
 from packforcing_core.errors import PackForcingError
 from tests.exactness import SHALLOW, steps_off
 
@@ -63,6 +73,30 @@ def test_a_backend_that_cannot_run_here_is_refused_by_name():
         attention_named("cudnn", here)
 
 
+@pytest.mark.parametrize(
+    "changes, name",
+    [
+        ({}, "cudnn"),
+        ({"architecture": (10, 0)}, "cudnn"),
+        ({"architecture": (12, 0)}, "flash2"),
+        ({"architecture": (8, 9)}, "flash2"),
+        ({"architecture": (8, 9), "packages": frozenset()}, "sdpa"),
+        ({"dtype": torch.float32}, "sdpa"),
+        ({"device_type": "mps", "architecture": (0, 0)}, "sdpa"),
+    ],
+)
+def test_cudnn_comes_first_where_pytorchs_own_ranking_is_slow(changes, name, monkeypatch):
+    backends = {other: replace(backend, build=lambda other=other: other) for other, backend in BACKENDS.items()}
+    monkeypatch.setattr(attention, "BACKENDS", backends)
+    assert attention_named("auto", capability(**changes)) == name
+
+
+def test_what_cudnn_refuses_the_next_takes():
+    """A CPU has none of the fast kernels: the ranking ends with one that every device has."""
+    q, k, v = torch.randn(3, 1, 5, 2, 64)
+    assert torch.equal(cudnn_first(q, k, v), sdpa(q, k, v))
+
+
 def test_the_measured_order_is_by_time_without_what_fails():
     times = {"a": 3.0, "b": 1.0, "d": 2.0}
 
@@ -74,6 +108,7 @@ def test_the_measured_order_is_by_time_without_what_fails():
     assert measured_order(("a", "b", "c", "d"), seconds) == ("b", "d", "a")
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_every_backend_of_this_gpu_equals_the_plain_one():
     here = Capability.of(torch.device("cuda"), torch.bfloat16, 128)

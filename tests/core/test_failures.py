@@ -58,12 +58,12 @@ def faulty_model(faulty: Callable[[int], bool], fault: Callable[[Tensor], Tensor
 def faulty_vae(faulty: Callable[[int], bool]):
     """A VAE whose decoder runs out of memory in some of its calls."""
     vae = random_vae(TINY)
-    healthy, calls = vae.decode_frame, iter(range(1, 10_000))
+    healthy, calls = vae.decode_frames, iter(range(1, 10_000))
 
-    def decode_frame(latent, state):
-        return out_of_memory(latent) if faulty(next(calls)) else healthy(latent, state)
+    def decode_frames(latents, state, at_once):
+        return out_of_memory(latents) if faulty(next(calls)) else healthy(latents, state, at_once)
 
-    vae.decode_frame = decode_frame
+    vae.decode_frames = decode_frames
     return vae
 
 

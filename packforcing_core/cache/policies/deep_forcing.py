@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...errors import PackForcingError
 from ...rope import GridRope, Rotation, rotate
-from ..layer_kv import KVShape
+from ..layer_kv import KVShape, ring_slices
 from ..partitions import BlockWindow, Partitions, PruningPlan
 from ..policy import Policy, int8_knob, int8_parts, knob
 from ..rule import KV, Rule, counts_current
@@ -99,11 +99,12 @@ class TokenPruning(Rule):
         rows = kv.candidates(0, candidates, q.device)
         keys = rotate(kv.timeless_keys(rows), self._times(candidates))
         current = rotate(q, self._rope.frames(range(past, past + self._frames_per_block)))
-        query = current.float().sum(dim=1)
+        query = current.sum(dim=1, dtype=torch.float32)
         if self._past_recent:
             frames = range(past - self._past_recent, past)
-            slots = [window.past[i].frame % self._past_recent for i in frames]
-            query = query + rotate(kv.query_sums[:, slots], self._rope.time(frames)).sum(dim=1)
+            newest = ring_slices(window.past[frames[0]].frame, self._past_recent, self._past_recent)
+            sums = torch.cat([kv.query_sums[:, slots] for slots, _ in newest], dim=1)
+            query = query + rotate(sums, self._rope.time(frames)).sum(dim=1)
         return choose_tokens(query, keys, self._kept_frames * kv.tokens_per_frame)
 
     def show(self, layer: int, kv: KV, window: BlockWindow, kept: Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -18,6 +18,7 @@ from ...model.causal import CausalWan
 from ...render.filming import film_events
 from ...sampler.denoising import BlockDone
 from ...sampler.rollout import rollout
+from ...vae.streaming import StreamingDecoder
 from .bare import BarePasses
 from .clock import Laps, in_turns, p95, ratio, seconds_of
 from .micro import attention_rates, conv_rates, matmul_rate
@@ -29,7 +30,7 @@ EARLY = 21
 POSITIONS, TWO_MINUTES = (5, EARLY, 60, 200), (EARLY, 115)
 """Blocks to time: on a CPU with models that are soon there, and where two minutes are long enough."""
 BARE, WINDOW = "bare passes", "window"
-PARTS = ("steps", "commit", "twin", "decode", "to host")
+PARTS = ("steps", "commit", "compress", "twin", "decode", "to host")
 
 Tell = Callable[[str], None]
 
@@ -149,7 +150,7 @@ def _decoding(plan: Plan, model: CausalWan) -> dict[str, Any]:
     split = {name: median(seconds) for name, seconds in parts.items()}
     in_turn = [sum(round_) for round_ in zip(*parts.values(), strict=True)]
     frames = PIXEL_FRAMES_PER_LATENT * FRAMES_PER_BLOCK
-    dit = split["steps"] + split["commit"] + split["twin"]
+    dit = split["steps"] + split["commit"] + split["compress"] + split["twin"]
     beside = _beside(plan, model, vae)
     return {
         "first_frame_seconds": latency,
@@ -174,7 +175,9 @@ class _Discard:
 
 
 def _beside(plan: Plan, model: CausalWan, vae) -> float:
-    """Seconds a block, by the clock on the wall, to frames on the host, decoding while the next block is made."""
+    """Seconds a block, by the clock on the wall, to frames on the host, as a render makes them: the rollout decodes,
+    for the compressed tokens need the frames, and they are brought to the host while the next block is made.
+    """
     stream = Stream(model, plan.scale, vae=vae)
     stream.skip(EARLY - 1)
     blocks = EARLY - 1 + plan.decoded_rounds + 1
@@ -186,10 +189,10 @@ def _beside(plan: Plan, model: CausalWan, vae) -> float:
             stream.noise,
             stream.denoising,
             blocks + 1,
-            twins=stream.twins,
+            twins=replace(stream.twins, decoder=stream.decoder),
             stop=blocks,
         )
-        film = film_events(events, stream.decoder, _Discard(), blocks_per_segment=blocks)
+        film = film_events(events, StreamingDecoder(vae), _Discard(), blocks_per_segment=blocks)
         while not isinstance(next(film), BlockDone):
             continue  # The first decode of a render does other work than the rest.
         seconds = seconds_of(lambda: list(film), plan.device)

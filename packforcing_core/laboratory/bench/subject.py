@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,8 @@ from ...sampler.denoising import Denoising, denoise_block
 from ...sampler.noise import seeded_noise
 from ...sampler.rollout import Twins, commit_block, commit_due_twin
 from ...vae.config import VAEConfig
-from ...vae.streaming import StreamingDecoder, to_frames
+from ...vae.load import channels_last
+from ...vae.streaming import StreamingDecoder, encode, to_frames
 from ...vae.wan_vae import WanVAE
 from .clock import Laps
 
@@ -87,7 +89,7 @@ def build_model(
 
 def build_vae(scale: Scale, device: torch.device, dtype: torch.dtype) -> WanVAE:
     """A Wan VAE with random weights, made on `device`."""
-    return _random_weights(build_on_meta(lambda: WanVAE(scale.vae)).to(dtype), device)
+    return channels_last(_random_weights(build_on_meta(lambda: WanVAE(scale.vae)).to(dtype), device))
 
 
 def _random_weights(net: nn.Module, device: torch.device) -> nn.Module:
@@ -107,8 +109,8 @@ def _random_weights(net: nn.Module, device: torch.device) -> nn.Module:
 class Stream:
     """A render, block by block; `skip` fills the memory with random keys instead of running the model.
 
-    With a decoder every block is decoded to frames on the host. A stream that was `placed` can make the same block
-    again and again: `again` takes back what was made since.
+    With a VAE every block is decoded to frames on the host, and encoded again for its compressed tokens. A stream that
+    was `placed` can make the same block again and again: `again` takes back what was made since.
     """
 
     def __init__(self, model: CausalWan, scale: Scale, policy: Policy | None = None, vae: WanVAE | None = None):
@@ -121,10 +123,7 @@ class Stream:
         generator = torch.Generator().manual_seed(SEED)
         context = torch.randn(1, scale.config.text_len, scale.config.text_dim, generator=generator)
         self.context, self.text = context, model.encode_text(context)
-        high_res = _random_weights(
-            build_on_meta(lambda: build_high_res(scale.config.dim)).to(model.dtype), model.device
-        )
-        self.twins = Twins(Compressor(model, "high_res", high_res=high_res))
+        self.twins = Twins(_compressor(model, scale, vae))
         self._latents = torch.randn(scale.geometry.block_shape, generator=generator).to(model.device)
         tokens = self.cache.shape.twin_tokens
         self._tokens = torch.randn(1, tokens, scale.config.dim, generator=generator).to(model.device, model.dtype)
@@ -136,7 +135,9 @@ class Stream:
 
     @torch.no_grad()
     def block(self, laps: Laps | None = None) -> None:
-        """Makes the next block; `laps` gets the parts "steps", "decode", "to host", "commit", "twin"."""
+        """Makes the next block; `laps` gets the parts "steps", "decode", "to host", "commit", "compress",
+        "twin".
+        """
         laps = laps or Laps(self.model.device)
         view = self.cache.begin_block()
         latents = _last(
@@ -151,7 +152,9 @@ class Stream:
         commit_block(self.model, self.text, self.cache, view, latents, self.denoising.context_noise)
         laps.mark("commit")
         if self.cache.mid:
-            self.twins.waiting[view.block] = self.twins.compressor.tokens(latents, None, False)
+            video = video if self.decoder else None
+            self.twins.waiting[view.block] = self.twins.compressor.tokens(latents, video, view.block == 0)
+            laps.mark("compress")
             commit_due_twin(self.model, self.text, self.cache, self.twins.waiting)
             laps.mark("twin")
 
@@ -196,6 +199,14 @@ class Stream:
                 with cache.commit_twin() as writer:
                     for layer in range(shape.layers):
                         writer.keep(layer, *made[:, :, : shape.twin_tokens])
+
+
+def _compressor(model: CausalWan, scale: Scale, vae: WanVAE | None) -> Compressor:
+    """With a VAE both branches, as a render with a trained compressor has them; without one what needs no frames."""
+    high_res = _random_weights(build_on_meta(lambda: build_high_res(scale.config.dim)).to(model.dtype), model.device)
+    if vae is None:
+        return Compressor(model, "high_res", high_res=high_res)
+    return Compressor(model, "both", high_res=high_res, encode=partial(encode, vae))
 
 
 def _last(events: Iterator) -> Tensor:

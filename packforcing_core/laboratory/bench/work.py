@@ -57,7 +57,7 @@ def decode_work(config: VAEConfig, height: int, width: int, latent_frames: int) 
     latent = torch.empty(1, LATENT_CHANNELS, 1, *size, device="meta")
     state = CausalState()
     with torch.no_grad():
-        vae.decode_frame(latent, state)
+        vae.decode_frames(latent, state)
         with FlopCounterMode(display=False) as counter:
-            vae.decode_frame(latent, state)
+            vae.decode_frames(latent, state)
     return Work(conv=float(counter.get_total_flops() * latent_frames))

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto: 1.3B on a GPU, small on a CPU, with --quick quick: half as many layers",
     )
-    parser.add_argument("--attention", choices=("auto", *BACKENDS), default="sdpa", help="the transformer's backend")
+    parser.add_argument("--attention", choices=("auto", *BACKENDS), default="auto", help="the transformer's backend")
     parser.add_argument("--compile", action="store_true", help="run the layers through torch.compile")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU; with 1 what else runs hardly counts")
     parser.add_argument("--rounds", type=int, help="blocks a stream; default: 30, on a CPU 50, with --quick 4")

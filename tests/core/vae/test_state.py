@@ -54,6 +54,7 @@ def test_a_first_frame_alone_meets_one_row_of_the_kernel(kernel, padding, unfold
     assert torch.equal(fast_tail, slow_tail)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("unfolded", [state_module.UNFOLDED_SIZE, 0], ids=["by frames", "whole"])
 def test_a_tail_holds_no_more_memory_than_its_frames(unfolded, monkeypatch):
     monkeypatch.setattr(state_module, "UNFOLDED_SIZE", unfolded)

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from packforcing_core.errors import PackForcingError
-from packforcing_core.vae import wan_vae
+from packforcing_core.vae import state as state_module
+from packforcing_core.vae import streaming, wan_vae
 from packforcing_core.vae.config import VAEConfig, normalise, unnormalise
 from packforcing_core.vae.streaming import StreamingDecoder, StreamingEncoder, decode, encode, to_frames
 from tests.exactness import DEEP, SHALLOW, in_float64, steps_off
@@ -60,6 +61,43 @@ def test_encoding_equals_a_network_that_sees_the_whole_video_at_once(frames):
     off = steps_off(encode(vae, video), expected)
     print(f"{off:.0f} rounding steps from float64, in values of deviation {expected.std():.2f}")
     assert expected.std() > 0.1
+    assert off < DEEP
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """Convolutions as at sizes of use: written behind their tail, not frame by frame in 2-D."""
+    monkeypatch.setattr(state_module, "UNFOLDED_SIZE", 0)
+
+
+@pytest.mark.parametrize("pushes", [[7], [1, 4, 2], [4, 3], [1] * 7])
+def test_several_latent_frames_a_call_give_the_same_frames(pushes, written, monkeypatch):
+    vae, latents = random_vae(), random_latents(7)
+    expected = decode_whole(in_float64(vae), unnormalise(latents).double()).clamp(-1, 1)
+    monkeypatch.setattr(streaming, "frames_at_once", lambda *_: wan_vae.TOGETHER)
+    made = decode_pushes(vae, latents, pushes)
+    off = steps_off(made, expected)
+    print(f"{off:.0f} rounding steps from float64, in values of deviation {expected.std():.2f}")
+    assert off < DEEP
+    assert torch.equal(decode_pushes(vae, latents, pushes), made)
+
+
+@pytest.mark.parametrize("frames", [1, 9, 13])
+def test_several_latent_frames_a_call_encode_to_the_same_latents(frames, written, monkeypatch):
+    vae, video = random_vae(), random_video(frames)
+    expected = normalise(encode_whole(in_float64(vae), video.double()))
+    monkeypatch.setattr(StreamingEncoder, "_together", lambda *_: True)
+    off = steps_off(encode(vae, video), expected)
+    print(f"{off:.0f} rounding steps from float64, in values of deviation {expected.std():.2f}")
+    assert off < DEEP
+
+
+def test_frames_written_behind_their_tail_are_the_same_for_pushes_of_any_size(small, written):
+    vae, latents = random_vae(), random_latents(5)
+    whole = decode(vae, latents)
+    assert torch.equal(decode_pushes(vae, latents, [1, 1, 3]), whole)
+    off = steps_off(whole, decode_whole(in_float64(vae), unnormalise(latents).double()).clamp(-1, 1))
+    print(f"{off:.0f} rounding steps from float64")
     assert off < DEEP
 
 

@@ -1,0 +1,145 @@
+"""Where the Triton programs run, and their launches as operations that PyTorch knows.
+
+`usable(device)` decides once a process and device: an NVIDIA GPU with Triton, on which each operation was tried and
+gave what its plain twin gives. What fails there (no compiler for Triton's launchers) is logged, and the twins serve.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import threading
+
+import torch
+from torch import Tensor
+
+from . import plain
+
+LOG = logging.getLogger(__name__)
+HALF = (torch.bfloat16, torch.float16)
+_TOKENS_AT_ONCE, _NUMBERS_AT_ONCE = 4, 4096
+
+_verdicts: dict[torch.device, bool] = {}
+_lock = threading.Lock()
+
+
+def usable(device: torch.device) -> bool:
+    """Whether the kernels serve on `device`."""
+    if device.type != "cuda":
+        return False
+    with _lock:
+        if device not in _verdicts:
+            _verdicts[device] = _tried(device)
+        return _verdicts[device]
+
+
+def serves(x: Tensor) -> bool:
+    """Whether the kernels may take `x`: on such a device, and no gradient is wanted, which they do not have."""
+    return x.is_cuda and not (torch.is_grad_enabled() and x.requires_grad) and usable(x.device)
+
+
+def rotates(x: Tensor) -> bool:
+    """Whether `rotate_into` may take `x` [B, L, heads, head_dim]: heads lie one behind the other."""
+    dim = x.shape[-1]
+    packed = x.stride()[2:] == (dim, 1)
+    return packed and dim & (dim - 1) == 0 and x.dtype in (*HALF, torch.float32) and serves(x)
+
+
+def rotate_into(x: Tensor, rotation: Tensor, out: Tensor) -> None:
+    """`plain.rotated` of x [B, L, heads, head_dim] written to `out` of the same shape, which may be `x`."""
+    torch.ops.packforcing.rotate_into(x, torch.view_as_real(rotation), out)
+
+
+def activates(x: Tensor) -> bool:
+    """Whether `norm_silu_into` may take `x` [1, C, T, H, W]: channels come last."""
+    return x.ndim == 5 and x.shape[0] == 1 and x.is_contiguous(memory_format=torch.channels_last_3d) and serves(x)
+
+
+def norm_silu_into(x: Tensor, gamma: Tensor, out: Tensor, tail: Tensor) -> None:
+    """`plain.norm_silu` of x [1, C, T, H, W] written to `out`, its last frames also to `tail`; all channels last."""
+    torch.ops.packforcing.norm_silu_into(x, gamma, out, tail)
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`plain.linear_gelu` in one kernel of the matrix library's."""
+    made = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
+    return made.unflatten(0, x.shape[:-1])
+
+
+def _rotate(x: Tensor, rotation: Tensor, out: Tensor) -> None:
+    from . import programs
+
+    batch, tokens, heads, dim = x.shape
+    turn_token = 0 if rotation.shape[0] == 1 else rotation.stride(0)
+    grid = (-(-tokens // _TOKENS_AT_ONCE), batch)
+    programs.rotate[grid](
+        x, rotation, out, tokens, x.stride(0), x.stride(1), out.stride(0), out.stride(1), turn_token,
+        HEADS=heads, DIM=dim, ROWS=_TOKENS_AT_ONCE, num_warps=4,
+    )  # fmt: skip
+
+
+def _norm_silu(x: Tensor, gamma: Tensor, out: Tensor, tail: Tensor) -> None:
+    from . import programs
+
+    width, rows = x.shape[1], x.numel() // x.shape[1]
+    columns = 1 << (width - 1).bit_length()
+    at_once = max(1, _NUMBERS_AT_ONCE // columns)
+    grid = (-(-rows // at_once),)
+    programs.norm_silu[grid](
+        x, gamma, out, tail, rows, tail.numel() // width, WIDTH=width, COLUMNS=columns, ROWS=at_once, num_warps=8
+    )
+
+
+def _define() -> torch.library.Library | None:
+    """The operations' names; a second copy of this package in one process finds them there."""
+    if hasattr(torch.ops.packforcing, "rotate_into"):
+        return None
+    library = torch.library.Library("packforcing", "FRAGMENT")
+    library.define("rotate_into(Tensor x, Tensor rotation, Tensor(a!) out) -> ()")
+    library.define("norm_silu_into(Tensor x, Tensor gamma, Tensor(a!) out, Tensor(b!) tail) -> ()")
+    for name, launch in (("rotate_into", _rotate), ("norm_silu_into", _norm_silu)):
+        library.impl(name, launch, "CUDA")
+        library.impl(name, lambda *_: None, "Meta")
+    return library
+
+
+_LIBRARY = _define()
+
+
+def _tried(device: torch.device) -> bool:
+    if torch.version.hip is not None or importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        worst = max(_differences(device))
+    except Exception as error:  # Triton raises errors of many kinds, and its compiler's.
+        LOG.warning("PackForcing computes without its Triton kernels: %s: %s", type(error).__name__, error)
+        return False
+    if worst > 0.02:
+        LOG.warning("PackForcing computes without its Triton kernels: they are off by %.2g here.", worst)
+    return worst <= 0.02
+
+
+@torch.no_grad()
+def _differences(device: torch.device) -> list[float]:
+    """The largest difference of each operation from its twin, for values of about 1 in bfloat16."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def numbers(*sizes: int) -> Tensor:
+        return torch.randn(sizes, device=device, generator=generator)
+
+    x, angles = numbers(1, 7, 3, 64).bfloat16(), numbers(7, 1, 32)
+    rotation, turned = torch.polar(torch.ones_like(angles), angles), torch.empty_like(x)
+    rotate_into(x, rotation, turned)
+    video = numbers(1, 24, 3, 4, 5).bfloat16().contiguous(memory_format=torch.channels_last_3d)
+    gamma, made, tail = numbers(24, 1, 1, 1).bfloat16(), torch.empty_like(video), torch.empty_like(video[:, :, :2])
+    tail = tail.contiguous(memory_format=torch.channels_last_3d)
+    norm_silu_into(video, gamma, made, tail)
+    rows, weight, bias = numbers(16, 32), numbers(64, 32) / 6, numbers(64)
+    activated = linear_gelu(rows.bfloat16(), weight.bfloat16(), bias.bfloat16())
+    pairs = (
+        (turned, plain.rotated(x, rotation)),
+        (made, plain.norm_silu(video.float(), gamma.float())),
+        (tail, made[:, :, -2:]),
+        (activated, plain.linear_gelu(*(t.bfloat16().float() for t in (rows, weight, bias)))),
+    )
+    return [float(((a.float() - b).abs() / (1 + b.abs())).max()) for a, b in pairs]

@@ -1,0 +1,40 @@
+"""The operations in PyTorch's own terms: what serves without Triton, and what the kernels are compared with."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SMALLEST_NORM = 1e-12
+"""As in `torch.nn.functional.normalize`: a vector of zeros stays zero."""
+
+
+def rotated(x: Tensor, rotation: Tensor) -> Tensor:
+    """Channel pairs of `x` [B, L, heads, head_dim] times `rotation` [L or 1, 1, head_dim / 2] complex64, in float32."""
+    # As complex numbers, since one product is one pass over memory where its four and their sums are seven.
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotation).flatten(-2)
+
+
+def norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
+    """SiLU of `x` [B, C, ...] scaled to a root mean square of 1 over its channels, times `gamma` [C, 1, ...]."""
+    return F.silu(F.normalize(x, dim=1).mul_(gamma * gamma.shape[0] ** 0.5), inplace=True)
+
+
+def norm_silu_into(x: Tensor, gamma: Tensor, out: Tensor) -> None:
+    """`norm_silu` written to `out`, which is not `x`; on a CPU no other tensor of that size is made."""
+    last = x.ndim == 5 and x.is_contiguous(memory_format=torch.channels_last_3d)
+    if x.is_cuda and last and hasattr(torch.ops.aten, "_fused_rms_norm"):
+        width = x.shape[1]
+        normed = F.rms_norm(x.movedim(1, -1), (width,), gamma.flatten(), SMALLEST_NORM**2 / width)
+        torch.ops.aten.silu.out(normed, out=out.movedim(1, -1))
+        return
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(SMALLEST_NORM)
+    torch.div(x, norm, out=out).mul_(gamma * gamma.shape[0] ** 0.5)
+    F.silu(out, inplace=True)
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """GELU, in its tanh form, of a linear layer."""
+    return F.gelu(F.linear(x, weight, bias), approximate="tanh")

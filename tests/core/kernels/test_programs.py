@@ -1,0 +1,90 @@
+"""The Triton programs: run by Triton's interpreter on the CPU against their plain twins, and compiled ahead of time."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def run(script: str, **environment: str) -> str:
+    """What a process of its own prints: whether Triton interprets is decided when it is imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+INTERPRETED = """
+import torch
+from packforcing_core.kernels import fast, plain
+from packforcing_core.rope import GridRope
+
+torch.manual_seed(0)
+for dtype, unit in ((torch.float32, 1e-6), (torch.bfloat16, 2**-7)):  # The interpreter rounds toward zero.
+    rope = GridRope(64, (3, 5))
+    for rotation in (rope.frames([3, 9]), rope.time([7])):
+        x = torch.randn(2, 30, 3, 64).to(dtype)
+        buffer = torch.zeros(2, 41, 3, 64, dtype=dtype)
+        out = buffer[:, 7:37]
+        fast._rotate(x, torch.view_as_real(rotation), out)
+        exact = plain.rotated(x.double().float(), rotation)
+        worst = ((out.float() - exact).abs() / (1 + exact.abs())).max().item()
+        print(f"rotate {dtype} {worst:.1e}")
+        assert worst <= unit and not buffer[:, :7].any() and not buffer[:, 37:].any()
+        fast._rotate(x, torch.view_as_real(rotation), x)
+        assert torch.equal(x, out)
+    for width in (8, 96, 192):
+        video = torch.randn(1, width, 3, 4, 5).to(dtype).contiguous(memory_format=torch.channels_last_3d)
+        video[:, :, 1, 2, 3] = 0
+        gamma = torch.randn(width, 1, 1, 1).to(dtype)
+        padded = torch.zeros(1, width, 5, 4, 5, dtype=dtype).contiguous(memory_format=torch.channels_last_3d)
+        tail = torch.zeros(1, width, 2, 4, 5, dtype=dtype).contiguous(memory_format=torch.channels_last_3d)
+        fast._norm_silu(video, gamma, padded[:, :, 2:], tail)
+        exact = plain.norm_silu(video.double(), gamma.double())
+        worst = ((padded[:, :, 2:].double() - exact).abs() / (1 + exact.abs())).max().item()
+        print(f"norm_silu {width} {dtype} {worst:.1e}")
+        assert worst <= unit and not padded[:, :, :2].any() and torch.equal(tail, padded[:, :, 3:])
+"""
+
+
+def test_interpreted_they_give_what_their_twins_give():
+    print(run(INTERPRETED, TRITON_INTERPRET="1"))
+
+
+COMPILED = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from packforcing_core.kernels import programs
+
+def built(kernel, kinds, constants, capability):
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else kinds[name] for name in names}
+    source = ASTSource(kernel, signature=signature, constexprs=constants)
+    return compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4}).asm["cubin"]
+
+rotate = {name: "i32" for name in programs.rotate.arg_names}
+rotate |= {"x": "*bf16", "out": "*bf16", "rotation": "*fp32"}
+norm = {"rows": "i32", "tail_rows": "i32", "x": "*bf16", "gamma": "*bf16", "out": "*bf16", "tail": "*bf16"}
+for capability in (80, 86, 89, 90, 100, 120):
+    one = built(programs.rotate, rotate, {"HEADS": 12, "DIM": 128, "ROWS": 4}, capability)
+    two = built(programs.norm_silu, norm, {"WIDTH": 96, "COLUMNS": 128, "ROWS": 32}, capability)
+    print(capability, len(one), len(two))
+"""
+
+
+def test_they_compile_for_every_architecture_from_ampere_on():
+    assert run(COMPILED).split()[::3] == ["80", "86", "89", "90", "100", "120"]
