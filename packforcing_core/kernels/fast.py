@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import threading
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ def usable(device: torch.device) -> bool:
     """Whether the kernels serve on `device`."""
     if device.type != "cuda":
         return False
+    if device in _verdicts:
+        return _verdicts[device]
     with _lock:
         if device not in _verdicts:
             _verdicts[device] = _tried(device)
@@ -72,10 +75,11 @@ def _rotate(x: Tensor, rotation: Tensor, out: Tensor) -> None:
     batch, tokens, heads, dim = x.shape
     turn_token = 0 if rotation.shape[0] == 1 else rotation.stride(0)
     grid = (-(-tokens // _TOKENS_AT_ONCE), batch)
-    programs.rotate[grid](
-        x, rotation, out, tokens, x.stride(0), x.stride(1), out.stride(0), out.stride(1), turn_token,
-        HEADS=heads, DIM=dim, ROWS=_TOKENS_AT_ONCE, num_warps=4,
-    )  # fmt: skip
+    with _on(x.device):
+        programs.rotate[grid](
+            x, rotation, out, tokens, x.stride(0), x.stride(1), out.stride(0), out.stride(1), turn_token,
+            HEADS=heads, DIM=dim, ROWS=_TOKENS_AT_ONCE, num_warps=4,
+        )  # fmt: skip
 
 
 def _norm_silu(x: Tensor, gamma: Tensor, out: Tensor, tail: Tensor) -> None:
@@ -85,9 +89,15 @@ def _norm_silu(x: Tensor, gamma: Tensor, out: Tensor, tail: Tensor) -> None:
     columns = 1 << (width - 1).bit_length()
     at_once = max(1, _NUMBERS_AT_ONCE // columns)
     grid = (-(-rows // at_once),)
-    programs.norm_silu[grid](
-        x, gamma, out, tail, rows, tail.numel() // width, WIDTH=width, COLUMNS=columns, ROWS=at_once, num_warps=8
-    )
+    with _on(x.device):
+        programs.norm_silu[grid](
+            x, gamma, out, tail, rows, tail.numel() // width, WIDTH=width, COLUMNS=columns, ROWS=at_once, num_warps=8
+        )
+
+
+def _on(device: torch.device) -> AbstractContextManager:
+    """Triton launches on the current device, whatever its arguments'; its interpreter needs none."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _define() -> torch.library.Library | None:

@@ -136,6 +136,7 @@ class CausalWan:
         self.device = torch.device(device)
         self.attention = attention
         self.compiled = compiled
+        fast.usable(self.device)  # Tried here: not in the middle of a block, and not while a graph is traced.
         self._cast = cast
         # What lies between the halves, the history, stays eager: its slices grow until the window is full.
         halves = queries_keys_values, after_attention
