@@ -22,6 +22,7 @@ from ..miniature.load import (
 )
 from ..miniature.world import FPS
 from ..render.render import Models, open_video
+from ..text.timeline import parse_timeline
 from ..text.words import WordEncoder
 from . import options as shared
 from .content import add_timing, timed_script
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
         torch.set_num_threads(1)  # Its operations are too short to share: threads would wait for each other, spinning.
     console, place = build_console(), shared.chosen_place(options)
     words = load_text()
-    say_vocabulary(words, options.prompt, console)
+    say_vocabulary(words, " ".join(timed.prompt for timed in parse_timeline(options.prompt)), console)
     settings = shared.chosen_settings(options, knobs=_knobs(options))
     recipe = settings.recipe(FAMILY)
     script = timed_script(settings, recipe, lambda prompts: words(prompts).split(1), console)
