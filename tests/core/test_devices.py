@@ -73,7 +73,7 @@ def test_a_bank_in_host_memory_needs_no_cudart(monkeypatch, device):
         raise RuntimeError("Torch not compiled with CUDA enabled")
 
     monkeypatch.setattr(torch.cuda, "cudart", missing)
-    rows = TwinRows(TwinShape(1, 2, 1, 4, torch.float32), 3, "host", torch.device(device))
+    rows = TwinRows(TwinShape(1, 2, 1, 4, torch.float32), 3, "ram", torch.device(device))
     assert rows.nbytes == 3 * 8 * 4
 
 
@@ -95,7 +95,7 @@ def test_a_pin_that_fails_leaves_no_error_for_the_next_kernel(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "cudart", Cudart)
     monkeypatch.setattr(torch, "zeros", kernel)
-    TwinRows(TwinShape(1, 2, 1, 4, torch.float32), 3, "host", torch.device("cuda"))
+    TwinRows(TwinShape(1, 2, 1, 4, torch.float32), 3, "ram", torch.device("cuda"))
     assert ran == [torch.device("cuda")]
     assert torch.zeros(1, device="cuda").sum() == 0
 
