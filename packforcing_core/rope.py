@@ -80,11 +80,11 @@ class GridRope:
         self.head_dim = head_dim
         self.grid = grid
         self.device = device
-        rows = _coordinates(range(grid[0]) if rows is None else rows)
-        columns = _coordinates(range(grid[1]) if columns is None else columns)
+        heights = _coordinates(range(grid[0]) if rows is None else rows)
+        widths = _coordinates(range(grid[1]) if columns is None else columns)
         self._time_channels, row_channels, column_channels = axis_channels(head_dim)
-        row_angles = axis_angles(rows, row_channels).repeat_interleave(len(columns), dim=0)
-        column_angles = axis_angles(columns, column_channels).repeat(len(rows), 1)
+        row_angles = axis_angles(heights, row_channels).repeat_interleave(len(widths), dim=0)
+        column_angles = axis_angles(widths, column_channels).repeat(len(heights), 1)
         angles = torch.cat((row_angles, column_angles), dim=1)
         self._spatial = rotation_by(F.pad(angles, (self._time_channels // 2, 0)), device)
         self._times: OrderedDict[tuple[float, ...], Rotation] = OrderedDict()

@@ -271,14 +271,14 @@ _TABLE = (
     ),
     Family(
         "miniature",
-        "PackForcing's miniature of the little world",
+        "PackForcing's miniature of the toy world",
         patterns=(r"packforcing[-_ ]?miniature", r"weights/wan\.safetensors"),
         top_keys=("",),
         frames_per_block=4,
         # The first block has to decide by itself what the prompt leaves open.
         first_block_steps=SIXTEEN_STEPS,
         window_frames=20,
-        notes=("It knows the little world alone, at 128x64 pixels; its text encoder is a small vocabulary.",),
+        notes=("It knows the toy world alone, at 128x64 pixels; its text encoder is a small vocabulary.",),
     ),
     Family(
         "wan2.1-t2v",

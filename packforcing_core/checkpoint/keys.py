@@ -184,7 +184,8 @@ def set_compressor_aside(names: Iterable[str]) -> tuple[list[str], list[str]]:
 
 def set_unused_aside(names: Iterable[str]) -> tuple[list[str], dict[str, int]]:
     """(names that are used, what the others are -> how many there are)."""
-    used, unused = [], Counter()
+    used: list[str] = []
+    unused: Counter[str] = Counter()
     for name in names:
         what = next((what for part, what in UNUSED_PARTS.items() if part in name), None)
         if what:

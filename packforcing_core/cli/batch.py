@@ -1,4 +1,4 @@
-"""Render a list of jobs, one after the other or on the workers of a Ray cluster; run it again to go on."""
+"""Render a list of jobs, one after the other or on the workers of a Ray cluster; run it again to resume."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ DONE = "done.json"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "jobs",
-        help='a file with a JSON object a line: options of `packforcing render`, such as {"name": "dusk", "prompt": '
-        '"a lighthouse at dusk", "seed": 3}',
+        help='a file with one JSON object per line: options of `packforcing render`, such as {"name": "dusk", '
+        '"prompt": "a lighthouse at dusk", "seed": 3}',
     )
-    parser.add_argument("--folder", required=True, help="where films and renders go, shared by all workers")
+    parser.add_argument("--folder", required=True, help="where videos and renders go, shared by all workers")
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="auto: Ray where it is installed, else local")
-    parser.add_argument("--workers", type=int, help="Ray: workers; default: one a GPU, or two on a machine without")
+    parser.add_argument("--workers", type=int, help="Ray: workers; default: one per GPU, or two on a machine without")
     parser.add_argument("--attempts", type=int, default=3, help="Ray: how often a job is tried when its worker dies")
     parser.add_argument(
         "--shared", default="{}", help='what all jobs share, as a JSON object: {"checkpoint": ..., "vae": ...}'
@@ -150,7 +150,7 @@ def run(options: argparse.Namespace) -> int:
         problems = render_on_ray(waiting, options.workers, options.attempts, console)
     for name, problem in problems.items():
         console.print(f"failed: {name}: {problem}", style="red")
-    console.print(f"{len(jobs) - len(problems)} of {len(jobs)} films are in {folder}")
+    console.print(f"{len(jobs) - len(problems)} of {len(jobs)} videos are in {folder}")
     return 1 if problems else 0
 
 

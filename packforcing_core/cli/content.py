@@ -35,23 +35,38 @@ def add_text(parser: argparse.ArgumentParser) -> None:
 
 def add_timing(group: argparse._ArgumentGroup) -> None:
     """How one prompt goes over into the next."""
-    group.add_argument("--blend-seconds", type=float, default=0.0, help="how long the text goes over into the next one")
     group.add_argument(
-        "--recache", action="store_true", help="commit what is in view again when the prompt changes (LongLive)"
+        "--blend-seconds", type=float, default=0.0, help="cross-fade from one prompt to the next, in seconds"
+    )
+    group.add_argument(
+        "--recache",
+        action="store_true",
+        help="recompute the KV cache of the visible blocks when the prompt changes (LongLive's KV recache)",
     )
 
 
 def add_start(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("start", "instead of from the prompt alone")
     start = group.add_mutually_exclusive_group()
-    start.add_argument("--start-image", metavar="FILE", help="begin with this picture, which the film shows first")
-    start.add_argument("--continue-video", metavar="FILE", help="go on from the end of this film; only what is new")
-    start.add_argument("--repaint-video", metavar="FILE", help="make this film anew, see --strength")
-    group.add_argument(
-        "--given-seconds", type=float, default=3.0, help="how much of --continue-video's end the model is given"
+    start.add_argument("--start-image", metavar="FILE", help="begin with this image, which the video shows first")
+    start.add_argument(
+        "--continue-video",
+        metavar="FILE",
+        help="continue from the end of this video; the result shows only what is new",
+    )
+    start.add_argument(
+        "--repaint-video",
+        metavar="FILE",
+        help="video to video: regenerate this video from partial noise, see --strength",
     )
     group.add_argument(
-        "--strength", type=float, default=0.75, help="share of the denoising steps that --repaint-video runs, 0 to 1"
+        "--given-seconds", type=float, default=3.0, help="how many seconds of --continue-video's end the model is given"
+    )
+    group.add_argument(
+        "--strength",
+        type=float,
+        default=0.75,
+        help="denoise: share of the denoising steps that --repaint-video runs, 0 to 1",
     )
 
 

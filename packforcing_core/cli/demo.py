@@ -1,4 +1,4 @@
-"""Render a film of the little world on the CPU, with the trained miniature that comes with the package."""
+"""Render a video of the toy world on the CPU, with the trained miniature that comes with the package."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text.add_argument(
         "--prompt",
         default=PROMPT,
-        help="what to show, in the words of the little world; '[0s] ... [30s] ...' changes over time",
+        help="what to show, in the toy world's vocabulary; '[0s] ... [30s] ...' changes over time",
     )
     add_timing(text)
     parser.add_argument("--seconds", type=float, default=120.0, help="length; rounded to whole blocks")
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compressor",
         choices=("auto", "none"),
         default="auto",
-        help="auto: the trained one, where the package has it and the memory can use it; none: zero-shot",
+        help="auto: the trained one, where the package has it and the policy can use it; none: zero-shot",
     )
     shared.add_policy(parser)
     shared.add_output(parser, default="packforcing-demo.mp4", zoom=4)

@@ -121,13 +121,13 @@ def _parse_steps(text: str) -> tuple[float, ...]:
 def add_output(parser: argparse.ArgumentParser, default: str, zoom: int = 1) -> None:
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--output", default=default, help="the film to write (.mp4); a name that is taken gets a number"
+        "--output", default=default, help="the video to write (.mp4); a name that is taken gets a number"
     )
     output.add_argument("--codec", choices=tuple(CODECS), default="h264")
     output.add_argument("--quality", type=int, help="constant rate factor, lower is better; default: the codec's")
-    output.add_argument("--zoom", type=int, default=zoom, help="every pixel becomes so many by so many, for tiny films")
+    output.add_argument("--zoom", type=int, default=zoom, help="enlarge every pixel so many times, for tiny videos")
     output.add_argument(
-        "--blocks-per-segment", type=int, default=4, help="blocks between two points that survive a crash"
+        "--blocks-per-segment", type=int, default=4, help="blocks after which the video on disk is safe from a crash"
     )
 
 
@@ -135,8 +135,8 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
     folder = parser.add_argument_group("going on", "the same command again goes on where it stopped, after any crash")
     folder.add_argument(
         "--folder",
-        help="the render's folder, with all it takes to resume, extend and retake. default: one beside the film, found "
-        "by the settings, removed when the film is finished",
+        help="the render's folder, with all it takes to resume, extend and retake; default: one beside the video, "
+        "found by the settings, removed when the video is finished",
     )
     folder.add_argument(
         "--render-mode",

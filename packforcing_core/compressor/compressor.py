@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import add
 from typing import Literal, get_args
 
 import torch
@@ -68,20 +70,20 @@ class Compressor:
                 f"The compressor ('{self.branches}') got no decoded frames of the block; its low-resolution branch "
                 "needs them. Connect the VAE, or choose branches 'high_res' with trained compressor weights."
             )
-        return low_res_latents(self.encode, video, shape, first_block)
+        return low_res_latents(_require_encode(self.encode, self.branches), video, shape, first_block)
 
 
 def fuse(model: CausalWan, high_res: HighRes | None, latents: Tensor, small: Tensor | None) -> Tensor:
     """The sum of the branches that are there as tokens [B, N_c, D] in the model's dtype: `high_res` of the block's
     latents [B, 16, T, h, w], and the model's patch embedding of its `small` latents [B, 16, g_t, 2 g_h, 2 g_w].
     """
-    grids = []
+    grids: list[Tensor] = []
     if small is not None:
         grids.append(model.patches(small).float())
     if high_res is not None:
         dtype = next(high_res.parameters()).dtype
         grids.append(high_res(latents.to(model.device, dtype)).float())
-    return rearrange(sum(grids).to(model.dtype), "b d t h w -> b (t h w) d")
+    return rearrange(reduce(add, grids).to(model.dtype), "b d t h w -> b (t h w) d")
 
 
 def _require_high_res(branch: HighRes | None, branches: Branches, dim: int) -> HighRes:

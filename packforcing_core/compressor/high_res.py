@@ -34,7 +34,7 @@ class HighRes(nn.Module):
     adaptive average pool brings that to the grid, which rounds down in space.
     """
 
-    def __init__(self, dim: int, ops: type[Ops] = TorchOps) -> None:
+    def __init__(self, dim: int, ops: Ops = TorchOps) -> None:
         super().__init__()
         self.dim = dim
         self.layers = nn.ModuleList(
@@ -71,7 +71,7 @@ def build_high_res(dim: int, seed: int = 0) -> HighRes:
     branch = build_on_meta(lambda: HighRes(dim)).to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
     for layer in branch.layers:
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
-        nn.init.zeros_(layer.bias)
-    nn.init.zeros_(branch.layers[-1].weight)
+        nn.init.kaiming_normal_(layer.get_parameter("weight"), nonlinearity="relu", generator=generator)
+        nn.init.zeros_(layer.get_parameter("bias"))
+    nn.init.zeros_(branch.layers[-1].get_parameter("weight"))
     return branch

@@ -110,7 +110,7 @@ def load_compressor(
     model_config: WanConfig,
     frames_per_block: int,
     *,
-    ops: type[Ops] = TorchOps,
+    ops: Ops = TorchOps,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     base: Mapping[str, Tensor] | None = None,

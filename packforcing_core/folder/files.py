@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor
 from ..checkpoint.files import open_tensors
 from ..errors import PackForcingError
 
-if os.name == "nt":
+if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
@@ -70,7 +71,7 @@ def _appearing(path: Path) -> Iterator[Path]:
 
 def _sync_folder(folder: Path) -> None:
     """Makes a new name last, where the file system can: some shares refuse, and the file is there all the same."""
-    if os.name == "nt":  # Windows has no such thing, and needs none.
+    if sys.platform == "win32":  # Windows has no such thing, and needs none.
         return
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
@@ -167,7 +168,7 @@ def locked(folder: Path) -> Iterator[None]:
 def _is_held(file: IO[bytes]) -> bool:
     """Tries to lock; whether somebody else has."""
     try:
-        if os.name == "nt":
+        if sys.platform == "win32":
             file.seek(0)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:

@@ -114,7 +114,7 @@ def _flat(manifest: Manifest) -> dict[str, Any]:
     settings = dict(manifest.settings)
     frames, fps = settings.get("frames_per_block"), settings.get("fps")
     length = manifest.blocks
-    own = {"blocks": length, "seed": manifest.takes[-1].seed}
+    own: dict[str, Any] = {"blocks": length, "seed": manifest.takes[-1].seed}
     if isinstance(frames, int) and isinstance(fps, int | float):
         own = {"seconds": round(pixel_frames(length * frames) / fps, 2), "seed": manifest.takes[-1].seed}
     return {**settings, **own}

@@ -84,7 +84,7 @@ def load_text(path: Path = TEXT) -> WordEncoder:
 
 
 def load_compressor(
-    *, ops: type[Ops] = TorchOps, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    *, ops: Ops = TorchOps, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> compressors.LoadedCompressor | None:
     """The trained compressor; None where the package ships none: then the memory works zero-shot."""
     if not COMPRESSOR.exists():

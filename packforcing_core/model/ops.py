@@ -7,23 +7,32 @@ always applies.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 
 class Ops(Protocol):
-    """Module classes with the signatures of `torch.nn`, and a cast for bare parameters."""
+    """Module classes with the signatures of `torch.nn`, and a cast for bare parameters.
 
-    Linear: type[nn.Module]
-    Conv2d: type[nn.Module]
-    Conv3d: type[nn.Module]
-    LayerNorm: type[nn.Module]
-    RMSNorm: type[nn.Module]
+    Properties, since they are only read: so a class that holds the modules' classes serves, and a module of them too.
+    """
 
-    @staticmethod
-    def cast(parameter: Tensor, like: Tensor) -> Tensor:
+    # The names are torch's.
+    @property
+    def Linear(self) -> Callable[..., nn.Module]: ...  # noqa: N802
+    @property
+    def Conv2d(self) -> Callable[..., nn.Module]: ...  # noqa: N802
+    @property
+    def Conv3d(self) -> Callable[..., nn.Module]: ...  # noqa: N802
+    @property
+    def LayerNorm(self) -> Callable[..., nn.Module]: ...  # noqa: N802
+    @property
+    def RMSNorm(self) -> Callable[..., nn.Module]: ...  # noqa: N802
+
+    def cast(self, parameter: Tensor, like: Tensor, /) -> Tensor:
         """`parameter` on the device and in the dtype of `like`."""
         ...
 
@@ -42,7 +51,10 @@ class TorchOps:
         return parameter.to(device=like.device, dtype=like.dtype)
 
 
-def build_on_meta(build):
+Built = TypeVar("Built")
+
+
+def build_on_meta(build: Callable[[], Built]) -> Built:
     """`build()` with every tensor on the meta device: shapes and names only, no memory."""
     with torch.device("meta"):
         return build()

@@ -17,7 +17,7 @@ from .ops import Ops
 class Attention(nn.Module):
     """Projections and the full-width query and key norms of one attention."""
 
-    def __init__(self, config: WanConfig, ops: type[Ops]):
+    def __init__(self, config: WanConfig, ops: Ops):
         super().__init__()
         dim = config.dim
         self.q = ops.Linear(dim, dim)
@@ -31,7 +31,7 @@ class Attention(nn.Module):
 class Layer(nn.Module):
     """One transformer layer (`blocks.N` in files): self-attention, cross-attention, feed-forward."""
 
-    def __init__(self, config: WanConfig, ops: type[Ops]):
+    def __init__(self, config: WanConfig, ops: Ops):
         super().__init__()
         dim = config.dim
         self.norm1 = ops.LayerNorm(dim, eps=config.eps, elementwise_affine=False)
@@ -48,7 +48,7 @@ class Layer(nn.Module):
 class Head(nn.Module):
     """The last norm and the projection back to latent patches."""
 
-    def __init__(self, config: WanConfig, ops: type[Ops]):
+    def __init__(self, config: WanConfig, ops: Ops):
         super().__init__()
         self.norm = ops.LayerNorm(config.dim, eps=config.eps, elementwise_affine=False)
         self.head = ops.Linear(config.dim, math.prod(config.patch_size) * config.out_dim)
@@ -58,7 +58,7 @@ class Head(nn.Module):
 class Wan(nn.Module):
     """All weights of the transformer, under the names of the official files."""
 
-    def __init__(self, config: WanConfig, ops: type[Ops]):
+    def __init__(self, config: WanConfig, ops: Ops):
         super().__init__()
         dim = config.dim
         self.patch_embedding = ops.Conv3d(config.in_dim, dim, kernel_size=config.patch_size, stride=config.patch_size)

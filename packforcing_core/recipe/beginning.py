@@ -65,7 +65,9 @@ def fitted(frames: np.ndarray, width: int, height: int) -> Tensor:
 
 def encoded(vae: WanVAE, frames: Iterable[np.ndarray], geometry: VideoGeometry) -> Tensor:
     """Frames uint8 [H, W, 3] -> latents [1, 16, T, h, w] in model space, float32 on the CPU; a few frames at a time."""
-    encoder, waiting, latents = StreamingEncoder(vae), [], []
+    encoder = StreamingEncoder(vae)
+    waiting: list[np.ndarray] = []
+    latents: list[Tensor] = []
 
     def push() -> None:
         latents.append(encoder.push(fitted(np.stack(waiting), geometry.width, geometry.height)).cpu())

@@ -25,6 +25,9 @@ FIRST_WORD = 2
 class WordEncoder(nn.Module):
     """Prompts to [B, text_len, dim]; zeros behind the last word. The tables are fixed, and part of the weights."""
 
+    words: Tensor
+    places: Tensor
+
     def __init__(self, vocabulary: Sequence[str], dim: int = 128, text_len: int = 24, seed: int = 0):
         super().__init__()
         self.vocabulary = tuple(vocabulary)

@@ -17,7 +17,7 @@ from .wan_vae import WanVAE
 
 def load_vae(
     source: str | Path | Mapping[str, Tensor],
-    ops: type[Ops] = TorchOps,
+    ops: Ops = TorchOps,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> WanVAE:

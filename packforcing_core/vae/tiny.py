@@ -28,7 +28,7 @@ WORKING_FRAMES = 4 * (1 + 1 + 2 + 1)
 class MemBlock(nn.Module):
     """Three convolutions over the current frame and the one before, added to the current."""
 
-    def __init__(self, width: int, ops: type[Ops]):
+    def __init__(self, width: int, ops: Ops):
         super().__init__()
         first = ops.Conv2d(2 * width, width, 3, padding=1)
         rest = (ops.Conv2d(width, width, 3, padding=1) for _ in range(2))
@@ -42,7 +42,7 @@ class MemBlock(nn.Module):
 class TimeGrow(nn.Module):
     """One frame [T, C, H, W] becomes `frames`: [frames T, C, H, W]."""
 
-    def __init__(self, width: int, frames: int, ops: type[Ops]):
+    def __init__(self, width: int, frames: int, ops: Ops):
         super().__init__()
         self.frames = frames
         self.conv = ops.Conv2d(width, frames * width, 1, bias=False)
@@ -62,7 +62,7 @@ class TinyVAE(nn.Module):
     (taew2_1).
     """
 
-    def __init__(self, widths: tuple[int, ...], raw_latents: bool, ops: type[Ops] = TorchOps):
+    def __init__(self, widths: tuple[int, ...], raw_latents: bool, ops: Ops = TorchOps):
         super().__init__()
         self.widths, self.raw_latents = widths, raw_latents
         layers = [SoftClamp(), ops.Conv2d(LATENT_CHANNELS, widths[0], 3, padding=1), nn.ReLU()]

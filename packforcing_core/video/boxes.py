@@ -97,7 +97,7 @@ def _file_boxes(file: BinaryIO, size: int) -> Iterator[_Box]:
         position = box.end
 
 
-def _boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[_Box]:
+def _boxes(data: bytes | bytearray, start: int = 0, end: int | None = None) -> Iterator[_Box]:
     end = len(data) if end is None else end
     while start < end:
         box = _parse_header(data[start : start + _LONG_HEADER], start)
@@ -107,7 +107,7 @@ def _boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[_Box
         start = box.end
 
 
-def _parse_header(header: bytes, start: int) -> _Box | None:
+def _parse_header(header: bytes | bytearray, start: int) -> _Box | None:
     if len(header) < _HEADER:
         return None
     size, kind = struct.unpack_from(">I4s", header)
@@ -125,7 +125,7 @@ def _read(file: BinaryIO, box: _Box) -> bytes:
     return file.read(box.end - box.start)
 
 
-def _inside(data: bytes, *path: bytes) -> Iterator[_Box]:
+def _inside(data: bytes | bytearray, *path: bytes) -> Iterator[_Box]:
     """The boxes at a path such as moof, traf, trun."""
     level = [box for box in _boxes(data) if box.kind == path[0]]
     for kind in path[1:]:

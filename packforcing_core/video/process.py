@@ -8,13 +8,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any
 
 from ..errors import PackForcingError
 
@@ -22,11 +23,11 @@ _LAST_WORDS = 12
 # What the oldest imageio-ffmpeg that is asked for brings. 4.2 loses frames and colours without a word.
 _OLDEST = (7, 0)
 # The child must not see the terminal's Ctrl-C: it would end the segment before the frames that are still to come.
-_DETACHED = (
-    {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
-    if os.name == "nt"
-    else {"start_new_session": True}
-)
+_DETACHED: dict[str, Any]
+if sys.platform == "win32":
+    _DETACHED = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
+else:
+    _DETACHED = {"start_new_session": True}
 
 
 class FfmpegError(PackForcingError):
@@ -38,7 +39,7 @@ def film_url(path: Path) -> str:
     return f"file:{path.absolute()}"
 
 
-def start_ffmpeg(arguments: Sequence[str], *, reads_stdin: bool = False) -> subprocess.Popen:
+def start_ffmpeg(arguments: Sequence[str], *, reads_stdin: bool = False) -> subprocess.Popen[bytes]:
     """Start ffmpeg with stdout and stderr piped (and stdin too if `reads_stdin`). Raises FfmpegError."""
     executable = _executable()
     try:
@@ -138,15 +139,33 @@ def failure(returncode: int | None, lines: Sequence[str]) -> str:
     return f"{ending} (exit status {returncode}); its last words: {words or 'none'}"
 
 
+def stdin_of(process: subprocess.Popen[bytes]) -> IO[bytes]:
+    """The pipe that `start_ffmpeg(reads_stdin=True)` has opened."""
+    assert process.stdin is not None
+    return process.stdin
+
+
+def stdout_of(process: subprocess.Popen[bytes]) -> IO[bytes]:
+    """The pipe that `start_ffmpeg` has opened."""
+    assert process.stdout is not None
+    return process.stdout
+
+
+def stderr_of(process: subprocess.Popen[bytes]) -> IO[bytes]:
+    """The pipe that `start_ffmpeg` has opened."""
+    assert process.stderr is not None
+    return process.stderr
+
+
 class LastWords:
     """Drains a process's stderr on a thread, so that it can never fill up, and keeps the end of it."""
 
-    def __init__(self, stderr: BinaryIO):
+    def __init__(self, stderr: IO[bytes]):
         self._lines: deque[str] = deque(maxlen=_LAST_WORDS)
         self._thread = threading.Thread(target=self._drain, args=(stderr,), daemon=True)
         self._thread.start()
 
-    def _drain(self, stderr: BinaryIO) -> None:
+    def _drain(self, stderr: IO[bytes]) -> None:
         with stderr:
             for line in stderr:
                 self._lines.append(line.decode("utf-8", "replace"))
@@ -165,26 +184,27 @@ class Encoder:
 
     def __init__(self, arguments: Sequence[str]):
         self._process = start_ffmpeg(arguments, reads_stdin=True)
-        self._words = LastWords(self._process.stderr)
+        self._stdin, self._stdout = stdin_of(self._process), stdout_of(self._process)
+        self._words = LastWords(stderr_of(self._process))
         self._output = io.BytesIO()
         self._reader = threading.Thread(target=self._collect, daemon=True)
         self._reader.start()
 
     def _collect(self) -> None:
-        with self._process.stdout as stdout:
+        with self._stdout as stdout:
             shutil.copyfileobj(stdout, self._output)
 
     def write(self, data: bytes | memoryview) -> None:
         """Feed raw bytes, blocking while the encoder is busy. Raises FfmpegError if it has died."""
         try:
-            self._process.stdin.write(data)
+            self._stdin.write(data)
         except OSError as error:  # a broken pipe, which Windows calls an invalid argument
             raise FfmpegError(self._end()) from error
 
     def close(self) -> bytes:
         """No more frames: wait for the rest and return everything. Raises FfmpegError if the encoder failed."""
         try:
-            self._process.stdin.close()
+            self._stdin.close()
         except OSError as error:
             raise FfmpegError(self._end()) from error
         message = self._end()
@@ -199,7 +219,7 @@ class Encoder:
 
     def _end(self) -> str:
         with suppress(OSError):  # the pipe broke before: the exit status below tells why
-            self._process.stdin.close()
+            self._stdin.close()
         lines = self._words.lines()
         self._reader.join()
         return failure(self._process.wait(), lines)

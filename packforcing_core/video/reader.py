@@ -14,7 +14,7 @@ from .boxes import FilmError
 from .images import is_image, read_image
 from .packets import Packets, input_arguments, read_packets
 from .plain import Plain, look
-from .process import LastWords, failure, start_ffmpeg
+from .process import LastWords, failure, start_ffmpeg, stderr_of, stdout_of
 
 _FPS_OF_AN_IMAGE = Fraction(25)
 
@@ -76,9 +76,9 @@ def _decoded(path: Path, plain: Plain) -> Iterator[np.ndarray]:
     size = plain.width * plain.height * 3
     output = ("-vf", plain.filters, "-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1")
     with start_ffmpeg([*input_arguments(path), "-fps_mode", "passthrough", *output]) as process:
-        words = LastWords(process.stderr)
+        stdout, words = stdout_of(process), LastWords(stderr_of(process))
         try:
-            while len(data := process.stdout.read(size)) == size:
+            while len(data := stdout.read(size)) == size:
                 yield np.frombuffer(data, np.uint8).reshape(plain.height, plain.width, 3)
         except BaseException:
             process.kill()

@@ -39,9 +39,9 @@ def stack_films(
 
 def _rows(films: Sequence[Path], captions: Sequence[np.ndarray] | None) -> Iterator[np.ndarray]:
     """Each moment of all films as one picture."""
-    shown: list[np.ndarray | None] = [None] * len(films)
+    shown: list[np.ndarray] = []
     for frames in zip_longest(*map(read_frames, films)):
-        shown = [old if new is None else new for old, new in zip(shown, frames, strict=True)]
+        shown = [old if new is None else new for old, new in zip(shown or frames, frames, strict=True)]
         if captions is None:
             yield np.concatenate(shown, axis=1)
         else:
