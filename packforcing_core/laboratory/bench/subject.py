@@ -181,7 +181,9 @@ class Stream:
 
     @torch.no_grad()
     def skip(self, blocks: int) -> None:
-        """Lets `blocks` blocks pass with random keys and values."""
+        """Lets `blocks` blocks pass with random keys and values; a decoder has then begun its video."""
+        if self.decoder and blocks > 0 and self.cache.next_block == 0:
+            self.decoder.push(self._latents)
         cache, shape = self.cache, self.cache.shape
         tokens = shape.tokens_per_frame * FRAMES_PER_BLOCK
         generator = torch.Generator(self.model.device).manual_seed(SEED)
