@@ -21,9 +21,9 @@ from ..packforcing_core.checkpoint.families import (
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.folder.content import Content
 from ..packforcing_core.folder.files import checked_name
-from ..packforcing_core.folder.fingerprint import fingerprint
 from ..packforcing_core.folder.folder import MODES, Mode, RenderFolder, open_render
 from ..packforcing_core.folder.manifest import Manifest
+from ..packforcing_core.folder.unnamed import open_unnamed
 from ..packforcing_core.geometry import MAX_FPS, MAX_SECONDS, MAX_SIDE, SIZE_MULTIPLE, VideoGeometry
 from ..packforcing_core.recipe.recipe import Recipe
 from ..packforcing_core.recipe.settings import Settings
@@ -199,15 +199,16 @@ def begun(settings: Settings, recipe: Recipe, start: StartFrom | None, vae) -> R
 def open_folder(
     render: str, mode: Mode, wanted: Manifest, content: Content, recipe: Recipe, retake_block: int
 ) -> RenderFolder:
-    """The render's folder below ComfyUI's output folder; one without a name is found by all that it is made of."""
+    """The render's folder below ComfyUI's output folder; one without a name is found by what decides its blocks."""
     if not render and mode in ("extend", "retake"):
         raise PackForcingError(
             f"To {mode} a render the sampler needs its name: write it into the widget `render_name` (the "
             "sampler shows the names of renders that got none)."
         )
-    name = render or f"auto-{fingerprint([dict(wanted.settings), wanted.blocks, vars(wanted.takes[0])])[:12]}"
-    root = Path(folder_paths.get_output_directory()) / OUTPUT_FOLDER
-    return open_render(root, name, mode, wanted, content, recipe.geometry.block_shape, retake_block)
+    root, shape = Path(folder_paths.get_output_directory()) / OUTPUT_FOLDER, recipe.geometry.block_shape
+    if not render:
+        return open_unnamed(root, "auto", mode, wanted, content, shape)
+    return open_render(root, render, mode, wanted, content, shape, retake_block)
 
 
 def _require_compressor_parts(model, vae, family: Family) -> None:
@@ -322,7 +323,8 @@ def _folder_inputs() -> list[io.Input]:
             optional=True,
             advanced=True,
             tooltip=f"Name of the render's folder in output/{OUTPUT_FOLDER}, which has all it takes to resume. Empty: "
-            "found by its settings, so queuing the same again resumes it, after a crash as well.",
+            "found by its settings, so queuing the same again resumes it, after a crash as well; a longer video begins "
+            "with what was rendered of a shorter one.",
         ),
         io.Float.Input(
             "retake_from",

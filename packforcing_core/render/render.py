@@ -19,7 +19,8 @@ from ..errors import PackForcingError
 from ..folder.content import Content
 from ..folder.fingerprint import fingerprint
 from ..folder.folder import Mode, RenderFolder, open_render
-from ..folder.manifest import Manifest, Setting
+from ..folder.manifest import Setting
+from ..folder.unnamed import open_unnamed
 from ..model.causal import CausalWan
 from ..recipe.plan import RenderPlan, plan_render
 from ..recipe.recipe import Recipe
@@ -121,8 +122,12 @@ def open_video(models: Models, settings: Settings, place: Place, recipe: Recipe,
     content = Content(script, settings.prompt, recipe.start.latents)
     wanted = wanted_manifest(recipe, models.identity(recipe), content, models.model.device)
     block = recipe.block_at(place.retake_from)
-    path = Path(place.folder or place.path.absolute().parent / f"packforcing-{unnamed(wanted)}").absolute()
-    folder = open_render(path.parent, path.name, place.mode, wanted, content, recipe.geometry.block_shape, block)
+    shape = recipe.geometry.block_shape
+    if place.folder is None:
+        folder = open_unnamed(place.path.absolute().parent, "packforcing", place.mode, wanted, content, shape)
+    else:
+        path = Path(place.folder).absolute()
+        folder = open_render(path.parent, path.name, place.mode, wanted, content, shape, block)
     g, model = recipe.geometry, models.model
     job = FilmJob(
         place.path,
@@ -135,11 +140,6 @@ def open_video(models: Models, settings: Settings, place: Place, recipe: Recipe,
     decoding = decode_bytes(models.vae.config, g.height, g.width, next(models.vae.parameters()).dtype)
     plan = plan_render(model.config, recipe, model.dtype, decoding)
     return Render(models, recipe.begun_with(folder.content.start), folder, job, plan, place.folder is not None)
-
-
-def unnamed(wanted: Manifest) -> str:
-    """What a render without a name is found by: all that it is made of."""
-    return fingerprint([dict(wanted.settings), wanted.blocks, vars(wanted.takes[0])])[:12]
 
 
 def render(

@@ -1,0 +1,82 @@
+"""Renders that got no name: found by what decides their blocks, so that a longer one begins with a shorter one's."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from ..geometry import pixel_frames
+from .blocks import Numbered, numbered_files
+from .content import Content, write_content
+from .files import FolderError, locked
+from .fingerprint import fingerprint
+from .folder import Mode, RenderFolder, open_render
+from .manifest import NAME, Manifest, difference
+
+
+def open_unnamed(
+    root: Path, prefix: str, mode: Mode, wanted: Manifest, content: Content, block_shape: tuple[int, ...]
+) -> RenderFolder:
+    """The folder PREFIX-KEY-BLOCKS below `root`; KEY is of all that decides the blocks, which their number does not.
+
+    Where there is none yet, mode resume begins it with the blocks that renders of other lengths have finished, as hard
+    links where the disk knows them; those renders stay as they are. Errors as of `open_render`.
+    """
+    key = fingerprint([dict(wanted.settings), vars(wanted.takes[0]), content.start], None)[:12]
+    path = root / f"{prefix}-{key}-{wanted.blocks}"
+    told = _begin(path, wanted, content) if mode == "resume" and not (path / NAME).exists() else ()
+    folder = open_render(root, path.name, mode, wanted, content, block_shape)
+    return replace(folder, notes=(*told, *folder.notes))
+
+
+def _begin(path: Path, wanted: Manifest, content: Content) -> tuple[str, ...]:
+    """Gives the new render the blocks of the sibling that has most of them, and tells so."""
+    siblings = list(_siblings(path, wanted))
+    if not siblings:
+        return ()
+    source, found, files = max(siblings, key=lambda sibling: len(sibling[2]))
+    try:
+        (path / "blocks").mkdir(parents=True, exist_ok=True)
+        with locked(path):
+            for file in files:
+                _share(file.path, path / "blocks" / file.path.name)
+            write_content(path, replace(found, blocks=wanted.blocks), content)
+    except OSError as error:
+        raise FolderError(f"The blocks of {source} cannot be used in {path}: {error}.") from error
+    fps, frames = (float(str(wanted.settings[name])) for name in ("fps", "frames_per_block"))
+    seconds = pixel_frames(len(files) * int(frames)) / fps
+    return (f"Note: the first {seconds:.1f} s were rendered already, as {source.name}, and are used here",)
+
+
+def _siblings(path: Path, wanted: Manifest) -> list[tuple[Path, Manifest, list[Numbered]]]:
+    """Renders of the same key: folder, manifest, and the files of the blocks from the first one on without a gap."""
+    siblings = []
+    stem = path.name.rpartition("-")[0]
+    for other in path.parent.glob(f"{stem}-*"):
+        if other == path or other.is_symlink() or not re.fullmatch(r"[0-9]+", other.name[len(stem) + 1 :]):
+            continue
+        try:
+            found = Manifest.read(other)
+        except FolderError:
+            continue
+        if len(found.takes) > 1 or difference(found, replace(wanted, blocks=found.blocks)):
+            continue
+        by_block = {file.block: file for file in numbered_files(other / "blocks") if file.take == 0}
+        files = [by_block[block] for block in range(min(found.blocks, wanted.blocks)) if block in by_block]
+        whole = [file for place, file in enumerate(files) if file.block == place and not file.path.is_symlink()]
+        if whole:
+            siblings.append((other, found, whole))
+    return siblings
+
+
+def _share(source: Path, target: Path) -> None:
+    """The same file under another name; a copy where the file system has no hard links."""
+    if target.exists():
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
