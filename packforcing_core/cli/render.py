@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from ..attention import BACKENDS, Capability, attention_named
+from ..cache.config import PackForcing
 from ..checkpoint.build import build_model
 from ..checkpoint.families import choice_warnings
 from ..checkpoint.load import FP8, PACKED, Checkpoint, inspect, read_checkpoint
@@ -65,7 +66,8 @@ def render_options(options: argparse.Namespace, console: Console) -> Path:
     place = shared.chosen_place(options)
     checkpoint = read_checkpoint(options.checkpoint)
     settings = shared.chosen_settings(options)
-    recipe = settings.recipe(checkpoint.family, trained_span(options.compressor) if options.compressor else None)
+    compresses = options.compressor and options.policy == PackForcing.name
+    recipe = settings.recipe(checkpoint.family, trained_span(options.compressor) if compresses else None)
     for warning in (*checkpoint.warnings, *choice_warnings(checkpoint.family, settings.family(checkpoint.family))):
         console.print(f"warning: {warning}", style="yellow")
     vae = load_vae(options.vae, device=device, dtype=dtype)
