@@ -23,13 +23,12 @@ class CollectLatents(io.ComfyNode):
             node_id="PackForcingCollectLatents",
             display_name="PackForcing Stream to Latent",
             category=CATEGORY,
-            description="Samples the whole stream into one LATENT for stock nodes (VAE Decode, Save Latent). For long "
-            "videos use the Streaming VAE Decode: a decoded two-minute IMAGE at 832x480 takes 9.2 GB.",
+            description="Samples the whole stream into one LATENT, for ComfyUI's own nodes (VAE Decode, Save "
+            "Latent). For long videos use Streaming VAE Decode: two minutes at 832x480, decoded to "
+            "an IMAGE, take 9.2 GB.",
             search_aliases=["collect latents"],
             inputs=[StreamSocket.Input("stream", tooltip="From the PackForcing Sampler.")],
-            outputs=[
-                io.Latent.Output(tooltip="All latent frames of the video, un-normalised, as stock nodes expect them.")
-            ],
+            outputs=[io.Latent.Output(tooltip="All latent frames of the video, in ComfyUI's latent scale.")],
             hidden=[io.Hidden.unique_id],
         )
 

@@ -34,8 +34,8 @@ class StreamingVAEDecode(io.ComfyNode):
             node_id="PackForcingStreamingVAEDecode",
             display_name="PackForcing Streaming VAE Decode (saves video)",
             category=CATEGORY,
-            description="Decodes each block while the next one is sampled, into an mp4 that plays while it grows. "
-            "Run again with another codec or quality: the latents are re-used, nothing is sampled twice.",
+            description="Decodes each block while the next one is sampled, and saves an mp4 that plays while it "
+            "grows. With another codec or quality the latents are reused: nothing is sampled twice.",
             search_aliases=["save long video", "stream decode", "video to disk"],
             inputs=[
                 StreamSocket.Input("stream", tooltip="From the PackForcing Sampler. It is sampled by this node."),
@@ -52,15 +52,15 @@ class StreamingVAEDecode(io.ComfyNode):
                 *_encoder_inputs(),
             ],
             outputs=[
-                io.Video.Output(tooltip="The film, read from its file when it is needed."),
+                io.Video.Output(tooltip="The video, read from its file when it is needed."),
                 io.Image.Output(
                     display_name="last_frames",
                     tooltip="The end of the video, 1 frame unless last_frames says more.",
                 ),
                 io.Image.Output(
                     display_name="telemetry",
-                    tooltip="The render as a picture: seconds and memory of each block, drift of colour and contrast, "
-                    "and which past blocks were looked at when. For Preview Image or Save Image.",
+                    tooltip="Charts of the render: seconds and memory per block, drift of colour and contrast, and "
+                    "which past blocks each block attended to. For Preview Image or Save Image.",
                 ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -116,8 +116,8 @@ def _encoder_inputs() -> list[io.Input]:
             default=4,
             min=1,
             max=1000,
-            tooltip="Every so many blocks the film on disk is safe: a crash loses at most this much of it. "
-            "Smaller segments make the file a little larger.",
+            tooltip="After this many blocks the video on disk is safe: a crash loses at most this much of "
+            "it. Smaller segments make the file a little larger.",
             advanced=True,
         ),
         io.Int.Input(

@@ -21,31 +21,34 @@ class DemoModels(io.ComfyNode):
             node_id="PackForcingDemoModels",
             display_name="PackForcing Demo Models",
             category=CATEGORY,
-            description="A miniature Wan2.1 that comes with the pack, on the stock sockets: coloured shapes that move, "
-            "at 128x64 pixels, in minutes of video on any CPU. To try every node with nothing to download.",
+            description="A miniature Wan2.1 that comes with the pack, on ComfyUI's own sockets. It generates "
+            "minutes of moving coloured shapes at 128x64 pixels on any CPU, so every node can be "
+            "tried without model files.",
             search_aliases=["miniature", "tiny wan", "little world", "example models", "no download"],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
                     options=[NAME],
                     default=NAME,
-                    tooltip="The miniature of the little world. It knows 128x64 pixels, blocks of 4 latent frames, and "
-                    "the words that the node lists.",
+                    tooltip="The miniature of the toy world. It supports only 128x64 pixels, blocks of 4 latent "
+                    "frames, and the words that the node lists.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
                     options=["default", "bf16", "fp32"],
                     default="default",
-                    tooltip="Weights of the transformer in memory. default: what ComfyUI picks for your machine.",
+                    tooltip="Precision of the transformer's weights. default: ComfyUI's choice for your machine.",
                     advanced=True,
                 ),
             ],
             outputs=[
-                io.Model.Output(tooltip="A stock MODEL, with the trained compressor where the pack brings one."),
-                io.Clip.Output(
-                    tooltip="For CLIP Text Encode and Timed Prompts. It knows the words that the node lists."
+                io.Model.Output(
+                    tooltip="An ordinary ComfyUI MODEL, with the trained compressor if the pack includes one."
                 ),
-                io.Vae.Output(tooltip="A stock VAE: the Wan2.1 VAE with narrower layers."),
+                io.Clip.Output(
+                    tooltip="For CLIP Text Encode and Timed Prompts. It knows only the words that the node lists."
+                ),
+                io.Vae.Output(tooltip="An ordinary ComfyUI VAE: the Wan2.1 VAE with narrower layers."),
             ],
             hidden=[io.Hidden.unique_id],
         )

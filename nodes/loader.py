@@ -56,8 +56,9 @@ class ModelLoader(io.ComfyNode):
             node_id="PackForcingModelLoader",
             display_name="PackForcing Model Loader",
             category=CATEGORY,
-            description="Loads a Wan2.1 checkpoint made for block-by-block video (Self-Forcing, Causal-Forcing, "
-            "LongLive, CausVid, Krea Realtime ...) in any of its file layouts, as a stock MODEL: stock LoRA nodes fit.",
+            description="Loads an autoregressive (block-by-block) Wan2.1 checkpoint (Self-Forcing, "
+            "Causal-Forcing, LongLive, CausVid, Krea Realtime ...), in any of its file layouts, as "
+            "an ordinary ComfyUI MODEL. LoRA nodes go after it.",
             search_aliases=["self-forcing", "causal forcing", "longlive", "autoregressive video", "load wan causal"],
             inputs=[
                 io.Combo.Input(
@@ -69,8 +70,8 @@ class ModelLoader(io.ComfyNode):
                     "weight_dtype",
                     options=list(DTYPES),
                     default="default",
-                    tooltip="Weights in memory. default: what ComfyUI picks for your GPU (bf16 on most). fp8_e4m3fn "
-                    "halves the memory again at some loss.",
+                    tooltip="Precision of the weights. default: ComfyUI's choice for your GPU (bf16 on most). "
+                    "fp8_e4m3fn takes half the VRAM of bf16, at some loss.",
                     advanced=True,
                 ),
                 io.Combo.Input(
@@ -85,12 +86,14 @@ class ModelLoader(io.ComfyNode):
                     options=[NO_COMPRESSOR, *folder_paths.get_filename_list(COMPRESSOR_FOLDER)],
                     default=NO_COMPRESSOR,
                     optional=True,
-                    tooltip=f"Trained compressor weights in models/{COMPRESSOR_FOLDER}, for the PackForcing memory. "
-                    "none: the memory works zero-shot, with any checkpoint.",
+                    tooltip=f"Trained compressor weights in models/{COMPRESSOR_FOLDER}, for the PackForcing policy. "
+                    "none: zero-shot, with any checkpoint.",
                     advanced=True,
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="A stock MODEL: LoRA, fp8 and attention nodes fit behind it.")],
+            outputs=[
+                io.Model.Output(tooltip="An ordinary ComfyUI MODEL: LoRA and attention nodes go after the loader.")
+            ],
             hidden=[io.Hidden.unique_id],
         )
 

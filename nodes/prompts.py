@@ -26,7 +26,8 @@ def _blend_input() -> io.Input:
         min=0.0,
         max=60.0,
         step=0.1,
-        tooltip="How long the text goes over into the new one, rounded to blocks (0.75 s for blocks of 3). 0: at once.",
+        tooltip="Cross-fade from the previous prompt, in seconds, rounded to blocks (0.75 s for blocks "
+        "of 3). 0: switch at once.",
     )
 
 
@@ -34,8 +35,9 @@ def _recache_input() -> io.Input:
     return io.Boolean.Input(
         "recache",
         default=False,
-        tooltip="Commit the blocks in view again under the new prompt, as LongLive does: the picture follows the new "
-        "prompt sooner, and each change costs a model call a block in view. Off: the change is softer.",
+        tooltip="Recompute the KV cache of the visible blocks with the new prompt (LongLive's KV "
+        "recache). The change shows sooner; costs one extra forward pass per visible block. Off: "
+        "the change is softer.",
     )
 
 
@@ -46,8 +48,8 @@ class TimedPrompts(io.ComfyNode):
             node_id="PackForcingTimedPrompts",
             display_name="PackForcing Timed Prompts",
             category=CATEGORY,
-            description="Prompts that change over time, from one text: [0s] first prompt [12.5s] second prompt. The "
-            "sampler moves each time to the nearest block and shows where it came to lie.",
+            description="Prompts that change over time, from one text: [0s] first prompt [12.5s] second prompt. "
+            "The sampler moves each time to the nearest block and shows the times that result.",
             search_aliases=["prompt schedule", "prompt travel", "timeline", "multi prompt", "storyboard"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The umT5-XXL text encoder."),
@@ -63,8 +65,8 @@ class TimedPrompts(io.ComfyNode):
                     "prefix",
                     default="",
                     multiline=True,
-                    tooltip="Put in front of every prompt: the subject and the style that stay. A model of this kind "
-                    "remembers pictures, not words: name the subject in every prompt.",
+                    tooltip="Put before every prompt: the subject and the style that stay. The KV cache holds "
+                    "images, not words: name the subject in every prompt.",
                 ),
                 _blend_input(),
                 _recache_input(),
@@ -103,21 +105,30 @@ class PromptAt(io.ComfyNode):
             node_id="PackForcingPromptAt",
             display_name="PackForcing Timed Prompt (Chain)",
             category=CATEGORY,
-            description="Puts a prompt at a time of the film, behind the prompts before it: any node that encodes text "
-            "can be used, one for each prompt.",
+            description="Adds a prompt at a time of the video, after the prompts before it. Any node that "
+            "encodes text can be used, one per prompt.",
             search_aliases=["prompt schedule", "prompt travel", "combine prompts over time"],
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="The prompt, from CLIP Text Encode."),
                 io.Conditioning.Input(
-                    "previous", optional=True, tooltip="The prompts before this one. Open: this is the first, at 0 s."
+                    "previous",
+                    optional=True,
+                    tooltip="The prompts before this one. If not connected, this is the first, at 0 s.",
                 ),
                 io.Float.Input(
-                    "seconds", default=0.0, min=0.0, max=LATEST_SECONDS, step=0.1, tooltip="Of the film. The first: 0."
+                    "seconds",
+                    default=0.0,
+                    min=0.0,
+                    max=LATEST_SECONDS,
+                    step=0.1,
+                    tooltip="Time in the video. The first prompt: 0.",
                 ),
                 _blend_input(),
                 _recache_input(),
             ],
-            outputs=[io.Conditioning.Output(tooltip="All prompts so far, for the sampler or the next one of these.")],
+            outputs=[
+                io.Conditioning.Output(tooltip="All prompts so far, for the sampler or the next Timed Prompt (Chain).")
+            ],
         )
 
     @classmethod

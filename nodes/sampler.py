@@ -49,12 +49,13 @@ class Sampler(io.ComfyNode):
             node_id="PackForcingSampler",
             display_name="PackForcing Sampler",
             category=CATEGORY,
-            description="Samples a video block by block in constant memory. Its output is lazy: sampling happens in "
-            "the node that consumes the stream, so a video of any length goes straight to disk.",
+            description="Generates a video autoregressively, block by block, in VRAM that does not grow with its "
+            "length. The output is a stream: the node that consumes it does the sampling, so a video "
+            "of any length goes straight to disk.",
             search_aliases=["long video", "self-forcing sampler", "autoregressive sampler", "causal sampler"],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="A Wan2.1 T2V model made for block-by-block video, with or without LoRA."
+                    "model", tooltip="An autoregressive (block-by-block) Wan2.1 T2V model, with or without LoRA."
                 ),
                 io.Conditioning.Input(
                     "positive",
@@ -267,8 +268,8 @@ def _length_and_size() -> list[io.Input]:
             min=0.1,
             max=MAX_SECONDS,
             step=0.1,
-            tooltip="Length of the video, rounded to whole blocks (12 frames each for most checkpoints). Time grows "
-            "with it; with a bounded memory, bytes do not.",
+            tooltip="Length of the video, rounded to whole blocks (12 frames each for most checkpoints). "
+            "Time grows with it; VRAM does not, unless the policy keeps the full history.",
         ),
         io.Int.Input(
             "width",
@@ -360,8 +361,9 @@ def _preset_and_overrides() -> list[io.Input]:
         io.String.Input(
             "timesteps",
             default="",
-            tooltip="Timesteps from noise (1000) to clean, for example 1000, 750, 500, 250: each is one model call per "
-            "block. Empty takes the preset's, which the checkpoint was distilled for.",
+            tooltip="Timesteps from noise (1000) to clean, for example 1000, 750, 500, 250: each is one "
+            "forward pass per block. Empty takes the preset's, which the checkpoint was distilled "
+            "for.",
             advanced=True,
         ),
         io.Float.Input(

@@ -28,8 +28,8 @@ class StackVideos(io.ComfyNode):
             node_id="PackForcingStackVideos",
             display_name="PackForcing Stack Videos",
             category=CATEGORY,
-            description="Writes videos side by side as one, each under its caption, frame by frame from their files. "
-            "For comparing memories, seeds or LoRAs on the same prompt.",
+            description="Writes videos side by side as one, each under its caption, frame by frame from their "
+            "files. For comparing KV cache policies, seeds or LoRAs on the same prompt.",
             search_aliases=["compare videos", "side by side", "hstack"],
             inputs=[
                 io.Video.Input("video_1", tooltip="The leftmost. All must have the same height and frame rate."),
@@ -39,7 +39,10 @@ class StackVideos(io.ComfyNode):
                     for number in range(3, MOST + 1)
                 ),
                 io.String.Input(
-                    "captions", default="", multiline=True, tooltip="One line a video, left to right. Empty: none."
+                    "captions",
+                    default="",
+                    multiline=True,
+                    tooltip="One line per video, left to right. Empty: no captions.",
                 ),
                 io.String.Input(
                     "filename_prefix",
@@ -53,7 +56,7 @@ class StackVideos(io.ComfyNode):
                     tooltip="; ".join(f"{name}: {codec.about}" for name, codec in CODECS.items()),
                 ),
             ],
-            outputs=[io.Video.Output(tooltip="The film, read from its file when it is needed.")],
+            outputs=[io.Video.Output(tooltip="The video, read from its file when it is needed.")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )

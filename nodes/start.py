@@ -105,21 +105,21 @@ class StartFromNode(io.ComfyNode):
             node_id="PackForcingStartFrom",
             display_name="PackForcing Start Image / Video",
             category=CATEGORY,
-            description="Where a film begins: from a picture (image to video), from the end of a film or a LATENT "
-            "(continuation), or over a film that is painted anew (video to video). Connect one of the three. "
-            "Checkpoints that make blocks of 3 or 4 latent frames take a picture as a block that stands still (0.6 to "
-            "0.8 s at 16 FPS) and move on from there; frame-wise ones take it as their first frame. None of these "
-            "text-to-video checkpoints was trained on given pictures: the closer to what they make, the better.",
+            description="What the video begins with: an image (image to video), the end of a video or LATENT "
+            "(continue), or a video to regenerate (video to video). Connect one of the three. Checkpoints with "
+            "blocks of 3 or 4 latent frames show an image as one block that stands still (0.6 to 0.8 s at 16 fps); "
+            "frame-wise ones take it as their first frame. None of these text-to-video checkpoints was trained on "
+            "given images: the closer an image is to what they generate, the better.",
             search_aliases=["image to video", "i2v", "continue video", "extend video", "video to video", "start image"],
             inputs=[
                 io.Image.Input(
                     "start_image",
                     optional=True,
-                    tooltip="One picture, or several as a clip at the sampler's fps. Scaled to cover the size, the "
-                    "middle is used.",
+                    tooltip="One image, or several as a clip at the sampler's fps. Scaled to cover the size and "
+                    "cropped to the middle.",
                 ),
                 io.Video.Input(
-                    "video", optional=True, tooltip="A film. Another frame rate is adapted, another size cut to fit."
+                    "video", optional=True, tooltip="A video. Frame rate and size are adapted, the size by cropping."
                 ),
                 io.Latent.Input(
                     "latent", optional=True, tooltip="A Wan LATENT of the sampler's size, from Stream to Latent."
@@ -128,8 +128,8 @@ class StartFromNode(io.ComfyNode):
                     "mode",
                     options=[CONTINUE, REPAINT],
                     default=CONTINUE,
-                    tooltip="continue: the video goes on from the end of what is given. video to video: the given "
-                    "video is made again from partial noise.",
+                    tooltip="continue: the given part goes to the KV cache as it is, and the video continues from "
+                    "its end. video to video: the given video is regenerated from partial noise.",
                 ),
                 io.Float.Input(
                     "seconds",
@@ -137,8 +137,8 @@ class StartFromNode(io.ComfyNode):
                     min=0.05,
                     max=600.0,
                     step=0.05,
-                    tooltip="For continue: how much of the end is given to the model, rounded to blocks. More than the "
-                    "memory holds is of no use (5 s with a window of 21).",
+                    tooltip="For continue: how many seconds of the end are given to the model, rounded to blocks. "
+                    "More than the KV cache holds has no effect (5 s with a window of 21).",
                 ),
                 io.Float.Input(
                     "denoise",
@@ -153,8 +153,8 @@ class StartFromNode(io.ComfyNode):
                     "show_source",
                     options=[AUTO, KEEP, LEAVE_OUT],
                     default=AUTO,
-                    tooltip="For continue: whether the video shows what was given. auto: a start image yes, the end "
-                    "of a video no. Hidden, `seconds` of the sampler counts what is new.",
+                    tooltip="For continue: whether the video shows what was given. auto: show a start image, hide "
+                    "the end of a source video. If hidden, the sampler's `seconds` count only what is new.",
                 ),
             ],
             outputs=[StartSocket.Output(display_name="start", tooltip="For the sampler's start.")],

@@ -204,7 +204,7 @@ def test_while_it_renders_the_panel_follows_and_the_preview_moves(
     print(tmp_path, during, f"| {frames_per_block:.1f} previews a block | changed {changed}")
     assert entry["status"]["status_str"] == "success"
     assert any(f"block {number} / 5" in during for number in (4, 5))
-    assert "most looked-at blocks: 2" in during
+    assert "most selected blocks: 2" in during
     assert frames_per_block > 2
     assert running, "the preview moved while the film was made"
     assert len(changed) >= 2
