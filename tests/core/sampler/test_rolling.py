@@ -294,5 +294,6 @@ def test_the_families_that_roll_do():
     assert {name: denoising.window_blocks for name, denoising in rolling.items()} == {
         "rolling-forcing": 5,
         "causal-forcing-long": 4,
+        "wave-forcing": 5,
     }
     assert Denoising.of_family(FAMILIES["self-forcing"]).window_blocks == 1
