@@ -25,6 +25,7 @@ from packforcing_core.cache.config import (
 from packforcing_core.cache.eight_bits import TokenRows, quantise
 from packforcing_core.cache.layer_kv import KVShape
 from packforcing_core.errors import PackForcingError
+from packforcing_core.folder.content import Content
 from packforcing_core.geometry import VideoGeometry
 from packforcing_core.recipe.recipe import Recipe
 from packforcing_core.render.recording import wanted_manifest
@@ -33,6 +34,7 @@ from packforcing_core.sampler.denoising import BlockDone, Denoising, frame_times
 from packforcing_core.sampler.noise import seeded_noise
 from packforcing_core.sampler.rollout import Twins, commit_block, commit_due_twin, rollout
 from packforcing_core.sampler.schedule import Schedule
+from packforcing_core.text.script import Script
 from tests.exactness import DEEP, SHALLOW, STEP, steps_off
 from tests.kept import kept
 from tests.reference.memory import DeepForcingOracle, PackForcingOracle, rounded
@@ -53,6 +55,7 @@ FRAMES = 3
 ROLLING = Denoising(Schedule.warped((1000.0, 750.0, 500.0), 5.0), rolling=True)
 NOTHING = ("nothing",)
 """Names no part, so that all is kept as it is, in the layout of a past in 8 bits."""
+CONTENT = Content(Script.of(torch.zeros(1, 2, 3)))
 BANK = PackForcing(sink_frames=3, recent_frames=6, top_k_blocks=2, bank_blocks=3)
 STILL = PackForcing(sink_frames=3, recent_frames=3, top_k_blocks=2, bank_blocks=4)  # Recent frames never move.
 PRUNED = DeepForcing(sink_frames=3, recent_frames=4, budget_frames=8, window_frames=12)
@@ -273,18 +276,16 @@ def test_parts_that_a_policy_does_not_have_are_refused():
 def test_a_render_goes_on_only_with_the_precision_that_it_began_with():
     def settings(kv_int8: str) -> dict:
         recipe = Recipe(VideoGeometry(64, 32, 16.0, FRAMES, 10), replace(BANK, kv_int8=kv_int8), DENOISING, 0)
-        return wanted_manifest(recipe, {}, torch.zeros(1, 2, 3), torch.device("cpu")).settings
+        return wanted_manifest(recipe, {}, CONTENT, torch.device("cpu")).settings
 
     plain, packed = settings("none"), settings("all")
-    assert packed == {**plain, "policy kv_int8": "all"}  # Renders from before there was a choice go on, too.
-    assert "policy kv_int8" not in plain
+    assert packed == {**plain, "policy kv_int8": "all"} != plain
 
 
 def test_a_render_goes_on_only_with_the_gap_that_it_began_with():
     def settings(gap: int) -> dict:
         recipe = Recipe(VideoGeometry(64, 32, 16.0, FRAMES, 10), replace(BANK, sink_gap=gap), DENOISING, 0)
-        return wanted_manifest(recipe, {}, torch.zeros(1, 2, 3), torch.device("cpu")).settings
+        return wanted_manifest(recipe, {}, CONTENT, torch.device("cpu")).settings
 
     closed, left_open = settings(0), settings(12)
-    assert left_open == {**closed, "policy sink_gap": 12}
-    assert "policy sink_gap" not in closed  # Renders from before there was a choice go on, too.
+    assert left_open == {**closed, "policy sink_gap": 12} != closed

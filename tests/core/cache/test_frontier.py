@@ -120,8 +120,7 @@ def test_memory_is_flat_at_the_planned_bytes_over_1000_blocks(policy):
 @pytest.mark.parametrize("finished", [2, 5, 9])
 def test_a_render_that_goes_on_is_the_one_that_never_stopped(policy, finished):
     whole = render_blocks(policy, 12)
-    known = [b.latents for b in whole[:finished]]
-    rest = render_blocks(policy, 12, known=known, selections=[b.selection for b in whole[:finished]])
+    rest = render_blocks(policy, 12, known=whole[:finished])
     for a, b in zip(whole[finished:], rest[-(12 - finished) :], strict=True):
         assert torch.equal(a.latents, b.latents)
         assert a.selection == b.selection
@@ -265,8 +264,8 @@ def test_the_future_selector_asks_with_the_mean_of_all_queries(frames_per_block)
         model.flow(latents, frame_timesteps(0.0, latents), text, clean)
         asked.append(rope(clean.q, spatial))
         commit_block(model, text, cache, view.history, latents, 0.0)
-        waiting[block] = latents, None
-        commit_due_twin(model, text, cache, compressor, waiting)
+        waiting[block] = compressor.tokens(latents, None, block == 0)
+        commit_due_twin(model, text, cache, waiting)
     assert chosen >= 10
 
 
@@ -278,6 +277,5 @@ def test_a_rolling_rollout_is_refused_with_the_remedy(policy):
 
 def test_recorded_choices_that_do_not_fit_are_refused():
     made = render_blocks(TetherCache(2, 3, 4), 6)
-    known, selections = [b.latents for b in made], [b.selection for b in made]
     with pytest.raises(PackForcingError, match="does not fit a memory of 5"):
-        render_blocks(TetherCache(1, 3, 5), 7, known=known, selections=selections)
+        render_blocks(TetherCache(1, 3, 5), 7, known=made)
