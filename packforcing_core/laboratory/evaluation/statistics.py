@@ -8,13 +8,13 @@ interval has the level 1 - (1 - level) / K, so that all of them together hold at
 of the sign-flip test are corrected after Holm, which rejects at least as much.
 
 A bootstrap of values that are all alike has no width, which says nothing of those that were not seen. So the interval
-of values that are 0 or 1 is exact (Clopper and Pearson, 1934), and differences of such that are all alike have one that
-holds what was not seen in as many draws.
+of values that are 0 or 1 is exact (Clopper and Pearson, 1934), and differences of values from 0 to 1 that are all alike
+have one that holds what was not seen in as many draws.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -67,7 +67,8 @@ def mean_intervals(
     columns: np.ndarray, rng: np.random.Generator, level: float = 0.95, resamples: int = RESAMPLES
 ) -> list[Interval]:
     """The intervals of each column of values [S, K], each on its own: nothing is corrected for their number."""
-    return _intervals(columns, rng, level, level, resamples, exact=True)
+    exact = [_share_bounds if _yes_or_no(column) else None for column in columns.T]
+    return _intervals(columns, rng, level, level, resamples, exact)
 
 
 def compare(
@@ -94,7 +95,11 @@ def compare(
             )
     differences = np.stack(rows, 1) - base[:, None]
     each = 1 - (1 - level) / len(rows)
-    intervals = _intervals(differences, rng, each, level, resamples)
+    shares = [bool(((row >= 0) & (row <= 1) & (base >= 0) & (base <= 1)).all()) for row in rows]
+    alike = [
+        _alike_bounds if share and np.ptp(row - base) == 0 else None for share, row in zip(shares, rows, strict=True)
+    ]
+    intervals = _intervals(differences, rng, each, level, resamples, alike)
     p = _holm(_sign_flips(differences, rng, resamples))
     return [Comparison(*found) for found in zip(others, intervals, p, strict=True)]
 
@@ -106,25 +111,41 @@ def _checked(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
     return found
 
 
+def _yes_or_no(values: np.ndarray) -> bool:
+    return bool(np.isin(values, (0.0, 1.0)).all())
+
+
 def _intervals(
-    columns: np.ndarray, rng: np.random.Generator, each: float, level: float, resamples: int, exact: bool = False
+    columns: np.ndarray,
+    rng: np.random.Generator,
+    each: float,
+    level: float,
+    resamples: int,
+    exact: Sequence[Callable[[np.ndarray, float], tuple[float, float]] | None],
 ) -> list[Interval]:
-    """Intervals at the level `each` of the means of columns [S, K], labelled with `level`; `exact` where they are of 0
-    and 1.
+    """Intervals at the level `each` of the means of columns [S, K], labelled with `level`. `exact` [K] has the bounds
+    of a column at a level where they are not the bootstrap's.
     """
     seeds = len(columns)
     tail = _expanded_tail(each, seeds)
     means = np.concatenate([weights @ columns for weights in _resampled(seeds, resamples, rng)])
     low, high = np.quantile(means, [tail, 1 - tail], axis=0)
     found = []
-    for column, mean, least, most in zip(columns.T, columns.mean(0), low, high, strict=True):
-        if exact and np.isin(column, (0.0, 1.0)).all():
-            least, most = exact_bounds(int(column.sum()), seeds, each)
-        elif np.ptp(column) == 0 and mean in (-1.0, 0.0, 1.0):
-            unseen = 1 - ((1 - each) / 2) ** (1 / seeds)
-            least, most = mean - unseen * (1 + mean), mean + unseen * (1 - mean)
-        found.append(Interval(float(mean), float(least), float(most), level, seeds))
+    for column, least, most, bounds in zip(columns.T, low, high, exact, strict=True):
+        if bounds is not None:
+            least, most = bounds(column, each)
+        found.append(Interval(float(column.mean()), float(least), float(most), level, seeds))
     return found
+
+
+def _share_bounds(column: np.ndarray, level: float) -> tuple[float, float]:
+    return exact_bounds(int(column.sum()), len(column), level)
+
+
+def _alike_bounds(column: np.ndarray, level: float) -> tuple[float, float]:
+    """Of differences of shares that are all alike: what was not seen in as many draws may be the opposite."""
+    mean, unseen = float(column.mean()), 1 - ((1 - level) / 2) ** (1 / len(column))
+    return mean - unseen * (1 + mean), mean + unseen * (1 - mean)
 
 
 def exact_bounds(hits: int, count: int, level: float = 0.95) -> tuple[float, float]:

@@ -122,7 +122,7 @@ def test_p_is_that_of_scipys_permutation_test(seeds: int):
 
 
 def test_rows_that_are_the_same_differ_by_nothing():
-    (found,) = compare([0.5, 1.0, 1.0], {"same": [0.5, 1.0, 1.0]}, np.random.default_rng(0))
+    (found,) = compare([0.5, 3.0, 1.0], {"same": [0.5, 3.0, 1.0]}, np.random.default_rng(0))  # no shares of 1
     assert (found.difference.low, found.difference.high, found.p) == (0.0, 0.0, 1.0)
     assert not found.decided
 
