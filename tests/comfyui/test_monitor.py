@@ -235,8 +235,9 @@ def test_under_the_policy_of_a_server_without_api_nodes(comfy: ComfyServer, fron
 def test_a_run_that_makes_nothing_new_shows_its_video(comfy: ComfyServer, front_end: FrontEnd, files: Files):
     """All of it is in the server's cache: it only says what was made, to a page that has never seen it."""
     graph, node = small_video(files, 1.5, 561)
-    video = film_of(comfy, comfy.client.run(graph.prompt), node)
     show(front_end, graph)
+    drawn = front_end.page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    video = film_of(comfy, comfy.client.run(drawn), node)
     front_end.run()
     wait_for(front_end, FINISHED, video.name)
     print(seen(front_end)["said"])
