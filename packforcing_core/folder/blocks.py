@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -49,6 +50,7 @@ class BlockStore:
         self.folder, self.shape = folder, shape
         self.damaged: list[Numbered] = []
         self._sound: dict[tuple[int, int], bool] = {}
+        self._waiting: dict[tuple[int, int], BlockDone] = {}
         folder.mkdir(parents=True, exist_ok=True)
         remove_unfinished(folder)
 
@@ -73,15 +75,23 @@ class BlockStore:
         """Whether the block is there with its compressed tokens."""
         return self._sound.get((block, take), False)
 
+    def expect(self, done: BlockDone, take: int) -> None:
+        """Holds a block that another thread is about to save: until then `load` gives this one."""
+        self._waiting[done.block, take] = done
+
     def save(self, done: BlockDone, take: int, manifest: Manifest) -> None:
         tensors = {"latents": done.latents, **_packed(done.selection)}
         tensors |= {name: tensor for name in _OPTIONAL if (tensor := getattr(done, name)) is not None}
         plain = {"block": done.block, "take": take, **manifest.key(take)}
         write_tensors(self.folder / file_name(done.block, take), tensors, plain)
         self._sound[done.block, take] = done.tokens is not None
+        self._waiting.pop((done.block, take), None)
 
     def load(self, block: int, take: int, manifest: Manifest) -> BlockDone:
         """The block. FolderError where its file is damaged, or of another block or render."""
+        waiting = self._waiting.get((block, take))
+        if waiting is not None:
+            return replace(waiting, reused=True)
         path = self.folder / file_name(block, take)
         tensors, plain = read_tensors(path)
         latents = tensors.get("latents")

@@ -103,7 +103,9 @@ class Recording:
             return
         seconds, self._since = time.monotonic() - self._since, time.monotonic()
         line = {"seconds": round(seconds, 4), **memory(), "selected": _selected(done)}
-        self._disk.put(partial(self._write, replace(done, video=None), take, line))
+        kept = replace(done, video=None)
+        self._folder.blocks.expect(kept, take)
+        self._disk.put(partial(self._write, kept, take, line))
 
     def _write(self, done: BlockDone, take: int, line: Mapping[str, object]) -> None:
         self._folder.blocks.save(done, take, self._manifest)

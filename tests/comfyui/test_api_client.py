@@ -112,7 +112,14 @@ def test_a_job_that_goes_away_ends_the_client(comfy: ComfyServer, tmp_path: Path
     own = {"1": {"class_type": "PackForcingTestCount", "inputs": {**COUNTING, "pause": 0.03}}}
     file.write_text(json.dumps(own), encoding="utf-8")
     command = [sys.executable, str(WORKFLOWS / "api" / "render.py"), str(file), "--server", f"127.0.0.1:{comfy.port}"]
-    client = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
+    client = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        # What a shell starts in its background ignores SIGINT, and so do its children, unless told.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         (job,) = waiting(comfy)
         if how == "deleted":

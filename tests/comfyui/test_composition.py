@@ -89,7 +89,7 @@ def test_a_knob_that_a_saved_workflow_lacks_takes_its_default(comfy: ComfyServer
 def test_full_positions_without_a_trained_compressor_warn(comfy: ComfyServer, files: Files):
     graph = Graph()
     vae = graph.add("VAELoader", vae_name=files.vae)[0]
-    cache = graph.add("PackForcingKVCache", policy="PackForcing")[0]
+    cache = graph.add("PackForcingKVCache", policy="PackForcing", mid_span=0.0)[0]
     latents = stream(graph, our_loader(graph, files), kv_cache=cache, vae=vae, seconds=6.0)
     decode(graph, latents, files)
     entry = comfy.client.run(graph.prompt)
@@ -101,7 +101,7 @@ def test_an_interrupted_first_block_leaves_no_empty_film(comfy: ComfyServer, fil
     decode(graph, stream(graph, our_loader(graph, files), seconds=60.0, seed=77), files, filename_prefix="video/none")
     with comfy.client.events() as events:
         prompt_id = comfy.client.queue(graph.prompt)
-        events.wait_for(lambda seen: any("the film grows in" in text for _, text in seen.texts))
+        events.wait_for(lambda seen: any("the video grows in" in text for _, text in seen.texts))
         comfy.client.interrupt(prompt_id)
         comfy.client.wait(prompt_id)
     for film in (comfy.output / "video").glob("none*"):

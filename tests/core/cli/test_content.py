@@ -71,7 +71,7 @@ def test_a_film_is_repainted(files, tmp_path, boat, capsys):
     [
         (("--prompt", "[5s] late"), "first prompt begins at 5 s"),
         (("--prompt", "[0s] a [0.1s] b"), "same block"),
-        (("--prompt", "[0s] a [1s] b", "--blend-seconds", "-1"), "blend-seconds is -1"),
+        (("--prompt", "[0s] a [1s] b", "--blend-seconds", "-1"), "blend_seconds is -1"),
         (("--prompt", "a", "--start-image", "no.png"), "no.png"),
         (("--prompt", "a", "--repaint-video", "{boat}", "--strength", "0"), "strength is 0"),
         (("--prompt", "a", "--continue-video", "{boat}", "--given-seconds", "-1"), "-1.0 seconds"),

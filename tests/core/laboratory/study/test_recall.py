@@ -109,7 +109,7 @@ def test_what_is_kept_of_a_question_changes_no_frame(row: Row):
     blocks = question.block + MADE_BLOCKS
     recipe = subject.recipe(row, question.seed, pixel_frames(blocks * FRAMES_PER_BLOCK) / FPS)
     recipe = replace(recipe, start=Start(given=given.latents))
-    kept = film_frames(subject, row, question.prompt, recipe, Replayed(subject, given))
+    kept = film_frames(subject, row, question.prompt, recipe, Replayed(given))
     again = film_frames(subject, row, question.prompt, recipe, StreamingDecoder(subject.vae))
     print(f"largest difference {np.abs(kept.astype(int) - again).max()}")
     assert len(kept) == pixel_frames(blocks * FRAMES_PER_BLOCK)

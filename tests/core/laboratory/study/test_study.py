@@ -61,13 +61,13 @@ def test_a_study_that_lost_a_result_makes_that_one_again_and_has_the_same_tables
     first = tables(tmp_path)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
     assert len(times) == 12
-    lost = tmp_path / "results" / "low" / "seed-1.json"
+    lost = tmp_path / "results" / "low" / "seed-1001.json"
     lost.unlink()
     capsys.readouterr()
     assert command.study(chosen, load_small) == 0
     said = capsys.readouterr().out
     assert "11 of 12 results are there already" in said
-    assert "12 of 12 results, 0 min left (low, seed 1)" in said
+    assert "12 of 12 results, 0 min left (low, seed 1001)" in said
     assert tables(tmp_path) == first
     again = {path: path.stat().st_mtime_ns for path in times}
     assert {path for path in times if again[path] != times[path]} == {lost}
