@@ -43,6 +43,7 @@ class RenderFeedback:
         self._line = Line.of(node_id)
         self._started = time.monotonic()
         self._sampled = self._done = 0
+        self._reused = False
         self._notes: list[str] = []
         self._preview = MovingPreview(self._bar, self._line, self._geometry.fps)
         self._watch = BlockWatch(stream)
@@ -81,7 +82,7 @@ class RenderFeedback:
         else:
             self._preview.play(event.frames)
             if self._video is not None and self._video.has_grown():
-                self._tell("running", self._progress(False))
+                self._tell("running", self._progress())
 
     def summary(self) -> str:
         """What was made and what was re-used, for the history."""
@@ -90,9 +91,9 @@ class RenderFeedback:
         return "\n".join(lines)
 
     def _block(self, block: int, reused: bool) -> None:
-        self._done = block + 1
+        self._done, self._reused = block + 1, reused
         self._bar.update_absolute(self._ends[self._done])
-        self._tell("running", self._progress(reused))
+        self._tell("running", self._progress())
 
     def _tell(self, state: str, text: str) -> None:
         if self._video is None:
@@ -109,11 +110,11 @@ class RenderFeedback:
     def _made(self, blocks: int) -> str:
         return clock(self._recipe.frames_before(blocks) / self._geometry.fps)
 
-    def _progress(self, reused: bool) -> str:
+    def _progress(self) -> str:
         g, done = self._geometry, self._done
         pace = (time.monotonic() - self._started) / max(1, self._sampled)
         left = clock(pace * (g.blocks - done)).replace(" ", NO_BREAK)
-        how = "re-used" if reused else f"{left}{NO_BREAK}left | {pace:.2f}{NO_BREAK}s per block"
+        how = "re-used" if self._reused else f"{left}{NO_BREAK}left | {pace:.2f}{NO_BREAK}s per block"
         made = f"{self._made(done)} of {self._made(g.blocks)}"
         return f"block {done}/{g.blocks} | {made} | {how} | cache {self._cache}"
 

@@ -110,7 +110,7 @@ def test_repainting_makes_a_film_over_another(comfy: ComfyServer, files: Files, 
     ("links", "words"),
     [
         ({}, ("nothing connected",)),
-        ({"image": load_image, "video": load_video}, ("image and video connected",)),
+        ({"start_image": load_image, "video": load_video}, ("start_image and video connected",)),
     ],
 )
 def test_not_one_beginning_is_refused(comfy: ComfyServer, files: Files, inputs, links: dict, words):
