@@ -89,7 +89,7 @@ def test_a_knob_that_a_saved_workflow_lacks_takes_its_default(comfy: ComfyServer
 def test_full_positions_without_a_trained_compressor_warn(comfy: ComfyServer, files: Files):
     graph = Graph()
     vae = graph.add("VAELoader", vae_name=files.vae)[0]
-    cache = graph.add("PackForcingKVCache", policy="PackForcing", mid_span=0.0)[0]
+    cache = graph.add("PackForcingKVCache", policy="PackForcing", **{"policy.mid_span": 0.0})[0]
     latents = stream(graph, our_loader(graph, files), kv_cache=cache, vae=vae, seconds=6.0)
     decode(graph, latents, files)
     entry = comfy.client.run(graph.prompt)

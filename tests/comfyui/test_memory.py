@@ -73,7 +73,7 @@ def test_a_trained_compressor_rides_along_with_the_model(comfy: ComfyServer, fil
         model = graph.add(
             "PackForcingModelLoader",
             checkpoint=files.self_forcing,
-            dtype="default",
+            weight_dtype="default",
             preset="auto",
             compressor=compressor,
         )[0]
@@ -99,7 +99,7 @@ def test_a_compressor_for_another_width_or_block_length_is_refused(comfy: ComfyS
         model = graph.add(
             "PackForcingModelLoader",
             checkpoint=files.self_forcing,
-            dtype="default",
+            weight_dtype="default",
             preset="auto",
             compressor=compressor,
         )[0]
