@@ -28,10 +28,13 @@ export function nodeOf(id) {
   return node;
 }
 
+// A graph that was read from API form has no id of its own until it is loaded again.
+const isGiven = (id) => Boolean(id) && /[1-9a-f]/.test(id);
+
 // Whether an event is about the graph that is open.
 export function isHere({ workflow, prompt }) {
   const graph = rootGraph()?.id;
-  if (workflow && graph && workflow !== graph) return false;
+  if (isGiven(workflow) && isGiven(graph) && workflow !== graph) return false;
   const tab = tabs.get(prompt);
   const open = openTab();
   return !tab || !open || (typeof tab === "string" ? tab === open.path : tab === open);

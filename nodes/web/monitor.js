@@ -2,7 +2,7 @@
 // It is one DOM widget that depends on nothing of the front end's own previews and progress texts, which come and go.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { isHere, nodeOf, ofOneTab, onTold, rootGraph } from "./graph.js";
+import { isHere, nodeOf, ofOneTab, onTold } from "./graph.js";
 import { Player } from "./player.js";
 
 const WIDGET = "packforcing_monitor";
@@ -141,7 +141,7 @@ function viewOf(node) {
 function heard(event) {
   const job = jobOf(event);
   for (const [other, old] of events) {
-    const replaced = old.node === event.node && old.workflow === event.workflow && ofOneTab(old.prompt, event.prompt);
+    const replaced = old.node === event.node && ofOneTab(old.prompt, event.prompt);
     if (other !== job && replaced && old.serial < event.serial) forget(other);
   }
   events.set(job, event);
@@ -168,7 +168,7 @@ function settle() {
   const shown = new Set();
   for (const [id, event] of newest) {
     const node = nodeOf(id);
-    const view = node && viewOf(node);
+    const view = node && (!event.known || node.comfyClass === MAKES_VIDEO) && viewOf(node);
     if (!view) continue;
     view.show(event);
     shown.add(view);
@@ -184,28 +184,19 @@ function showFrame({ node, prompt, image }) {
 }
 
 // A run whose nodes are all known says nothing but what it made.
-function showKnown(node, output) {
+function showKnown({ node, display_node, output, prompt_id: prompt }) {
   const [file] = output?.images ?? [];
-  const view = views.get(node);
-  if (!file || !view || view.event?.video?.file.filename === file.filename) return;
-  const id = [...idsOf(node)].join(":");
+  const event = { node: String(display_node ?? node), prompt, workflow: null, state: "done", known: true };
+  if (!file || !output.animated || !output.text || events.has(jobOf(event))) return;
+  const serial = 1 + Math.max(0, ...[...events.values()].map((other) => other.serial));
   const video = { width: 16, height: 9, finished: true, file, segments: [] }; // Until the file says its own.
-  const text = [`${file.subfolder}/${file.filename}`, ...(output.text ?? [])].join("\n");
-  const serial = 1 + Math.max(0, ...[...events.values()].map((event) => event.serial));
-  const prompt = `known ${file.filename}`;
-  heard({ serial, node: id, prompt, workflow: rootGraph()?.id, state: "done", text, video });
-}
-
-function* idsOf(node) {
-  if (node.graph && node.graph !== rootGraph()) {
-    const outer = [...(rootGraph()?.nodes ?? [])].find((other) => other.subgraph === node.graph);
-    if (outer) yield* idsOf(outer);
-  }
-  yield node.id;
+  const text = [`${file.subfolder}/${file.filename}`, ...output.text].join("\n");
+  heard({ ...event, serial, text, video });
 }
 
 onTold("packforcing.monitor", heard);
 api.addEventListener("packforcing.frame", ({ detail }) => showFrame(detail));
+api.addEventListener("executed", ({ detail }) => showKnown(detail));
 
 app.registerExtension({
   name: "packforcing.monitor",
@@ -219,11 +210,5 @@ app.registerExtension({
     // The stock preview of the same file would stand beside it.
     node.hideOutputImages = true;
     node.onDrawBackground = () => {};
-    const executed = node.onExecuted;
-    node.onExecuted = function (output) {
-      const answer = executed?.apply(this, arguments);
-      showKnown(this, output);
-      return answer;
-    };
   },
 });

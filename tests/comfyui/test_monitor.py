@@ -52,7 +52,7 @@ def wait_for(front_end: FrontEnd, condition: str, argument: Any = 0) -> None:
     front_end.page.wait_for_function(condition, arg=argument)
 
 
-SLOW = ", ".join(str(1000 - 60 * i) for i in range(16))
+SLOW = ", ".join(str(1000 - 25 * i) for i in range(36))
 """So many steps that there is something to see while it runs."""
 
 
@@ -60,7 +60,7 @@ SLOW = ", ".join(str(1000 - 60 * i) for i in range(16))
 def test_it_plays_while_it_grows_and_is_there_at_the_end_and_after_a_reload(
     comfy: ComfyServer, front_end: FrontEnd, files: Files, nodes: str, tmp_path: Path
 ):
-    graph, node = small_video(files, 12.0, 501 + NODES_LIKE[nodes], SLOW)
+    graph, node = small_video(files, 24.0, 501 + NODES_LIKE[nodes], SLOW)
     show(front_end, graph, NODES_LIKE[nodes])
     prompt = press_run(front_end)
     wait_for(front_end, PLAYS, 1.2)  # Two segments.
