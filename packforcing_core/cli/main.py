@@ -6,8 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from types import ModuleType
+
+import packforcing_core
 
 from .. import __version__
 from ..errors import PackForcingError
@@ -29,8 +31,9 @@ LABORATORY = ("evaluate", "study", "train", "bench")
 def commands() -> dict[str, ModuleType]:
     """The subcommands that this installation has."""
     found = dict(PRODUCT)
-    laboratory = f"{__package__.rpartition('.')[0]}.laboratory"
-    if find_spec(laboratory) is not None:
+    laboratory = f"{packforcing_core.__name__}.laboratory"
+    # Only beside this very package: an editable installation of another copy would answer for its own.
+    if PathFinder.find_spec(laboratory, packforcing_core.__path__) is not None:
         found.update({name: import_module(f"{laboratory}.cli.{name}") for name in LABORATORY})
     return found
 

@@ -13,7 +13,7 @@ import pytest
 from packforcing_core.laboratory.study.workers import run_jobs
 from tests.core.laboratory.study.chores import Chore, load, work
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="kills itself with a POSIX signal")
@@ -49,7 +49,8 @@ def test_the_workers_end_with_the_iterator(tmp_path):
 def test_the_workers_end_when_their_master_is_killed(tmp_path):
     master = subprocess.Popen([sys.executable, "-m", "tests.core.laboratory.study.chores", str(tmp_path)], cwd=ROOT)
     first = Chore("one", tmp_path)
-    until(lambda: first.tries())
+    until(lambda: first.tries() or master.poll() is not None)
+    assert master.poll() is None
     master.kill()
     master.wait()
     until(lambda: not alive(first.tries()))

@@ -20,7 +20,7 @@ from tests.core.laboratory.training.small_stages import CASES, run
 pytestmark = pytest.mark.integration
 
 TOLERANCE = 1e-5
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 @pytest.fixture(scope="module")
