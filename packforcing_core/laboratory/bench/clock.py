@@ -74,12 +74,14 @@ def in_turns(
     device: torch.device,
     warm_up: int = 1,
     before: Mapping[str, Run] = MappingProxyType({}),
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of each run in each round. Every round begins with another run, so that none has the same neighbour.
 
-    `before` are what comes before each run of that name, off its clock.
+    `before` are what comes before each run of that name, off its clock: on a GPU the wall's, elsewhere this thread's
+    own, unless another `clock` is given.
     """
-    names, clock = list(runs), time.perf_counter if device.type == "cuda" else working_time
+    names, clock = list(runs), clock or (time.perf_counter if device.type == "cuda" else working_time)
     for _ in range(warm_up):
         for name, run in runs.items():
             before.get(name, _nothing)()

@@ -23,6 +23,7 @@ from .bare import BarePasses
 from .clock import Laps, in_turns, p95, ratio, seconds_of
 from .micro import attention_rates, conv_rates, matmul_rate
 from .subject import FRAMES_PER_BLOCK, Scale, Stream, build_model, build_vae
+from .survival import survival
 from .work import Work, commit_work, decode_work, pass_work
 
 EARLY = 21
@@ -40,7 +41,8 @@ class Plan:
     """What to measure on what. `rounds` is how many blocks each stream makes in turns, `repeats` that of a kernel.
 
     A stream stands in front of each of the `positions` (blocks counted from 1, 21 among them). On a CPU it makes that
-    very block every time; elsewhere it goes on from there, since its memory is too large to be put back.
+    very block every time; elsewhere it goes on from there, since its memory is too large to be put back. `survival`
+    makes 40 whole blocks and more.
     """
 
     scale: Scale
@@ -51,6 +53,7 @@ class Plan:
     positions: tuple[int, ...] = TWO_MINUTES
     attention: str = "sdpa"
     compiled: bool = False
+    survival: bool = True
 
     @property
     def decoded_rounds(self) -> int:
@@ -72,6 +75,9 @@ def measure(plan: Plan, tell: Tell) -> dict[str, Any]:
     result = {"settings": _settings(plan), **_blocks(plan, model)}
     tell("decoding")
     result |= _decoding(plan, model)
+    if plan.survival:
+        tell("recording and resuming")
+        result |= survival(plan, model)
     tell("kernels")
     return result | _kernels(plan, model, result)
 

@@ -33,12 +33,23 @@ def _ratios(result: dict[str, Any]) -> str:
         *((f"{name} over block {EARLY}", f"{over:.3f}") for name, over in result["growth"].items()),
         ("loop overhead over bare passes", f"{100 * result['loop_overhead']:.1f}%"),
         ("a 21-frame window's block over ours", f"{result['window_over_ours']:.2f}"),
+        *_survival(result),
         *((f"share of a block: {name}", f"{100 * seconds / whole:.1f}%") for name, seconds in split.items()),
         *((f"share of the kernels' rate: {n}", f"{100 * s:.0f}%") for n, s in result["roofline_share"].items()),
         ("bytes the same early and late", "yes" if result["bytes"]["constant"] else "no"),
         ("compiled graphs, before and after the blocks", f"{graphs['before']}, {graphs['after']}"),
     ]
     return _table(("ratio", "value"), rows)
+
+
+def _survival(result: dict[str, Any]) -> list[tuple[str, str]]:
+    if "resume_share" not in result:
+        return []
+    behind = result["resumed_behind_block"]
+    return [
+        ("a recorded rollout over the same without a folder", f"{result['recorded_over_bare']:.3f}"),
+        (f"resuming behind {behind} blocks over making them", f"{result['resume_share']:.2f}"),
+    ]
 
 
 def _seconds(result: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from ...cache.cache import KVCache
 from ...cache.config import FULL_SPAN, PackForcing, Policy
 from ...checkpoint.families import DEFAULT_FAMILY
 from ...compressor.compressor import Compressor
-from ...compressor.high_res import build_high_res
+from ...compressor.high_res import HighRes, build_high_res
 from ...geometry import VideoGeometry
 from ...model.causal import CausalWan
 from ...model.config import WAN_SIZES, WanConfig
@@ -92,6 +92,23 @@ def build_vae(scale: Scale, device: torch.device, dtype: torch.dtype) -> WanVAE:
     return channels_last(_random_weights(build_on_meta(lambda: WanVAE(scale.vae)).to(dtype), device))
 
 
+def build_recipe(scale: Scale, policy: Policy | None = None) -> Recipe:
+    """A render of this scale, with PackForcing's policy of a trained compressor unless told otherwise."""
+    policy = PackForcing(mid_span=FULL_SPAN) if policy is None else policy
+    return Recipe(scale.geometry, policy, Denoising.of_family(DEFAULT_FAMILY), SEED)
+
+
+def random_text(scale: Scale) -> Tensor:
+    """Embeddings of a prompt [1, L, text_dim]."""
+    generator = torch.Generator().manual_seed(SEED)
+    return torch.randn(1, scale.config.text_len, scale.config.text_dim, generator=generator)
+
+
+def random_high_res(scale: Scale, model: CausalWan) -> HighRes:
+    """The trained branch of a compressor with random weights, where the model is and in its dtype."""
+    return _random_weights(build_on_meta(lambda: build_high_res(scale.config.dim)).to(model.dtype), model.device)
+
+
 def _random_weights(net: nn.Module, device: torch.device) -> nn.Module:
     """`net` from the meta device to `device`: matrices that keep a variance of about 1, gains of 1, biases of 0."""
     net = net.to_empty(device=device).eval().requires_grad_(False)
@@ -115,14 +132,13 @@ class Stream:
 
     def __init__(self, model: CausalWan, scale: Scale, policy: Policy | None = None, vae: WanVAE | None = None):
         self.model = model
-        policy = PackForcing(mid_span=FULL_SPAN) if policy is None else policy
-        self.recipe = Recipe(scale.geometry, policy, Denoising.of_family(DEFAULT_FAMILY), SEED)
+        self.recipe = build_recipe(scale, policy)
         self.cache: KVCache = build_cache(model, self.recipe)
         self.decoder = StreamingDecoder(vae) if vae else None
         self.noise = seeded_noise(SEED, scale.geometry.block_shape)
         generator = torch.Generator().manual_seed(SEED)
-        context = torch.randn(1, scale.config.text_len, scale.config.text_dim, generator=generator)
-        self.context, self.text = context, model.encode_text(context)
+        self.context = random_text(scale)
+        self.text = model.encode_text(self.context)
         self.twins = Twins(_compressor(model, scale, vae))
         self._latents = torch.randn(scale.geometry.block_shape, generator=generator).to(model.device)
         tokens = self.cache.shape.twin_tokens
@@ -205,7 +221,7 @@ class Stream:
 
 def _compressor(model: CausalWan, scale: Scale, vae: WanVAE | None) -> Compressor:
     """With a VAE both branches, as a render with a trained compressor has them; without one what needs no frames."""
-    high_res = _random_weights(build_on_meta(lambda: build_high_res(scale.config.dim)).to(model.dtype), model.device)
+    high_res = random_high_res(scale, model)
     if vae is None:
         return Compressor(model, "high_res", high_res=high_res)
     return Compressor(model, "both", high_res=high_res, encode=partial(encode, vae))

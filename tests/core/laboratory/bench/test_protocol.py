@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 def result():
     heard = []
     measured = measure(Plan(TINY, CPU, torch.float32, rounds=2, repeats=2, positions=(5, 21, 40)), heard.append)
-    assert heard == ["blocks in turns", "decoding", "kernels"]
+    assert heard == ["blocks in turns", "decoding", "recording and resuming", "kernels"]
     return measured
 
 
@@ -48,6 +48,16 @@ def test_everything_is_measured_and_json_can_hold_it(result):
     assert all(share > 0 for share in again["roofline_share"].values())
     assert all(fps > 0 for fps in again["fps"].values())
     assert again["bytes"]["constant"]
+
+
+def test_recording_and_resuming_are_measured_in_the_work_that_they_take(result):
+    """Sense, not speed: a resume denoises nothing, and so takes less than the render had; recording is a small part."""
+    print(f"recorded over bare {result['recorded_over_bare']:.3f}, resume share {result['resume_share']:.3f}")
+    assert 0.5 < result["recorded_over_bare"] < 3
+    assert 0 < result["resume_share"] < 1
+    page = markdown(result)
+    assert f"| {result['recorded_over_bare']:.3f} |" in page
+    assert "| resuming behind 40 blocks over making them |" in page
 
 
 def test_a_cpus_page_has_ratios_and_no_seconds(result):
