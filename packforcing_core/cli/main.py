@@ -9,8 +9,7 @@ from importlib import import_module
 from importlib.machinery import PathFinder
 from types import ModuleType
 
-import packforcing_core
-
+from .. import __path__ as package_path
 from .. import __version__
 from ..errors import PackForcingError
 from . import batch, convert_lora, demo, inspect, plan, render, renders
@@ -31,9 +30,9 @@ LABORATORY = ("evaluate", "study", "train", "bench")
 def commands() -> dict[str, ModuleType]:
     """The subcommands that this installation has."""
     found = dict(PRODUCT)
-    laboratory = f"{packforcing_core.__name__}.laboratory"
+    laboratory = f"{__package__.rpartition('.')[0]}.laboratory"
     # Only beside this very package: an editable installation of another copy would answer for its own.
-    if PathFinder.find_spec(laboratory, packforcing_core.__path__) is not None:
+    if PathFinder.find_spec(laboratory, package_path) is not None:
         found.update({name: import_module(f"{laboratory}.cli.{name}") for name in LABORATORY})
     return found
 
