@@ -37,6 +37,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in said for words in _FULL)
 
 
+def has_complex(device: torch.device | str) -> bool:
+    """Whether `device` multiplies complex numbers (older MPS and DirectML have none)."""
+    return _has_complex(str(device))
+
+
+@lru_cache(maxsize=16)
+def _has_complex(device: str) -> bool:
+    try:
+        turn = torch.view_as_complex(torch.zeros(1, 2, device=device))
+        torch.view_as_real(turn * turn)
+    except (TypeError, RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
 def widest_float(device: torch.device | str) -> torch.dtype:
     """float64, or float32 on a device that has none (MPS, some XPUs, DirectML)."""
     return _widest_float(str(device))

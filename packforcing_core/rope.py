@@ -14,13 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .devices import has_complex
 from .kernels import fast, plain
 from .queued import to_device
 
 THETA = 10000.0
 
 Rotation = Tensor
-"""cos + i sin of the angle of each token and channel pair: [L, 1, pairs] complex64, broadcast over batch and heads."""
+"""cos + i sin of the angle of each token and channel pair: [L, 1, pairs] complex64, broadcast over batch and heads.
+
+[L, 1, pairs, 2] float32 on a device without complex numbers.
+"""
 
 
 KEPT_TIMES = 256
@@ -29,7 +33,8 @@ KEPT_TIMES = 256
 
 def rotation_by(angles: Tensor, device: torch.device | str) -> Rotation:
     """The rotation by `angles` [L, pairs] (float64, on the CPU)."""
-    return to_device(torch.polar(torch.ones_like(angles), angles).to(torch.complex64).unsqueeze(1), device)
+    turns = torch.polar(torch.ones_like(angles), angles).to(torch.complex64).unsqueeze(1)
+    return to_device(turns if has_complex(device) else torch.view_as_real(turns), device)
 
 
 def axis_channels(head_dim: int) -> tuple[int, int, int]:
@@ -94,7 +99,7 @@ class GridRope:
         pairs].
         """
         # Where one of the two turns, the other is 1: the product keeps the bits of both.
-        return (self.time(positions) * self._spatial.squeeze(1)).flatten(0, 1).unsqueeze(1)
+        return plain.product(self.time(positions), self._spatial.squeeze(1)).flatten(0, 1).unsqueeze(1)
 
     def spatial(self, frames: int) -> Rotation:
         """The rotation of `frames` latent frames by height and width alone (the angle of time is zero)."""

@@ -11,10 +11,23 @@ SMALLEST_NORM = 1e-12
 
 
 def rotated(x: Tensor, rotation: Tensor) -> Tensor:
-    """Channel pairs of `x` [B, L, heads, head_dim] times `rotation` [L or 1, 1, head_dim / 2] complex64, in float32."""
+    """Channel pairs of `x` [B, L, heads, head_dim] times `rotation` [L or 1, 1, head_dim / 2] complex64, in float32.
+
+    A `rotation` [L or 1, 1, head_dim / 2, 2] of real and imaginary parts serves where there are no complex numbers.
+    """
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if not rotation.is_complex():
+        return product(pairs, rotation).flatten(-2)
     # As complex numbers, since one product is one pass over memory where its four and their sums are seven.
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotation).flatten(-2)
+    return torch.view_as_real(torch.view_as_complex(pairs) * rotation).flatten(-2)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """`a` times `b`: complex numbers, or [..., 2] their real and imaginary parts."""
+    if a.is_complex():
+        return a * b
+    (x, y), (u, v) = a.unbind(-1), b.unbind(-1)
+    return torch.stack((x * u - y * v, x * v + y * u), dim=-1)
 
 
 def norm_silu(x: Tensor, gamma: Tensor) -> Tensor:

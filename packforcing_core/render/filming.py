@@ -205,8 +205,9 @@ def filmed_render(folder: RenderFolder, recipe: Recipe, job: FilmJob, source: So
 
 def free_memory() -> None:
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    for kind, there in ((torch.cuda, torch.cuda), (torch.xpu, torch.xpu), (torch.mps, torch.backends.mps)):
+        if there.is_available():
+            kind.empty_cache()
 
 
 def _progress(folder: RenderFolder, job: FilmJob) -> tuple[int, int]:

@@ -6,9 +6,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from packforcing_core import devices
 from packforcing_core.cache.bank import TwinRows, TwinShape
-from packforcing_core.devices import is_out_of_memory, widest_float
+from packforcing_core.devices import has_complex, is_out_of_memory, widest_float
+from packforcing_core.rope import GridRope, rotate, rotate_into
 from packforcing_core.sampler.denoising import denoise_block, without_noise
 from packforcing_core.sampler.schedule import Schedule
+from tests.core.cache.test_replay import POLICIES
+from tests.exactness import DEEP, SHALLOW, steps_off
+from tests.small import render_latents
 
 REFUSAL = "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
 
@@ -39,6 +43,64 @@ def test_a_step_is_computed_in_float32_where_there_is_no_float64(without_float64
         x.double()
     assert widest_float(without_float64) == torch.float32
     assert without_noise(x, x.bfloat16(), 0.5).dtype == torch.float32
+
+
+class WithoutComplex(TorchDispatchMode):
+    """No complex number is computed with: tables may be made of them, on the host, and taken apart there."""
+
+    TABLES = ("polar", "_to_copy", "unsqueeze", "view_as_real", "detach", "view")
+
+    def __init__(self, device=None):
+        super().__init__()
+        self._device = device
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.is_complex():
+            made = function._schema.name.removeprefix("aten::")
+            if made not in self.TABLES or (self._device and result.device.type == self._device):
+                raise TypeError(f"Trying to convert ComplexFloat to this backend, which does not have it ({made}).")
+        return result
+
+
+@pytest.fixture
+def without_complex(request):
+    devices._has_complex.cache_clear()
+    with WithoutComplex("meta"):
+        yield torch.device("meta")
+    devices._has_complex.cache_clear()
+
+
+def test_keys_are_rotated_where_there_are_neither_complex_numbers_nor_float64(without_complex, without_float64):
+    assert not has_complex(without_complex)
+    rope = GridRope(64, (2, 3), without_complex)
+    turned = rope.frames([0, 1, 5.5])
+    assert turned.shape == (18, 1, 32, 2)
+    x = torch.ones(1, 18, 2, 64, device=without_complex, dtype=torch.bfloat16)
+    assert rotate(x, turned).shape == x.shape
+    rotate_into(torch.empty_like(x), x, rope.frame_times([3, 4, 5]))
+    with pytest.raises(TypeError, match="ComplexFloat"):
+        torch.view_as_complex(torch.zeros(1, 2, device=without_complex))
+
+
+def test_without_complex_numbers_a_rotation_is_the_same(monkeypatch):
+    x = torch.randn(1, 18, 2, 64, generator=torch.Generator().manual_seed(0))
+    with_them = rotate(x, GridRope(64, (2, 3)).frames([0, 7, 100_000.25]))
+    monkeypatch.setattr(devices, "_has_complex", lambda device: False)
+    off = steps_off(rotate(x, GridRope(64, (2, 3)).frames([0, 7, 100_000.25])), with_them)
+    print(f"{off:.1f} rounding steps")
+    assert off < SHALLOW
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+def test_every_policy_renders_without_complex_numbers(monkeypatch, policy):
+    ordinary = torch.cat(render_latents(policy, 6))
+    monkeypatch.setattr(devices, "_has_complex", lambda device: False)
+    with WithoutComplex():
+        made = torch.cat(render_latents(policy, 6))
+    off = steps_off(made, ordinary)
+    print(f"{off:.1f} rounding steps")
+    assert off < 8 * DEEP
 
 
 def test_elsewhere_a_step_is_computed_in_float64():

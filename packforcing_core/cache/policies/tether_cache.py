@@ -82,7 +82,7 @@ def admitted(relevance: Tensor, frames: Sequence[int], count: int, diversity: fl
     """Which `count` of the candidates stay, in order of time: indices into `relevance` [n] and their `frames`; a tie
     goes to the newer.
     """
-    mass = relevance.double().cpu().softmax(dim=0)
+    mass = relevance.cpu().double().softmax(dim=0)
     times = torch.tensor(frames, dtype=torch.float64)
     width = max(1.0, 0.5 * (times.max() - times.min() + 1).item())
     likeness = (-(times[:, None] - times).abs() / width).exp().fill_diagonal_(0)
