@@ -16,8 +16,8 @@ def unmet() -> str | None:
         needed, found = (".".join(map(str, version)) for version in (OLDEST_COMFYUI, comfyui))
         return f"PackForcing needs ComfyUI {needed} or newer and this is {found}: update ComfyUI."
     requirements = Path(__file__).resolve().parents[1] / "requirements.txt"
-    names = (re.match(r"[\w.-]+", line) for line in requirements.read_text(encoding="utf-8").splitlines())
-    missing = [name.group() for name in names if name and not _is_installed(name.group())]
+    lines = (line.strip() for line in requirements.read_text(encoding="utf-8").splitlines())
+    missing = [line for line in lines if line and not _is_met(line)]
     if missing:
         return (
             f"PackForcing needs {', '.join(missing)}: install with ComfyUI's own Python, "
@@ -35,9 +35,17 @@ def _comfyui_version() -> tuple[int, int] | None:
     return (int(numbers[0]), int(numbers[1])) if len(numbers) >= 2 else None
 
 
-def _is_installed(name: str) -> bool:
+def _is_met(requirement: str) -> bool:
+    """Whether a line such as "rich>=13" is met by what is installed; a version that cannot be read is enough."""
+    name, _, least = requirement.partition(">=")
     try:
-        importlib.metadata.version(name)
+        found = importlib.metadata.version(name.strip())
     except importlib.metadata.PackageNotFoundError:
         return False
-    return True
+    numbers = re.match(r"\d+(\.\d+)*", found)
+    return not numbers or not least or _parts(numbers.group()) >= _parts(least)
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    """ "0.4.0" -> (0, 4), so that 13 and 13.0 are equal."""
+    return tuple(map(int, re.sub(r"(\.0)+$", "", version.strip()).split(".")))

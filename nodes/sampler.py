@@ -155,7 +155,7 @@ class Sampler(io.ComfyNode):
         stream = LatentStream(model, recipe, folder, bool(render_name), own_vae, cache_node)
         memory = stream.plan().describe_memory()
         known = f"render {folder.path.name}: {folder.known_blocks} of {geometry.blocks} blocks are there already"
-        warnings = (*folder.notes, *_warnings(trained, family, settings.preset), *_memory_warnings(model, recipe))
+        warnings = (*stream.notes(), *_warnings(trained, family, settings.preset), *_memory_warnings(model, recipe))
         prompts = describe(text.moments, geometry) if len(text.moments) > 1 else []
         lines = (recipe.describe_length(settings.seconds), *prompts, stream.plan().describe(), memory, known, *warnings)
         say(cls.hidden.unique_id, "\n".join(lines))

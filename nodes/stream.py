@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import comfy.model_management
 
 from ..packforcing_core.folder.folder import RenderFolder
+from ..packforcing_core.folder.room import room_notes
 from ..packforcing_core.recipe.plan import RenderPlan, plan_render
 from ..packforcing_core.recipe.recipe import Recipe
 from ..packforcing_core.render.parts import build_twins
@@ -41,6 +42,10 @@ class LatentStream:
         return plan_render(
             host.wan_config(self.model), self.recipe, self.model.model.get_dtype_inference(), max(own, decoder_bytes)
         )
+
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know before the sampling: how the folder was opened, and whether the disk has room."""
+        return (*self.folder.notes, *room_notes(self.folder, self.plan().block_disk_bytes))
 
     def events(
         self,

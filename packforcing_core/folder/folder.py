@@ -109,6 +109,17 @@ def open_render(
     if mode not in MODES:
         raise FolderError(f"Got mode {mode!r}; expected one of {', '.join(MODES)}.")
     path = _below(root, name)
+    try:
+        return _opened(path, mode, wanted, content, block_shape, retake_block)
+    except OSError as error:
+        raise FolderError(
+            f"The folder {path} cannot be used: {error.strerror or error}. Mend that, or choose another folder."
+        ) from error
+
+
+def _opened(
+    path: Path, mode: Mode, wanted: Manifest, content: Content, block_shape: tuple[int, ...], retake_block: int
+) -> RenderFolder:
     if mode == "new" and path.exists() and not _is_begun(path, wanted, content):
         _set_aside(path)
     try:
@@ -121,7 +132,9 @@ def open_render(
         blocks, notes = BlockStore(path / "blocks", block_shape), []
         found = _found(path, wanted, content, notes)
         if found is None and mode in ("extend", "retake"):
-            raise FolderError(f"There is no render {name!r} to {mode} in {root}. Render it first (mode resume).")
+            raise FolderError(
+                f"There is no render {path.name!r} to {mode} in {path.parent}. Render it first (mode resume)."
+            )
         manifest = wanted
         if found is not None:
             blocks.check(found)

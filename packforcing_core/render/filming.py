@@ -30,7 +30,7 @@ from ..video.boxes import FilmError, scan_film
 from ..video.format import VideoFormat
 from ..video.writer import SegmentedWriter
 from .beside import overlapped
-from .output import checked_output, publish
+from .output import checked_output, publish, require_writable
 from .recording import Replayed, latents_before
 from .sums import SegmentSums
 
@@ -172,6 +172,7 @@ def filmed_render(folder: RenderFolder, recipe: Recipe, job: FilmJob, source: So
     and the smallest decode steps; FolderError when that does not help. Whatever is raised, what is there stays playable
     and the same call resumes.
     """
+    require_writable(job.path)
     with locked(folder.path):
         frugal = False
         while True:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 from ..errors import PackForcingError
 
 LONGEST_NAME = 200
 """Bytes of a file name; systems take 255, and names of files on the way there are longer."""
+
+WINDOWS = os.name == "nt"
+# On Windows a colon in a name writes into another file's hidden stream, and devices have names of their own.
+_NOT_ON_WINDOWS = re.compile(r'.*[<>:"|?*\x00-\x1f].*|(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?', re.IGNORECASE)
 
 
 def checked_output(path: Path) -> Path:
@@ -25,7 +31,27 @@ def checked_output(path: Path) -> Path:
         raise PackForcingError(
             f"Got the output {name[:60]!r}... of {size} bytes; expected a name of {LONGEST_NAME} at most, without NUL."
         )
+    if WINDOWS and _NOT_ON_WINDOWS.fullmatch(name):
+        raise PackForcingError(f"Got the output {name[:60]!r}, which Windows takes for no file. Use another name.")
     return path
+
+
+def require_writable(path: Path) -> None:
+    """Makes the folder of the output `path`, and a file there with the longest name on the way to it, and removes it.
+
+    PackForcingError where that fails (read-only, no room, no rights, a path that is too long): before any work.
+    """
+    names = (f"{path.stem[:60]}.{uuid4().hex[:8]}.unfinished.mp4", f"{path.stem}-{uuid4().hex[:8]}.mp4")
+    probe = path.with_name(max(names, key=len))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(probe, "xb"):
+            pass
+        probe.unlink()
+    except OSError as error:
+        raise PackForcingError(
+            f"No video can be written to {path.parent}: {error.strerror or error}. Choose another folder, or mend that."
+        ) from error
 
 
 def free_names(path: Path) -> Iterator[Path]:

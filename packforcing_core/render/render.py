@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from ..folder.content import Content
 from ..folder.fingerprint import fingerprint
 from ..folder.folder import Mode, RenderFolder, open_render
 from ..folder.manifest import Setting
+from ..folder.room import room_notes
 from ..folder.unnamed import open_unnamed
 from ..model.causal import CausalWan
 from ..recipe.plan import RenderPlan, plan_render
@@ -139,6 +140,7 @@ def open_video(models: Models, settings: Settings, place: Place, recipe: Recipe,
     )
     decoding = decode_bytes(models.vae.config, g.height, g.width, next(models.vae.parameters()).dtype)
     plan = plan_render(model.config, recipe, model.dtype, decoding)
+    folder = replace(folder, notes=(*folder.notes, *room_notes(folder, plan.block_disk_bytes)))
     return Render(models, recipe.begun_with(folder.content.start), folder, job, plan, place.folder is not None)
 
 
