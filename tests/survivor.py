@@ -12,7 +12,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from packforcing_core.cache.config import DeepForcing, Full, PackForcing, SinkWindow
+from packforcing_core.cache.config import (
+    DeepForcing,
+    Full,
+    MemRoPE,
+    PackForcing,
+    RollingSink,
+    SinkWindow,
+    TetherCache,
+)
 from packforcing_core.folder.content import Content
 from packforcing_core.folder.files import read_json
 from packforcing_core.folder.fingerprint import fingerprint
@@ -22,7 +30,7 @@ from packforcing_core.recipe.recipe import Recipe
 from packforcing_core.render.filming import FilmJob, filmed_render
 from packforcing_core.render.parts import build_twins
 from packforcing_core.render.recording import recorded_events, wanted_manifest
-from packforcing_core.text.script import Script
+from packforcing_core.text.script import Cue, Script
 from packforcing_core.video import VideoFormat, read_frames
 from tests.small import DENOISING, small_context, small_model
 from tests.vaes import TINY, random_vae
@@ -35,12 +43,28 @@ POLICIES = {
     "rolling": SinkWindow(12, 3),
     "deep_forcing": DeepForcing(sink_frames=3, recent_frames=4, budget_frames=8, window_frames=12),
 }
+MORE_POLICIES = {
+    "8 bits": SinkWindow(9, 3, kv_int8="all"),
+    "bank in 8 bits": PackForcing(3, 3, 2, 3, bank_storage="ram_int8"),
+    "tether_cache": TetherCache(2, 3, 4),
+    "mem_rope": MemRoPE(2, 3),
+    "rolling_sink": RollingSink(9),
+}
+TURNS: dict[str, dict] = {
+    "blend": {"blend_blocks": 2},
+    "recache": {"recache": True},
+    "cut": {"change": "cut"},
+    "flush": {"change": "flush"},
+}
 FRAMES_PER_BLOCK = 3
 
 
 @dataclass(frozen=True)
 class Small:
-    """The settings of a small render; `prompt` is the seed of its embeddings, `weights` that of the model."""
+    """The settings of a small render; `prompt` is the seed of its embeddings, `weights` that of the model.
+
+    `turn` is how another prompt begins at block 4.
+    """
 
     policy: str = "packforcing"
     blocks: int = 8
@@ -52,15 +76,22 @@ class Small:
     segment_blocks: int = 2
     codec: str = "h264"
     width: int = 48
+    turn: str = ""
 
     def recipe(self) -> Recipe:
         geometry = VideoGeometry(self.width, 32, 16.0, FRAMES_PER_BLOCK, self.blocks)
         denoising = replace(DENOISING, rolling=self.policy == "rolling")
-        return Recipe(geometry, POLICIES[self.policy], denoising, self.seed)
+        return Recipe(geometry, {**POLICIES, **MORE_POLICIES}[self.policy], denoising, self.seed)
+
+    def script(self) -> Script:
+        cue = Cue(0, small_context(seed=self.prompt))
+        if not self.turn:
+            return Script((cue,))
+        return Script((cue, Cue(4, small_context(seed=self.prompt + 100), **TURNS[self.turn])))
 
     def open(self, root: Path, name: str = "film") -> RenderFolder:
         recipe, model = self.recipe(), small_model(seed=self.weights)
-        content = Content(Script.of(small_context(seed=self.prompt)))
+        content = Content(self.script())
         identity = {"model": fingerprint(model.net.state_dict())}
         wanted = wanted_manifest(recipe, identity, content, torch.device("cpu"))
         return open_render(root, name, self.mode, wanted, content, recipe.geometry.block_shape, self.retake_block)

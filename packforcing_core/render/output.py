@@ -66,14 +66,25 @@ def free_names(path: Path) -> Iterator[Path]:
 def publish(finished: Path, wanted: Path) -> Path:
     """Gives the file `finished` the name `wanted`, or the first free one behind it; returns the name.
 
-    Two that want the same name at the same moment get two: the name is taken by making the file, which one can do.
+    Two that want the same name at the same moment get two: a name is taken in one step, which only one can do.
     """
     for candidate in free_names(wanted):
         try:
-            with open(candidate, "xb"):
-                pass
+            _take(finished, candidate)
         except FileExistsError:
             continue
-        os.replace(finished, candidate)
         return candidate
     raise AssertionError("free names do not end")
+
+
+def _take(finished: Path, candidate: Path) -> None:
+    try:
+        os.link(finished, candidate)
+    except FileExistsError:
+        raise
+    except OSError:  # No hard links here, as on exFAT: an empty file takes the name first.
+        with open(candidate, "xb"):
+            pass
+        os.replace(finished, candidate)
+    else:
+        finished.unlink()

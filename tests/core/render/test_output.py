@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,7 +35,14 @@ def test_the_longest_name_can_be_written(tmp_path):
     path.write_bytes(b"")
 
 
-def test_many_that_want_one_name_at_once_all_get_one(tmp_path):
+def no_links(*_: object) -> None:
+    raise PermissionError(errno.EPERM, "as exFAT says it")
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_many_that_want_one_name_at_once_all_get_one(tmp_path, hard_links, monkeypatch):
+    if not hard_links:
+        monkeypatch.setattr(os, "link", no_links)
     made = [tmp_path / f"made {number}" for number in range(16)]
     for number, path in enumerate(made):
         path.write_text(str(number), encoding="utf-8")
@@ -43,3 +52,4 @@ def test_many_that_want_one_name_at_once_all_get_one(tmp_path):
     assert [path.read_text(encoding="utf-8") for path in got] == [str(number) for number in range(16)]
     assert sorted(path.name for path in got) == sorted(f"film-{number}.mp4" for number in range(2, 18))
     assert (tmp_path / "film.mp4").read_text(encoding="utf-8") == "there before"
+    assert not any(path.exists() for path in made)
