@@ -7,6 +7,7 @@ from typing import NamedTuple
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.geometry import PIXEL_FRAMES_PER_LATENT, VideoGeometry
 from ..packforcing_core.model.config import WanConfig
+from ..packforcing_core.ranges import in_range
 from ..packforcing_core.text.script import Change, Cue, Script
 from ..packforcing_core.text.timeline import Snapped, snap
 from . import host
@@ -27,6 +28,7 @@ def from_second(conditioning, seconds: float, blend_seconds: float, recache: boo
     """The one prompt of a CONDITIONING with the time of the film from which it counts. PackForcingError for several."""
     if len(conditioning) != 1:
         raise PackForcingError(f"Got a CONDITIONING of {len(conditioning)} prompts for one moment; expected one.")
+    in_range("blend_seconds", blend_seconds)
     embeddings, extra = conditioning[0]
     timed = {FROM_SECOND: seconds, BLEND_SECONDS: blend_seconds, RECACHE: recache, CHANGE: change}
     return [[embeddings, {**extra, **timed}]]

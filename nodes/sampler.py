@@ -167,16 +167,12 @@ class Sampler(io.ComfyNode):
 def settings_of(widgets: Mapping[str, Any], policy: Policy | None) -> Settings:
     """The settings of the sampler's widgets, whose 0, "" and auto all mean automatic."""
     return Settings(
-        seconds=float(widgets["seconds"]),
-        width=int(widgets["width"]),
-        height=int(widgets["height"]),
-        fps=float(widgets["fps"]),
-        seed=int(widgets["seed"]),
+        **{name: widgets[name] for name in ("seconds", "width", "height", "fps", "seed")},
         policy=policy,
         preset=None if widgets["preset"] == "auto" else widgets["preset"],
-        frames_per_block=int(widgets["frames_per_block"]) or None,
+        frames_per_block=widgets["frames_per_block"] or None,
         timesteps=parse_steps(str(widgets["timesteps"])),
-        shift=float(widgets["shift"]) or None,
+        shift=widgets["shift"] or None,
     )
 
 

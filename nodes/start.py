@@ -12,6 +12,7 @@ from comfy_api.v0_0_2 import io
 
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.geometry import VideoGeometry
+from ..packforcing_core.ranges import in_range
 from ..packforcing_core.recipe.beginning import (
     at_rate,
     blocks_in,
@@ -181,5 +182,7 @@ class StartFromNode(io.ComfyNode):
                 f"Start Image / Video has {' and '.join(connected) or 'nothing'} connected; expected one of "
                 "start_image, video, latent."
             )
+        in_range("seconds", seconds)
+        in_range("denoise", denoise)
         samples = None if latent is None else latent["samples"]
         return io.NodeOutput(StartFrom(mode, seconds, denoise, show_source, start_image, video, samples))

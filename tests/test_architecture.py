@@ -26,6 +26,7 @@ NODES = ROOT / "nodes"
 ROWS = (
     ("errors", "devices"),
     ("geometry",),
+    ("ranges",),
     ("queued", "kernels"),
     ("rope", "attention", "history", "model.ops"),  # `model.ops` is the seam that every network stands on
     ("cache",),

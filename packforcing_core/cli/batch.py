@@ -7,6 +7,7 @@ import json
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,6 +16,7 @@ from rich.console import Console
 from ..errors import PackForcingError
 from ..folder.files import checked_name, read_json, write_json
 from ..folder.fingerprint import fingerprint
+from ..ranges import in_range
 from ..render.output import checked_output
 from . import render
 from .film import build_console
@@ -115,11 +117,22 @@ def _job(options: dict[str, str | int | float | list], number: str, folder: Path
             continue
         if key in _NOT_OF_A_JOB:
             raise PackForcingError(f"{key} is not an option of a job; give it a name.")
-        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        words.append(f"--{key.replace('_', '-')}={text}")
+        words += _words(f"--{key.replace('_', '-')}", value)
     words += [f"--folder={own}", f"--output={own.with_name(name + '.mp4')}"]
-    parse_render(words)
+    render.checked(parse_render(words))
     return Job(name, own, tuple(words))
+
+
+def _words(option: str, value: str | int | float | list) -> list[str]:
+    """An option and its value as the command line has them; of a switch, true is the option alone and false none."""
+    if isinstance(value, bool) and option in _switches():
+        return [option] if value else []
+    return [f"{option}={','.join(map(str, value)) if isinstance(value, list) else value}"]
+
+
+@lru_cache(maxsize=1)
+def _switches() -> frozenset[str]:
+    return frozenset(name for action in _parser()._actions if action.nargs == 0 for name in action.option_strings)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -131,12 +144,20 @@ class _Parser(argparse.ArgumentParser):
 
 def parse_render(words: Sequence[str]) -> argparse.Namespace:
     """The options of one `packforcing render`; PackForcingError where they are none."""
+    return _parser().parse_args(words)
+
+
+@lru_cache(maxsize=1)
+def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="packforcing render", allow_abbrev=False, add_help=False)
     render.add_arguments(parser)
-    return parser.parse_args(words)
+    return parser
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.workers is not None:
+        in_range("workers", options.workers)
+    in_range("attempts", options.attempts)
     console = build_console()
     folder = Path(options.folder).absolute()
     jobs = read_jobs(Path(options.jobs), folder, options.shared)

@@ -19,7 +19,6 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.metrics import Gauge
 from rich.console import Console
 
-from ..errors import PackForcingError
 from ..folder.blocks import numbered_files
 from .batch import Job, render_job
 from .film import build_console
@@ -66,8 +65,6 @@ def _share(workers: int | None) -> tuple[int, dict[str, float]]:
 
 def render_on_ray(jobs: Sequence[Job], workers: int | None, attempts: int, console: Console) -> dict[str, str]:
     """Renders all jobs; returns what went wrong by the name of the job."""
-    if (workers is not None and workers < 1) or attempts < 1:
-        raise PackForcingError(f"Got {workers} workers and {attempts} attempts; expected 1 or more.")
     if not jobs:
         return {}
     with _cluster():

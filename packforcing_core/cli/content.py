@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ..errors import PackForcingError
 from ..geometry import pixel_frames
+from ..ranges import in_range
 from ..recipe.beginning import at_rate, blocks_in, given_by_frames, last_frames, repainted_by_frames
 from ..recipe.recipe import Recipe
 from ..recipe.settings import Encode, Settings
@@ -68,6 +69,12 @@ def add_start(parser: argparse.ArgumentParser) -> None:
         default=0.75,
         help="denoise: share of the denoising steps that --repaint-video runs, 0 to 1",
     )
+
+
+def check_start(options: argparse.Namespace) -> None:
+    """PackForcingError for numbers of `add_start` that are out of their range."""
+    for name in ("given_seconds", "strength"):
+        in_range(name, getattr(options, name))
 
 
 def encoder(options: argparse.Namespace, text_dim: int, device: torch.device, dtype: torch.dtype) -> Encode:

@@ -18,13 +18,14 @@ from ..compressor.weights import load_compressor, trained_span
 from ..errors import PackForcingError
 from ..recipe.plan import plan_render
 from ..recipe.recipe import Recipe
-from ..render.render import Models, open_video
+from ..recipe.settings import Settings
+from ..render.render import Models, Place, open_video
 from ..text.context import load_context
 from ..text.script import Script
 from ..vae.load import load_vae
 from ..vae.memory import decode_bytes
 from . import options as shared
-from .content import add_start, add_text, begun, encoder, timed_script
+from .content import add_start, add_text, begun, check_start, encoder, timed_script
 from .film import build_console, run_render
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -62,10 +63,9 @@ def run(options: argparse.Namespace) -> int:
 
 def render_options(options: argparse.Namespace, console: Console) -> Path:
     """Renders what the options say and returns the finished file."""
+    settings, place = checked(options)
     device, dtype = _compute(options)
-    place = shared.chosen_place(options)
     checkpoint = read_checkpoint(options.checkpoint)
-    settings = shared.chosen_settings(options)
     compresses = options.compressor and options.policy == PackForcing.name
     recipe = settings.recipe(checkpoint.family, trained_span(options.compressor) if compresses else None)
     for warning in (*checkpoint.warnings, *choice_warnings(checkpoint.family, settings.family(checkpoint.family))):
@@ -85,6 +85,12 @@ def render_options(options: argparse.Namespace, console: Console) -> Path:
     model = build_model(checkpoint, device, dtype, attention, options.compile)
     models = Models(model, vae, high_res=high_res, family=checkpoint.family, kernels=_kernels(options))
     return run_render(open_video(models, settings, place, recipe, script), console)
+
+
+def checked(options: argparse.Namespace) -> tuple[Settings, Place]:
+    """What the options ask for, and where it goes. PackForcingError where a number is out of its range."""
+    check_start(options)
+    return shared.chosen_settings(options), shared.chosen_place(options)
 
 
 def _kernels(options: argparse.Namespace) -> dict[str, str]:

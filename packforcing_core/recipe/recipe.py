@@ -13,6 +13,7 @@ from ..checkpoint.families import Family
 from ..errors import PackForcingError
 from ..geometry import PIXEL_FRAMES_PER_LATENT, VideoGeometry, pixel_frames
 from ..model.config import WanConfig
+from ..ranges import in_range
 from ..sampler.denoising import BlockDone, Denoising
 from ..sampler.noise import NoiseSource, seeded_noise
 from ..sampler.start import Start
@@ -31,8 +32,7 @@ class Recipe:
     start: Start = NOISE_ALONE
 
     def __post_init__(self):
-        if not 0 <= self.seed < 2**64:
-            raise PackForcingError(f"The seed is {self.seed}; expected 0 to {2**64 - 1}.")
+        in_range("seed", self.seed)
         _ = self.partitions  # A policy that contradicts itself is refused here, before any work.
         if self.denoising.rolling and self.start.latents is not None:
             raise PackForcingError(
@@ -69,7 +69,8 @@ class Recipe:
         return self.left_out_blocks * self.geometry.frames_per_block
 
     def block_at(self, seconds: float) -> int:
-        """The block that shows the moment `seconds` of the film."""
+        """The block that shows the moment `seconds` of the video, from which on it is to be made again."""
+        in_range("retake_from", seconds)
         return self.geometry.block_at(seconds + pixel_frames(self._left_out_frames) / self.geometry.fps)
 
     def begun(self, start: Start, seconds: float) -> Recipe:

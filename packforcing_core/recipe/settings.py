@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from ..cache.config import Policy, build_policy
 from ..checkpoint.families import DEFAULT_FAMILY, Family, by_name, with_overrides
 from ..errors import PackForcingError
 from ..geometry import PIXEL_FRAMES_PER_LATENT, VideoGeometry
+from ..ranges import in_range
 from ..sampler.denoising import Denoising
 from ..sampler.rollout import require_followable
 from ..sampler.start import Start
@@ -49,8 +50,21 @@ class Settings:
     recache: bool = False
 
     def __post_init__(self):
-        if not 0 <= self.blend_seconds < math.inf:
-            raise PackForcingError(f"blend_seconds is {self.blend_seconds}; expected 0 or more.")
+        # As plain numbers of one kind each: 16 and 16.0 frames per second are one render.
+        for name in ("seconds", "width", "height", "fps", "seed", "blend_seconds"):
+            object.__setattr__(self, name, in_range(name, getattr(self, name)))
+        for name in ("frames_per_block", "shift"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, in_range(name, getattr(self, name)))
+        if self.timesteps is not None:
+            steps = tuple(in_range("timesteps", step) for step in self.timesteps)
+            if not steps or any(after >= before for before, after in pairwise(steps)):
+                shown = ", ".join(f"{step:g}" for step in steps)[:100] or "none"
+                raise PackForcingError(f"timesteps are {shown}; expected falling numbers such as 1000, 750, 500, 250.")
+            object.__setattr__(self, "timesteps", steps)
+        if isinstance(self.policy, str):
+            build_policy(self.policy, **self.knobs)
+        VideoGeometry.from_seconds(self.seconds, width=self.width, height=self.height, fps=self.fps, frames_per_block=1)
 
     def family(self, trained: Family | None) -> Family:
         """How the checkpoint is sampled; `trained` is how it was trained, None where nothing says."""

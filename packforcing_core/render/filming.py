@@ -19,6 +19,7 @@ from ..devices import is_out_of_memory
 from ..folder.files import FolderError, copy_start, locked, write_json
 from ..folder.fingerprint import fingerprint
 from ..folder.folder import FINISHED, RenderFolder
+from ..ranges import in_range
 from ..recipe.recipe import Recipe
 from ..sampler.denoising import BlockDone, Event
 from ..vae.decoders import streaming_decoder
@@ -89,6 +90,8 @@ class FilmJob:
 
     def __post_init__(self):
         checked_output(self.path)
+        in_range("blocks_per_segment", self.blocks_per_segment)
+        in_range("last_frames", self.tail_frames)
 
     @property
     def name(self) -> str:

@@ -23,6 +23,7 @@ from ..folder.manifest import Setting
 from ..folder.room import room_notes
 from ..folder.unnamed import open_unnamed
 from ..model.causal import CausalWan
+from ..ranges import in_range
 from ..recipe.plan import RenderPlan, plan_render
 from ..recipe.recipe import Recipe
 from ..recipe.settings import Encode, Settings
@@ -81,8 +82,8 @@ class Place:
 
     def __post_init__(self):
         object.__setattr__(self, "path", checked_output(Path(self.path)))
-        if self.blocks_per_segment < 1:
-            raise PackForcingError(f"blocks_per_segment is {self.blocks_per_segment}; expected 1 or more.")
+        for name in ("blocks_per_segment", "retake_from"):
+            in_range(name, getattr(self, name))
         if self.folder is None and self.mode in ("extend", "retake"):
             raise PackForcingError(f"Mode {self.mode} needs the folder of the render.")
 

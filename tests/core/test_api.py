@@ -33,7 +33,7 @@ def test_the_lines_of_the_readme_render_a_video(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"seed": -1}, "seed is -1; expected 0 to 18446744073709551615"),
+        ({"seed": -1}, "seed is -1; expected a whole number from 0 to 18446744073709551615"),
         ({"seed": 2**64}, "seed is 18446744073709551616"),
         ({"width": 100}, "width is 100"),
         ({"timesteps": (250.0, 1000.0)}, "falling"),

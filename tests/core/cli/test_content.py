@@ -74,7 +74,7 @@ def test_a_film_is_repainted(files, tmp_path, boat, capsys):
         (("--prompt", "[0s] a [1s] b", "--blend-seconds", "-1"), "blend_seconds is -1"),
         (("--prompt", "a", "--start-image", "no.png"), "no.png"),
         (("--prompt", "a", "--repaint-video", "{boat}", "--strength", "0"), "strength is 0"),
-        (("--prompt", "a", "--continue-video", "{boat}", "--given-seconds", "-1"), "-1.0 seconds"),
+        (("--prompt", "a", "--continue-video", "{boat}", "--given-seconds", "-1"), "given_seconds is -1.0"),
     ],
 )
 def test_what_cannot_be_is_refused(files, umt5, tmp_path, boat, capsys, arguments, message):

@@ -75,7 +75,7 @@ def test_a_folder_is_extended_and_retaken(files, tmp_path, capsys):
     [
         (("--render-mode", "extend"), "needs --folder"),
         (("--render-mode", "retake", "--folder", "FOLDER", "--retake-from", "1"), "no render"),
-        (("--retake-from", "-5"), "seconds"),
+        (("--retake-from", "-5"), "retake_from is -5"),
     ],
 )
 def test_a_mode_that_cannot_be_is_refused(files, tmp_path, capsys, arguments, message):

@@ -123,7 +123,7 @@ def test_a_file_that_is_likely_bidirectional_is_rendered_with_a_warning(files, t
         (("--width", "100"), {}, ["width is 100", "96 and 112"]),
         (("--height", "0"), {}, ["height is 0", "16 and 32"]),
         (("--seconds", "0"), {}, ["seconds is 0"]),
-        (("--fps", "nan"), {}, ["nan frames per second"]),
+        (("--fps", "nan"), {}, ["fps is nan"]),
         (("--device", "warp"), {}, ["Device 'warp' cannot be used", "--device cpu"]),
         (("--device", "meta"), {}, ["Device 'meta' cannot be used"]),
         (("--quality", "99"), {}, ["quality 99", "51"]),
