@@ -9,7 +9,10 @@ import comfy.lora_convert
 import comfy.utils
 import folder_paths
 
+from ..packforcing_core.checkpoint.merge import open_lora, require_fit
 from ..packforcing_core.errors import PackForcingError
+from ..packforcing_core.model.config import WanConfig
+from . import host
 from .held import require_understood
 
 Prompt = dict[str, dict]
@@ -23,6 +26,7 @@ def require_honoured(model, hidden) -> None:
 
 def require_fitting_loras(model, prompt: Prompt | None, sampler: str) -> None:
     """Raises PackForcingError naming a LoRA of the nodes before the sampler that changes nothing of the MODEL."""
+    config = host.wan_config(model)
     names = list(dict.fromkeys(_lora_names(prompt or {}, sampler)))
     keys = comfy.lora.model_lora_keys_unet(model.model, {}) if names else {}
     for name in names:
@@ -30,12 +34,24 @@ def require_fitting_loras(model, prompt: Prompt | None, sampler: str) -> None:
         if path is None:
             continue
         tensors = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(path, safe_load=True))
-        if not comfy.lora.load_lora(tensors, keys, log_missing=False):
+        if comfy.lora.load_lora(tensors, keys, log_missing=False):
+            _require_shapes(path, config)
+        else:
             example = next(iter(tensors), "nothing")
             raise PackForcingError(
                 f"The LoRA {name} fits nothing of this model (it holds {example!r} and the like), so it would "
                 "change nothing. Use a LoRA made for Wan2.1 T2V 1.3B, or remove the node."
             )
+
+
+def _require_shapes(path: str, config: WanConfig) -> None:
+    """PackForcingError for a LoRA whose names fit and whose shapes do not, as one made for 14B on 1.3B."""
+    try:
+        lora = open_lora(path)
+    except PackForcingError:  # Of a kind that ComfyUI knows and the core does not.
+        return
+    if lora.layers and lora.width:
+        require_fit(lora, config)
 
 
 def _lora_names(prompt: Prompt, sampler: str) -> Iterator[str]:

@@ -26,6 +26,7 @@ from ..packforcing_core.vae.wan_vae import WanVAE
 from ..packforcing_core.video import probe, read_frames
 from .output import video_file
 from .sockets import CATEGORY, StartSocket
+from .tell import say
 
 CONTINUE, REPAINT = "continue", "video to video"
 AUTO, KEEP, LEAVE_OUT = "auto", "show", "hide"
@@ -159,6 +160,7 @@ class StartFromNode(io.ComfyNode):
                 ),
             ],
             outputs=[StartSocket.Output(display_name="start", tooltip="For the sampler's start.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -185,4 +187,15 @@ class StartFromNode(io.ComfyNode):
         in_range("seconds", seconds)
         in_range("denoise", denoise)
         samples = None if latent is None else latent["samples"]
-        return io.NodeOutput(StartFrom(mode, seconds, denoise, show_source, start_image, video, samples))
+        start = StartFrom(mode, seconds, denoise, show_source, start_image, video, samples)
+        text = "\n".join(_notes(video)) if video is not None else ""
+        if not text:
+            return io.NodeOutput(start)
+        say(cls.hidden.unique_id, text)
+        return io.NodeOutput(start, ui={"text": (text,)})
+
+
+def _notes(video) -> tuple[str, ...]:
+    """What is changed of a VIDEO on the way in, and what is left out."""
+    with ExitStack() as stack:
+        return probe(video_file(video, stack)).notes

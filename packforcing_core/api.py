@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from .checkpoint.build import build_model
 from .checkpoint.families import DEFAULT_FAMILY
 from .checkpoint.load import read_checkpoint
+from .checkpoint.merge import merged, open_lora, require_fit
 from .compressor.weights import load_compressor
 from .errors import PackForcingError
 from .miniature import load as shipped
@@ -56,10 +59,13 @@ def load_models(
     text_encoder: Path | str | None = None,
     compressor: Path | str | None = None,
     *,
+    loras: Mapping[Path | str, float] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Models:
     """A Wan2.1 T2V checkpoint with its VAE, the folder of its text encoder and trained compressor weights, if any.
+
+    `loras` are files with their strengths, added to the weights; PackForcingError where one fits nothing of them.
 
     On a GPU in bfloat16 unless told otherwise, else on the CPU in float32. PackForcingError for files that are not what
     is expected; without a text encoder a render is opened with a script of embeddings.
@@ -67,7 +73,10 @@ def load_models(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     kind = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
     read = read_checkpoint(str(checkpoint))
-    model = build_model(read, place, kind)
+    opened = [(open_lora(file), strength) for file, strength in (loras or {}).items()]
+    for lora, _ in opened:
+        require_fit(lora, read.config)
+    model = build_model(replace(read, state_dict=merged(read.state_dict, opened, read.config)), place, kind)
     encode, high_res, span = None, None, None
     if text_encoder is not None:
         width = read.config.text_dim

@@ -50,6 +50,7 @@ RANGES = {
     "retake_from": Range(0, int(MAX_SECONDS)),
     "blocks_per_segment": Range(1, 1000, whole=True),
     "last_frames": Range(1, 1024, whole=True),
+    "lora_strength": Range(-100, 100),
     "workers": Range(1, 10_000, whole=True),
     "attempts": Range(1, 1000, whole=True),
 }

@@ -59,7 +59,7 @@ def convert_lora(path: str | PathLike[str], output: str | PathLike[str], key: st
     """
     path, output = Path(path), Path(output)
     file = open_tensors(path)
-    names = _choose_part(file, key)
+    names = choose_part(file, key)
     renamed: dict[str, str] = {}
     for name, there in names.items():
         new = _native_name(path, name)
@@ -71,14 +71,14 @@ def convert_lora(path: str | PathLike[str], output: str | PathLike[str], key: st
         renamed[new] = there
     _check_halves(path, renamed)
     _check_alphas(file, renamed)
-    alphas = _alphas(file, renamed)
+    alphas = described_alphas(file, renamed)
     _save(file, renamed, alphas, output)
     return ConvertedLora(
         len(renamed) + len(alphas), width_of({name: file.tensors[there] for name, there in renamed.items()})
     )
 
 
-def _choose_part(file: TensorFile, key: str | None) -> Mapping[str, str]:
+def choose_part(file: TensorFile, key: str | None) -> Mapping[str, str]:
     """The names of one part that holds a LoRA."""
     groups = group_names(file.tensors)
     fronts = [front for front, names in groups.items() if any(map(is_lora_name, names))]
@@ -113,7 +113,7 @@ def _native_name(path: Path, name: str) -> str:
     return native
 
 
-def _alphas(file: TensorFile, names: Mapping[str, str]) -> dict[str, Tensor]:
+def described_alphas(file: TensorFile, names: Mapping[str, str]) -> dict[str, Tensor]:
     """Name -> alpha of every layer, where the file's description has one and the layers have none of their own."""
     found = _described_alpha(file)
     if found is None or any(name.endswith(".alpha") for name in names):

@@ -125,14 +125,17 @@ def _job(options: dict[str, str | int | float | list], number: str, folder: Path
 
 def _words(option: str, value: str | int | float | list) -> list[str]:
     """An option and its value as the command line has them; of a switch, true is the option alone and false none."""
-    if isinstance(value, bool) and option in _switches():
+    action = _actions().get(option)
+    if isinstance(value, bool) and action is not None and action.nargs == 0:
         return [option] if value else []
+    if isinstance(value, list) and action is not None and isinstance(action.default, list):  # May be given again.
+        return [f"{option}={each}" for each in value]
     return [f"{option}={','.join(map(str, value)) if isinstance(value, list) else value}"]
 
 
 @lru_cache(maxsize=1)
-def _switches() -> frozenset[str]:
-    return frozenset(name for action in _parser()._actions if action.nargs == 0 for name in action.option_strings)
+def _actions() -> dict[str, argparse.Action]:
+    return {name: action for action in _parser()._actions for name in action.option_strings}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import argparse
 
+from ..checkpoint.load import inspect
 from ..checkpoint.lora import convert_lora
+from ..checkpoint.merge import open_lora, require_fit
+from ..errors import PackForcingError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="the LoRA (.safetensors, .pt)")
     parser.add_argument("output", help="the .safetensors to write, for models/loras")
     parser.add_argument("--key", help="top-level key to take, for example generator_lora")
+    parser.add_argument("--checkpoint", help="a checkpoint that it is for: refused where nothing of it fits")
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.checkpoint:
+        found = inspect(options.checkpoint)
+        if found.config is None:
+            raise PackForcingError(f"{found.path.name} is {found.title}, not a Wan transformer. {found.advice}")
+        for note in require_fit(open_lora(options.file, options.key), found.config):
+            print(f"warning: {note}")
     converted = convert_lora(options.file, options.output, options.key)
     print(f"{options.output}: {converted.tensors} tensors, for {converted.made_for}")
     return 0

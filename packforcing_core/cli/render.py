@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,9 +14,11 @@ from ..cache.config import PackForcing
 from ..checkpoint.build import build_model
 from ..checkpoint.families import choice_warnings
 from ..checkpoint.load import FP8, PACKED, Checkpoint, inspect, read_checkpoint
+from ..checkpoint.merge import merged, named_lora, open_lora, require_fit
 from ..compressor.high_res import HighRes
 from ..compressor.weights import load_compressor, trained_span
 from ..errors import PackForcingError
+from ..ranges import in_range
 from ..recipe.plan import plan_render
 from ..recipe.recipe import Recipe
 from ..recipe.settings import Settings
@@ -37,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", required=True, help="a Wan2.1 T2V file (.safetensors, .pt), see `packforcing inspect`"
     )
     files.add_argument("--vae", required=True, help="the Wan2.1 VAE (.safetensors, .pth), or a smaller one of its kind")
+    files.add_argument(
+        "--lora",
+        metavar="FILE[@STRENGTH]",
+        action="append",
+        default=[],
+        help="a LoRA to add to the checkpoint, in any of its usual layouts; may be given several times",
+    )
     files.add_argument("--compressor", help="trained compressor weights for --policy packforcing; without: zero-shot")
     add_text(parser)
     add_start(parser)
@@ -66,6 +76,9 @@ def render_options(options: argparse.Namespace, console: Console) -> Path:
     settings, place = checked(options)
     device, dtype = _compute(options)
     checkpoint = read_checkpoint(options.checkpoint)
+    loras = [(open_lora(file), strength) for file, strength in map(named_lora, options.lora)]
+    for note in [note for lora, _ in loras for note in require_fit(lora, checkpoint.config)]:
+        console.print(f"warning: {note}", style="yellow")
     compresses = options.compressor and options.policy == PackForcing.name
     recipe = settings.recipe(checkpoint.family, trained_span(options.compressor) if compresses else None)
     for warning in (*checkpoint.warnings, *choice_warnings(checkpoint.family, settings.family(checkpoint.family))):
@@ -82,6 +95,7 @@ def render_options(options: argparse.Namespace, console: Console) -> Path:
     else:
         script = timed_script(settings, recipe, encoder(options, config.text_dim, device, dtype), console)
     attention = attention_named(options.attention, Capability.of(device, dtype, config.head_dim))
+    checkpoint = replace(checkpoint, state_dict=merged(checkpoint.state_dict, loras, config))
     model = build_model(checkpoint, device, dtype, attention, options.compile)
     models = Models(model, vae, high_res=high_res, family=checkpoint.family, kernels=_kernels(options))
     return run_render(open_video(models, settings, place, recipe, script), console)
@@ -90,6 +104,8 @@ def render_options(options: argparse.Namespace, console: Console) -> Path:
 def checked(options: argparse.Namespace) -> tuple[Settings, Place]:
     """What the options ask for, and where it goes. PackForcingError where a number is out of its range."""
     check_start(options)
+    for _, strength in map(named_lora, options.lora):
+        in_range("lora_strength", strength)
     return shared.chosen_settings(options), shared.chosen_place(options)
 
 

@@ -6,8 +6,9 @@ What has to be done is read off the first decoded frame, after ffmpeg has turned
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 from .boxes import FilmError
@@ -15,6 +16,7 @@ from .packets import input_arguments
 from .process import FfmpegError, ffmpeg_says, has_filter
 
 _FRAME = re.compile(r"\] n: *0 .*fmt:(\S+) .*sar:(\d+)/(\d+) s:(\d+)x(\d+) i:(\S)")
+_STREAM = re.compile(r"  Stream #0:\d+\S*: (Video|Audio|Subtitle): ")
 _COLOURS = re.compile(r"color_space:(\S+).*color_trc:(\S+)")
 _WITH_ALPHA = re.compile(r"yuva|ya\d|gbrap|rgba|bgra|argb|abgr|rgb32|bgr32|pal8")
 _YUV = re.compile(r"yuv|nv\d|p0\d\d|uyvy|yuyv")
@@ -42,12 +44,23 @@ def look(path: Path) -> Plain:
         said = ffmpeg_says(arguments)
     except FfmpegError as error:
         raise FilmError(f"The video {path} cannot be decoded: {error}") from error
+    holds = list(takewhile(lambda line: not line.startswith("Output #"), said))
     frame = next((found for line in said if (found := _FRAME.search(line))), None)
     if frame is None:
         raise FilmError(f"The video {path} cannot be decoded: ffmpeg finds no frame in it.")
     colours = next((found for line in said if (found := _COLOURS.search(line))), None)
     space, curve = colours.groups() if colours else ("unknown", "unknown")
-    return _plain(frame.groups(), space, curve)
+    plain = _plain(frame.groups(), space, curve)
+    return replace(plain, notes=(*plain.notes, *_left_out(holds)))
+
+
+def _left_out(holds: Sequence[str]) -> Iterator[str]:
+    """What else is in the file, by ffmpeg's list of its streams."""
+    kinds = [found[1] for line in holds if (found := _STREAM.match(line)) and "(attached pic)" not in line]
+    if "Audio" in kinds:
+        yield "Its sound is left out."
+    if kinds.count("Video") > 1:
+        yield f"It holds {kinds.count('Video')} videos: only the first is used."
 
 
 def _plain(frame: Sequence[str], space: str, curve: str) -> Plain:

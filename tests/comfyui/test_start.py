@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from packforcing_core.video import SegmentedWriter, VideoFormat, read_frames
+from packforcing_core.video.process import run_ffmpeg
 from tests.comfyui.graphs import Graph, Link
 from tests.comfyui.server import ComfyServer
 from tests.comfyui.small_graphs import Files, decode, our_loader, stream
@@ -118,6 +119,21 @@ def test_not_one_beginning_is_refused(comfy: ComfyServer, files: Files, inputs, 
     start = start_from(graph, **{name: link(graph) for name, link in links.items()})
     decode(graph, stream(graph, our_loader(graph, files), start=start, **FAST), files)
     failed(comfy, graph, "PackForcingStartFrom", *words)
+
+
+def test_what_is_changed_of_a_video_on_the_way_in_is_said_on_the_node(comfy: ComfyServer, files: Files, inputs):
+    """A clip of a phone: turned by its metadata, pixels that are not square, with sound."""
+    phone = comfy.base / "input" / "phone.mp4"
+    sound = ("-f", "lavfi", "-i", "sine=duration=4", "-vf", "setsar=4/3", "-c:v", "libx264", "-c:a", "aac")
+    run_ffmpeg(["-i", str(comfy.base / "input" / "boat.mp4"), *sound, "-pix_fmt", "yuv420p", str(phone)])
+    graph = Graph()
+    start = start_from(graph, video=graph.add("LoadVideo", file="phone.mp4")[0])
+    vae = graph.add("VAELoader", vae_name=files.vae)[0]
+    decode(graph, stream(graph, our_loader(graph, files), vae=vae, start=start, **FAST), files)
+    (text,) = comfy.client.run(graph.prompt)["outputs"][start[0]]["text"]
+    print(text)
+    assert "Its pixels are 4:3, not square: it is stretched to 128 x 64." in text
+    assert "Its sound is left out." in text
 
 
 def test_a_picture_without_the_vae_is_refused(comfy: ComfyServer, files: Files, inputs):

@@ -134,3 +134,10 @@ def test_switches_of_a_job_are_true_or_false(tmp_path):
     (tmp_path / "jobs.jsonl").write_text('{"name": "a"}\n{"name": "b", "recache": false}', encoding="utf-8")
     jobs = read_jobs(tmp_path / "jobs.jsonl", tmp_path / "out", common)
     assert [parse_render(job.arguments).recache for job in jobs] == [True, False]
+
+
+def test_a_job_may_have_several_loras(tmp_path):
+    common = '{"checkpoint": "c", "vae": "v", "prompt": "p"}'
+    (tmp_path / "jobs.jsonl").write_text('{"lora": ["a.pt", "b.pt@0.5"]}\n{"lora": "c.pt"}', encoding="utf-8")
+    jobs = read_jobs(tmp_path / "jobs.jsonl", tmp_path / "out", common)
+    assert [parse_render(job.arguments).lora for job in jobs] == [["a.pt", "b.pt@0.5"], ["c.pt"]]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from packforcing_core.checkpoint.build import build_model
 from packforcing_core.checkpoint.load import read_checkpoint
@@ -121,7 +122,7 @@ def test_a_file_that_is_likely_bidirectional_is_rendered_with_a_warning(files, t
         ((), {"context": "vae.safetensors"}, ["no tensor called context"]),
         (("--prompt", "a red circle"), {"context": ""}, ["--prompt needs --text-encoder"]),
         (("--width", "100"), {}, ["width is 100", "96 and 112"]),
-        (("--height", "0"), {}, ["height is 0", "16 and 32"]),
+        (("--height", "0"), {}, ["height is 0", "16 to 8192"]),
         (("--seconds", "0"), {}, ["seconds is 0"]),
         (("--fps", "nan"), {}, ["fps is nan"]),
         (("--device", "warp"), {}, ["Device 'warp' cannot be used", "--device cpu"]),
@@ -144,6 +145,25 @@ def test_bad_input_is_answered_with_a_reason_and_writes_nothing(files, tmp_path,
     for message in messages:
         assert message in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lora_is_added_and_one_that_fits_nothing_is_named_before_anything_else(files, tmp_path, capsys):
+    other = tmp_path / "other.safetensors"
+    halves = {"A": torch.zeros(4, 64), "B": torch.zeros(64, 4)}
+    save_file({f"blocks.0.ffn.0.lora_{half}.weight": tensor for half, tensor in halves.items()}, other)
+    for lora in (files / "lora.pt", other):
+        convert = ["convert-lora", str(lora), str(tmp_path / "x.safetensors")]
+        assert main([*convert, "--checkpoint", str(files / "self_forcing_dmd.pt")]) == (lora == other)
+    assert "fits nothing of this checkpoint" in capsys.readouterr().err
+    assert render(files, tmp_path / "no.mp4", "--lora", str(other), vae="no vae is looked for") == 1
+    assert "other.safetensors fits nothing of this checkpoint" in capsys.readouterr().err
+    assert render(files, tmp_path / "plain.mp4") == 0
+    assert render(files, tmp_path / "nothing.mp4", "--lora", f"{files / 'lora.pt'}@0") == 0
+    assert render(files, tmp_path / "styled.mp4", "--lora", str(files / "lora.pt")) == 0
+    plain, nothing, styled = ((tmp_path / f"{name}.mp4").read_bytes() for name in ("plain", "nothing", "styled"))
+    assert plain == nothing
+    assert plain != styled
+    assert not (tmp_path / "no.mp4").exists()
 
 
 def test_an_output_that_cannot_be_written_is_said_before_sampling(files, tmp_path, capsys):

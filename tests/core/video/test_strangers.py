@@ -261,11 +261,22 @@ def test_untagged_colours_are_high_definition_s_above_576_rows(tmp_path):
     assert np.abs(seen[720] - seen[480]).max() > 10
 
 
+def test_what_is_left_out_of_a_file_is_said(still, tmp_path):
+    film, sung, many = (tmp_path / name for name in ("film.mp4", "sung.mp4", "many.mkv"))
+    encode(still, film, "-c:v", "libx264", "-pix_fmt", "yuv420p")
+    ffmpeg("-i", film, "-f", "lavfi", "-i", "sine=duration=0.5", "-c:v", "copy", "-c:a", "aac", sung)
+    ffmpeg("-i", sung, "-i", film, "-map", "0", "-map", "1", "-c", "copy", many)
+    sound, videos = "Its sound is left out.", "It holds 2 videos: only the first is used."
+    assert [probe(path).notes for path in (film, sung, many)] == [(), (sound,), (sound, videos)]
+    assert len(list(read_frames(sung))) == len(list(read_frames(many))) == 8
+
+
 def test_a_cover_picture_is_not_the_video(still, tmp_path):
     film, song = tmp_path / "film.mp4", tmp_path / "song.mp4"
     encode(still, film, "-c:v", "libx264", "-pix_fmt", "yuv420p")
     ffmpeg("-i", still, "-i", film, "-map", 0, "-map", 1, "-c", "copy", "-disposition:v:0", "attached_pic", song)
     assert probe(song).frames == len(list(read_frames(song))) == 8
+    assert probe(song).notes == ()
 
 
 def test_a_video_that_changes_its_size_keeps_that_of_its_first_frame(still, tmp_path):
