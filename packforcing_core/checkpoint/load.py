@@ -28,7 +28,7 @@ from .keys import (
 )
 from .kinds import Kind, classify, foreign, quantisation, size_name
 from .recognition import origin_warnings, recognise
-from .scales import CODES, Scaled, decode, pair, scaled
+from .scales import CODES, OF_INPUTS, Scaled, decode, pair, scaled
 
 FP8 = frozenset({"F8_E4M3", "F8_E5M2"})
 
@@ -231,6 +231,7 @@ def _select(file: TensorFile, groups: Mapping[str, Mapping[str, str]], key: str 
         warnings=tuple(
             origin_warnings(recognised, file.path, file.metadata)
             + [f"{count} tensors are left out: {what}." for what, count in unused.items()]
+            + _input_warnings(known, scales)
             + _taken_warnings(front, others)
             + _dtype_warnings(known, [file.tensors[name] for name in weights.values()])
         ),
@@ -319,6 +320,17 @@ def _taken_warnings(front: str, others: tuple[str, ...]) -> list[str]:
         return []
     rest = ", ".join(other or "(no top-level key)" for other in others)
     return [f"The file holds several parts: {front or '(no top-level key)'} is taken, {rest} left out."]
+
+
+def _input_warnings(known: Scaled, scales: Mapping[str, str]) -> list[str]:
+    count = sum(name.endswith(OF_INPUTS) for name in scales)
+    if not count or known not in (Scaled.HERE, Scaled.ANYWHERE):
+        return []
+    where = "" if known is Scaled.HERE else "Outside ComfyUI "
+    said = (
+        f"{where}{count} tensors are left out: scales of activations (input_scale), which decoded weights do not need."
+    )
+    return [said]
 
 
 def _dtype_warnings(known: Scaled, infos: list[TensorInfo]) -> list[str]:

@@ -21,7 +21,7 @@ CODES = frozenset({"F8_E4M3", "F8_E5M2", "I8"})
 
 _OF_THE_HOST = ("comfy_quant", "weight_scale_2", "pre_quant_scale")
 # Scales of the activations, for multiplying in 8 bits: decoded weights need none.
-_OF_INPUTS = ("input_scale", "scale_input")
+OF_INPUTS = ("input_scale", "scale_input")
 
 
 class Scaled(Enum):
@@ -50,7 +50,7 @@ def pair(weights: Mapping[str, TensorInfo], scales: Mapping[str, TensorInfo]) ->
     for name, info in scales.items():
         layer, _, kind = name.rpartition(".")
         weight = f"{layer}.weight"
-        if name == "scaled_fp8" or kind in _OF_INPUTS:
+        if name == "scaled_fp8" or kind in OF_INPUTS:
             continue
         codes = weights.get(weight)
         if codes is None or codes.dtype not in CODES:

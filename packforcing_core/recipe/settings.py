@@ -25,6 +25,15 @@ Encode = Callable[[Sequence[str]], Sequence[Tensor]]
 """Prompts to their embeddings [1, L, text_dim]."""
 
 
+_KINDS: tuple[tuple[str, Any, str], ...] = (
+    ("prompt", str, "a text"),
+    ("policy", Policy | str | None, "a cache policy, its name or None"),
+    ("knobs", Mapping, "a mapping of names to values"),
+    ("preset", str | None, "the name of a preset or None"),
+    ("timesteps", Sequence | None, "numbers such as 1000, 750, 500, 250"),
+)
+
+
 @dataclass(frozen=True)
 class Settings:
     """A render as its user describes it. None is automatic everywhere: as the checkpoint was trained.
@@ -56,6 +65,11 @@ class Settings:
         for name in ("frames_per_block", "shift"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, in_range(name, getattr(self, name)))
+        for name, kinds, expected in _KINDS:
+            if not isinstance(getattr(self, name), kinds):
+                raise PackForcingError(f"{name} is {getattr(self, name)!r:.60}; expected {expected}.")
+        if not all(isinstance(name, str) for name in self.knobs):
+            raise PackForcingError(f"knobs are {list(self.knobs)!r:.60}; expected names of knobs.")
         if self.timesteps is not None:
             steps = tuple(in_range("timesteps", step) for step in self.timesteps)
             if not steps or any(after >= before for before, after in pairwise(steps)):

@@ -18,7 +18,7 @@ from ..compressor.high_res import HighRes
 from ..errors import PackForcingError
 from ..folder.content import Content
 from ..folder.fingerprint import fingerprint
-from ..folder.folder import Mode, RenderFolder, open_render
+from ..folder.folder import MODES, Mode, RenderFolder, open_render
 from ..folder.manifest import Setting
 from ..folder.room import room_notes
 from ..folder.unnamed import open_unnamed
@@ -84,6 +84,8 @@ class Place:
         object.__setattr__(self, "path", checked_output(Path(self.path)))
         for name in ("blocks_per_segment", "retake_from"):
             in_range(name, getattr(self, name))
+        if self.mode not in MODES:
+            raise PackForcingError(f"mode is {self.mode!r:.60}; expected one of {', '.join(MODES)}.")
         if self.folder is None and self.mode in ("extend", "retake"):
             raise PackForcingError(f"Mode {self.mode} needs the folder of the render.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -60,6 +61,12 @@ def encode_prompts(
 def _encoded(prompt: str, tokenizer, encoder) -> Tensor:
     # Only the prompt's own tokens are run: padding that is masked out changes nothing in front of it.
     batch = tokenizer(clean_prompt(prompt), max_length=TEXT_LEN, truncation=True, return_tensors="pt")
+    whole = len(tokenizer(clean_prompt(prompt), verbose=False).input_ids)
+    if whole > TEXT_LEN:
+        logging.getLogger(__name__).warning(
+            "A prompt of %d tokens is cut: the text encoder reads %d, about its first %d characters.",
+            *(whole, TEXT_LEN, len(prompt) * TEXT_LEN // whole),
+        )
     batch = batch.to(encoder.device)
     with torch.inference_mode():
         hidden = encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
