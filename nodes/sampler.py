@@ -22,6 +22,7 @@ from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.folder.content import Content
 from ..packforcing_core.folder.files import checked_name
 from ..packforcing_core.folder.folder import MODES, Mode, RenderFolder, open_render
+from ..packforcing_core.folder.listing import others_note
 from ..packforcing_core.folder.manifest import Manifest
 from ..packforcing_core.folder.unnamed import open_unnamed
 from ..packforcing_core.geometry import MAX_FPS, MAX_SECONDS, MAX_SIDE, SIZE_MULTIPLE, VideoGeometry
@@ -157,7 +158,9 @@ class Sampler(io.ComfyNode):
         known = f"render {folder.path.name}: {folder.known_blocks} of {geometry.blocks} blocks are there already"
         warnings = (*stream.notes(), *_warnings(trained, family, settings.preset), *_memory_warnings(model, recipe))
         prompts = describe(text.moments, geometry) if len(text.moments) > 1 else []
-        lines = (recipe.describe_length(settings.seconds), *prompts, stream.plan().describe(), memory, known, *warnings)
+        others = others_note(folder.path.parent, folder.path)
+        plan = stream.plan().describe()
+        lines = (recipe.describe_length(settings.seconds), *prompts, plan, memory, known, *warnings, *others)
         say(cls.hidden.unique_id, "\n".join(lines))
         if cache_node is not None:
             say(cache_node, "\n".join((memory, *_compressor_note(model, recipe))))

@@ -8,6 +8,8 @@ import torch
 from packforcing_core.cli.main import main
 from packforcing_core.folder.files import locked
 from packforcing_core.folder.folder import FINISHED
+from packforcing_core.folder.listing import others_note
+from packforcing_core.geometry import size_text
 from packforcing_core.sampler.denoising import BlockDone
 from tests.survivor import Small
 
@@ -58,3 +60,12 @@ def test_a_render_at_work_is_left_alone(root, capsys):
         assert main(["renders", str(root), "--clean", "begun"]) == 1
     assert "being worked on" in capsys.readouterr().err
     assert (root / "begun" / "manifest.json").exists()
+
+
+def test_a_node_tells_of_the_other_unfinished_renders(root):
+    (line,) = others_note(root, root / "done")
+    print(line)
+    size = sum(path.stat().st_size for path in (root / "begun").rglob("*") if path.is_file())
+    assert line.startswith(f"1 other unfinished render takes {size_text(size)} in {root}")
+    assert others_note(root, root / "begun") == ()
+    assert others_note(root / "nowhere", root) == ()

@@ -1,0 +1,92 @@
+"""The renders that lie in a folder: size, age and state; and the removal of one."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import PackForcingError
+from ..geometry import size_text
+from .blocks import numbered_files
+from .files import FolderError, checked_name, locked, refuse_links
+from .folder import FINISHED
+from .manifest import NAME, Manifest
+
+MINUTE, HOUR, DAY = 60, 3600, 86400
+FINISHED_STATE = "finished"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A render on disk: its folder, bytes, the seconds since something was written, and how far it is."""
+
+    path: Path
+    size: int
+    age: float
+    state: str
+
+    @property
+    def unfinished(self) -> bool:
+        return self.state != FINISHED_STATE
+
+
+def renders(root: Path) -> list[Listed]:
+    """The renders in `root`, the newest first. PackForcingError where there is no such folder."""
+    if not root.is_dir():
+        raise PackForcingError(f"There is no folder {root}.")
+    found = [_listed(path) for path in root.iterdir() if not path.is_symlink() and (path / NAME).is_file()]
+    return sorted(found, key=lambda render: render.age)
+
+
+def others_note(root: Path, mine: Path) -> tuple[str, ...]:
+    """One line on the unfinished renders beside `mine`, where there are any: they stay until the user removes them."""
+    try:
+        others = [render for render in renders(root) if render.path != mine and render.unfinished]
+    except (OSError, PackForcingError):  # Another process may remove one meanwhile.
+        return ()
+    if not others:
+        return ()
+    size = size_text(sum(render.size for render in others))
+    count = "1 other unfinished render takes" if len(others) == 1 else f"{len(others)} other unfinished renders take"
+    return (f"{count} {size} in {root}. `packforcing renders` lists them and removes those you name.",)
+
+
+def _listed(path: Path) -> Listed:
+    files = [file.stat() for file in path.rglob("*") if file.is_file() and not file.is_symlink()]
+    newest = max(stat.st_mtime for stat in files)
+    return Listed(path, sum(stat.st_size for stat in files), max(0.0, time.time() - newest), _state(path))
+
+
+def _state(path: Path) -> str:
+    try:
+        manifest = Manifest.read(path)
+    except FolderError:
+        return "damaged manifest"
+    there = {(file.block, file.take) for file in numbered_files(path / "blocks")}
+    done = sum((block, manifest.take_of(block)) in there for block in range(manifest.blocks))
+    finished = (path / FINISHED).exists() and done == manifest.blocks
+    return FINISHED_STATE if finished else f"unfinished: {done} of {manifest.blocks} blocks"
+
+
+def remove(root: Path, name: str) -> int:
+    """Removes the render `name` and returns its bytes; PackForcingError for what is none, or is being worked on."""
+    path = root / checked_name(name)
+    if path.is_symlink() or not (path / NAME).is_file():
+        raise PackForcingError(f"There is no render {name!r} in {root}.")
+    refuse_links(path)
+    with locked(path):
+        size = _listed(path).size
+        for file in sorted(path.rglob("*"), reverse=True):
+            if file.name != "lock" or file.parent != path:
+                file.rmdir() if file.is_dir() else file.unlink()
+    (path / "lock").unlink()
+    path.rmdir()
+    return size
+
+
+def age_text(seconds: float) -> str:
+    for unit, length in (("days", DAY), ("hours", HOUR), ("minutes", MINUTE)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit} old"
+    return "just now" if seconds < MINUTE else "a minute old"
