@@ -113,7 +113,7 @@ def _encoder_inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "blocks_per_segment",
-            default=4,
+            default=2,
             min=1,
             max=1000,
             tooltip="After this many blocks the video on disk is safe: a crash loses at most this much of "

@@ -47,7 +47,8 @@ class RenderFeedback:
         self._notes: list[str] = []
         self._preview = MovingPreview(self._bar, self._line, self._geometry.fps)
         self._watch = BlockWatch(stream)
-        self._tell("running", "the first block is being made")
+        read = f"the first {self._known} of {self._geometry.blocks} blocks are there and are read"
+        self._tell("running", read if self._known else "the first block is being made")
 
     def __enter__(self) -> RenderFeedback:
         return self

@@ -1,14 +1,17 @@
-"""LoRA files that fit nothing: ComfyUI passes by their patches in silence, and the video would be one without them."""
+"""LoRA files whose names ComfyUI does not know: it passes by them in silence, and the video would be one without."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import comfy.lora
 import comfy.lora_convert
 import comfy.utils
 import folder_paths
+from torch import Tensor
 
+from ..packforcing_core.checkpoint.keys import group_names, is_critic
+from ..packforcing_core.checkpoint.lora_names import native_name
 from ..packforcing_core.checkpoint.merge import open_lora, require_fit
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.model.config import WanConfig
@@ -18,30 +21,49 @@ from .held import require_understood
 Prompt = dict[str, dict]
 
 
-def require_honoured(model, hidden) -> None:
-    """Raises PackForcingError for what hangs on the MODEL, or was meant to, and would not show in the video."""
+def honoured(model, hidden) -> tuple:
+    """(the MODEL with all that was meant to hang on it, notes on what had to be done for that).
+
+    Raises PackForcingError for what hangs on it, or was meant to, and would not show in the video.
+    """
     require_understood(model)
-    require_fitting_loras(model, hidden.prompt, hidden.unique_id)
+    return with_unread_loras(model, hidden.prompt, hidden.unique_id)
 
 
-def require_fitting_loras(model, prompt: Prompt | None, sampler: str) -> None:
-    """Raises PackForcingError naming a LoRA of the nodes before the sampler that changes nothing of the MODEL."""
+def with_unread_loras(model, prompt: Prompt | None, sampler: str) -> tuple:
+    """(the MODEL with those LoRAs of the nodes before the sampler that ComfyUI did not read for their names, notes).
+
+    Raises PackForcingError naming a LoRA that changes nothing of the MODEL under other names either.
+    """
     config = host.wan_config(model)
-    names = list(dict.fromkeys(_lora_names(prompt or {}, sampler)))
-    keys = comfy.lora.model_lora_keys_unet(model.model, {}) if names else {}
-    for name in names:
+    loras, notes = list(_loras(prompt or {}, sampler)), []
+    keys = comfy.lora.model_lora_keys_unet(model.model, {}) if loras else {}
+    for name, strength in loras:
         path = folder_paths.get_full_path("loras", name)
         if path is None:
             continue
         tensors = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(path, safe_load=True))
-        if comfy.lora.load_lora(tensors, keys, log_missing=False):
-            _require_shapes(path, config)
-        else:
-            example = next(iter(tensors), "nothing")
+        read = comfy.lora.load_lora(tensors, keys, log_missing=False)
+        renamed = {} if read else comfy.lora.load_lora(_renamed(tensors), keys, log_missing=False)
+        example = next(iter(tensors), "nothing")
+        if not read and not (renamed and isinstance(strength, int | float)):
             raise PackForcingError(
                 f"The LoRA {name} fits nothing of this model (it holds {example!r} and the like), so it would "
                 "change nothing. Use a LoRA made for Wan2.1 T2V 1.3B, or remove the node."
             )
+        _require_shapes(path, config)
+        if renamed:
+            model = model.clone()
+            model.add_patches(renamed, strength)
+            notes.append(f"Note: the LoRA {name} names its layers as {example!r}; ComfyUI does not read it, we do.")
+    return model, notes
+
+
+def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A LoRA's tensors under the names that ComfyUI reads."""
+    parts = (names for front, names in group_names(tensors).items() if not is_critic(front))
+    named = ((native_name(name), there) for names in parts for name, there in names.items())
+    return {native: tensors[there] for native, there in named if native is not None}
 
 
 def _require_shapes(path: str, config: WanConfig) -> None:
@@ -54,8 +76,8 @@ def _require_shapes(path: str, config: WanConfig) -> None:
         require_fit(lora, config)
 
 
-def _lora_names(prompt: Prompt, sampler: str) -> Iterator[str]:
-    """Files that the nodes up the MODEL links of a prompt name as LoRAs, at a strength that is not 0."""
+def _loras(prompt: Prompt, sampler: str) -> Iterator[tuple[str, object]]:
+    """Files that the nodes up the MODEL links of a prompt name as LoRAs, and their strengths, which are not 0."""
     seen, waiting = set(), [prompt.get(sampler, {}).get("inputs", {}).get("model")]
     while waiting:
         link = waiting.pop()
@@ -64,6 +86,6 @@ def _lora_names(prompt: Prompt, sampler: str) -> Iterator[str]:
         seen.add(link[0])
         inputs = prompt.get(link[0], {}).get("inputs", {})
         waiting.append(inputs.get("model"))
-        name = inputs.get("lora_name")
-        if isinstance(name, str) and inputs.get("strength_model", 1.0) != 0:
-            yield name
+        name, strength = inputs.get("lora_name"), inputs.get("strength_model", 1.0)
+        if isinstance(name, str) and strength != 0:
+            yield name, strength

@@ -34,7 +34,7 @@ from ..packforcing_core.sampler.rollout import require_followable
 from ..packforcing_core.text.timeline import describe
 from . import host
 from .conditioning import timed_script
-from .loras import require_honoured
+from .loras import honoured
 from .sockets import CATEGORY, CacheSocket, StartSocket, StreamSocket
 from .start import StartFrom
 from .stream import LatentStream
@@ -132,7 +132,7 @@ class Sampler(io.ComfyNode):
         **widgets,
     ) -> io.NodeOutput:
         config = host.wan_config(model)
-        require_honoured(model, cls.hidden)
+        model, notes = honoured(model, cls.hidden)
         trained = host.trained_family(model)
         settings = settings_of(widgets, kv_cache)
         if settings.shift is None:
@@ -152,18 +152,20 @@ class Sampler(io.ComfyNode):
         wanted = wanted_manifest(recipe, identity, content, model.load_device)
         folder = open_folder(render_name, render_mode, wanted, content, recipe, recipe.block_at(retake_from))
         recipe = recipe.begun_with(folder.content.start)
-        own_vae = vae if compresses else None
-        stream = LatentStream(model, recipe, folder, bool(render_name), own_vae, cache_node)
+        stream = LatentStream(model, recipe, folder, bool(render_name), vae if compresses else None, cache_node)
         memory = stream.plan().describe_memory()
         known = f"render {folder.path.name}: {folder.known_blocks} of {geometry.blocks} blocks are there already"
-        warnings = (*stream.notes(), *_warnings(trained, family, settings.preset), *_memory_warnings(model, recipe))
+        warnings = (*notes, *stream.notes(), *_warnings(trained, family, settings.preset))
+        warnings += (*_memory_warnings(model, recipe),)
         prompts = describe(text.moments, geometry) if len(text.moments) > 1 else []
         others = others_note(folder.path.parent, folder.path)
         plan = stream.plan().describe()
-        lines = (recipe.describe_length(settings.seconds), *prompts, plan, memory, known, *warnings, *others)
-        say(cls.hidden.unique_id, "\n".join(lines))
+        # Warnings first: what is below the seventh line has to be scrolled to.
+        lines = (recipe.describe_length(settings.seconds), *warnings, *prompts, plan, memory, known, *others)
+        of_cache = (memory, *_compressor_note(model, recipe)) if cache_node is not None else ()
+        say(cls.hidden.unique_id, "\n".join(line for line in lines if line not in of_cache))
         if cache_node is not None:
-            say(cache_node, "\n".join((memory, *_compressor_note(model, recipe))))
+            say(cache_node, "\n".join(of_cache))
         return io.NodeOutput(stream, ui={"text": ("\n".join(lines),)})
 
 
@@ -233,8 +235,7 @@ def _require_compressor_parts(model, vae, family: Family) -> None:
 def _linked_node(hidden, name: str) -> str | None:
     """The id of the node that is linked to this node's input `name`."""
     # The prompt of the user does not hold the nodes that loops and groups expand to while they run.
-    node = (hidden.prompt or {}).get(hidden.unique_id, {})
-    link = node.get("inputs", {}).get(name)
+    link = (hidden.prompt or {}).get(hidden.unique_id, {}).get("inputs", {}).get(name)
     return link[0] if isinstance(link, list) else None
 
 

@@ -10,7 +10,8 @@ const MAKES_VIDEO = "PackForcingStreamingVAEDecode";
 const LOOK_EVERY_MS = 500;
 const MARGIN = 10; // Of a DOM widget, on every side.
 const LINE = 16;
-const MOST_LINES = 7; // More than that scrolls.
+const MOST_LINES = 7; // More than that scrolls,
+const MOST_LINES_WITH_ROOM = 20; // where the node is no larger than it has to be.
 const MOST_EVENTS = 100;
 const STYLE = `
 .packforcing-monitor { display: flex; flex-direction: column; gap: 4px; overflow: hidden; }
@@ -18,7 +19,7 @@ const STYLE = `
 .packforcing-monitor video, .packforcing-monitor img { width: 100%; height: 100%; object-fit: contain; display: block; }
 .packforcing-monitor > .bar { flex: none; height: 3px; border-radius: 2px; background: var(--comfy-input-bg, #333); }
 .packforcing-monitor > .bar > div { height: 100%; border-radius: 2px; background: #5aa867; }
-.packforcing-monitor > .said { flex: none; overflow-y: auto; font: 12px/${LINE}px Inter, sans-serif;
+.packforcing-monitor > .said { flex: 0 1 auto; min-height: ${LINE}px; overflow-y: auto; font: 12px/${LINE}px Inter, sans-serif;
   color: var(--input-text, #ddd); white-space: pre-wrap; overflow-wrap: anywhere; user-select: text; }
 .packforcing-monitor [hidden] { display: none; }`;
 
@@ -90,7 +91,7 @@ class View {
     if (state === this.state) return;
     this.state = state;
     this.said.textContent = this.text;
-    this.said.style.maxHeight = `${MOST_LINES * LINE}px`;
+    this.said.style.maxHeight = `${(event.video ? MOST_LINES : MOST_LINES_WITH_ROOM) * LINE}px`;
     this.stage.hidden = !event.video;
     if (event.video) this.stage.style.aspectRatio = `1 / ${this.aspect}`;
     this.bar.hidden = !event.video || event.state === "done";
@@ -147,7 +148,7 @@ function heard(event) {
   events.set(job, event);
   if (event.video) {
     if (!players.has(job)) players.set(job, new Player());
-    players.get(job).show(event.video);
+    players.get(job).show(event.video, event.state === "running");
   }
   for (const old of [...events.keys()].slice(0, -MOST_EVENTS)) forget(old);
   settle();

@@ -17,6 +17,7 @@ export class Player {
   constructor() {
     this.element = document.createElement("video");
     Object.assign(this.element, { controls: true, muted: true, playsInline: true });
+    this.grows = true;
     this.how = null; // "segments", "file", "finished", or "none" where the browser cannot play the codec
     this.video = null; // what the server said last
     this.heldByUser = false;
@@ -29,7 +30,7 @@ export class Player {
     });
     this.element.addEventListener("play", () => (this.heldByUser = false));
     this.element.addEventListener("seeking", () => this.#fill());
-    this.element.addEventListener("ended", () => this.how === "file" && this.#reopen());
+    this.element.addEventListener("ended", () => this.#look());
     this.element.addEventListener("error", () => this.#failed());
     this.timer = setInterval(() => this.#look(), LOOK_EVERY_MS);
   }
@@ -38,9 +39,10 @@ export class Player {
     return this.element.readyState >= HTMLMediaElement.HAVE_CURRENT_DATA;
   }
 
-  // The newest that the server said of the video.
-  show(video) {
+  // The newest that the server said of the video, and whether there is more to come.
+  show(video, grows) {
     this.video = video;
+    this.grows = grows;
     if (video.finished) this.#finish(video.file);
     else if (!this.how && video.segments.length) this.#open();
     this.#fill();
@@ -143,11 +145,19 @@ export class Player {
         await this.#append(buffer, from, this.video.segments[next][0]);
         if (this.source) this.source.duration = Math.max(this.#ends.at(-1), lastOf(buffer));
       }
+      this.#end(buffer);
     } catch (error) {
       if (buffer === this.buffer && error.name !== "QuotaExceededError") console.warn("packforcing: video", error);
     } finally {
       this.filling = false;
     }
+  }
+
+  // Lets a video that was stopped end, where a player would wait for more.
+  #end(buffer) {
+    const last = this.#ends.at(-1) - 0.01;
+    const whole = buffer === this.buffer && !this.grows && this.source.readyState === "open" && holds(buffer, last);
+    if (whole) this.source.endOfStream();
   }
 
   async #append(buffer, from, to) {

@@ -1,6 +1,6 @@
 """Drives ComfyUI's real front end in a real headless Chromium.
 
-with open_front_end(server) as front_end:
+with open_browser() as browser, open_front_end(browser, server) as front_end:
     front_end.load(workflow)                 a workflow in UI format
     assert front_end.missing_nodes() == []
     entry = front_end.run()                  presses Run, waits, returns the history entry
@@ -10,7 +10,6 @@ with open_front_end(server) as front_end:
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, Route, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Playwright, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 
 from tests.comfyui.client import TIMEOUT_S
@@ -37,6 +36,9 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    # The page may ask other hosts about models and nodes. Here it finds none, so that a run is the same with and
+    # without a network. Not by Playwright's routes: with them nothing is cached, and every page would load anew.
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 PAGE_TIMEOUT_S = 300
 # What front end 1.47.12 says on every start, without any pack.
@@ -70,23 +72,32 @@ def _launch(playwright: Playwright) -> Browser:
 
 
 @contextmanager
-def open_front_end(server: ComfyServer, width: int = 1600, height: int = 900) -> Iterator[FrontEnd]:
-    """The front end of a running server in a fresh browser profile. Raises BrowserMissingError."""
+def open_browser() -> Iterator[BrowserContext]:
+    """A fresh browser profile, in which what one page has loaded is there for the next. Raises BrowserMissingError."""
     with sync_playwright() as playwright:
         browser = _launch(playwright)
         try:
-            # The page may ask other hosts about models and nodes. It gets a 404 there, whatever its security policy,
-            # so that a run is the same with and without a network.
-            context = browser.new_context(viewport={"width": width, "height": height}, bypass_csp=True)
+            context = browser.new_context(bypass_csp=True)
             context.set_default_timeout(1000 * PAGE_TIMEOUT_S)
-            # By a pattern, which the browser's driver tells apart: a function would hold every request, those to the
-            # server too, while Python waits for something that is not the page; and films would not be shown.
-            context.route(re.compile(f"^(?!{re.escape(server.url)}|data:|blob:)"), _not_found)
-            front_end = FrontEnd(server, context.new_page())
-            front_end.open()
-            yield front_end
+            yield context
         finally:
             browser.close()
+
+
+@contextmanager
+def open_front_end(
+    context: BrowserContext, server: ComfyServer, width: int = 1600, height: int = 900
+) -> Iterator[FrontEnd]:
+    """The front end of a running server, to which this browser comes for the first time."""
+    page = context.new_page()
+    try:
+        page.set_viewport_size({"width": width, "height": height})
+        front_end = FrontEnd(server, page)
+        front_end.forget()
+        front_end.open()
+        yield front_end
+    finally:
+        page.close()
 
 
 def until(front_end: FrontEnd, holds: Callable[[], bool], timeout: float = PAGE_TIMEOUT_S) -> None:
@@ -97,10 +108,6 @@ def until(front_end: FrontEnd, holds: Callable[[], bool], timeout: float = PAGE_
         if holds():
             return
     raise TimeoutError(f"not so within {timeout} s")
-
-
-def _not_found(route: Route) -> None:
-    route.fulfill(status=404, headers={"Access-Control-Allow-Origin": "*"}, body="")
 
 
 class FrontEnd:
@@ -122,6 +129,13 @@ class FrontEnd:
         ours = ours and GONE_WHEN_FINISHED not in source
         if not failed_to_load or ours:
             self.problems.append(f"console: {message.text} ({source})")
+
+    def forget(self) -> None:
+        """Lets go of all that pages of this server have left in the browser, but for the files they have loaded."""
+        session = self.page.context.new_cdp_session(self.page)
+        kinds = "cookies,local_storage,indexeddb,service_workers"
+        session.send("Storage.clearDataForOrigin", {"origin": self.server.url, "storageTypes": kinds})
+        session.detach()
 
     def open(self, query: str = "") -> None:
         """Loads the page and waits until the editor can take a graph."""

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import BrowserContext
 
-from tests.comfyui.browser import BrowserMissingError, FrontEnd, open_front_end
+from tests.comfyui.browser import BrowserMissingError, FrontEnd, open_browser, open_front_end
 from tests.comfyui.install import ComfyUIMissingError
 from tests.comfyui.server import ComfyServer
 from tests.comfyui.small_graphs import Files, write_files
@@ -35,14 +36,20 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
         shutil.rmtree(base / "models", ignore_errors=True)
 
 
-@pytest.fixture
-def front_end(comfy: ComfyServer) -> Iterator[FrontEnd]:
-    """The server's front end in a fresh browser."""
+@pytest.fixture(scope="session")
+def browser() -> Iterator[BrowserContext]:
     try:
-        with open_front_end(comfy) as page:
-            yield page
+        with open_browser() as context:
+            yield context
     except BrowserMissingError as error:
         missing(str(error))
+
+
+@pytest.fixture
+def front_end(browser: BrowserContext, comfy: ComfyServer) -> Iterator[FrontEnd]:
+    """The server's front end in a page of its own."""
+    with open_front_end(browser, comfy) as page:
+        yield page
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.comfyui.browser import FrontEnd, open_front_end
+from tests.comfyui.browser import FrontEnd, open_browser, open_front_end
 from tests.comfyui.draw_workflows import LARGE, LONGEST_RENDER_S, SHORTEN, save_small
 from tests.comfyui.install import PACK
 from tests.comfyui.server import ComfyServer
@@ -85,7 +85,8 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
         ComfyServer(Path(folder)) as server,
-        open_front_end(server, *LARGE) as front_end,
+        open_browser() as browser,
+        open_front_end(browser, server, *LARGE) as front_end,
     ):
         front_end.page.set_default_timeout(LONGEST_RENDER_S * 1000)
         save_small(draw(server, front_end), PICTURE)

@@ -15,12 +15,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from safetensors.torch import save_file
 
-from packforcing_core.video import SegmentedWriter, VideoFormat
+from packforcing_core.video import SegmentedWriter, VideoFormat, read_frames
 from tests.checkpoints import SMALL_STOCK, wan_state_dict, write_family
-from tests.comfyui.browser import FrontEnd, open_front_end
+from tests.comfyui.browser import FrontEnd, open_browser, open_front_end
 from tests.comfyui.install import PACK
 from tests.comfyui.layout import arrange
 from tests.comfyui.model_links import add_links
@@ -36,7 +37,8 @@ LARGE = (2000, 1250)
 """The window for the pictures."""
 LARGEST_BYTES = 130_000
 PICTURE_SECONDS = 5.0
-"""How long the films are in the pictures of what the demo workflows render; the workflows' own are longer."""
+"""How long the videos are in the pictures of what the demo workflows render; the workflows' own are longer."""
+MOVING_WIDTH = 384
 SHORTEN = """seconds => window.app.rootGraph.nodes
     .filter(node => node.type === 'PackForcingSampler' || node.title === 'Seconds')
     .forEach(node => { node.widgets.find(w => ['seconds', 'value'].includes(w.name)).value = seconds; })"""
@@ -181,18 +183,39 @@ def write_graph(front_end: FrontEnd, name: str, folder: Path) -> None:
 
 
 def write_picture(front_end: FrontEnd, name: str, folder: Path) -> None:
-    """Writes NAME.jpg of NAME.json; a workflow that needs no files is shown with what it renders."""
-    front_end.load(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
+    """Writes NAME.jpg: the graph of a workflow; or what it renders, in motion, where it needs no files for that."""
     if name.startswith(DEMO):
-        front_end.page.evaluate(SHORTEN, PICTURE_SECONDS)
-        front_end.run(LONGEST_RENDER_S)
-        front_end.show_all()  # nodes have grown
-        front_end.page.wait_for_function(FILMS_SHOWN, timeout=60_000)
-        front_end.page.wait_for_timeout(1000)
+        save_moving(rendered(front_end.server, read_api(name)), folder / f"{name}.jpg")
+        return
+    front_end.load(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
     shown = front_end.page.screenshot(clip=front_end.page.evaluate(GRAPH_ON_PAGE, 20))
     picture = Image.open(io.BytesIO(shown)).convert("RGB")
     picture.thumbnail((1200, 1200))
     save_small(picture, folder / f"{name}.jpg")
+
+
+def rendered(server: ComfyServer, workflow: dict[str, Any]) -> list[np.ndarray]:
+    """The frames of the last video that a workflow makes, short."""
+    for node in workflow.values():
+        if "seconds" in node["inputs"] and node["class_type"] == "PackForcingSampler":
+            node["inputs"]["seconds"] = PICTURE_SECONDS
+        elif node.get("_meta", {}).get("title") == "Seconds":
+            node["inputs"]["value"] = PICTURE_SECONDS
+    outputs = server.client.run(workflow, LONGEST_RENDER_S)["outputs"]
+    file = [output["images"][0] for _, output in sorted(outputs.items(), key=lambda o: int(o[0])) if "images" in output]
+    return list(read_frames(server.output / file[-1]["subfolder"] / file[-1]["filename"]))
+
+
+def save_moving(frames: list[np.ndarray], path: Path) -> None:
+    """An animated WebP under a name that ends with .jpg: no other is asked for, and browsers look into the file."""
+    pictures = [Image.fromarray(frame) for frame in frames[::2]]
+    height = round(MOVING_WIDTH * pictures[0].height / pictures[0].width)
+    pictures = [picture.resize((MOVING_WIDTH, height), Image.Resampling.BICUBIC) for picture in pictures]
+    settings = {"save_all": True, "append_images": pictures[1:], "duration": 125, "loop": 0, "method": 6}
+    for quality in (75, 60, 45, 30):
+        pictures[0].save(path, "WEBP", quality=quality, **settings)
+        if path.stat().st_size < LARGEST_BYTES:
+            return
 
 
 def save_small(picture: Image.Image, path: Path) -> None:
@@ -207,7 +230,7 @@ def main(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder, ComfyServer(Path(folder)) as server:
         for name in names:
             place_files(server, read_api(name))
-        with open_front_end(server, *LARGE) as front_end:
+        with open_browser() as browser, open_front_end(browser, server, *LARGE) as front_end:
             front_end.page.set_default_timeout(LONGEST_RENDER_S * 1000)
             for name in names:
                 write_graph(front_end, name, WORKFLOWS)

@@ -123,7 +123,8 @@ def test_what_nodes_say_breaks_between_words_and_seven_lines_are_seen(
     words = [word for one in said for word in one["lines"]]
     assert len(said) >= 3
     assert len(words) > 30
-    assert [word for word, lines in words if lines > 1 and len(word) < 25] == []
+    # A hyphen is a place to break at.
+    assert [word for word, lines in words if lines > 1 and len(word) < 25 and "-" not in word] == []
     assert all(one["height"] >= min(one["wanted"], 7 * 16) for one in said)
     assert front_end.problems == []
 
@@ -186,16 +187,15 @@ def test_while_it_renders_the_panel_follows_and_the_preview_moves(
     page.evaluate(LISTEN)
     with page.expect_response("**/api/prompt") as answer:
         page.get_by_test_id("queue-button").click()
+    prompt_id = answer.value.json()["prompt_id"]
     page.wait_for_function("window.seen.includes('frame')")
     shots, changed = [lower_half_of_node(front_end, film)], []
-    while len(changed) < 2 and len(shots) < 40:
+    while len(changed) < 2 and comfy.client.get(f"/history/{prompt_id}") == {}:
         page.wait_for_timeout(120)
         shots.append(lower_half_of_node(front_end, film))
         shots[-1].save(tmp_path / f"{nodes}-{len(shots)}.png")
         box = ImageChops.difference(*shots[-2:]).getbbox()
         changed += [box] if box else []
-    prompt_id = answer.value.json()["prompt_id"]
-    running = comfy.client.get(f"/history/{prompt_id}") == {}
     entry = comfy.client.wait(prompt_id)
     page.wait_for_function(r"s => /block\s+[45]\s+\/\s+5/.test(document.querySelector(s).innerText)", arg=PANEL)
     during = panel_text(front_end)
@@ -206,8 +206,7 @@ def test_while_it_renders_the_panel_follows_and_the_preview_moves(
     assert any(f"block {number} / 5" in during for number in (4, 5))
     assert "most selected blocks: 2" in during
     assert frames_per_block > 2
-    assert running, "the preview moved while the film was made"
-    assert len(changed) >= 2
+    assert len(changed) >= 2, "the preview moved while the video was made"
     assert front_end.problems == []
 
 
@@ -242,6 +241,7 @@ def open_help(front_end: FrontEnd, node: str, title: str) -> str:
     return page.locator(".node-help-content").inner_text()
 
 
+@pytest.mark.long
 def test_every_nodes_help_opens_in_english_and_in_chinese(comfy: ComfyServer, front_end: FrontEnd, tmp_path: Path):
     chinese = read_json(LOCALES / "zh" / "nodeDefs.json")
     nodes = our_nodes(comfy)

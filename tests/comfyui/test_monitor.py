@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from packforcing_core.video import probe
+from packforcing_core.video import SegmentedWriter, VideoFormat, probe, scan_film
+from packforcing_core.video.codec_name import codec_name
 from tests.comfyui.browser import PAGE_TIMEOUT_S, FrontEnd
 from tests.comfyui.graphs import Graph
 from tests.comfyui.server import ComfyServer
@@ -15,6 +16,7 @@ from tests.comfyui.small_graphs import Files, decode, our_loader, stream
 from tests.comfyui.test_demo_front_end import press_run
 from tests.comfyui.test_front_end import NODES_LIKE, choose, show
 from tests.comfyui.test_render import film_of
+from tests.films import write_segments
 
 pytestmark = pytest.mark.browser
 
@@ -38,9 +40,7 @@ FINISHED = (
 def small_video(files: Files, seconds: float, seed: int, steps: str = "1000", **settings: Any) -> tuple[Graph, str]:
     """A graph whose video has a segment for each block of 0.75 s; and the id of its decode node."""
     graph = Graph()
-    latents = stream(
-        graph, our_loader(graph, files), seconds=seconds, denoising_steps=steps, seed=seed, width=96, height=64
-    )
+    latents = stream(graph, our_loader(graph, files), seconds=seconds, timesteps=steps, seed=seed, width=96, height=64)
     return graph, decode(graph, latents, files, blocks_per_segment=1, **settings).id
 
 
@@ -52,8 +52,8 @@ def wait_for(front_end: FrontEnd, condition: str, argument: Any = 0) -> None:
     front_end.page.wait_for_function(condition, arg=argument)
 
 
-SLOW = ", ".join(str(1000 - 25 * i) for i in range(36))
-"""So many steps that there is something to see while it runs."""
+SLOW = ", ".join(str(1000 - 80 * i) for i in range(12))
+"""So many steps that there is something to see while it runs, on a quick machine too."""
 
 
 @pytest.mark.parametrize("nodes", NODES_LIKE)
@@ -184,6 +184,7 @@ def test_an_interrupted_video_stays_and_says_that_run_continues(
     stopped = seen(front_end)
     front_end.page.reload()
     wait_for(front_end, PLAYS, 1.2)
+    wait_for(front_end, f"() => {VIDEO}.ended")  # It does not wait for more.
     front_end.screenshot(tmp_path / "stopped.png")
     reloaded = seen(front_end)
     print(tmp_path, stopped, reloaded, sep="\n")
@@ -243,3 +244,43 @@ def test_a_run_that_makes_nothing_new_shows_its_video(comfy: ComfyServer, front_
     print(seen(front_end)["said"])
     assert video.name in seen(front_end)["said"]
     assert seen(front_end)["videos"] == 1
+
+
+HELD = (
+    f"() => [...Array({VIDEO}.buffered.length).keys()].map(i => [{VIDEO}.buffered.start(i), {VIDEO}.buffered.end(i)])"
+)
+
+
+@pytest.mark.long
+def test_of_ten_minutes_a_window_is_held_wherever_it_is_watched(comfy: ComfyServer, front_end: FrontEnd, files: Files):
+    graph, node = small_video(files, 1.5, 571)
+    show(front_end, graph)
+    with SegmentedWriter(comfy.output / "ten.mp4", 64, 48, VideoFormat(fps=16.0)) as writer:
+        write_segments(writer, range(60), 160)
+    video = scan_film(writer.growing_path)
+    seen = {
+        "width": 64,
+        "height": 48,
+        "finished": False,
+        "codec": f'video/mp4; codecs="{codec_name(video.init)}"',
+        "init": len(video.init),
+        "file": {"filename": writer.growing_path.name, "subfolder": "", "type": "output"},
+        "segments": [[segment.end, 10.0 * (number + 1)] for number, segment in enumerate(video.segments)],
+    }
+    job = {"serial": 1, "node": node, "prompt": "ten", "workflow": None}
+    event = {**job, "state": "running", "text": "ten minutes", "share": 1.0, "video": seen}
+    page = front_end.page
+    page.evaluate(
+        "event => window.comfyAPI.api.api.dispatchEvent(new CustomEvent('packforcing.monitor', { detail: event }))",
+        event,
+    )
+    wait_for(front_end, PLAYS, 599)
+    for second in (300, 30, 595):
+        page.evaluate(f"second => {{ {VIDEO}.currentTime = second; }}", second)
+        ahead = min(599, second + 80)
+        reaches = f"end => ({HELD})().some(([start, last]) => start <= end && end <= last)"
+        wait_for(front_end, reaches, ahead)
+        page.wait_for_timeout(1500)
+        held = page.evaluate(HELD)
+        print(second, held, f"{sum(end - start for start, end in held):.0f} s of 600 are held")
+        assert sum(end - start for start, end in held) <= 60 + 90 + 3 * 10

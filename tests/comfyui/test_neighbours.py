@@ -98,7 +98,7 @@ def test_two_files_of_codes_have_two_identities(comfy: ComfyServer, quantised_fi
     for file in (codes, "other-codes.safetensors", codes):
         graph = Graph()
         model = graph.add("PackForcingTestQuantisedLoader", file=file)[0]
-        latents = stream(graph, model, seconds=0.5, denoising_steps="1000", seed=71)
+        latents = stream(graph, model, seconds=0.5, timesteps="1000", seed=71)
         graph.add("PackForcingCollectLatents", stream=latents)
         graph.add("SaveLatent", samples=[str(len(graph.prompt)), 0], filename_prefix="latents/codes")
         names.append(render_name(comfy.client.run(graph.prompt), latents[0]))
@@ -134,8 +134,15 @@ def test_a_replaced_cross_attention_is_honoured_and_other_parts_are_refused(comf
     failed(comfy, graph, "self-attention", "cannot honour")
 
 
-@pytest.mark.parametrize("kind", ["ConditioningSetAreaStrength", "ReferenceLatent"])
-def test_what_else_hangs_on_a_prompt_is_refused_by_name(comfy: ComfyServer, files: Files, kind: str):
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("ConditioningSetAreaStrength", "strength"),
+        ("ReferenceLatent", "reference_latents"),
+        ("WanVaceToVideo", "vace_frames"),
+    ],
+)
+def test_what_else_hangs_on_a_prompt_is_refused_by_name(comfy: ComfyServer, files: Files, kind: str, named: str):
     graph = Graph()
     latents = stream(graph, our_loader(graph, files), **FAST)
     decode(graph, latents, files)
@@ -143,9 +150,13 @@ def test_what_else_hangs_on_a_prompt_is_refused_by_name(comfy: ComfyServer, file
     if kind == "ReferenceLatent":
         empty = graph.add("EmptyLatentImage", width=64, height=64, batch_size=1)[0]
         inputs["positive"] = graph.add(kind, conditioning=inputs["positive"], latent=empty)[0]
+    elif kind == "WanVaceToVideo":
+        vae, prompt = graph.add("VAELoader", vae_name=files.vae)[0], inputs["positive"]
+        size = {"width": WIDTH, "height": HEIGHT, "length": 5, "batch_size": 1, "strength": 1.0}
+        inputs["positive"] = graph.add(kind, positive=prompt, negative=prompt, vae=vae, **size)[0]
     else:
         inputs["positive"] = graph.add(kind, conditioning=inputs["positive"], strength=0.5)[0]
-    failed(comfy, graph, "reference_latents" if kind == "ReferenceLatent" else "strength", "cannot honour")
+    failed(comfy, graph, named, "cannot honour")
 
 
 def test_a_narrower_vae_decodes_through_the_stock_loader(comfy: ComfyServer, files: Files):

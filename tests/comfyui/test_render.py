@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 from packforcing_core.video.reader import probe, read_frames
+from tests.checkpoints import SMALL_STOCK, in_diffusers_names, lora_tensors
 from tests.comfyui.client import Events, PromptFailedError
 from tests.comfyui.graphs import Graph
 from tests.comfyui.server import ComfyServer
@@ -53,6 +56,38 @@ def test_the_lora_changes_the_film_and_the_seed_repeats_it(comfy: ComfyServer, f
     difference = np.abs(plain.astype(int) - changed.astype(int)).mean()
     print(f"mean difference by the LoRA {difference:.1f} of 255")
     assert difference > 1
+
+
+@pytest.mark.parametrize("names", ["transformer.{}", "{}", "diffusers", "peft"])
+def test_a_lora_whose_names_comfyui_does_not_read_is_used_all_the_same(comfy: ComfyServer, files: Files, names: str):
+    tensors = lora_tensors(SMALL_STOCK, 4, 5)
+    if names == "diffusers":
+        layers = {n.replace("lora_A.weight", "weight"): t for n, t in tensors.items() if "lora_A" in n}
+        theirs = dict(zip(layers, in_diffusers_names(layers), strict=True))
+        renamed = {
+            f"transformer.{theirs[f'{layer}weight'].removesuffix('weight')}lora_{half}": tensors[f"{layer}lora_{half}"]
+            for layer in (name.removesuffix("lora_A.weight") for name in tensors if "lora_A" in name)
+            for half in ("A.weight", "B.weight")
+        }
+    elif names == "peft":
+        renamed = {f"base_model.model.{n.replace('.weight', '.default.weight')}": t for n, t in tensors.items()}
+    else:
+        renamed = {names.format(name): tensor for name, tensor in tensors.items()}
+    file = f"{zlib.crc32(names.encode())}.safetensors"
+    save_file(renamed, comfy.models("loras") / file)
+
+    def rendered(lora: str) -> tuple[np.ndarray, str]:
+        graph = Graph()
+        model = graph.add("LoraLoaderModelOnly", model=our_loader(graph, files), lora_name=lora, strength_model=0.7)[0]
+        latents = stream(graph, model, seconds=0.5, timesteps="1000", render_name=f"lora-{lora}".replace(".", "-"))
+        node = decode(graph, latents, files, codec="lossless")
+        entry = comfy.client.run(graph.prompt)
+        return np.stack(list(read_frames(film_of(comfy, entry, node.id)))), entry["outputs"][latents[0]]["text"][0]
+
+    (read, _), (ours, said) = rendered(files.lora), rendered(file)
+    print(f"largest difference {np.abs(read.astype(int) - ours.astype(int)).max()}; {said}")
+    assert np.array_equal(read, ours)
+    assert f"the LoRA {file} names its layers" in said
 
 
 def test_other_encoder_settings_do_not_sample_again(comfy: ComfyServer, files: Files):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from playwright.sync_api import BrowserContext
 
 from packforcing_core.video import probe
-from tests.comfyui.browser import BrowserMissingError, FrontEnd, open_front_end
+from tests.comfyui.browser import FrontEnd, open_front_end
 from tests.comfyui.draw_workflows import DEMO, api_names, place_files, read_api
 from tests.comfyui.layout import WINDOW
 from tests.comfyui.server import ComfyServer
 from tests.comfyui.test_render import film_of
-from tests.parts import missing
 
 OVERLAPS = """() => {
     const nodes = window.app.rootGraph.nodes, boxes = nodes.map(node => [...node.boundingRect]), found = [];
@@ -24,15 +24,12 @@ OVERLAPS = """() => {
 
 
 @pytest.fixture(scope="module")
-def templates(comfy: ComfyServer) -> Iterator[FrontEnd]:
+def templates(browser: BrowserContext, comfy: ComfyServer) -> Iterator[FrontEnd]:
     """One browser for all templates, with the files of all of them in place."""
     for name in api_names():
         place_files(comfy, read_api(name))
-    try:
-        with open_front_end(comfy, *WINDOW) as front_end:
-            yield front_end
-    except BrowserMissingError as error:
-        missing(str(error))
+    with open_front_end(browser, comfy, *WINDOW) as front_end:
+        yield front_end
 
 
 @pytest.mark.browser
