@@ -174,6 +174,8 @@ class StartFromNode(io.ComfyNode):
         video=None,
         latent: dict | None = None,
     ) -> io.NodeOutput:
+        in_range("seconds", seconds)
+        in_range("denoise", denoise)
         connected = [
             name
             for name, given in (("start_image", start_image), ("video", video), ("latent", latent))
@@ -184,8 +186,6 @@ class StartFromNode(io.ComfyNode):
                 f"Start Image / Video has {' and '.join(connected) or 'nothing'} connected; expected one of "
                 "start_image, video, latent."
             )
-        in_range("seconds", seconds)
-        in_range("denoise", denoise)
         samples = None if latent is None else latent["samples"]
         start = StartFrom(mode, seconds, denoise, show_source, start_image, video, samples)
         text = "\n".join(_notes(video)) if video is not None else ""

@@ -49,7 +49,6 @@ RANGES = {
     "denoise": Range(0, 1, above=True),
     "retake_from": Range(0, int(MAX_SECONDS)),
     "blocks_per_segment": Range(1, 1000, whole=True),
-    "quality": Range(0, 63, whole=True),
     "zoom": Range(1, 16, whole=True),
     "last_frames": Range(1, 1024, whole=True),
     "lora_strength": Range(-100, 100),

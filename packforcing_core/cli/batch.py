@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import os
+import secrets
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +29,7 @@ LONGEST_LINE = 4_000_000
 # What the batch decides itself, or what would make a job something other than one render to its end.
 _NOT_OF_A_JOB = ("name", "folder", "output", "render_mode", "retake_from")
 DONE = "done.json"
+RAY_ADDRESS = "RAY_ADDRESS"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '"prompt": "a lighthouse at dusk", "seed": 3}',
     )
     parser.add_argument("--folder", required=True, help="where videos and renders go, shared by all workers")
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="auto: Ray where it is installed, else local")
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="auto",
+        help="auto: Ray where it is installed, else local; a Ray cluster of your own by the environment variable "
+        "RAY_ADDRESS, else one is made that this machine alone can reach",
+    )
     parser.add_argument("--workers", type=int, help="Ray: workers; default: one per GPU, or two on a machine without")
     parser.add_argument("--attempts", type=int, default=3, help="Ray: how often a job is tried when its worker dies")
     parser.add_argument(
@@ -169,6 +179,7 @@ def run(options: argparse.Namespace) -> int:
     if options.engine == "local" or (options.engine == "auto" and not ray_installed()):
         problems = {job.name: problem for job in waiting if (problem := render_job(job, console))}
     else:
+        _close_the_door()
         from .batch_ray import render_on_ray  # Ray is an optional extra.
 
         problems = render_on_ray(waiting, options.workers, options.attempts, console)
@@ -178,12 +189,21 @@ def run(options: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
+def _close_the_door() -> None:
+    """Lets nobody else into the cluster that is about to be made: it is this machine's alone, and asks for a token.
+
+    Before Ray is imported, which reads it then; versions before 2.52 know no tokens. A cluster of the user's own
+    (RAY_ADDRESS) has its own rules.
+    """
+    if not os.environ.get(RAY_ADDRESS):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # On every system as Ray has it on two: otherwise newer versions take the loopback address for a mistake.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
 def ray_installed() -> bool:
-    try:
-        import ray  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return importlib.util.find_spec("ray") is not None
 
 
 def render_job(job: Job, console: Console) -> str:

@@ -20,9 +20,10 @@ from ray.util.metrics import Gauge
 from rich.console import Console
 
 from ..folder.blocks import numbered_files
-from .batch import Job, render_job
+from .batch import RAY_ADDRESS, Job, render_job
 from .film import build_console
 
+LOOPBACK = "127.0.0.1"
 WORKERS_WITHOUT_GPU = 2
 _LOOK_EVERY = 1.0  # second
 _ROOT = Path(__file__).resolve().parents[2]
@@ -40,12 +41,15 @@ class Renderer:
 
 @contextmanager
 def _cluster() -> Iterator[None]:
-    """The cluster that is running already, or one on this machine for as long as the batch takes."""
+    """The cluster of RAY_ADDRESS, or one on this machine alone for as long as the batch takes."""
     ours = not ray.is_initialized()
     if ours:
         # Workers find this package where the driver has it, installed or not.
         variables = {"PYTHONPATH": os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))}
-        ray.init(runtime_env={"env_vars": variables}, log_to_driver=False, configure_logging=False)
+        # By its name Ray would listen to the whole network.
+        alone = {"address": "local", "_node_ip_address": LOOPBACK, "dashboard_host": LOOPBACK}
+        place = {} if os.environ.get(RAY_ADDRESS) else alone
+        ray.init(runtime_env={"env_vars": variables}, log_to_driver=False, configure_logging=False, **place)
     try:
         yield
     finally:

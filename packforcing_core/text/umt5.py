@@ -107,7 +107,7 @@ def _load_tokenizer(folder: Path):
     transformers = _import_transformers()
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # The tokenizers' own library raises nothing narrower for a damaged file.
         raise PackForcingError(f"The tokenizer in {folder} cannot be read: {error}") from error
 
 

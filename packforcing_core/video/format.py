@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from ..errors import PackForcingError
-from ..ranges import in_range
+from ..ranges import Range, in_range
 
 _SLOWEST = 1.0
 _MIN_TIMESCALE = 10_000
@@ -37,6 +37,11 @@ class Codec:
     quality_range: tuple[int, int]
     # 4:2:0 codecs store one colour sample per 2x2 pixels: odd sizes are padded by repeating the last row/column.
     even_sizes: bool = True
+
+    @property
+    def encoder(self) -> str:
+        """ffmpeg's name of what encodes it."""
+        return self.arguments[self.arguments.index("-c:v") + 1]
 
 
 CODECS: dict[str, Codec] = {
@@ -106,12 +111,9 @@ class VideoFormat:
         if not isinstance(self.codec, str) or self.codec not in CODECS:
             raise PackForcingError(f"Got codec {self.codec!r} but expected one of {', '.join(CODECS)}.")
         low, high = self.settings.quality_range
-        if self.quality is not None:
-            in_range("quality", self.quality)
-        if not low <= self.crf <= high:
-            raise PackForcingError(
-                f"Got quality {self.quality} for codec {self.codec} but expected {low} (best) to {high} (worst)."
-            )
+        allowed = Range(low, high, whole=True)
+        if not allowed.holds(self.crf):
+            raise PackForcingError(f"quality is {self.crf!r:.60} for codec {self.codec}; expected {allowed}.")
         if in_range("fps", self.fps) < _SLOWEST:
             raise PackForcingError(f"fps is {self.fps}; expected {_SLOWEST:g} or more in a file.")
         in_range("zoom", self.zoom)

@@ -20,8 +20,8 @@ from typing import IO, Any
 from ..errors import PackForcingError
 
 _LAST_WORDS = 12
-# What the oldest imageio-ffmpeg that is asked for brings. 4.2 loses frames and colours without a word.
-_OLDEST = (7, 0)
+# 7.0, which imageio-ffmpeg 0.6 and 0.7 bring, loses frames of Theora without a word and crashes on MPEG-TS.
+_OLDEST = (7, 1)
 # The child must not see the terminal's Ctrl-C: it would end the segment before the frames that are still to come.
 _DETACHED: dict[str, Any]
 if sys.platform == "win32":
@@ -59,6 +59,13 @@ def start_ffmpeg(arguments: Sequence[str], *, reads_stdin: bool = False) -> subp
 def has_filter(name: str) -> bool:
     """Whether this ffmpeg was built with the filter `name`."""
     listing = run_ffmpeg(["-v", "quiet", "-filters"]).decode("utf-8", "replace")
+    return any(line.split()[1:2] == [name] for line in listing.splitlines())
+
+
+@lru_cache(maxsize=8)
+def has_encoder(name: str) -> bool:
+    """Whether this ffmpeg was built with the encoder `name`."""
+    listing = run_ffmpeg(["-v", "quiet", "-encoders"]).decode("utf-8", "replace")
     return any(line.split()[1:2] == [name] for line in listing.splitlines())
 
 

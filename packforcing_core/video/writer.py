@@ -18,7 +18,7 @@ from ..errors import PackForcingError
 from .boxes import Film, FilmError, place_segment, scan_film, split_segment
 from .final import write_final
 from .format import VideoFormat
-from .process import Encoder, FfmpegError
+from .process import Encoder, FfmpegError, has_encoder
 
 _GROWING = ("-movflags", "empty_moov+default_base_moof+skip_trailer")
 _NO_CUT = ("-frag_duration", "2000000000")  # microseconds: one fragment per segment, however long it is
@@ -174,6 +174,12 @@ class SegmentedWriter:
             encoder.write(bytes(width * height * 3))
             return split_segment(encoder.close())[0]
         except PackForcingError as error:
+            needed = self.format.settings.encoder
+            if not has_encoder(needed):
+                raise PackForcingError(
+                    f"This ffmpeg was built without {needed}, which codec {self.format.codec} takes. Choose another "
+                    "codec, or run `pip install --upgrade imageio-ffmpeg`."
+                ) from error
             raise PackForcingError(
                 f"Codec {self.format.codec} cannot encode {self.width}x{self.height} here: {error}"
             ) from error

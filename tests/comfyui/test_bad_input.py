@@ -202,51 +202,39 @@ def test_a_lora_of_a_larger_model_is_named_before_anything_is_sampled(comfy: Com
 
 
 LINKED = {
-    "seconds": ("PrimitiveFloat", -5.0),
-    "fps": ("PrimitiveFloat", 1000.0),
-    "width": ("PrimitiveInt", 100),
-    "height": ("PrimitiveInt", 99_999),
-    "seed": ("PrimitiveInt", -1),
-    "frames_per_block": ("PrimitiveInt", 65),
-    "shift": ("PrimitiveFloat", -3.0),
-    "retake_from": ("PrimitiveFloat", -1.0),
-    "blocks_per_segment": ("PrimitiveInt", 0),
-    "last_frames": ("PrimitiveInt", 10**6),
-    "quality": ("PrimitiveInt", 64),
-    "blend_seconds": ("PrimitiveFloat", -1.0),
-    "start.seconds": ("PrimitiveFloat", 0.0),
-    "start.denoise": ("PrimitiveFloat", 1.5),
+    "PackForcingSampler.seconds": -5.0,
+    "PackForcingSampler.fps": 1000.0,
+    "PackForcingSampler.width": 100,
+    "PackForcingSampler.height": 99_999,
+    "PackForcingSampler.seed": -1,
+    "PackForcingSampler.frames_per_block": 65,
+    "PackForcingSampler.shift": -3.0,
+    "PackForcingSampler.retake_from": -1.0,
+    "PackForcingStreamingVAEDecode.blocks_per_segment": 0,
+    "PackForcingStreamingVAEDecode.last_frames": 10**6,
+    "PackForcingStreamingVAEDecode.quality": 64,
+    "PackForcingPromptAt.blend_seconds": -1.0,
+    "PackForcingStartFrom.seconds": 0.0,
+    "PackForcingStartFrom.denoise": 1.5,
 }
 
 
 @pytest.mark.parametrize("widget", LINKED)
 def test_a_number_out_of_its_range_by_a_link_names_the_widget(comfy: ComfyServer, files: Files, widget: str):
     """The server looks at widgets alone; what comes by a link is met in the node."""
-    graph, name = Graph(), widget.rpartition(".")[2]
-    kind, value = LINKED[widget]
+    graph, (kind, name), value = Graph(), widget.split("."), LINKED[widget]
     latents = stream(graph, our_loader(graph, files), seconds=0.5)
-    if widget.startswith("start."):
-        graph.prompt[latents[0]]["inputs"]["start"] = graph.add(
-            "PackForcingStartFrom", mode="continue", seconds=1.0, denoise=0.5, show_source="auto"
-        )[0]
-    if widget == "blend_seconds":
-        sampler = graph.prompt[latents[0]]["inputs"]
-        sampler["positive"] = graph.add(
-            "PackForcingPromptAt", conditioning=sampler["positive"], seconds=0.0, recache=False
-        )[0]
+    sampler = graph.prompt[latents[0]]["inputs"]
+    start = {"mode": "continue", "seconds": 1.0, "denoise": 0.5, "show_source": "auto"}
+    if kind == "PackForcingStartFrom":
+        sampler["start"] = graph.add(kind, **start)[0]
+    if kind == "PackForcingPromptAt":
+        timed = {"seconds": 0.0, "blend_seconds": 0.0, "recache": False}
+        sampler["positive"] = graph.add(kind, conditioning=sampler["positive"], **timed)[0]
     decode(graph, latents, files)
-    (node,) = [
-        made
-        for made in graph.prompt.values()
-        if made["class_type"].startswith("PackForcing")
-        and (name in made["inputs"] or (made["class_type"], name) in HOLDERS)
-        and made["class_type"].endswith("StartFrom") == widget.startswith("start.")
-    ]
-    node["inputs"][name] = graph.add(kind, value=value)[0]
-    failed(comfy, graph, f"{name} {value}" if name == "quality" else f"{name} is {value}", "expected")
-
-
-HOLDERS = {("PackForcingPromptAt", "blend_seconds"), ("PackForcingSampler", "retake_from")}
+    (node,) = [made for made in graph.prompt.values() if made["class_type"] == kind]
+    node["inputs"][name] = graph.add("PrimitiveInt" if isinstance(value, int) else "PrimitiveFloat", value=value)[0]
+    failed(comfy, graph, f"{name} is {value}", "expected" if name != "width" else "must be")
 
 
 def test_a_file_name_may_have_the_values_of_widgets_and_names_those_that_are_not_there(

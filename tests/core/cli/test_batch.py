@@ -8,8 +8,10 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -120,6 +122,18 @@ def test_any_job_is_refused_or_stays_in_the_folder(tmp_path, job):
     assert made.arguments[-2:] == (f"--folder={made.folder}", f"--output={film}")
 
 
+def cluster_of(pid: int) -> tuple[set[str], set[str]]:
+    """Addresses that the processes below `pid` listen at, and how Ray's head lets others in."""
+    addresses, modes = set(), set()
+    for child in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found = [c.laddr.ip for c in child.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+            addresses.update(found)
+            if child.name() == "gcs_server":
+                modes.add(child.environ().get("RAY_AUTH_MODE"))
+    return addresses, modes
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_a_ray_worker_killed_in_the_middle_is_replaced_and_its_render_resumed_by_another(files, tmp_path):
     try:
@@ -138,7 +152,7 @@ def test_a_ray_worker_killed_in_the_middle_is_replaced_and_its_render_resumed_by
     environment["RAY_worker_register_timeout_seconds"] = "600"  # must be there in a minute,
     environment["RAY_memory_monitor_refresh_ms"] = "0"  # are killed when others take the memory,
     environment["RAY_USAGE_STATS_ENABLED"] = "0"  # and are reported to Ray's makers.
-    killed, said = 0, []
+    killed, said, listening, modes = 0, [], set(), set()
     with subprocess.Popen(
         words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
     ) as process:
@@ -147,10 +161,14 @@ def test_a_ray_worker_killed_in_the_middle_is_replaced_and_its_render_resumed_by
             at_work = re.search(r"a: (\d+) blocks \(process (\d+)\)", line)
             if at_work and not killed and 1 <= int(at_work[1]) < 100:
                 killed = int(at_work[2])
+                listening, modes = cluster_of(process.pid)
                 os.kill(killed, signal.SIGKILL)
     print("".join(said))
     assert process.returncode == 0
     assert killed
+    print(listening)
+    assert listening <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}, "Ray must listen to this machine alone"
+    assert modes == {"token"}
     assert any("the worker of a died in attempt 1" in line for line in said)
     assert sorted(path.name for path in out.glob("*.mp4")) == ["a.mp4", "b.mp4", "c.mp4"]
     starts = [

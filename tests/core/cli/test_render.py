@@ -127,7 +127,7 @@ def test_a_file_that_is_likely_bidirectional_is_rendered_with_a_warning(files, t
         (("--fps", "nan"), {}, ["fps is nan"]),
         (("--device", "warp"), {}, ["Device 'warp' cannot be used", "--device cpu"]),
         (("--device", "meta"), {}, ["Device 'meta' cannot be used"]),
-        (("--quality", "99"), {}, ["quality 99", "51"]),
+        (("--quality", "99"), {}, ["quality is 99", "0 to 51"]),
         (("--policy", "window", "--window-frames", "2"), {}, ["window_frames is 2", "at least 3"]),
         (("--policy", "full", "--window-frames", "21"), {}, ["no knob window_frames"]),
         (("--frames-per-block", "0"), {}, ["frames_per_block"]),

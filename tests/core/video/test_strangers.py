@@ -346,11 +346,11 @@ def test_an_old_ffmpeg_is_replaced_by_one_that_is_there_and_refused_where_none_i
     monkeypatch.setattr(subprocess, "run", answer)
     with start_ffmpeg(["-version"]) as process:
         assert process.args[0] == real
-    assert "is ffmpeg 4.2; expected 7.0 or newer" in caplog.text
+    assert "is ffmpeg 4.2; expected 7.1 or newer" in caplog.text
     process_module._instead_of.cache_clear()
     monkeypatch.setattr(imageio_ffmpeg, "__file__", str(tmp_path / "__init__.py"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(FfmpegError, match=r"is ffmpeg 4\.2; expected 7\.0 or newer.*--upgrade imageio-ffmpeg"):
+    with pytest.raises(FfmpegError, match=r"is ffmpeg 4\.2; expected 7\.1 or newer.*--upgrade imageio-ffmpeg"):
         start_ffmpeg(["-version"])
     process_module._instead_of.cache_clear()
 

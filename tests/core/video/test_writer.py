@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -260,3 +261,13 @@ def test_continuing_with_other_settings_is_refused(tmp_path, other):
         SegmentedWriter(tmp_path / "film.mp4", 64, 48, other, first_segment=1)
     assert growing.read_bytes() == before
     assert len(scan_film(growing).segments) == 2
+
+
+def test_an_encoder_that_this_ffmpeg_lacks_is_named_with_the_remedy(tmp_path, monkeypatch):
+    """As that of imageio-ffmpeg 0.6, which has no AV1."""
+    lacking = replace(CODECS["av1"], arguments=("-c:v", "libnothing", "-preset", "8"))
+    monkeypatch.setitem(CODECS, "av1", lacking)
+    with pytest.raises(PackForcingError, match=r"without libnothing, which codec av1 takes\. Choose another") as said:
+        SegmentedWriter(tmp_path / "film.mp4", 64, 48, VideoFormat("av1"))
+    print(said.value)
+    assert {codec.encoder for codec in CODECS.values()} == {"libx264", "libx265", "libnothing", "libx264rgb"}
