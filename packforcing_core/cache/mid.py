@@ -135,6 +135,7 @@ class MidMemory:
             *((own + kv.query_sums.sum(dim=1)) / tokens, queries, self.blocks, bank.mean_keys[: len(self.blocks)]),
             *(bank.keys, self.plan.selector_seed, block, layer),
             running_query=self._with(layer, own, q.shape[1]),
+            count=len(window.mid_positions),
         )
         return choose(SELECTORS[self.plan.selector](question), self.blocks, len(window.mid_positions))
 

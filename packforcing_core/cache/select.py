@@ -24,8 +24,8 @@ class Question:
 
     `mean_query` [B, heads, head_dim] float32 is taken over the queries of the current and the recent block,
     `running_query` over those of the current and of all blocks that were committed; `queries` [B, L, heads, head_dim]
-    are the current block's. `blocks` are the candidates, `mean_keys` [candidates, B, heads, head_dim] float32 theirs,
-    and `keys(i)` [B, tokens, heads, head_dim] all keys of candidate i.
+    are the current block's. `blocks` are the candidates, of which `count` will be chosen, `mean_keys` [candidates, B,
+    heads, head_dim] float32 theirs, and `keys(i)` [B, tokens, heads, head_dim] all keys of candidate i.
     """
 
     mean_query: Tensor
@@ -37,6 +37,7 @@ class Question:
     block: int
     layer: int
     running_query: Tensor
+    count: int
 
 
 Selector = Callable[[Question], Sequence[float]]
@@ -68,6 +69,17 @@ def future_affinity(question: Question) -> list[float]:
     return affinity(question.running_query, question.mean_keys)
 
 
+def mean_and_newest(question: Question) -> list[float]:
+    """The newest blocks for half of the places, rounded down, and phi for the others.
+
+    What was seen says what comes back, what came after it how long ago that was: without the newest blocks the gap
+    behind what was selected is closed, and it looks as if it had just left.
+    """
+    newest = sorted(question.blocks)[len(question.blocks) - question.count // 2 :]
+    scores = mean_affinity(question)
+    return [math.inf if block in newest else phi for block, phi in zip(question.blocks, scores, strict=True)]
+
+
 def attention_mass(question: Question) -> list[float]:
     """The share of a softmax over all keys of the bank that falls on the block, averaged over the current block's
     queries and heads.
@@ -96,6 +108,7 @@ def random_score(question: Question) -> list[float]:
 
 SELECTORS: dict[str, Selector] = {
     "mean": mean_affinity,
+    "mean+newest": mean_and_newest,
     "future": future_affinity,
     "attention_mass": attention_mass,
     "recency": recency,

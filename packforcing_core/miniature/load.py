@@ -84,13 +84,17 @@ def load_text(path: Path = TEXT) -> WordEncoder:
 
 
 def load_compressor(
-    *, ops: Ops = TorchOps, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    path: Path = COMPRESSOR,
+    *,
+    ops: Ops = TorchOps,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> compressors.LoadedCompressor | None:
-    """The trained compressor; None where the package ships none: then the memory works zero-shot."""
-    if not COMPRESSOR.exists():
+    """The trained compressor, or another at `path`; None where the package ships none: the memory is zero-shot then."""
+    if path == COMPRESSOR and not path.exists():
         return None
     frames = FAMILY.frames_per_block
-    loaded = compressors.load_compressor(COMPRESSOR, read_model().config, frames, ops=ops, device=device, dtype=dtype)
+    loaded = compressors.load_compressor(path, read_model().config, frames, ops=ops, device=device, dtype=dtype)
     told = {compressors.MID_SPAN: str(MEMORY.mid_span), **loaded.info.told}
     return loaded._replace(info=replace(loaded.info, told=told))
 

@@ -66,8 +66,8 @@ class PackForcing(Policy):
     )
     selector: str = knob(
         "mean",
-        "How blocks are selected. mean: by the current queries; future: by the running mean of all queries (Future "
-        "Forcing); the others are for comparison.",
+        "How blocks are selected. mean: by the current queries; mean+newest: half of them so, half the newest; future: "
+        "by the running mean of all queries (Future Forcing); the others are for comparison.",
         choices=(*SELECTORS, NO_SELECTOR),
         advanced=True,
     )

@@ -14,6 +14,7 @@ from rich.console import Console
 from ...cli.film import build_console
 from ...errors import PackForcingError
 from ...miniature.load import fast_dtype
+from ..study.archive import pack, unpack
 from ..study.drawing import draw_curves, draw_recall, draw_sheet
 from ..study.folder import Job, StudyFolder
 from ..study.page import CURVES_PICTURE, RECALL_PICTURE, SHEET_PICTURE, as_json, as_markdown, facts_of, replace_part
@@ -59,6 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", choices=(FILMS, QUESTIONS_ALONE), help="make these alone; the tables show what there is of the others"
     )
+    parser.add_argument(
+        "--compressor",
+        metavar="FILE",
+        help="study this compressor, not the package's; what does not use it is kept where the folder is the same",
+    )
+    parser.add_argument("--pack", metavar="FILE", help="write all results into one small file, without pictures")
+    parser.add_argument("--unpack", metavar="FILE", help="begin with the results of such a file")
     parser.add_argument("--list", action="store_true", help="say what the rows are, and do nothing")
     parser.add_argument("--tables", action="store_true", help="tables of what is there; render nothing")
     parser.add_argument(
@@ -69,7 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.dtype == "auto":
         options.dtype = next(name for name, kind in DTYPES.items() if kind == fast_dtype())
-    return study(options, partial(load_miniature, options.dtype))
+    chosen = {"compressor": Path(options.compressor)} if options.compressor else {}
+    return study(options, partial(load_miniature, options.dtype, **chosen))
 
 
 def study(options: argparse.Namespace, load: Load) -> int:
@@ -90,8 +99,12 @@ def study(options: argparse.Namespace, load: Load) -> int:
     jobs = jobs_of(rows, range(first, first + seeds), range(first, first + questions))
     wanted = [job for job in jobs if options.only in (None, _kind(job))]
     with folder.opened():
+        if options.unpack:
+            console.print(f"{unpack(folder, jobs, Path(options.unpack))} results are from {options.unpack}")
         problems = 0 if options.tables else _render(folder, wanted, load, seconds, options.workers, console)
         _write(folder, jobs, rows, reference, options, console)
+        if options.pack:
+            console.print(f"{pack(folder, jobs, Path(options.pack))} results are in {options.pack}")
     return 1 if problems else 0
 
 
@@ -179,6 +192,9 @@ def _write(
             draw_recall(recall, place / RECALL_PICTURE)
         if films:
             draw_curves(films, filmed, reference, place / CURVES_PICTURE)
-            draw_sheet(films, SHEET_WORLDS, place / SHEET_PICTURE)
+            if all("pictures" in found for row in films.values() for found in row):
+                draw_sheet(films, SHEET_WORLDS, place / SHEET_PICTURE)
+            else:
+                console.print("no new contact sheet: results from an archive have no pictures")
     console.print(text)
     console.print(f"tables and pictures are in {folder.path}")

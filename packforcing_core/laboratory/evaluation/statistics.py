@@ -64,11 +64,19 @@ def mean_interval(
 
 
 def mean_intervals(
-    columns: np.ndarray, rng: np.random.Generator, level: float = 0.95, resamples: int = RESAMPLES
+    columns: np.ndarray,
+    rng: np.random.Generator,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    strata: Sequence[str] | None = None,
 ) -> list[Interval]:
-    """The intervals of each column of values [S, K], each on its own: nothing is corrected for their number."""
+    """The intervals of each column of values [S, K], each on its own: nothing is corrected for their number.
+
+    With `strata`, the kind of each seed, resamples have as many seeds of each kind as there are: of a mean over kinds
+    that were chosen, how the kinds differ is no chance.
+    """
     exact = [_share_bounds if _yes_or_no(column) else None for column in columns.T]
-    return _intervals(columns, rng, level, level, resamples, exact)
+    return _intervals(columns, rng, level, level, resamples, exact, strata)
 
 
 def compare(
@@ -77,8 +85,10 @@ def compare(
     rng: np.random.Generator,
     level: float = 0.95,
     resamples: int = RESAMPLES,
+    strata: Sequence[str] | None = None,
 ) -> list[Comparison]:
-    """Each row of `others` less the baseline, values of the same seeds in the same order [S], in the rows' order.
+    """Each row of `others` less the baseline, values of the same seeds in the same order [S], in the rows' order;
+    `strata` as in `mean_intervals`.
 
     All comparisons that a claim rests on belong into one call: they are what is corrected for. Raises PackForcingError
     where a row has other seeds than the baseline.
@@ -99,7 +109,7 @@ def compare(
     alike = [
         _alike_bounds if share and np.ptp(row - base) == 0 else None for share, row in zip(shares, rows, strict=True)
     ]
-    intervals = _intervals(differences, rng, each, level, resamples, alike)
+    intervals = _intervals(differences, rng, each, level, resamples, alike, strata)
     p = _holm(_sign_flips(differences, rng, resamples))
     return [Comparison(*found) for found in zip(others, intervals, p, strict=True)]
 
@@ -122,13 +132,14 @@ def _intervals(
     level: float,
     resamples: int,
     exact: Sequence[Callable[[np.ndarray, float], tuple[float, float]] | None],
+    strata: Sequence[str] | None = None,
 ) -> list[Interval]:
     """Intervals at the level `each` of the means of columns [S, K], labelled with `level`. `exact` [K] has the bounds
     of a column at a level where they are not the bootstrap's.
     """
-    seeds = len(columns)
-    tail = _expanded_tail(each, seeds)
-    means = np.concatenate([weights @ columns for weights in _resampled(seeds, resamples, rng)])
+    seeds, groups = len(columns), _groups(len(columns), strata)
+    tail = _expanded_tail(each, seeds, len(groups))
+    means = np.concatenate([weights @ columns for weights in _resampled(groups, resamples, rng)])
     low, high = np.quantile(means, [tail, 1 - tail], axis=0)
     found = []
     for column, least, most, bounds in zip(columns.T, low, high, exact, strict=True):
@@ -162,18 +173,33 @@ def share_interval(hits: int, count: int, level: float = 0.95) -> Interval:
     return Interval(hits / count if count else 0.0, *exact_bounds(hits, count, level), level, count)
 
 
-def _expanded_tail(level: float, seeds: int) -> float:
-    """The share of resamples beyond each end: that of a normal distribution beyond sqrt(n / (n - 1)) t."""
+def _groups(seeds: int, strata: Sequence[str] | None) -> list[np.ndarray]:
+    """The indices of the seeds of each kind; all together where every kind has one."""
+    kinds = sorted(set(strata or ()))
+    if len(kinds) == seeds or not kinds:
+        return [np.arange(seeds)]
+    return [np.flatnonzero([own == kind for own in strata]) for kind in kinds]
+
+
+def _expanded_tail(level: float, seeds: int, groups: int = 1) -> float:
+    """The share of resamples beyond each end: that of a normal distribution beyond sqrt(n / (n - g)) t, with as many
+    degrees of freedom as seeds less the means of g groups.
+    """
     stats = library("scipy.stats", "scipy", "Statistics over seeds")
-    t = stats.t.ppf((1 + level) / 2, seeds - 1)
-    return float(stats.norm.sf(np.sqrt(seeds / (seeds - 1)) * t))
+    free = seeds - groups
+    t = stats.t.ppf((1 + level) / 2, free)
+    return float(stats.norm.sf(np.sqrt(seeds / free) * t))
 
 
-def _resampled(seeds: int, resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Weights of the seeds [up to CHUNK, S]: how often each was drawn, as a share."""
+def _resampled(groups: Sequence[np.ndarray], resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Weights of the seeds [up to CHUNK, S]: how often each was drawn, within its group, as a share."""
+    seeds = sum(map(len, groups))
     for start in range(0, resamples, CHUNK):
         count = min(CHUNK, resamples - start)
-        yield rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=count) / seeds
+        weights = np.empty((count, seeds))
+        for group in groups:
+            weights[:, group] = rng.multinomial(len(group), np.full(len(group), 1 / len(group)), size=count) / seeds
+        yield weights
 
 
 def _sign_flips(differences: np.ndarray, rng: np.random.Generator, resamples: int) -> list[float]:

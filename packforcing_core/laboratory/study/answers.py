@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ...cache.cache import KVCache, Selection
 from ...geometry import pixel_frames
 from ...miniature.world import FPS
+from ...recipe.recipe import Recipe
+from ...render.parts import build_cache
+from ...sampler.denoising import BlockDone
+from ...sampler.rollout import Decoder, rollout
 from ...sampler.start import Start
-from ...vae.streaming import StreamingDecoder, encode
+from ...vae.streaming import StreamingDecoder, encode, to_frames
 from .recall import MADE_BLOCKS, Question, drawn, recalled
-from .rows import FRAMES_PER_BLOCK, Row
-from .subject import Subject, film_frames
+from .rows import FRAMES_PER_BLOCK, SINK, Row
+from .subject import Subject, twins_of
 
 
 @dataclass(frozen=True)
@@ -64,8 +71,72 @@ class Answers:
 
 
 def answer(subject: Subject, row: Row, question: Question, given: Given) -> dict[str, float]:
-    """`recalled` of the blocks that the row's memory makes of what is given."""
-    frames = pixel_frames((question.block + MADE_BLOCKS) * FRAMES_PER_BLOCK)
+    """`recalled` of the blocks that the row's memory makes of what is given, and what it `found`, where it selects."""
+    if row.oracle == "whole":
+        given = shortened(given, (*range(SINK // FRAMES_PER_BLOCK), question.whole, question.block - 1))
+    block = given.latents.shape[2] // FRAMES_PER_BLOCK
+    frames = pixel_frames((block + MADE_BLOCKS) * FRAMES_PER_BLOCK)
     recipe = replace(subject.recipe(row, question.seed, frames / FPS), start=Start(given=given.latents))
-    film = film_frames(subject, row, question.prompt, recipe, Replayed(given))
-    return recalled(question, film[pixel_frames(given.latents.shape[2]) :])
+    told = partial(told_selection, question) if row.oracle == "selected" else None
+    blocks = list(made_blocks(subject, row, question.prompt, recipe, Replayed(given), block, told))
+    frames = np.concatenate([to_frames(done.video) for done in blocks])
+    return {**recalled(question, frames), **found(question, blocks[0].selection)}
+
+
+def found(question: Question, selection: Selection) -> dict[str, float]:
+    """Of what the layers selected: `found`, the share of layers with a block that shows the thing, and `hit`, the share
+    of blocks. Nothing where nothing is selected.
+    """
+    if not any(len(choice) for choice in selection):
+        return {}
+    right = [[block in question.showing for block in choice] for choice in selection]
+    hit = [np.mean(own) for own in right]
+    return {"found": float(np.mean([any(own) for own in right])), "hit": float(np.mean(hit))}
+
+
+def shortened(given: Given, blocks: Sequence[int]) -> Given:
+    """What is given, of these blocks alone; it goes on from the frames of the last one as before."""
+    latents = given.latents.split(FRAMES_PER_BLOCK, dim=2)
+    chosen = torch.cat([latents[block] for block in blocks], dim=2)
+    return Given(chosen, [given.videos[block] for block in blocks], given.decoder)
+
+
+def told_selection(question: Question, blocks: Sequence[int], count: int) -> tuple[int, ...]:
+    """`count` of the bank's `blocks`: the newest that shows the whole thing, and the newest that do not show it, which
+    say that it has not just left."""
+    others = [block for block in blocks if block not in question.showing]
+    right = [block for block in blocks if block in question.showing and block != question.whole]
+    rest = [*right, *others][len(right) + len(others) - count + 1 :]
+    return tuple(sorted((question.whole, *rest)))
+
+
+def made_blocks(
+    subject: Subject,
+    row: Row,
+    prompt: str,
+    recipe: Recipe,
+    decoder: Decoder,
+    first: int,
+    told: Callable[[Sequence[int], int], Sequence[int]] | None = None,
+) -> Iterator[BlockDone]:
+    """The blocks from `first` on, with their videos, after those that the recipe has been given. What they select of
+    the bank's blocks they are `told`, given how many; otherwise they choose.
+    """
+    cache, twins = build_cache(subject.model, recipe), twins_of(subject, row, decoder)
+    known, blocks = {done.block: done for done in recipe.given}, recipe.geometry.blocks
+    make = partial(rollout, subject.model, subject.texts([prompt]), cache, recipe.noise(), recipe.denoising, blocks)
+    with torch.inference_mode():
+        for event in make(known.get, twins, stop=first):
+            if twins is None and isinstance(event, BlockDone):
+                decoder.push(event.latents)
+        begin = cache.begin_block
+        if told:
+            cache.begin_block = lambda selection=None, blocks=1: begin(selection or _told(cache, told), blocks)
+        for event in make(known.get, twins):
+            if isinstance(event, BlockDone):
+                yield event if event.video is not None else replace(event, video=decoder.push(event.latents))
+
+
+def _told(cache: KVCache, told: Callable[[Sequence[int], int], Sequence[int]]) -> Selection:
+    count = len(cache.window_after(cache.committed_frames).mid_positions)
+    return (told(sorted(cache.mid.blocks), count),) * cache.shape.layers

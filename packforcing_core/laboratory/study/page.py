@@ -18,7 +18,7 @@ from ...miniature.world import FPS
 from ..evaluation.statistics import Comparison
 from .cases import MEMORY_WORLDS
 from .recall import AWAY
-from .rows import Row
+from .rows import PLANNED, Row
 from .tables import LEVEL, MEASURES, RECALL, Measure, RecallTables, Results, Tables
 
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
@@ -85,8 +85,9 @@ def _told(facts: Facts) -> Iterator[str]:
     told = ", ".join(f"{name} {value}" for name, value in facts.settings.items())
     yield f"`{facts.command}`, {facts.date}: {told}; {facts.versions}."
     yield (
-        f"{facts.hours:.2g} hours of one core for all films and answers. Means over seeds with bootstrap intervals at "
-        f"{LEVEL:.0%}; rates in percent."
+        f"{facts.hours:.2g} hours of one core for all films and answers. Means over seeds with intervals at "
+        f"{LEVEL:.0%}: exact ones of questions, of films bootstrap intervals, resampled world by world; rates in "
+        "percent."
     )
     if facts.left_out:
         yield f"Left out, for want of trained compressor weights: {', '.join(facts.left_out)}."
@@ -121,9 +122,8 @@ def _recall_tables(recall: RecallTables) -> Iterator[str]:
         ["row", *heads],
         [[name, *(measure.cell(intervals[name]) for measure, intervals in columns)] for name in names],
     )
-    count = sum(len(found) for found in recall.claims.values())
     yield f"{len(recall.seeds)} questions ({_span(recall.seeds)}) of each kind, the same for all rows."
-    if count:
+    if any(recall.claims.values()):
         yield _table(
             [f"row less `{recall.reference}`", *(f"{frames / FPS:.0f} s away" for frames in AWAY.values())],
             [
@@ -131,7 +131,7 @@ def _recall_tables(recall: RecallTables) -> Iterator[str]:
                 for found in zip(*(recall.claims[away] for away in AWAY), strict=True)
             ],
         )
-        yield _corrected(count, recall.claims[next(iter(AWAY))][0])
+        yield _corrected(recall.claims)
 
 
 def _claim_tables(tables: Tables) -> Iterator[str]:
@@ -154,20 +154,25 @@ def _claim_tables(tables: Tables) -> Iterator[str]:
 
 def _differences(claims: Mapping[str, Sequence[Comparison]]) -> Iterator[str]:
     measures = [measure for measure in MEASURES if measure.key in claims]
-    count = sum(len(found) for found in claims.values())
-    if not count:
+    if not any(claims.values()):
         return
     rows = []
     for at, first in enumerate(claims[measures[0].key]):
         rows.append([first.name, *(_difference(measure, claims[measure.key][at]) for measure in measures)])
     yield _table(["row", *(measure.title for measure in measures)], rows)
-    yield _corrected(count, claims[measures[0].key][0])
+    yield _corrected(claims)
 
 
-def _corrected(count: int, one: Comparison) -> str:
+def _corrected(claims: Mapping[str, Sequence[Comparison]]) -> str:
+    every = [one for found in claims.values() for one in found]
+    names = [name for name in PLANNED if any(one.name == name for one in every)]
+    planned = sum(one.name in PLANNED for one in every)
+    told = f"the {planned} with {', '.join(names)}, which were written down before the run, for each other"
+    rest = f"the {len(every) - planned} others for each other"
+    parts = ", and ".join(part for part, count in ((told, planned), (rest, len(every) - planned)) if count)
     return (
-        f"Differences seed by seed, all {count} of this table corrected for each other: intervals after Bonferroni, p "
-        f"by sign flips after Holm. Bold: the interval leaves zero out and p is below {1 - one.difference.level:.2g}."
+        f"Differences seed by seed, corrected for their number, {parts}: intervals after Bonferroni, p by sign flips "
+        f"after Holm. Bold: the interval leaves zero out and p is below {1 - every[0].difference.level:.2g}."
     )
 
 

@@ -23,6 +23,7 @@ from ..evaluation.little_world.checker import MUST_SEE, read_video
 from ..evaluation.little_world.draw import draw
 from ..evaluation.little_world.prompt import describe
 from ..evaluation.little_world.scene import MARGIN, Scene, sample_scene
+from ..evaluation.little_world.truth import truth_at
 from .rows import FRAMES_PER_BLOCK, SINK
 
 QUESTION_KEY = 2604
@@ -60,6 +61,22 @@ class Question:
     @property
     def prompt(self) -> str:
         return describe(self.scene)
+
+    @cached_property
+    def areas(self) -> tuple[float, ...]:
+        """How much of the thing the frames of each given block show, the mean in square pixels."""
+        areas = [truth_at(self.scene, f)[0].area if f >= COMES else 0.0 for f in range(_first(self.block))]
+        return tuple(float(np.mean(areas[_first(b) : _first(b + 1)])) for b in range(self.block))
+
+    @property
+    def showing(self) -> tuple[int, ...]:
+        """The given blocks that show enough of it to tell its colour, in order."""
+        return tuple(block for block, area in enumerate(self.areas) if area >= MUST_SEE)
+
+    @property
+    def whole(self) -> int:
+        """The newest block that shows all of it in every frame, or as much as any does."""
+        return max(block for block, area in enumerate(self.areas) if area > 0.98 * max(self.areas))
 
     @cached_property
     def _asked(self) -> tuple[Scene, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 from ...cache.config import AUTO, DeepForcing, Full, PackForcing, Policy, SinkWindow, Window
 from ...compressor.compressor import Branches
@@ -19,18 +20,27 @@ TRAINED_WINDOW = 20
 """Latent frames that the miniature was trained with: no window of the study shows it more by its own choice."""
 SINK = 8
 POLICIES, SINKS, GAP, SELECTION, SPAN, BRANCHES = "policies", "sink", "sink gap", "selection", "mid_span", "branches"
-GROUPS = (POLICIES, SINKS, GAP, SELECTION, SPAN, BRANCHES)
+ORACLES = "oracles"
+GROUPS = (POLICIES, SINKS, GAP, SELECTION, SPAN, BRANCHES, ORACLES)
+PLANNED = ("window", "sink+window", "zero-shot", "no mid", "FIFO")
+"""The rows that the trained memory was to be compared with before any test seed was rendered: these comparisons are
+corrected for each other, all others for each other.
+"""
 QUICK = ("full", "window", "sink+window realigned", "zero-shot", "trained")
 
 
 @dataclass(frozen=True)
 class Row:
-    """`branches` is what the compressor is made of; None where the policy compresses nothing."""
+    """`branches` is what the compressor is made of; None where the policy compresses nothing. An `oracle` is told which
+    block shows what is asked for, so it answers questions and makes no films: it sees that block "whole", as if the
+    video had been that block and the newest one, or "selected", compressed, by every layer.
+    """
 
     name: str
     group: str
     policy: Policy
     branches: Branches | None = None
+    oracle: Literal["", "whole", "selected"] = ""
 
     @property
     def needs_training(self) -> bool:
@@ -39,7 +49,8 @@ class Row:
 
     def as_dict(self) -> dict:
         knobs = asdict(self.policy)
-        return {"name": self.name, "policy": self.policy.name, "knobs": knobs, "branches": self.branches}
+        told = {"oracle": self.oracle} if self.oracle else {}
+        return {"name": self.name, "policy": self.policy.name, "knobs": knobs, "branches": self.branches, **told}
 
 
 ZERO_SHOT = Row("zero-shot", POLICIES, PackForcing(), "low_res")
@@ -57,6 +68,8 @@ KNOBS = (
     ("gap 12", GAP, {"sink_gap": 12}),
     ("gap 20", GAP, {"sink_gap": 20}),
     ("no mid", SELECTION, {"top_k_blocks": 0}),
+    ("affinity alone", SELECTION, {"selector": "mean"}),
+    ("half newest", SELECTION, {"selector": "mean+newest"}),
     ("FIFO", SELECTION, {"selector": "recency"}),
     ("random", SELECTION, {"selector": "random"}),
     ("attention mass", SELECTION, {"selector": "attention_mass"}),
@@ -77,8 +90,13 @@ def base_row(trained: bool) -> Row:
 
 def study_rows(trained: bool) -> tuple[Row, ...]:
     """All rows; without `trained` compressor weights, those that need none. None repeats another."""
-    policies = (*OTHERS, ZERO_SHOT, *((TRAINED,) if trained else ()))
-    return (*policies, *_ablations(base_row(trained)))
+    policies, base = (*OTHERS, ZERO_SHOT, *((TRAINED,) if trained else ())), base_row(trained)
+    # What limits a memory: the model (whole), the compressor (selected), or its selection, which the base itself makes.
+    oracles = (
+        Row("oracle whole", ORACLES, Full(), oracle="whole"),
+        Row("oracle selected", ORACLES, base.policy, base.branches, "selected"),
+    )
+    return (*policies, *_ablations(base), *oracles)
 
 
 def _ablations(base: Row) -> Iterator[Row]:

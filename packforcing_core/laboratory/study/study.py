@@ -39,7 +39,8 @@ def jobs_of(rows: Sequence[Row], seeds: Sequence[int], questions: Sequence[int] 
     """
     films = [case_of(seed) for seed in seeds]
     asked = [Question(seed, away) for seed in questions for away in AWAY]
-    return [Job(row, case) for case in (*asked, *films) for row in rows]
+    jobs = [Job(row, case) for case in (*asked, *films) for row in rows]
+    return [job for job in jobs if isinstance(job.case, Question) or not job.row.oracle]
 
 
 def settings_of(subject: Subject, seconds: float, dtype: str) -> dict[str, object]:

@@ -57,10 +57,10 @@ class Subject:
 Load = Callable[[], Subject]
 
 
-def load_miniature(dtype: str) -> Subject:
-    """The shipped miniature, computing in `dtype` (one of DTYPES)."""
+def load_miniature(dtype: str, compressor: Path = miniature.COMPRESSOR) -> Subject:
+    """The shipped miniature, computing in `dtype` (one of DTYPES), with its own trained compressor or another."""
     kind = DTYPES[dtype]
-    loaded = miniature.load_compressor(dtype=kind)
+    loaded = miniature.load_compressor(compressor, dtype=kind)
     return Subject(
         miniature.load_model(kind),
         miniature.load_vae(kind),
@@ -68,7 +68,7 @@ def load_miniature(dtype: str) -> Subject:
         Denoising.of_family(miniature.FAMILY),
         _digest(miniature.MODEL, miniature.VAE, miniature.TEXT),
         loaded.high_res if loaded else None,
-        _digest(miniature.COMPRESSOR),
+        _digest(compressor),
     )
 
 
@@ -89,7 +89,7 @@ def render_row(subject: Subject, row: Row, case: Case, seconds: float) -> np.nda
 
 def film_frames(subject: Subject, row: Row, prompt: str, recipe: Recipe, decoder: Decoder) -> np.ndarray:
     """The frames uint8 [T, 64, 128, 3] of a recipe with a row's compressor, given blocks and all."""
-    twins = _twins(subject, row, decoder) if recipe.partitions.bank else None
+    twins = twins_of(subject, row, decoder)
     frames = []
     with torch.inference_mode():
         for event in latent_events(subject.model, subject.texts([prompt]), recipe, twins=twins):
@@ -99,7 +99,10 @@ def film_frames(subject: Subject, row: Row, prompt: str, recipe: Recipe, decoder
     return np.concatenate(frames)
 
 
-def _twins(subject: Subject, row: Row, decoder: Decoder) -> Twins:
+def twins_of(subject: Subject, row: Row, decoder: Decoder) -> Twins | None:
+    """What makes a row's compressed blocks; None where it has none."""
+    if row.branches is None:
+        return None
     high_res = subject.high_res if row.needs_training else None
     encoder = partial(encode, subject.vae)
-    return Twins(Compressor(subject.model, row.branches or "low_res", high_res=high_res, encode=encoder), decoder)
+    return Twins(Compressor(subject.model, row.branches, high_res=high_res, encode=encoder), decoder)

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from ...errors import PackForcingError
-from ..evaluation.statistics import Comparison, Interval, compare, mean_intervals, share_interval
+from ..evaluation.statistics import Comparison, Interval, compare, mean_interval, mean_intervals, share_interval
 from .cases import MEMORY_WORLDS
 from .recall import AWAY
+from .rows import PLANNED
 
 RESAMPLES = 20_000
 RESAMPLING_SEED = 2603
@@ -53,9 +54,11 @@ MEMORY_CLAIMS = ("right", "identity_kept")
 """What is compared on the worlds that need memory, corrected for together, apart from CLAIMS."""
 
 RIGHT_IF_BACK = Measure("right_if_back", "right, if back", counted=True)
-RECALL = (Measure("recall", "recalled"), Measure("back", "back at all"), RIGHT_IF_BACK)
+FOUND = Measure("found", "layers that select it")
+RECALL = (Measure("recall", "recalled"), Measure("back", "back at all"), RIGHT_IF_BACK, FOUND)
 """Of the answers to questions, for each of AWAY. The first is compared, all rows and both corrected for together. What
-recalls nothing brings nothing back either: the second says when, the third, of those that came back alone, which.
+recalls nothing brings nothing back either: the second says when, the third, of those that came back alone, which. The
+last is the selection's hit rate: the share of layers that choose a block that shows what is asked for.
 """
 
 Results = Mapping[str, Sequence[dict]]
@@ -116,6 +119,7 @@ def build_recall_tables(results: Mapping[str, Results], reference: str) -> Recal
             found = mean_intervals(np.stack(list(values.values()), axis=1), rng, LEVEL, RESAMPLES)
             measures[measure.key][away] = dict(zip(values, found, strict=True))
         measures[RIGHT_IF_BACK.key][away] = {name: _right_if_back(row) for name, row in rows.items()}
+        measures[FOUND.key][away] = {name: _found(row) for name, row in rows.items()}
     recalled = {
         (away, name): _column(row, RECALL[0].key) for away, rows in results.items() for name, row in rows.items()
     }
@@ -125,6 +129,14 @@ def build_recall_tables(results: Mapping[str, Results], reference: str) -> Recal
 def _right_if_back(row: Sequence[dict]) -> Interval:
     back = [found["recall"] for found in row if found["back"]]
     return share_interval(int(sum(back)), len(back), LEVEL)
+
+
+def _found(row: Sequence[dict]) -> Interval:
+    """Of no draws for a row that selects nothing."""
+    values = [found[FOUND.key] for found in row if FOUND.key in found]
+    if len(values) < 2:
+        return share_interval(0, 0, LEVEL)
+    return mean_interval(values, np.random.default_rng(RESAMPLING_SEED), LEVEL, RESAMPLES)
 
 
 def _column(row: Sequence[dict], key: str) -> np.ndarray:
@@ -162,7 +174,8 @@ def _intervals(row: Sequence[dict]) -> list[dict[str, Interval]]:
     values = np.array([[[window[key] for key in keys] for window in found["windows"]] for found in row])
     # The same resamples for all rows: equal films get equal intervals.
     rng = np.random.default_rng(RESAMPLING_SEED)
-    flat = mean_intervals(values.reshape(len(row), -1), rng, LEVEL, RESAMPLES)
+    worlds = [found["world"] for found in row]
+    flat = mean_intervals(values.reshape(len(row), -1), rng, LEVEL, RESAMPLES, worlds)
     return [dict(zip(keys, flat[at : at + len(keys)], strict=True)) for at in range(0, len(flat), len(keys))]
 
 
@@ -173,16 +186,23 @@ def _claims(results: Results, reference: str, keys: Sequence[str]) -> dict[str, 
         for name, row in results.items()
         for key in keys
     }
-    return _compared(last, reference)
+    return _compared(last, reference, [found["world"] for found in results[reference]])
 
 
-def _compared(values: Mapping[tuple[str, str], np.ndarray], reference: str) -> dict[str, list[Comparison]]:
-    """`values` of (key, row) over seeds [S]: for each key all rows less the reference, all corrected for each other."""
+def _compared(
+    values: Mapping[tuple[str, str], np.ndarray], reference: str, strata: Sequence[str] | None = None
+) -> dict[str, list[Comparison]]:
+    """`values` of (key, row) over seeds [S]: for each key all rows less the reference. Those that were planned are
+    corrected for each other, and all others for each other.
+    """
     # `compare` has one baseline and corrects within one call: so all differences at once, against none at all.
     differences = {pair: own - values[pair[0], reference] for pair, own in values.items() if pair[1] != reference}
-    nothing = np.zeros(len(next(iter(values.values()))))
-    found = compare(nothing, differences, np.random.default_rng(RESAMPLING_SEED), LEVEL, RESAMPLES)
+    nothing, found = np.zeros(len(next(iter(values.values())))), {}
+    for planned in (True, False):
+        part = {pair: own for pair, own in differences.items() if (pair[1] in PLANNED) == planned}
+        rng = np.random.default_rng(RESAMPLING_SEED)
+        found |= dict(zip(part, compare(nothing, part, rng, LEVEL, RESAMPLES, strata), strict=True))
     claims: dict[str, list[Comparison]] = {key: [] for key, _ in values}
-    for (key, name), comparison in zip(differences, found, strict=True):
-        claims[key].append(Comparison(name, comparison.difference, comparison.p))
+    for key, name in differences:
+        claims[key].append(Comparison(name, found[key, name].difference, found[key, name].p))
     return claims

@@ -166,7 +166,8 @@ class FunctionalCache:
 class FunctionalView(Repeatable):
     """What one block sees: any number of passes may read it, then and later.
 
-    What a layer selects when its first queries come holds for all passes.
+    What a layer selects when its first queries come holds for all passes. `mean_queries` [B, heads, head_dim], by layer
+    and detached, are what it then selected by.
     """
 
     def __init__(self, cache: FunctionalCache, window: BlockWindow, selection: Selection | None):
@@ -175,6 +176,7 @@ class FunctionalView(Repeatable):
         self.rotation = cache.rope.frames(window.current_positions)
         self._runs = cache.runs(window.past)
         self._choices: dict[int, Choice] = dict(enumerate(selection)) if selection is not None else {}
+        self.mean_queries: dict[int, Tensor] = {}
 
     def selection(self) -> Selection:
         """What each layer chose, once it has."""
@@ -196,13 +198,22 @@ class FunctionalView(Repeatable):
         tokens = q.shape[1] + recent.shape[1] * self.cache.tokens_per_frame
         own = queries.float().sum(dim=1)
         mean_query = (own + recent.sum(dim=1)) / tokens
+        self.mean_queries[layer] = mean_query
         total, counted = self._query_totals.get(layer, (torch.zeros_like(own), 0))
         running = (own + total) / (q.shape[1] + counted)
         keys = [self.twins[block][layer].k for block in blocks]
         means = torch.stack([k.float().mean(dim=1) for k in keys])
-        asked = plan.selector_seed, self.block, layer, running
+        asked = plan.selector_seed, self.block, layer, running, len(self.window.mid_positions)
         question = Question(mean_query, queries, blocks, means, keys.__getitem__, *asked)
         return choose(SELECTORS[plan.selector](question), blocks, len(self.window.mid_positions))
+
+    def affinities(self, layer: int) -> Tensor:
+        """[B, twins]: phi but for its constant factor, of each clip by itself with each of `twins`, whose graph it has.
+
+        A choice has no gradient; what it is made by has one.
+        """
+        means = torch.stack([rows[layer].k.float().mean(dim=1) for rows in self.twins.values()])
+        return torch.einsum("bhd,mbhd->bm", self.mean_queries[layer], means)
 
     def _recent_query_sums(self, layer: int) -> Tensor:
         """[B, recent frames, heads, head_dim] of whole blocks, as plans with a bank have them."""

@@ -31,7 +31,7 @@ from .clips import returning_block
 from .compressor import CompressorStage
 from .data import ClipShape, LatentBatch, LatentFolder, clip_encoder, encoded_with_twins
 from .flow import autocast
-from .functional_cache import teacher_forced_views
+from .functional_cache import FunctionalView, teacher_forced_views
 from .loop import Update
 from .randomness import SampleNoise, step_generator
 from .ranks import share
@@ -46,6 +46,8 @@ class Layouts:
     """Of all steps, those on clips as they are."""
     departures: float = 0.25
     """Of all steps, those in which the thing leaves. All others are gaps."""
+    selection_weight: float = 0.01
+    """Of the loss of what is selected, in gaps; 0 leaves the selection to chance, as far as a loss goes."""
     most_before: int = 2
     most_behind: int = 10
     """The most blank blocks before and behind a sighting; of a departure, both lie before it."""
@@ -66,6 +68,11 @@ class Layout:
     def blocks(self) -> list[int | None]:
         """Which block of the clip stands where, None for a blank one."""
         return [*[None] * self.front, *self.sighting, *[None] * self.behind, self.newest]
+
+    @property
+    def shown(self) -> range:
+        """Where the sighting stands."""
+        return range(self.front, self.front + len(self.sighting))
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,27 @@ class HiddenClips:
         return Film(torch.cat(latents, dim=1), torch.cat(low_res, dim=1))
 
 
+def selection_loss(view: FunctionalView, right: range) -> tuple[Tensor, Tensor]:
+    """How badly `view` finds the blocks `right` in its bank: the cross-entropy of a softmax over each layer's
+    affinities, in units of their spread, with any of them; a mean over clips and layers. And the share of clips and
+    layers in which none of them has one of the highest affinities, as many as are selected by it.
+
+    The paper's compressor learns through the attention to what was selected, and is told nothing of what was not.
+    """
+    wanted = [index for index, block in enumerate(view.twins) if block in right]
+    places = len(view.window.mid_positions)
+    if view.cache.bank.selector == "mean+newest":
+        places -= places // 2
+    losses, missed = [], []
+    for affinities in map(view.affinities, view.mean_queries):
+        spread = affinities.detach().std(dim=1, correction=0, keepdim=True).clamp_min(1e-12)
+        logits = affinities / spread
+        losses.append((logits.logsumexp(dim=1) - logits[:, wanted].logsumexp(dim=1)).mean())
+        ranks = affinities.detach().argsort(dim=1, descending=True).argsort(dim=1)
+        missed.append((ranks[:, wanted].amin(dim=1) >= places).float().mean())
+    return torch.stack(losses).mean(), torch.stack(missed).mean()
+
+
 @dataclass
 class LayoutStage(CompressorStage):
     """The compressor alone, the model frozen, on `hidden` clips in `layouts`; a share of the steps on clips as they are
@@ -201,7 +229,11 @@ class LayoutStage(CompressorStage):
             student = self.views(layout.memory, text, long)[-1]
             error, figures = self.error(x0, text, [targets[-1]] * len(copies), [student] * len(copies), random)
         kind = "departure" if departs else "gap"
-        return Update("compressor", error, {**figures, f"relative_error/{kind}": figures["relative_error"]})
+        figures = {**figures, f"relative_error/{kind}": figures["relative_error"]}
+        if self.layouts.selection_weight and student.mean_queries and not departs:
+            loss, missed = selection_loss(student, layout.shown)
+            error, figures = error + self.layouts.selection_weight * loss, {**figures, "missed": missed.item()}
+        return Update("compressor", error, figures)
 
     def _stacked(self, films: Sequence[Film], context: Tensor, indices: Sequence[int]) -> LatentBatch:
         """A batch of `films` with a block of zeros behind, which is never committed: its view is what is sought."""

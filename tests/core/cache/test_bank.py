@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -39,7 +41,7 @@ def question(blocks=6, seed=0, block=9, layer=1) -> Question:
     keys = torch.randn(blocks, 1, 4, 2, 16, generator=generator)
     queries = torch.randn(1, 8, 2, 16, generator=generator)
     asked = queries.mean(1), queries, list(range(blocks)), keys.mean(2), keys.__getitem__, seed, block, layer
-    return Question(*asked, running_query=torch.randn(1, 2, 16, generator=generator))
+    return Question(*asked, running_query=torch.randn(1, 2, 16, generator=generator), count=3)
 
 
 def test_only_misses_are_fetched():
@@ -132,6 +134,16 @@ def test_selectors_score_as_they_say():
         assert off < SHALLOW
     draws = {tuple(SELECTORS["random"](question(**key))) for key in ({}, {"seed": 1}, {"block": 8}, {"layer": 0})}
     assert len(draws) == 4
+
+
+def test_half_of_the_places_are_the_newest_blocks():
+    q = question()
+    best = choose(SELECTORS["mean"](q), [0, 1, 2, 3], 2)
+    assert choose(SELECTORS["mean+newest"](replace(q, count=4)), q.blocks, 4) == (*best, 4, 5)
+    assert choose(SELECTORS["mean+newest"](replace(q, count=1)), q.blocks, 1) == choose(
+        SELECTORS["mean"](q), q.blocks, 1
+    )
+    assert choose(SELECTORS["mean+newest"](replace(q, count=6)), q.blocks, 6) == tuple(range(6))
 
 
 def test_a_tie_goes_to_the_newer_block_and_the_chosen_are_in_order_of_time():

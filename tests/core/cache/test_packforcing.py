@@ -102,7 +102,7 @@ def test_the_gap_behind_the_sink_is_left_open_as_far_as_was_asked(gap):
 def test_affinity_by_means_equals_affinity_pair_by_pair():
     torch.manual_seed(1)
     queries, keys = torch.randn(2, 30, 3, 16), torch.randn(5, 2, 7, 3, 16)
-    question = Question(queries.mean(1), queries, range(5), keys.mean(2), keys.__getitem__, 0, 0, 0, queries[:, 0])
+    question = Question(queries.mean(1), queries, range(5), keys.mean(2), keys.__getitem__, 0, 0, 0, queries[:, 0], 2)
     scores, expected = mean_affinity(question), [affinity(queries, k) for k in keys]
     # A mean of products cancels: what is rounded is as large as the products, whose deviation is 1.
     off = max(abs(a - b) for a, b in zip(scores, expected, strict=True)) / STEP

@@ -42,6 +42,12 @@ class Layout:
         """Blocks before the one to make."""
         return self.sink + self.between + self.target - self.first
 
+    @property
+    def sought(self) -> range:
+        """Where the clip's own past stands among the other clip's blocks; empty where there are none of them."""
+        past, _ = _places(self)
+        return range(self.sink, self.sink + len(past) if self.between else self.sink)
+
 
 class Sample(NamedTuple):
     """A batch in one layout: `long` and `short` [B, 16, F, h, w] are the blocks before x0 [B, 16, frames_per_block, h,

@@ -70,11 +70,14 @@ def build_meta_model(config: WanConfig, dtype: torch.dtype, recompute: bool) -> 
     return TrainedWan(net, config, recompute=recompute, dtype=dtype, device="meta", attention=_Kernel.apply)
 
 
+def longest_layout(base: Base) -> Layout:
+    sink, newest = memory_blocks(base.asked, base.clip.frames_per_block)
+    return Layout(base.clip.blocks - 1, newest, sink, MOST_BETWEEN)
+
+
 def longest_sample(base: Base, at_once: int) -> Sample:
     """A sample of the longest layout there is, without contents."""
-    clip = base.clip
-    sink, newest = memory_blocks(base.asked, clip.frames_per_block)
-    layout = Layout(clip.blocks - 1, newest, sink, MOST_BETWEEN)
+    clip, layout = base.clip, longest_layout(base)
     times, rows, columns = clip.compressed_grid
 
     def latents(frames: int, height: int, width: int) -> Tensor:
@@ -103,9 +106,10 @@ def counted(base: Base, dtype: torch.dtype, ways: Ways, layers: int | None = Non
     memory = replace(base.asked, selector="recency")  # there is nothing to go by; what is held is the same
     parts = [*model.net.parameters(), *high_res.parameters()]
     with LiveBytes(parts) as live, torch.set_grad_enabled(learns):
-        error, _ = flow_error(model, high_res, base, memory, sample, lambda _: text, levels, noise)
+        asked = model, high_res, base, memory, sample, lambda _: text, levels, noise
+        found = flow_error(*asked, longest_layout(base).sought if learns else range(0))
         if learns:
-            torch.autograd.grad(error, list(high_res.parameters()))
+            torch.autograd.grad(found.error + found.selection, list(high_res.parameters()))
     return live.peak
 
 

@@ -88,7 +88,7 @@ class Examiner:
             levels = sigmas[torch.randint(len(sigmas), (1, LEVELS), generator=random)]
             noise = torch.randn(1, LEVELS, *sample.x0.shape[1:], generator=random)
             found = flow_error(self.model, high_res, self.base, memory, sample, self.texts, levels, noise)
-            error, size = error + found[0].item(), size + found[1].item()
+            error, size = error + found.error.item(), size + found.wanted.item()
         return error / size
 
     def references(self) -> dict[str, dict[str, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from ....sampler.rollout import commit_block
 from ..compressor import block_of, twin_tokens
 from ..flow import noised
 from ..functional_cache import FunctionalCache, FunctionalView, SideBySide, commit_twin
+from ..layouts import selection_loss
 from ..learner import Optimisation
 from ..loop import Update
 from ..parts import seen_twins
@@ -25,6 +27,14 @@ from .base import Base
 from .clips import Clips
 from .layouts import Sample, arranged, drawn_layout
 from .texts import Texts
+
+
+class Asked(NamedTuple):
+    """The flow's mean squared `error`, the mean square of the `wanted` flow, and the loss of the `selection`."""
+
+    error: Tensor | float
+    wanted: Tensor | float
+    selection: Tensor | float
 
 
 @dataclass
@@ -45,6 +55,7 @@ class SelfmadeStage:
     batch: int = 4
     at_once: int = 1
     levels: int = 2
+    selection_weight: float = 0.01
 
     def __post_init__(self) -> None:
         self.model.net.requires_grad_(False)
@@ -65,18 +76,21 @@ class SelfmadeStage:
         groups = -(-self.batch // self.at_once)
         parameters = [p for p in self.high_res.parameters() if p.requires_grad]
         gradients = [torch.zeros_like(p) for p in parameters]
-        loss, size = 0.0, 0.0
+        loss = Asked(0.0, 0.0, 0.0)
         for group in range(groups):
-            error, wanted = self.group_error(number, group)
-            found = torch.autograd.grad(error / groups, parameters, allow_unused=True)
+            asked = self.group_error(number, group)
+            total = (asked.error + self.selection_weight * asked.selection) / groups
+            found = torch.autograd.grad(total, parameters, allow_unused=True)
             for gradient, part in zip(gradients, found, strict=True):
                 if part is not None:
                     gradient.add_(part)
-            loss, size = loss + error.item() / groups, size + wanted.item() / groups
-        return Update("compressor", gathered(loss, gradients, parameters), {"relative_error": loss / size})
+            loss = Asked(*(own + part.item() / groups for own, part in zip(loss, asked, strict=True)))
+        figures = {"relative_error": loss.error / loss.wanted, "selection": loss.selection}
+        total = loss.error + self.selection_weight * loss.selection
+        return Update("compressor", gathered(total, gradients, parameters), figures)
 
-    def group_error(self, number: int, group: int) -> tuple[Tensor, Tensor]:
-        """The mean squared error of group `group` of step `number`, with its graph, and the wanted flow's square."""
+    def group_error(self, number: int, group: int) -> Asked:
+        """What group `group` of step `number` gives, with its graph."""
         random = step_generator(self.clips.seed, "learn", number, group)
         memory = self.base.learnt[number % len(self.base.learnt)]
         clip = self.base.clip
@@ -89,7 +103,8 @@ class SelfmadeStage:
         sigmas = torch.tensor(self.base.denoising.schedule.sigmas)
         levels = sigmas[torch.randint(len(sigmas), (self.at_once, self.levels), generator=random)]
         noise = torch.randn(self.at_once, self.levels, *sample.x0.shape[1:], generator=random)
-        return flow_error(self.model, self.high_res, self.base, memory, sample, self.texts, levels, noise)
+        asked = self.model, self.high_res, self.base, memory, sample, self.texts, levels, noise
+        return flow_error(*asked, layout.sought)
 
     def _drawn(self, random: torch.Generator) -> int:
         return self.training[int(torch.randint(len(self.training), (), generator=random))]
@@ -125,9 +140,10 @@ def flow_error(
     texts: Callable[[Sequence[str]], Tensor],
     levels: Tensor,
     noise: Tensor,
-) -> tuple[Tensor, Tensor]:
+    sought: range = range(0),
+) -> Asked:
     """How far the flow of x0 at the noise levels [B, N], with noise [B, N, 16, T, h, w], is under `memory` from what it
-    is behind the whole short clip: the mean squared difference, and the wanted flow's mean square.
+    is behind the whole short clip. `sought` are the blocks of the laid out clip that should be selected, if any.
 
     The two pasts are not in memory together. Without `high_res` the compressed blocks are zero-shot.
     """
@@ -138,19 +154,21 @@ def flow_error(
     x = noised(x0, sigma, noise.transpose(1, 2).flatten(2, 3).to(device))
     rope, recompute = base.rope(device), isinstance(model, TrainedWan) and model.recompute
 
-    def flow(policy: Policy, clean: Tensor, tokens: Callable[[int], Tensor] | None) -> Tensor:
+    def flow(policy: Policy, clean: Tensor, tokens: Callable[[int], Tensor] | None) -> tuple[Tensor, FunctionalView]:
         partitions = policy.partitions(frames)
         cache = FunctionalCache(partitions, model.config.num_layers, rope, model.attention, recompute)
         view = last_view(model, text, cache, clean.to(device).split(frames, dim=2), tokens)
         del cache
-        return model.flow(x, 1000 * sigma, text, SideBySide([view] * count))
+        return model.flow(x, 1000 * sigma, text, SideBySide([view] * count)), view
 
     with torch.no_grad():
         text = model.encode_text(texts(sample.prompts))
-        wanted = flow(Full(), sample.short, None)
+        wanted, _ = flow(Full(), sample.short, None)
     tokens = made_twins(model, high_res, base, memory, sample)
-    given = flow(memory, sample.long, tokens.__getitem__)
-    return (given - wanted).square().mean(), wanted.square().mean()
+    given, view = flow(memory, sample.long, tokens.__getitem__)
+    seeks = view.mean_queries and any(block in sought for block in view.twins)
+    selection = selection_loss(view, sought)[0] if seeks else given.new_zeros(())
+    return Asked((given - wanted).square().mean(), wanted.square().mean(), selection)
 
 
 def made_twins(

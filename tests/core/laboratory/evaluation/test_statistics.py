@@ -168,3 +168,23 @@ def test_differences_that_are_all_alike_have_an_interval_of_some_width():
     assert 0.5 < all_better.difference.low < 0.65
     assert all_better.difference.high == 1
     assert all_better.decided
+
+
+def test_within_kinds_how_the_kinds_differ_is_no_chance():
+    """Two kinds that differ by 10 and spread by 1: only the spread is left in the interval."""
+    rng = np.random.default_rng(8)
+    kinds = ["a", "b"] * 16
+    values = np.where(np.array(kinds) == "a", 0.0, 10.0) + rng.normal(0, 1, 32)
+    [together] = mean_intervals(values[:, None], np.random.default_rng(0), resamples=4000)
+    [within] = mean_intervals(values[:, None], np.random.default_rng(0), resamples=4000, strata=kinds)
+    width = 2 * stats.t.ppf(0.975, 30) * np.mean([values[::2].std(ddof=1), values[1::2].std(ddof=1)]) / np.sqrt(32)
+    print(f"pooled {together}, within kinds {within}, by t {width:.2f} wide")
+    assert within.mean == together.mean
+    assert within.high - within.low == pytest.approx(width, rel=0.08)
+    assert together.high - together.low > 3 * width
+
+
+def test_kinds_of_one_seed_each_are_pooled():
+    values = np.arange(4.0)[:, None]
+    alone = mean_intervals(values, np.random.default_rng(0), resamples=2000, strata=list("abcd"))
+    assert alone == mean_intervals(values, np.random.default_rng(0), resamples=2000)

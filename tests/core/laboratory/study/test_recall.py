@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,16 @@ from packforcing_core.geometry import pixel_frames
 from packforcing_core.laboratory.evaluation.little_world.draw import draw
 from packforcing_core.laboratory.evaluation.little_world.promise import parse_prompt
 from packforcing_core.laboratory.evaluation.little_world.truth import truth_at
-from packforcing_core.laboratory.study.answers import Answers, Replayed, given_by
+from packforcing_core.laboratory.study.answers import (
+    Answers,
+    Replayed,
+    answer,
+    found,
+    given_by,
+    made_blocks,
+    shortened,
+    told_selection,
+)
 from packforcing_core.laboratory.study.recall import AWAY, MADE_BLOCKS, Question, drawn, recalled
 from packforcing_core.laboratory.study.rows import FRAMES_PER_BLOCK, SINK, TRAINED, Row
 from packforcing_core.laboratory.study.subject import film_frames
@@ -22,6 +32,7 @@ from packforcing_core.miniature.world import COLOURS, FPS
 from packforcing_core.sampler.start import Start
 from packforcing_core.vae.streaming import StreamingDecoder
 from tests.core.laboratory.study.small_study import ROWS, load_small
+from tests.small import CONFIG
 
 QUESTIONS = [Question(seed, away) for seed in range(12) for away in AWAY]
 
@@ -97,7 +108,62 @@ def test_every_kind_of_row_answers():
     subject, question = load_small(), QUESTIONS[0]
     answers = Answers(subject)
     for row in ROWS:
-        assert set(answers.to(question, row)) == {"recall", "back"}
+        selects = {"found", "hit"} if row.branches else set()
+        assert set(answers.to(question, row)) == {"recall", "back", *selects}
+
+
+@pytest.mark.integration
+def test_an_oracle_is_told_what_shows_the_thing():
+    """The small memory sees two compressed blocks: one that shows the thing, and one that does not."""
+    subject, question = load_small(), QUESTIONS[1]
+    given = given_by(subject, question)
+    row = replace(ROWS[-1], oracle="selected")
+    blocks = question.block + MADE_BLOCKS
+    recipe = subject.recipe(row, question.seed, pixel_frames(blocks * FRAMES_PER_BLOCK) / FPS)
+    recipe = replace(recipe, start=Start(given=given.latents))
+    told = partial(told_selection, question)
+    made = list(made_blocks(subject, row, question.prompt, recipe, Replayed(given), question.block, told))
+    newest = question.block - 2  # the newest that has left the recent frames, and shows nothing of it
+    assert [done.selection for done in made] == [((question.whole, newest + i),) * CONFIG.num_layers for i in (0, 1)]
+    assert answer(subject, row, question, given)["found"] == 1.0
+    assert answer(subject, row, question, given)["hit"] == 0.5
+
+
+@pytest.mark.integration
+def test_an_oracle_sees_one_block_whole():
+    subject, question = load_small(), QUESTIONS[1]
+    given = given_by(subject, question)
+    short = shortened(given, (0, question.whole))
+    assert torch.equal(short.latents[:, :, 4:], given.latents[:, :, 4 * question.whole : 4 * question.whole + 4])
+    assert set(answer(subject, replace(ROWS[0], oracle="whole"), question, given)) == {"recall", "back"}
+
+
+def test_what_shows_the_thing_is_known():
+    for question in QUESTIONS:
+        sink = SINK // FRAMES_PER_BLOCK
+        assert question.showing[0] >= sink
+        assert question.whole in question.showing
+        assert question.showing[-1] < question.block - 1
+        first = first_frame(question.whole)
+        shown = [truth_at(question.scene, f)[0].area for f in range(first, first + 4 * FRAMES_PER_BLOCK)]
+        assert np.mean(shown) > 0.98 * max(shown)
+
+
+def test_what_was_selected_is_read_layer_by_layer():
+    question = QUESTIONS[1]
+    right, wrong = question.whole, question.block - 1
+    assert found(question, ((right, wrong), (wrong,), (right,))) == {"found": 2 / 3, "hit": 0.5}
+    assert found(question, ((), ())) == {}
+
+
+def test_an_oracle_selects_the_newest_sighting_and_what_says_how_long_ago_it_was():
+    question = QUESTIONS[1]
+    bank = list(range(2, question.block - 1))
+    told = told_selection(question, bank, 4)
+    assert told == (question.whole, *bank[-3:])
+    assert not set(told[1:]) & set(question.showing)
+    # Where too few show nothing, others that show it fill the places.
+    assert len(told_selection(question, question.showing, 3)) == 3
 
 
 @pytest.mark.integration

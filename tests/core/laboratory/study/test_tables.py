@@ -8,7 +8,17 @@ pytest.importorskip("scipy")
 
 from packforcing_core.errors import PackForcingError
 from packforcing_core.laboratory.study.cases import MEMORY_WORLDS
-from packforcing_core.laboratory.study.tables import CLAIMS, MEASURES, MEMORY_CLAIMS, Tables, build_tables, whole_seeds
+from packforcing_core.laboratory.study.recall import AWAY
+from packforcing_core.laboratory.study.tables import (
+    CLAIMS,
+    FOUND,
+    MEASURES,
+    MEMORY_CLAIMS,
+    Tables,
+    build_recall_tables,
+    build_tables,
+    whole_seeds,
+)
 from tests.core.laboratory.study.planted import planted, planted_row
 
 MOMENTS = (5.0, 15.0)
@@ -101,3 +111,23 @@ def test_seeds_that_a_row_lacks_are_left_out_of_all():
 def test_the_reference_has_to_be_a_row():
     with pytest.raises(PackForcingError, match=r"'none' is no row of the study; expected one of \['a'\]"):
         build_tables({"a": planted_row(4, [0.5])}, "none", (5.0,))
+
+
+def test_planned_comparisons_are_corrected_for_each_other_alone():
+    rows = {name: planted_row(16, [0.5]) for name in ("trained", "window", "FIFO", *map(str, range(20)))}
+    for name in ("window", "FIFO", "0"):
+        for at, found in enumerate(rows[name]):
+            found["windows"][0]["right"] += 0.02 * ((at % 5) - 1)
+    claims = {found.name: found for found in build_tables(rows, "trained", (5.0,)).claims["right"]}
+    planned, other = claims["window"], claims["0"]
+    print(f"one of 2 planned rows: p {planned.p:.3g}, {planned.difference}; one of 20 others: p {other.p:.3g}")
+    assert planned.p < other.p
+    assert planned.difference.high - planned.difference.low < other.difference.high - other.difference.low
+
+
+def test_a_row_that_selects_has_a_hit_rate_and_another_has_none():
+    answers = [{"seed": seed, "recall": 1.0, "back": 1.0} for seed in range(4)]
+    selects = [{**found, "found": 0.5 + 0.1 * found["seed"]} for found in answers]
+    found = build_recall_tables({away: {"trained": selects, "window": answers} for away in AWAY}, "trained")
+    assert found.measures["found"]["late"]["trained"].mean == pytest.approx(0.65)
+    assert FOUND.cell(found.measures["found"]["late"]["window"]) == "none"

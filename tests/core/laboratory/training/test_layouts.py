@@ -30,7 +30,15 @@ from packforcing_core.laboratory.training.data import (
     encode_little_world,
     encoded_with_twins,
 )
-from packforcing_core.laboratory.training.layouts import Film, HiddenClips, Layout, Layouts, LayoutStage, blank_films
+from packforcing_core.laboratory.training.layouts import (
+    Film,
+    HiddenClips,
+    Layout,
+    Layouts,
+    LayoutStage,
+    blank_films,
+    selection_loss,
+)
 from packforcing_core.laboratory.training.randomness import step_generator
 from packforcing_core.laboratory.training.vae import initialise
 from packforcing_core.miniature.world import BACKGROUNDS
@@ -237,3 +245,43 @@ def test_a_blank_film_is_there_for_every_background(vae):
     assert set(films) == set(BACKGROUNDS)
     assert all(own.latents.shape == (16, 6, 8, 16) for own in films.values())
     assert not torch.equal(films["dark"].latents, films["teal"].latents)
+
+
+def test_what_is_selected_is_learnt():
+    """Steps on the selection alone: the sighting's affinity rises above those of blank blocks, clip by clip."""
+    stage = layout_stage(trained_high_res(CONFIG.dim))
+    layout, rows = Layout(MEMORIES[-1], 1, range(0, 1), 5, RETURNS - 1), [0, 1]
+
+    def asked() -> tuple[torch.Tensor, float]:
+        stage.layouts = Layouts(MEMORIES, selection_weight=0.0)
+        plain = stage.edited(0, layout, rows, departs=False)
+        stage.layouts = Layouts(MEMORIES, selection_weight=1.0)
+        both = stage.edited(0, layout, rows, departs=False)
+        return both.loss - plain.loss, both.figures["missed"]
+
+    optimiser = torch.optim.Adam(stage.high_res.parameters(), 3e-3)
+    first, _ = asked()
+    for _ in range(12):
+        optimiser.zero_grad()
+        loss, missed = asked()
+        loss.backward()
+        optimiser.step()
+    print(f"cross-entropy {first.item():.3f}, then {loss.item():.3f}; missed {missed:.2f}")
+    assert loss.item() < 0.9 * first.item()
+
+
+def test_the_selection_is_asked_of_every_clip_by_itself():
+    affinities = torch.tensor([[0.0, 5.0, 1.0], [4.0, 3.0, 2.0]], requires_grad=True)
+    view = SimpleNamespace(twins={2: None, 3: None, 4: None}, window=SimpleNamespace(mid_positions=(0.0,)))
+    view.cache = SimpleNamespace(bank=SimpleNamespace(selector="mean"))
+    view.mean_queries, view.affinities = {0: None}, [affinities].__getitem__
+    loss, missed = selection_loss(view, range(3, 4))
+    assert missed.item() == 0.5
+    loss.backward()
+    expected = torch.zeros(2, 3, dtype=torch.float64)
+    for row, own in enumerate(affinities.detach().double()):
+        expected[row] = (own / own.std(correction=0)).softmax(0)
+        expected[row, 1] -= 1
+        expected[row] /= 2 * own.std(correction=0)
+    print(f"gradient differs by {(affinities.grad - expected).abs().max():.1e}")
+    torch.testing.assert_close(affinities.grad.double(), expected, rtol=1e-5, atol=1e-7)

@@ -82,9 +82,9 @@ def test_under_the_full_history_nothing_is_left_to_learn_and_under_the_memory_so
     sample = arranged([clips.read(0)], [clips.read(1)], layout, frames)
     levels, noise = torch.tensor([[0.9, 0.6]]), torch.randn(1, 2, *sample.x0.shape[1:])
     arguments = sample, small_texts, levels, noise
-    error, size = flow_error(small_model(), None, base, Full(), *arguments)
+    error, size, _ = flow_error(small_model(), None, base, Full(), *arguments)
     assert error.item() < 1e-10 * size.item()
-    under, _ = flow_error(small_model(), None, base, base.asked, *arguments)
+    under, *_ = flow_error(small_model(), None, base, base.asked, *arguments)
     print(f"blocks of {frames}: relative error zero-shot {under.item() / size.item():.2e}")
     assert under.item() > 1e-7 * size.item()
 
@@ -97,7 +97,7 @@ def test_the_view_is_that_of_teacher_forcing(tmp_path):
     layout = Layout(target=3, newest=1, sink=1, between=2)
     sample = arranged([clips.read(0)], [clips.read(1)], layout, 3)
     levels, noise = torch.tensor([[0.8]]), torch.randn(1, 1, *sample.x0.shape[1:])
-    error, _ = flow_error(model, branch, base, base.asked, sample, small_texts, levels, noise)
+    error, *_ = flow_error(model, branch, base, base.asked, sample, small_texts, levels, noise)
     text = model.encode_text(small_texts(sample.prompts))
 
     def flow(policy, clean, tokens):
@@ -123,7 +123,8 @@ def test_the_gradient_of_a_step_is_that_of_its_clips_together(tmp_path):
     update.loss.backward()
     found = [p.grad.clone() for p in branch.parameters()]
     branch.zero_grad(set_to_none=True)
-    error = sum(stage.group_error(0, group)[0] for group in range(3)) / 3
+    asked = [stage.group_error(0, group) for group in range(3)]
+    error = sum(own.error + stage.selection_weight * own.selection for own in asked) / 3
     error.backward()
     assert update.loss.item() == pytest.approx(error.item(), rel=1e-5)
     for gradient, parameter in zip(found, branch.parameters(), strict=True):
