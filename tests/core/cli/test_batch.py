@@ -83,6 +83,36 @@ def test_nothing_is_deleted_that_the_batch_did_not_replace(files, tmp_path, caps
     assert "1 of them done before" in capsys.readouterr().out
 
 
+DONE = {"job": "0" * 32, "video": "a.mp4"}
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *(b"", b"{", b"null", b"[]", b'"a"', b"\xff\xfe", b"[" * 100_000, b"5"),
+        *({**DONE, "video": video} for video in ("", "../a.mp4", "/etc/passwd", "a\0.mp4", "x" * 5000, 5, None, [])),
+        *({**DONE, "job": job} for job in ("", 5, None, "other")),
+        {"video": "a.mp4"},
+        DONE,
+    ],
+    ids=lambda damaged: str(damaged)[:24],
+)
+def test_a_damaged_mark_that_a_job_is_done_is_none_and_nothing_is_deleted(tmp_path, damaged):
+    """The job is rendered again, under a free name; what is there stays."""
+    out = tmp_path / "out"
+    (out / "a").mkdir(parents=True)
+    (out / "a.mp4").write_bytes(b"a video")
+    (out / "a" / "done.json").write_bytes(damaged if isinstance(damaged, bytes) else json.dumps(damaged).encode())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    path = write_jobs(tmp_path / "jobs.jsonl", {"name": "a"})
+    before[path] = path.read_bytes()
+    (job,) = read_jobs(path, out, FEW)
+    assert not job.is_done()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    job.mark_done(out / "a.mp4")
+    assert job.video() == out / "a.mp4"
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -67,14 +67,14 @@ FILES = {
     "prores.mov": ("-c:v", "prores_ks"),
     "h264.mkv": ("-c:v", "libx264", "-pix_fmt", "yuv420p"),
     "ffv1.mkv": ("-c:v", "ffv1"),
-    "vp9.webm": ("-c:v", "libvpx-vp9", "-pix_fmt", "yuv420p"),
+    "vp9.webm": ("-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-pix_fmt", "yuv420p"),
     "xvid.avi": ("-c:v", "mpeg4", "-bf", "2", "-vtag", "XVID", "-q:v", "2"),
     "mjpeg.avi": ("-c:v", "mjpeg", "-q:v", "2"),
     "mpeg2.ts": ("-c:v", "mpeg2video", "-q:v", "2"),
     "theora.ogv": ("-c:v", "libtheora", "-q:v", "9"),
     "wmv.wmv": ("-c:v", "wmv2", "-q:v", "2"),
 }
-TURNABLE = tuple(name for name in FILES if name.endswith((".mp4", ".mov", ".mkv")))
+TURNABLE = tuple(name for name in FILES if name.endswith((".mp4", ".mov", ".mkv", ".webm")))
 RATES = {"mpeg2.ts": 25}  # MPEG-2 knows no 16, and of shapes only those of pictures of 4:3 and 16:9
 SHAPES = {"mpeg2.ts": ((8, 9), (2, 3))}
 
@@ -120,6 +120,15 @@ def test_a_clip_that_metadata_turns_is_upright(still, tmp_path, name):
         info = probe(path)
         assert frame.shape == want.shape == (info.height, info.width, 3), turn
         assert closest(frame) == closest(want), turn
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name not in TURNABLE])
+def test_a_container_that_stores_no_turn_is_shown_as_it_is(still, tmp_path, name):
+    flat = encode(still, tmp_path / f"flat-{name}", *FILES[name], seconds=0.25, rate=RATES.get(name, 16))
+    ffmpeg("-display_rotation:v:0", 90, "-i", flat, "-c", "copy", tmp_path / name)
+    frame = next(read_frames(tmp_path / name))
+    assert frame.shape == corners().shape
+    assert closest(frame) == list(CORNERS)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
