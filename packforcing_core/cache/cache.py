@@ -29,7 +29,7 @@ from .layer_kv import KVShape, LayerKV, ring_slices
 from .mid import MidMemory
 from .packed import PackedKV, Workspace
 from .partitions import PRUNED, BlockWindow, Partitions
-from .rule import Rule
+from .rule import KV, Chooser, Rule
 
 Selection = tuple[Sequence[int], ...]
 """What each layer chose for one block: bank blocks by their index in the video, or token indices (an `array`, for there
@@ -54,8 +54,11 @@ class KVCache:
         self.attention = attention
         self.device = torch.device(device)
         self.workspace = Workspace(shape, partitions, rope, device) if partitions.int8 else None
-        self.layers = [self._build_layer() for _ in range(shape.layers)]
-        self.mid = MidMemory(partitions, shape, rope, self.device) if partitions.bank else None
+        self.layers: list[KV] = [self._build_layer() for _ in range(shape.layers)]
+        # Those with keys that are rotated for where they stand; the others turn them whenever they are read.
+        self._turned = [layer for layer in self.layers if isinstance(layer, LayerKV)]
+        bank = partitions.bank
+        self.mid = MidMemory(bank, partitions, shape, rope, self.device) if bank else None
         plan = partitions.rule
         self.rule: Rule = plan.build(partitions, shape, rope, self.device) if plan else Rule()
         self.committed_frames = 0
@@ -67,7 +70,7 @@ class KVCache:
         self._bank_opens_at = 0
         self._torn = False
 
-    def _build_layer(self) -> LayerKV | PackedKV:
+    def _build_layer(self) -> KV:
         if self.workspace is None:
             return LayerKV(self.shape, self.partitions, self.device)
         return PackedKV(self.shape, self.partitions, self.workspace, self.device)
@@ -112,7 +115,7 @@ class KVCache:
                 "Plan it with the policy's partitions(frames_per_block, current_blocks)."
             )
         window = self.window_after(self.committed_frames, blocks)
-        if self.workspace is None:
+        if self._turned:
             self._show_past(window)
         return BlockView(self, window, self._video_block(self.committed_frames), selection)
 
@@ -145,13 +148,13 @@ class KVCache:
         for slot, position in ((p.slot, p.position) for p in window.past):
             if self._position_of_slot[slot] != position:
                 rotation = self.rope.frame_times([position])
-                for layer in self.layers:
+                for layer in self._turned:
                     layer.move(slot, rotation)
                 self._position_of_slot[slot] = position
         moves = self.partitions.clock == "window"
         for index, placement in enumerate(window.copied):
             turned = self.rope.frame_times([placement.position]) if moves else None
-            for layer in self.layers:
+            for layer in self._turned:
                 layer.show_copy(window, index, turned)
 
     @contextmanager
@@ -241,7 +244,7 @@ class BlockView:
         self.first_frame = cache.committed_frames
         self.rotation = cache.rope.frames(window.current_positions)
         self.choices: dict[int, Sequence[int] | Tensor] = {}
-        self._chooser = (cache.mid or cache.rule) if window.chooses else None
+        self._chooser: Chooser | None = (cache.mid or cache.rule) if window.chooses else None
         if self._chooser and selection is not None:
             self.choices = {i: self._chooser.repeated(choice, window) for i, choice in enumerate(selection)}
 
@@ -307,7 +310,7 @@ class BlockWriter:
         rule.stored(layer, kv, self._first, self._following)
         self._store_queries(layer, kv, q, timeless, v)
 
-    def _store_queries(self, layer: int, kv: LayerKV | PackedKV, q: Tensor, timeless: Tensor, v: Tensor) -> None:
+    def _store_queries(self, layer: int, kv: KV, q: Tensor, timeless: Tensor, v: Tensor) -> None:
         """One sum of queries per frame, in a ring of its own; what choosing in the bank needs besides."""
         newest = min(self._cache.partitions.query_frames, self._cache.partitions.frames_per_block)
         if not newest:

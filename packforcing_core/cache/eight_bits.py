@@ -58,8 +58,9 @@ class TokenRows:
 
     def take_codes(self, rows: slice, codes: Tensor, scales: Tensor) -> None:
         """Writes what `quantise` made somewhere else."""
-        self._rows[:, rows].copy_(codes, non_blocking=True)
-        self._scales[:, rows].copy_(scales, non_blocking=True)
+        stored = self._stored()
+        stored["rows"][:, rows].copy_(codes, non_blocking=True)
+        stored["scales"][:, rows].copy_(scales, non_blocking=True)
 
     def read(self, rows: Rows) -> Tensor:
         """A copy of those rows, in the dtype that they came in."""

@@ -11,10 +11,11 @@ from ..errors import PackForcingError
 from ..geometry import compressed_grid
 from ..rope import GridRope, Rotation, rotate, rotate_into
 from .bank import Copies, LayerBank
-from .layer_kv import KVShape, LayerKV
+from .layer_kv import KVShape
 from .moments import aligned, empty_moments, measured, pooled
 from .packed import PackedKV
 from .partitions import BankPlan, BlockWindow, Partitions
+from .rule import KV
 from .select import SELECTORS, Question, choose
 
 Choice = tuple[int, ...]
@@ -49,7 +50,7 @@ class TwinRope:
         self._rope = GridRope(rope.head_dim, (rows, columns), rope.device, rows=places[0], columns=places[1])
         self._spatial = self._rope.spatial(frames)
         self._times: dict[float, Rotation] = {}
-        self._several: tuple[tuple[float, ...], Rotation | None] = (), None
+        self._several: tuple[tuple[float, ...], Rotation] | None = None
 
     def spatial(self, keys: Tensor) -> Tensor:
         """Keys (or queries) of a twin [B, N_c, heads, head_dim] rotated by height and width."""
@@ -65,7 +66,7 @@ class TwinRope:
 
     def times(self, positions: Sequence[float]) -> Rotation:
         """The rotation in time of several twins, one behind the other; passes that ask for the same share it."""
-        if self._several[0] != tuple(positions):
+        if self._several is None or self._several[0] != tuple(positions):
             self._several = tuple(positions), torch.cat([self.time(position) for position in positions])
         return self._several[1]
 
@@ -83,8 +84,8 @@ class MidMemory:
     attention does not care about the order of its keys.
     """
 
-    def __init__(self, partitions: Partitions, shape: KVShape, rope: GridRope, device: torch.device):
-        self.plan = plan = partitions.bank
+    def __init__(self, plan: BankPlan, partitions: Partitions, shape: KVShape, rope: GridRope, device: torch.device):
+        self.plan = plan
         self.twin_rope = TwinRope(rope, plan, partitions.frames_per_block)
         if self.twin_rope.tokens != shape.twin.tokens:
             raise PackForcingError(
@@ -125,7 +126,7 @@ class MidMemory:
         beside = sum(t.nbytes for t in (*self._resident, *self._running, *self._moments))
         return means + beside + twins
 
-    def choose(self, layer: int, kv: LayerKV | PackedKV, window: BlockWindow, q: Tensor, block: int) -> Choice:
+    def choose(self, layer: int, kv: KV, window: BlockWindow, q: Tensor, block: int) -> Choice:
         """What `layer` selects for block `block`, from its queries `q` [B, L, heads, head_dim] (not rotated)."""
         bank = self._banks[layer]
         queries = rotate(q, self._spatial_of(q.shape[1] // kv.tokens_per_frame))
@@ -162,7 +163,7 @@ class MidMemory:
             self._spatial[frames] = self._rope.spatial(frames)
         return self._spatial[frames]
 
-    def repeated(self, choice: Choice, window: BlockWindow) -> Choice:
+    def repeated(self, choice: Sequence[int], window: BlockWindow) -> Choice:
         """A choice of an earlier run, to be made again; PackForcingError when it does not fit this bank."""
         if len(choice) != len(window.mid_positions) or not set(choice) <= set(self.blocks):
             raise PackForcingError(
@@ -171,38 +172,39 @@ class MidMemory:
             )
         return tuple(choice)
 
-    def show(self, layer: int, kv: LayerKV | PackedKV, window: BlockWindow, choice: Choice) -> None:
+    def show(self, layer: int, kv: KV, window: BlockWindow, choice: Choice) -> None:
         """Makes the mid slots of `kv` hold the chosen blocks at the mid positions of `window`."""
         self.show_at(layer, kv, window.mid_positions, choice)
 
-    def show_at(self, layer: int, kv: LayerKV | PackedKV, positions: Sequence[float], choice: Choice) -> None:
+    def show_at(self, layer: int, kv: KV, positions: Sequence[float], choice: Choice) -> None:
         """Makes the first mid slots of `kv` hold the chosen blocks, the i-th of them at the i-th position."""
         self.fetch(layer, kv, choice)
         self._banks[layer].wait()
         shown = self._shown[layer]
         if isinstance(kv, PackedKV):
-            slots = {tag[0]: slot for slot, tag in enumerate(shown) if tag}
+            slot_of = {tag[0]: slot for slot, tag in enumerate(shown) if tag}
             if choice:
-                kv.show_mid([slots[block] for block in choice], self.twin_rope.times(positions))
+                kv.show_mid([slot_of[block] for block in choice], self.twin_rope.times(positions))
             return
         wanted = dict(zip(choice, positions, strict=True))
-        stale = [slot for slot in range(len(choice)) if shown[slot][1] != wanted[shown[slot][0]]]
+        tags = [tag for tag in shown[: len(choice)] if tag]  # All of them, now that they were fetched.
+        stale = [slot for slot, (block, position) in enumerate(tags) if position != wanted[block]]
         if not stale:
             return
         # All slots between the first and the last in one: what stands right among them comes out the same.
         first, slots = stale[0], range(stale[0], stale[-1] + 1)
-        blocks = [shown[slot][0] for slot in slots]
+        blocks = [tags[slot][0] for slot in slots]
         rotation = self.twin_rope.times([wanted[block] for block in blocks])
         rotate_into(kv.k[:, kv.mid(first, len(slots))], self._timeless(layer, slots, blocks), rotation)
         for slot, block in zip(slots, blocks, strict=True):
             shown[slot] = block, wanted[block]
 
-    def fetch(self, layer: int, kv: LayerKV | PackedKV, choice: Choice) -> None:
+    def fetch(self, layer: int, kv: KV, choice: Choice) -> None:
         """Begins to bring those chosen blocks into the first mid slots of `kv` that are not there yet."""
         shown = self._shown[layer]
         shown[len(choice) :] = [None] * (len(shown) - len(choice))  # The current block's rows begin there.
         held = {tag[0] for tag in shown if tag}
-        free = [slot for slot in range(len(choice)) if shown[slot] is None or shown[slot][0] not in choice]
+        free = [slot for slot, tag in enumerate(shown[: len(choice)]) if tag is None or tag[0] not in choice]
         misses = [block for block in choice if block not in held]
         for slot, block in zip(free, misses, strict=True):
             bank, source = self._banks[layer], self.blocks.index(block)
@@ -255,6 +257,6 @@ class MidMemory:
         self.blocks.clear()
         self._shown = [[None] * len(shown) for shown in self._shown]
 
-    def remembered(self, choice: Choice) -> Choice:
+    def remembered(self, choice: Sequence[int]) -> Choice:
         """Those blocks of an earlier choice that are still in the bank."""
         return tuple(block for block in choice if block in self.blocks)

@@ -93,8 +93,9 @@ class Pair:
             else:
                 rotate_into(to.k[:, target], self.keys.read(rows), rotation)
             return
+        keys = self.keys.read(rows)
         to.v[:, target] = self.values.read(rows)
-        to.k[:, target] = rotate(self.keys.read(rows), rotation)
+        to.k[:, target] = keys if rotation is None else rotate(keys, rotation)
 
 
 class PackedKV(RowLayout):
@@ -117,8 +118,11 @@ class PackedKV(RowLayout):
         }
         sums = (shape.batch, partitions.query_frames, shape.heads, shape.head_dim)
         self.query_sums = torch.zeros(sums, dtype=torch.float32, device=device)
-        self._shown_mid: tuple[list[int], Tensor, Rotation] | None = None
-        self._shown_tokens: tuple[Tensor, Tensor, Rotation] | None = None
+        # What is seen of the mid slots, in which order, and how it is turned; rows of the ring that stand elsewhere.
+        self._mid_slots: list[int] = []
+        self._mid_rows: Tensor
+        self._mid_rotation: Rotation
+        self._shown_tokens: tuple[Tensor, Tensor, Rotation]
         self._changed: list[tuple[Tensor, Rotation, Callable[[], tuple[Tensor, Tensor]]]] = []
 
     @property
@@ -141,8 +145,8 @@ class PackedKV(RowLayout):
             for source, target, rotation in buffer.pieces(window):
                 ring.bring(source, target, rotation, buffer)
         else:
-            target, source, rotation = self._shown_tokens
-            ring.bring(source, target, rotation, buffer)
+            shown, kept, turned = self._shown_tokens
+            ring.bring(kept, shown, turned, buffer)
             for changed, turned, made in self._changed:
                 keys, values = made()
                 buffer.k[:, changed], buffer.v[:, changed] = rotate(keys, turned), values
@@ -166,8 +170,7 @@ class PackedKV(RowLayout):
 
     def _bring_mid(self, blocks: int) -> None:
         if blocks:
-            _, source, rotation = self._shown_mid
-            self._parts["mid"].bring(source, self.mid(0, blocks), rotation, self._workspace)
+            self._parts["mid"].bring(self._mid_rows, self.mid(0, blocks), self._mid_rotation, self._workspace)
 
     def fetch_mid(self, slot: int, bank: LayerBank, bank_slot: int) -> None:
         """Begins to bring a twin into mid slot `slot`; `bank.wait` before it is read."""
@@ -177,12 +180,11 @@ class PackedKV(RowLayout):
 
     def show_mid(self, slots: list[int], rotation: Rotation) -> None:
         """What is in the mid slots `slots` is seen in that order, keys turned by `rotation` in time."""
-        if self._shown_mid is None or self._shown_mid[0] != slots:
+        if self._mid_slots != slots:
             firsts = torch.tensor(slots, device=self.query_sums.device) * self._twin_tokens
             rows = firsts[:, None] + torch.arange(self._twin_tokens, device=firsts.device)
-            self._shown_mid = slots, rows.flatten(), rotation
-        else:
-            self._shown_mid = slots, self._shown_mid[1], rotation
+            self._mid_slots, self._mid_rows = slots, rows.flatten()
+        self._mid_rotation = rotation
 
     def timeless_keys(self, rows: Rows) -> Tensor:
         """As `LayerKV.timeless_keys`."""

@@ -7,8 +7,8 @@ A policy turns into `Partitions`, the one plan that the cache executes. The poli
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import field, fields
-from typing import Any, NamedTuple, get_args
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, NamedTuple, get_args
 
 from ..errors import PackForcingError
 from .partitions import Part, Partitions
@@ -55,10 +55,8 @@ def knob(
     advanced: bool = False,
 ) -> Any:
     """A dataclass field with its limits and its explanation; an `advanced` one is folded away on the node."""
-    return field(
-        default=default,
-        metadata={"minimum": minimum, "maximum": maximum, "help": help, "choices": choices, "advanced": advanced},
-    )
+    limits = {"minimum": minimum, "maximum": maximum, "choices": choices}
+    return field(default=default, metadata={"default": default, **limits, "help": help, "advanced": advanced})
 
 
 def int8_knob(*choices: str) -> Any:
@@ -77,14 +75,15 @@ def int8_parts(choice: str) -> tuple[Part, ...]:
     return tuple(part for part in get_args(Part) if choice == ALL_PARTS or part in choice.split("+"))
 
 
+@dataclass(frozen=True)
 class Policy:
     """What the cache keeps of the past. Subclasses are frozen dataclasses with a `name` for commands, a `title` for
     menus, and in `keeps` one sentence.
     """
 
-    name: str
-    title: str
-    keeps: str
+    name: ClassVar[str]
+    title: ClassVar[str]
+    keeps: ClassVar[str]
 
     def __post_init__(self):
         for k in self.knobs():
@@ -93,7 +92,7 @@ class Policy:
     @classmethod
     def knobs(cls) -> Iterator[Knob]:
         for f in fields(cls):
-            yield Knob(f.name, f.default, **f.metadata)
+            yield Knob(f.name, **f.metadata)
 
     def partitions(self, frames_per_block: int, current_blocks: int = 1) -> Partitions:
         """The plan for blocks of `frames_per_block` latent frames, of which a rolling rollout denoises

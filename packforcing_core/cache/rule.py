@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -16,6 +16,19 @@ KV = LayerKV | PackedKV
 Past = Sequence[Placement]
 
 
+class Chooser(Protocol):
+    """What lets each layer choose among the past: a `Rule`, or the bank of compressed blocks (`mid.MidMemory`)."""
+
+    def choose(self, layer: int, kv: KV, window: BlockWindow, q: Tensor, block: int) -> Sequence[int] | Tensor:
+        """As `Rule.choose`."""
+
+    def repeated(self, choice: Sequence[int], window: BlockWindow) -> Sequence[int] | Tensor:
+        """As `Rule.repeated`."""
+
+    def show(self, layer: int, kv: KV, window: BlockWindow, choice: Any) -> None:
+        """As `Rule.show`."""
+
+
 class Rule:
     """A policy's hand on the past; this one does nothing.
 
@@ -23,7 +36,9 @@ class Rule:
     (`drop`) before the block is `store`d. What a rule keeps besides the layers' slots counts in `nbytes`.
     """
 
-    nbytes = 0
+    @property
+    def nbytes(self) -> int:
+        return 0
 
     def choose(self, layer: int, kv: KV, window: BlockWindow, q: Tensor, block: int) -> Sequence[int] | Tensor:
         """`layer`'s choice for a window that `chooses`, from the queries `q` [B, L, heads, head_dim] (not rotated)."""

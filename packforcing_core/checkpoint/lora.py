@@ -97,7 +97,7 @@ def choose_part(file: TensorFile, key: str | None) -> Mapping[str, str]:
         under = f" under {key!r}" if key else ""
         raise PackForcingError(f"{file.path.name} holds no LoRA{under}: expected names with lora_A and lora_B.")
     family = recognise(file.path, file.metadata, file.tensors).family
-    return groups[choose_front(fronts, key, family.top_keys if family else ())]
+    return groups[choose_front(fronts, key, family.top_keys if family else ()) or fronts[0]]
 
 
 def _native_name(path: Path, name: str) -> str:

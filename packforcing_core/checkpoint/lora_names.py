@@ -34,7 +34,9 @@ def native_name(name: str) -> str | None:
     name = _PROCESSOR.sub(r".\1.lora.", name).replace(".to_out.lora.", ".to_out.0.lora.")
     peft = _PEFT.fullmatch(name)
     found = peft or _NATIVE.fullmatch(name)
-    layer = _official_layer(found["layer"]) if found else None
+    if found is None:
+        return None
+    layer = _official_layer(found["layer"])
     if layer is None:
         return None
     return f"diffusion_model.{layer}.{found['half']}{'.weight' if peft else ''}"

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -87,7 +88,7 @@ class _Pool:
         self._gauge = Gauge("packforcing_blocks_done", description="Finished blocks of a render", tag_keys=("job",))
 
     def run(self) -> dict[str, str]:
-        actor_class = ray.remote(Renderer)
+        actor_class: Any = ray.remote(Renderer)  # What Ray makes of a class has calls that its types do not know.
         for _ in range(self._workers):
             self._give_work(actor_class.options(**self._share).remote())
         last_look = 0.0

@@ -111,8 +111,8 @@ def _start(options: argparse.Namespace, recipe: Recipe, vae: WanVAE) -> Start | 
     if options.continue_video:
         film = Path(options.continue_video)
         count = pixel_frames(blocks_in(options.given_seconds, g) * g.frames_per_block)
-        frames = last_frames(read_frames(film), float(probe(film).fps), g.fps, count)
-        return Start(given_by_frames(vae, frames, g), left_out=True)
+        last = last_frames(read_frames(film), float(probe(film).fps), g.fps, count)
+        return Start(given_by_frames(vae, last, g), left_out=True)
     if options.repaint_video:
         film = Path(options.repaint_video)
         frames = at_rate(read_frames(film), float(probe(film).fps), g.fps)

@@ -129,7 +129,8 @@ def _opened(
     with locked(path):
         refuse_links(path)
         remove_unfinished(path)
-        blocks, notes = BlockStore(path / "blocks", block_shape), []
+        blocks = BlockStore(path / "blocks", block_shape)
+        notes: list[str] = []
         found = _found(path, wanted, content, notes)
         if found is None and mode in ("extend", "retake"):
             raise FolderError(
@@ -186,13 +187,15 @@ def continued(
     longer = mode == "extend"
     if problem and longer and begins_alike(path, found.takes[last], content, finished):
         takes = (*found.takes[:-1], replace(found.takes[-1], prompt=name_of(content.script), words=content.words))
-        found, stored, problem = replace(found, takes=takes), content.script, ""
+        found, problem = replace(found, takes=takes), ""
+    if stored is not None:
+        content = replace(content, script=stored)
     _require_same(found, wanted, _LENGTH if longer else (), [problem] if problem else [])
     if longer and wanted.blocks < found.blocks:
         raise FolderError(
             f"The render has {found.blocks} blocks, and {wanted.blocks} are wanted; extend only makes it longer."
         )
-    return _lengthened(found, wanted.blocks), replace(content, script=stored)
+    return _lengthened(found, wanted.blocks), content
 
 
 def _lengthened(found: Manifest, blocks: int) -> Manifest:
@@ -229,7 +232,13 @@ def _recovered(path: Path, wanted: Manifest, content: Content) -> Manifest | Non
     marks = list(_marks(path))
     identities = {mark.get("render") for mark in marks}
     settings = {mark.get("settings") for mark in marks}
-    if len(identities) != 1 or settings != {wanted.key(0)["settings"]} or any(mark.get("take") for mark in marks):
+    identity = next(iter(identities), None)
+    if (
+        identity is None
+        or len(identities) != 1
+        or settings != {wanted.key(0)["settings"]}
+        or any(mark.get("take") for mark in marks)
+    ):
         return None
     for file in (path / "prompts").glob("*.safetensors"):
         try:
@@ -239,7 +248,7 @@ def _recovered(path: Path, wanted: Manifest, content: Content) -> Manifest | Non
         if unlike(stored, content.script):
             return None
         wanted = replace(wanted, takes=(replace(wanted.takes[0], prompt=file.stem),))
-    return replace(wanted, identity=identities.pop())
+    return replace(wanted, identity=identity)
 
 
 def _marks(path: Path) -> Iterator[dict]:

@@ -20,6 +20,7 @@ from ..history import History, Writer
 from ..kernels import fast
 from ..queued import to_device
 from .config import WanConfig
+from .network import Layer, as_network
 from .ops import TorchOps
 
 
@@ -70,7 +71,7 @@ class Seams(NamedTuple):
 
 
 def queries_keys_values(
-    layer: nn.Module, tokens: Tensor, shifts: Tensor, seams: Seams
+    layer: Layer, tokens: Tensor, shifts: Tensor, seams: Seams
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A layer up to its self-attention: q, k (normalised, not rotated) and v [B, L, heads, head_dim], and the layer's
     own shifts [B, F, 6, D].
@@ -85,7 +86,7 @@ def queries_keys_values(
 
 
 def after_attention(
-    layer: nn.Module, tokens: Tensor, attended: Tensor, shifts: Tensor, text: TextKV, seams: Seams
+    layer: Layer, tokens: Tensor, attended: Tensor, shifts: Tensor, text: TextKV, seams: Seams
 ) -> Tensor:
     """The rest of a layer: tokens [B, L, D] and what its self-attention `attended` [B, L, heads, head_dim]."""
     gate1, shift2, scale2, gate2 = (shifts[:, :, i].unsqueeze(2) for i in (2, 3, 4, 5))
@@ -104,9 +105,10 @@ def feed_forward(ffn: nn.Sequential, x: Tensor) -> Tensor:
     if type(ffn) is not nn.Sequential or len(ffn) != 3:
         return ffn(x)
     first, activation, second = ffn
-    bare = type(first) is nn.Linear and type(activation) is nn.GELU and activation.approximate == "tanh"
+    if type(first) is not nn.Linear or type(activation) is not nn.GELU or activation.approximate != "tanh":
+        return ffn(x)
     hooked = first._forward_hooks or first._forward_pre_hooks or activation._forward_hooks
-    if bare and first.bias is not None and not hooked and first.weight.dtype == x.dtype and fast.serves(x):
+    if first.bias is not None and not hooked and first.weight.dtype == x.dtype and fast.serves(x):
         return second(fast.linear_gelu(x, first.weight, first.bias))
     return ffn(x)
 
@@ -131,6 +133,7 @@ class CausalWan:
         compiled: bool = False,
     ):
         self.net = net
+        self._net = as_network(net)
         self.config = config
         self.dtype = dtype
         self.device = torch.device(device)
@@ -139,15 +142,17 @@ class CausalWan:
         fast.usable(self.device)  # Tried here: not in the middle of a block, and not while a graph is traced.
         self._cast = cast
         # What lies between the halves, the history, stays eager: its slices grow until the window is full.
-        halves = queries_keys_values, after_attention
-        self._before, self._after = (torch.compile(f, dynamic=False) for f in halves) if compiled else halves
+        self._before, self._after = queries_keys_values, after_attention
+        if compiled:
+            self._before = torch.compile(queries_keys_values, dynamic=False)
+            self._after = torch.compile(after_attention, dynamic=False)
 
     def encode_text(self, context: Tensor) -> list[TextKV]:
         """Text embeddings [B, text_len, text_dim] -> the cross-attention keys and values of every layer, once a
         prompt.
         """
         hidden = self._text_hidden(context)
-        return [self._text_kv(layer, hidden) for layer in self.net.blocks]
+        return [self._text_kv(layer, hidden) for layer in self._net.blocks]
 
     def flow(self, latents: Tensor, timesteps: Tensor, text: list[TextKV], history: History) -> Tensor:
         """The flow (noise - x0) of a block: latents [B, 16, F, h, w] and timesteps [B, F] in 0..1000 -> [B, 16, F,
@@ -184,16 +189,16 @@ class CausalWan:
     def patches(self, latents: Tensor) -> Tensor:
         """The patch embedding as a grid: latents [B, 16, F, h, w] -> [B, D, F, h/2, w/2]."""
         # It stays in float32 in every host: latents lose precision in bfloat16 before they are mixed.
-        return self.net.patch_embedding(latents.to(self.device, torch.float32))
+        return self._net.patch_embedding(latents.to(self.device, torch.float32))
 
     def commit_tokens(self, tokens: Tensor, timesteps: Tensor, text: list[TextKV], history: History) -> None:
         """`commit` for hidden tokens [B, L, D] that are embedded already; timesteps [B, F] with F a divisor of L."""
         self._commit(tokens.to(self.device, self.dtype), self._modulation(timesteps), text, history)
 
     def _text_hidden(self, context: Tensor) -> Tensor:
-        return self.net.text_embedding(context.to(self.device, self.dtype))
+        return self._net.text_embedding(context.to(self.device, self.dtype))
 
-    def _text_kv(self, layer: nn.Module, hidden: Tensor) -> TextKV:
+    def _text_kv(self, layer: Layer, hidden: Tensor) -> TextKV:
         cross = layer.cross_attn
         replaced = "forward" in vars(cross)
         k, v = self._heads(cross.norm_k(cross.k(hidden))), self._heads(cross.v(hidden))
@@ -204,8 +209,8 @@ class CausalWan:
 
     def _modulation(self, timesteps: Tensor) -> Modulation:
         sinusoids = sinusoidal_embedding(timesteps.flatten(), self.config.freq_dim).to(self.dtype)
-        embedding = self.net.time_embedding(to_device(sinusoids, self.device)).unflatten(0, timesteps.shape)
-        shifts = self.net.time_projection(embedding).unflatten(-1, (6, self.config.dim))
+        embedding = self._net.time_embedding(to_device(sinusoids, self.device)).unflatten(0, timesteps.shape)
+        shifts = self._net.time_projection(embedding).unflatten(-1, (6, self.config.dim))
         return Modulation(embedding.unsqueeze(2), shifts)
 
     @property
@@ -214,14 +219,14 @@ class CausalWan:
 
     def _layers(self, tokens: Tensor, modulation: Modulation, text: list[TextKV], history: History) -> Tensor:
         seams = self._seams
-        for index, (layer, text_kv) in enumerate(zip(self.net.blocks, text, strict=True)):
+        for index, (layer, text_kv) in enumerate(zip(self._net.blocks, text, strict=True)):
             tokens = self._layer(index, layer, tokens, modulation, text_kv, history, seams)
         return tokens
 
     def _layer(
         self,
         index: int,
-        layer: nn.Module,
+        layer: Layer,
         tokens: Tensor,
         modulation: Modulation,
         text: TextKV,
@@ -236,7 +241,7 @@ class CausalWan:
             self._layers(tokens, modulation, text, history)
             return
         seams, last = self._seams, len(text) - 1
-        for index, (layer, text_kv) in enumerate(zip(self.net.blocks, text, strict=True)):
+        for index, (layer, text_kv) in enumerate(zip(self._net.blocks, text, strict=True)):
             if index < last:
                 tokens = self._layer(index, layer, tokens, modulation, text_kv, history, seams)
             else:
@@ -244,7 +249,7 @@ class CausalWan:
                 history.keep(index, q, k, v)
 
     def _head(self, tokens: Tensor, modulation: Modulation, shape: torch.Size) -> Tensor:
-        head = self.net.head
+        head = self._net.head
         shifts = self._cast(head.modulation, tokens) + modulation.embedding
         shift, scale = shifts.unsqueeze(3).unbind(2)
         patches = head.head(modulate(head.norm(tokens), scale, shift))

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextvars
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 
 E = TypeVar("E")
+K = TypeVar("K")
 R = TypeVar("R")
 
 
-def overlapped(events: Iterable[E], kind: type, work: Callable[[E], R], ahead: int = 1) -> Iterator[E | R]:
+def overlapped(
+    events: Iterable[E], kind: type[K], work: Callable[[K], R], ahead: int = 1
+) -> Generator[E | R, None, None]:
     """Passes `events` through and runs `work` on each one of type `kind` in a thread; its results are events too.
 
     Results come in order, as soon as they are there; at most `ahead` pieces of work wait, so memory is bounded. When
@@ -25,7 +28,7 @@ def overlapped(events: Iterable[E], kind: type, work: Callable[[E], R], ahead: i
 
     failures: list[BaseException] = []
 
-    def in_worker(event: E) -> R:
+    def in_worker(event: K) -> R:
         if failures:  # The next piece may be waiting already: done after a failure it would leave a hole.
             raise failures[0]
         try:

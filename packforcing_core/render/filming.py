@@ -5,7 +5,7 @@ appetite.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,10 +39,18 @@ Before = Callable[[int, int], Sequence[Tensor]]
 """`before(block, frames)`: latents of the blocks before `block` that make up as many latent frames, or all of them."""
 
 
+class FrameWriter(Protocol):
+    """What takes the frames of a video and ends its segments: a `SegmentedWriter`."""
+
+    def write(self, frames: np.ndarray) -> None: ...
+
+    def end_segment(self) -> None: ...
+
+
 class Source(Protocol):
     """Events of the blocks from `first` on; `frugal` asks for as little memory as can be."""
 
-    def __call__(self, *, first: int, frugal: bool) -> Iterator[Event | Replayed]: ...
+    def __call__(self, *, first: int, frugal: bool) -> Generator[Event | Replayed, None, None]: ...
 
 
 @dataclass(frozen=True)
@@ -102,16 +110,16 @@ class FilmJob:
 
 
 def film_events(
-    events: Iterator[Event],
+    events: Iterator[Event | Replayed],
     decoder: StreamingDecoder | TinyDecoder,
-    writer: SegmentedWriter,
+    writer: FrameWriter,
     blocks_per_segment: int,
     *,
     left_out: int = 0,
     before: Before = lambda block, frames: (),
     filmed: Callable[[BlockDone, np.ndarray], None] = lambda done, frames: None,
     frugal: bool = False,
-) -> Iterator[Event | FilmedBlock]:
+) -> Generator[Event | Replayed | FilmedBlock, None, None]:
     """Decodes and encodes each block while the next one is made, and closes a segment every `blocks_per_segment`.
 
     A block that brings its video along is not decoded again. Those before `left_out` are no part of the video. The
@@ -167,9 +175,10 @@ def _film_of_take(folder: RenderFolder, job: FilmJob, take: int) -> Path:
     return folder.film_folder / f"{job.name}-{take}.growing.mp4"
 
 
-def filmed_render(folder: RenderFolder, recipe: Recipe, job: FilmJob, source: Source) -> Iterator[RenderEvent]:
-    """Runs the render into its video;
-    the last event is `Finished`.
+def filmed_render(
+    folder: RenderFolder, recipe: Recipe, job: FilmJob, source: Source
+) -> Generator[RenderEvent, None, None]:
+    """Runs the render into its video; the last event is `Finished`.
 
     The folder is locked meanwhile. When memory runs out the render resumes from the folder with the bank in system RAM
     and the smallest decode steps; FolderError when that does not help. Whatever is raised, what is there stays playable

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..cache.cache import KVCache
 from ..cache.partitions import Partitions
-from ..compressor.compressor import Compressor
+from ..compressor.compressor import Branches, Compressor
 from ..compressor.high_res import HighRes
 from ..model.causal import CausalWan
 from ..recipe.recipe import Recipe, kv_shape
@@ -30,7 +30,7 @@ def build_cache(model: CausalWan, recipe: Recipe, partitions: Partitions | None 
 
 def build_twins(model: CausalWan, vae: WanVAE, high_res: HighRes | None) -> Twins:
     """What a policy with a bank needs besides the model: the trained compressor, or without one its zero-shot form."""
-    branches = "low_res" if high_res is None else "both"
+    branches: Branches = "low_res" if high_res is None else "both"
     return Twins(Compressor(model, branches, high_res=high_res, encode=partial(encode, vae)), StreamingDecoder(vae))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..cache.partitions import Partitions
+from ..cache.partitions import Partitions, Storage
 from ..folder.content import Content
 from ..folder.disk import Disk
 from ..folder.folder import RenderFolder
@@ -135,7 +135,7 @@ def recorded_events(
     first: int = 0,
     decoded: bool = True,
     frugal: bool = False,
-) -> Iterator[Event | Replayed]:
+) -> Generator[Event | Replayed, None, None]:
     """Events of the blocks from `first` on; those in the folder are not denoised again, new ones are put there.
 
     Where `twins` decode, blocks from `first` on bring their video if `decoded`. `frugal` keeps the bank in system RAM.
@@ -211,5 +211,5 @@ def bank_on_host(partitions: Partitions) -> Partitions:
     """The same plan with its bank in system RAM."""
     if partitions.bank is None:
         return partitions
-    storage = "ram_int8" if partitions.bank.storage.endswith("int8") else "ram"
+    storage: Storage = "ram_int8" if partitions.bank.storage.endswith("int8") else "ram"
     return replace(partitions, bank=replace(partitions.bank, storage=storage))

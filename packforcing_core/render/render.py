@@ -6,10 +6,11 @@ for event in render(models, Settings("a lighthouse at dusk", seconds=120), "ligh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,6 +28,7 @@ from ..ranges import in_range
 from ..recipe.plan import RenderPlan, plan_render
 from ..recipe.recipe import Recipe
 from ..recipe.settings import Encode, Settings
+from ..sampler.denoising import Event
 from ..sampler.start import Start
 from ..text.script import Script
 from ..vae.memory import decode_bytes
@@ -35,7 +37,7 @@ from ..video.format import VideoFormat
 from .filming import FilmJob, RenderEvent, filmed_render, growing_film
 from .output import checked_output
 from .parts import build_twins
-from .recording import recorded_events, wanted_manifest
+from .recording import Replayed, recorded_events, wanted_manifest
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +108,7 @@ class Render:
         """The video while it is made."""
         return growing_film(self.folder, self.job)
 
-    def events(self) -> Iterator[RenderEvent]:
+    def events(self) -> Generator[RenderEvent, None, None]:
         """Runs it; the last event is `Finished` with the file's path. Whatever is raised, opening it again resumes."""
         self.folder.ensure()
         with torch.inference_mode(), closing(filmed_render(self.folder, self.recipe, self.job, self._blocks)) as events:
@@ -114,7 +116,7 @@ class Render:
         if not self.named:
             self.folder.remove()
 
-    def _blocks(self, *, first: int, frugal: bool) -> Iterator[RenderEvent]:
+    def _blocks(self, *, first: int, frugal: bool) -> Generator[Event | Replayed, None, None]:
         models, twins = self.models, None
         if self.recipe.partitions.bank:
             twins = build_twins(models.model, models.vae, models.high_res)
@@ -148,8 +150,8 @@ def open_video(models: Models, settings: Settings, place: Place, recipe: Recipe,
 
 
 def render(
-    models: Models, settings: Settings, path: Path | str, *, start: Start | None = None, **place: object
-) -> Iterator[RenderEvent]:
+    models: Models, settings: Settings, path: Path | str, *, start: Start | None = None, **place: Any
+) -> Generator[RenderEvent, None, None]:
     """Renders `settings` to the mp4 `path` (a name that is taken gets a number); `place` as in `Place`.
 
     The same call after a crash resumes. PackForcingError for settings that cannot be, before any work.

@@ -75,7 +75,8 @@ class Denoising:
     def of_family(cls, family: Family) -> Denoising:
         """How the checkpoints of `family` are sampled."""
         build = Schedule.warped if family.warp else Schedule.unwarped
-        first = family.first_block_steps and build(family.first_block_steps, family.shift)
+        steps = family.first_block_steps
+        first = None if steps is None else build(steps, family.shift)
         rolling = family.rollout == "rolling"
         return cls(build(family.denoising_steps, family.shift), first, family.context_noise, rolling)
 

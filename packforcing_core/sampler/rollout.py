@@ -7,8 +7,9 @@ runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,8 +17,10 @@ from torch import Tensor
 from ..cache.cache import BlockView, KVCache
 from ..cache.partitions import Partitions
 from ..errors import PackForcingError
+from ..history import History
 from ..model.causal import CausalWan, TextKV
 from ..text.script import Script
+from ..vae.decoders import Decoder
 from .denoising import BlockDone, Denoising, Event, SingleBlocks, StepDone, frame_timesteps
 from .noise import NoiseSource
 from .rolling import RollingBlocks
@@ -31,12 +34,6 @@ class Compressor(Protocol):
     def tokens(self, latents: Tensor, video: Tensor | None, first_block: bool) -> Tensor: ...
 
 
-class Decoder(Protocol):
-    """Decodes the blocks of one video in order: latents [1, 16, T, h, w] -> video [1, 3, T', H, W] in -1..1."""
-
-    def push(self, latents: Tensor) -> Tensor: ...
-
-
 @dataclass(frozen=True)
 class Twins:
     """What makes the compressed tokens of a block. With a decoder every block is decoded once, by the rollout, and its
@@ -46,6 +43,15 @@ class Twins:
     compressor: Compressor
     decoder: Decoder | None = None
     waiting: dict[int, Tensor] = field(default_factory=dict)
+
+
+View = TypeVar("View", contravariant=True)
+
+
+class Commits(Protocol[View]):
+    """What a commit asks of a cache: a writer for the block of one of its views (`KVCache`, and that of training)."""
+
+    def commit(self, view: View) -> AbstractContextManager[History]: ...
 
 
 Known = Callable[[int], BlockDone | None]
@@ -129,9 +135,13 @@ def _sampler(model: CausalWan, cache: KVCache, noise: NoiseSource, denoising: De
 
 def _in_view(cache: KVCache, recent: Mapping[int, Tensor], known: Known) -> dict[int, Tensor]:
     """Latents of the blocks in view, those of an earlier rollout from what is known."""
-    found = {block: recent.get(block) for block in cache.blocks_in_view()}
-    missing = {block: known(block) for block, latents in found.items() if latents is None}
-    return {**found, **{block: done.latents for block, done in missing.items() if done}}
+    found: dict[int, Tensor] = {}
+    for block in cache.blocks_in_view():
+        if block in recent:
+            found[block] = recent[block]
+        elif done := known(block):
+            found[block] = done.latents
+    return found
 
 
 def _compressed(made: BlockDone, cache: KVCache, twins: Twins | None, decoded: bool) -> BlockDone:
@@ -165,7 +175,7 @@ def require_followable(script: Script, denoising: Denoising) -> None:
 
 
 def commit_block(
-    model: CausalWan, text: list[TextKV], cache: KVCache, view: BlockView, latents: Tensor, context_noise: float
+    model: CausalWan, text: list[TextKV], cache: Commits[View], view: View, latents: Tensor, context_noise: float
 ) -> None:
     """Writes the keys and values of a clean block into the cache."""
     with cache.commit(view) as writer:

@@ -17,6 +17,7 @@ Change = Literal["", "cut", "flush"]
 cut (Infinity-RoPE, arXiv 2511.20649); or all but the sink and the newest block is forgotten.
 """
 CHANGES: tuple[Change, ...] = get_args(Change)
+NOTHING: Change = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ class Script:
             if stretch.end > first:
                 # Begun in its middle, what was to be committed again has been.
                 begun = stretch.first < first
-                again, change = (False, "") if begun else (stretch.recache, stretch.change)
+                again, change = stretch.recache and not begun, NOTHING if begun else stretch.change
                 yield Stretch(max(first, stretch.first), stretch.end, stretch.context, again, change)
 
     def _stretches(self, end: int) -> Iterator[Stretch]:
@@ -129,7 +130,7 @@ class Script:
             raise PackForcingError("The file's prompts change in a way that is unknown here. Start the render anew.")
         contexts = _contexts(tensors, len(numbers))
         rows = zip(numbers.tolist(), contexts, strict=True)
-        return cls(tuple(Cue(*row[:1], context, row[1], bool(row[2]), CHANGES[row[3]]) for row, context in rows))
+        return cls(tuple(Cue(row[0], context, row[1], bool(row[2]), CHANGES[row[3]]) for row, context in rows))
 
 
 def _contexts(tensors: Mapping[str, Tensor], count: int) -> Sequence[Tensor]:

@@ -21,7 +21,7 @@ from itertools import pairwise
 from ..errors import PackForcingError
 from ..geometry import PIXEL_FRAMES_PER_LATENT, VideoGeometry, pixel_frames
 from .marks import EXPECTED_TIME, TIME, find_entries, narrow
-from .script import Change
+from .script import CHANGES, NOTHING, Change
 
 MOST_PROMPTS = 1000
 # umT5 reads 512 tokens, some 2,500 characters of English; what lies behind is cut off.
@@ -75,7 +75,9 @@ def parse_timeline(text: str, prefix: str = "") -> tuple[TimedPrompt, ...]:
 def _split_change(mark: str) -> tuple[str, Change]:
     """(the time, the change) of a mark such as "20s cut"; without a change the mark is the time."""
     found = re.fullmatch(r"(.*\S)\s+(cut|flush)\s*", narrow(mark), re.IGNORECASE)
-    return (found[1], found[2].lower()) if found else (mark, "")
+    if not found:
+        return mark, NOTHING
+    return found[1], next(change for change in CHANGES if change == found[2].lower())
 
 
 def parse_time(text: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -46,6 +47,13 @@ FOREIGN_KEYS = {
 SIZE_KEYS = ("encoder.conv1.weight", "conv2.weight", "decoder.conv1.weight", "decoder.head.0.gamma")
 
 
+class Shaped(Protocol):
+    """A tensor, or what a file's header says of one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
 @dataclass(frozen=True)
 class VAEConfig:
     """Sizes of the network: `*_dim` is the width at full resolution, `dim_mult` the stages' multiples of it.
@@ -63,7 +71,7 @@ class VAEConfig:
             raise PackForcingError(f"Got {len(self.dim_mult)} resolutions, {self.dim_mult}; a Wan VAE has 4.")
 
     @classmethod
-    def from_state_dict(cls, state_dict: Mapping[str, Tensor]) -> VAEConfig:
+    def from_state_dict(cls, state_dict: Mapping[str, Shaped]) -> VAEConfig:
         """Sizes read off official key names. Raises PackForcingError for a VAE of another family."""
         _refuse_foreign(state_dict)
         width = state_dict["encoder.conv1.weight"].shape[0]
@@ -97,7 +105,7 @@ class VAEConfig:
         return tuple(self.decoder_dim * mult for mult in (self.dim_mult[-1], *reversed(self.dim_mult)))
 
 
-def _refuse_foreign(state_dict: Mapping[str, Tensor]) -> None:
+def _refuse_foreign(state_dict: Mapping[str, Shaped]) -> None:
     kind = next((kind for key, kind in FOREIGN_KEYS.items() if key in state_dict), None)
     if kind:
         raise PackForcingError(f"Got {kind}; {EXPECTED}.")

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
+from torch import Tensor
 
 from .memory import decode_bytes
 from .streaming import StreamingDecoder
 from .tiny import TinyDecoder, TinyVAE, tiny_decode_bytes
 from .wan_vae import WanVAE
+
+
+class Decoder(Protocol):
+    """Decodes the blocks of one video in order: latents [1, 16, T, h, w] -> video [1, 3, T', H, W] in -1..1."""
+
+    @property
+    def vae(self) -> WanVAE | TinyVAE:
+        """The network."""
+
+    def push(self, latents: Tensor) -> Tensor: ...
 
 
 def streaming_decoder(vae: WanVAE | TinyVAE) -> StreamingDecoder | TinyDecoder:

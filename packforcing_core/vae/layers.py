@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -69,7 +71,8 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Identity() if in_dim == out_dim else ops.Conv3d(in_dim, out_dim, 1)
 
     def forward(self, x: Tensor, state: CausalState) -> Tensor:
-        norm_in, _, conv_in, norm_out, _, _, conv_out = self.residual
+        _, _, conv_in, _, _, _, conv_out = self.residual
+        norm_in, norm_out = (cast("RMSNorm", self.residual[place]) for place in (0, 3))
         # One expression: a name would keep a full-size activation alive through the second convolution.
         changed = state.convolve(conv_out, state.convolve(conv_in, x, norm_in), norm_out)
         return changed.add_(self.shortcut(x))
@@ -109,16 +112,17 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, state: CausalState) -> Tensor:
         if self.time_conv is not None:
-            x = self._double_time(x, state)
+            x = _double_time(self.time_conv, x, state)
         return to_video(self.resample(to_frames(x)), x.shape[0])
 
-    def _double_time(self, x: Tensor, state: CausalState) -> Tensor:
-        if not state.started(self.time_conv):
-            state.start(self.time_conv, None, like=x)
-            return x
-        pairs = state.convolve(self.time_conv, x)
-        # Concatenation keeps the memory format, which a stack and reshape would lose.
-        return torch.cat([half for frame in pairs.split(1, dim=2) for half in frame.chunk(2, dim=1)], dim=2)
+
+def _double_time(conv: nn.Module, x: Tensor, state: CausalState) -> Tensor:
+    if not state.started(conv):
+        state.start(conv, None, like=x)
+        return x
+    pairs = state.convolve(conv, x)
+    # Concatenation keeps the memory format, which a stack and reshape would lose.
+    return torch.cat([half for frame in pairs.split(1, dim=2) for half in frame.chunk(2, dim=1)], dim=2)
 
 
 class Downsample(nn.Module):

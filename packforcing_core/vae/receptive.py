@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 
 from ..geometry import PIXEL_FRAMES_PER_LATENT
+from .decoders import Decoder
 from .layers import Upsample
 from .state import lookback
-from .streaming import StreamingDecoder
-from .tiny import MemBlock, TimeGrow, TinyDecoder, TinyVAE
+from .tiny import MemBlock, TimeGrow, TinyVAE
 from .wan_vae import WanVAE
 
 
@@ -58,7 +58,7 @@ def _behind_tiny(vae: TinyVAE) -> int:
     return first
 
 
-def warm_up(decoder: StreamingDecoder | TinyDecoder, before: Sequence[Tensor]) -> None:
+def warm_up(decoder: Decoder, before: Sequence[Tensor]) -> None:
     """Brings a fresh decoder to where it was behind the latents `before` [1, 16, T, h, w] each: all of the video so
     far, or at least its last `frames_looked_back`.
     """

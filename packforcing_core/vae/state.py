@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -100,7 +100,7 @@ class CausalState:
         return run_conv(conv, padded)
 
 
-def splits_time(conv: nn.Module, x: Tensor, frames: int) -> bool:
+def splits_time(conv: nn.Module, x: Tensor, frames: int) -> TypeGuard[nn.Conv3d]:
     """Whether `conv` over `frames` frames like those of x is computed as 2-D convolutions: where PyTorch would unfold.
 
     Only for plain modules, whose weights may be read; what a host has put in their place is called.
@@ -116,9 +116,10 @@ def run_conv(conv: nn.Module, x: Tensor) -> Tensor:
     """
     if not (x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and is_plain(conv) and _cudnn_is_avoided()):
         return conv(x)
-    c = conv
-    made = torch.cudnn_convolution(x, c.weight, c.padding, c.stride, c.dilation, c.groups, False, False, True)
-    return made if c.bias is None else made.add_(c.bias.view(1, -1, 1, 1, 1))
+    padding = cast("tuple[int, ...]", conv.padding)  # Not "same" or the like: nothing here is built so.
+    sizes = padding, conv.stride, conv.dilation
+    made = torch.cudnn_convolution(x, conv.weight, *sizes, conv.groups, False, False, True)
+    return made if conv.bias is None else made.add_(conv.bias.view(1, -1, 1, 1, 1))
 
 
 @lru_cache(maxsize=1)
@@ -127,7 +128,7 @@ def _cudnn_is_avoided() -> bool:
     return (2, 9) <= release <= (2, 10) and 91002 <= (torch.backends.cudnn.version() or 0) < 91500
 
 
-def is_plain(conv: nn.Module) -> bool:
+def is_plain(conv: nn.Module) -> TypeGuard[nn.Conv3d]:
     """Whether the weights of `conv` may be read instead of calling it; not of what a host has put in its place."""
     return type(conv) is nn.Conv3d and not conv._forward_hooks and not conv._forward_pre_hooks
 
@@ -143,19 +144,27 @@ def convolve_first(conv: nn.Conv3d, frame: Tensor) -> Tensor:
 
 def convolve_by_frames(conv: nn.Conv3d, frames: Sequence[Tensor]) -> Tensor:
     """`conv` without padding in time over `frames` [B, C, H, W]: a sum of 2-D convolutions, one a row of its kernel."""
-    rows, (stride, *steps), padding = conv.weight.unbind(2), conv.stride, conv.padding[1:]
-    starts, made = range(0, len(frames) - len(rows) + 1, stride), None
-    for index, first in enumerate(starts):
-        total = F.conv2d(frames[first], rows[0], conv.bias, steps, padding)
-        for row, frame in zip(rows[1:], frames[first + 1 :], strict=False):
-            total = total.add_(F.conv2d(frame, row, None, steps, padding))
-        if len(starts) == 1:
-            return total.unsqueeze(2)
-        if made is None:  # Filled frame by frame: all of them and their concatenation would be twice as much.
-            sizes = (*total.shape[:2], len(starts), *total.shape[2:])
-            made = torch.empty(sizes, dtype=total.dtype, memory_format=torch.channels_last_3d)
-        made[:, :, index] = total
+    starts = range(0, len(frames) - conv.kernel_size[0] + 1, conv.stride[0])
+    first = _summed_rows(conv, frames)
+    if len(starts) == 1:
+        return first.unsqueeze(2)
+    # Filled frame by frame: all of them and their concatenation would be twice as much.
+    sizes = (*first.shape[:2], len(starts), *first.shape[2:])
+    made = torch.empty(sizes, dtype=first.dtype, memory_format=torch.channels_last_3d)
+    made[:, :, 0] = first
+    del first
+    for index, start in enumerate(starts[1:], 1):
+        made[:, :, index] = _summed_rows(conv, frames[start:])
     return made
+
+
+def _summed_rows(conv: nn.Conv3d, frames: Sequence[Tensor]) -> Tensor:
+    """The frame [B, C, H, W] that `conv` makes of the first of `frames`, as many as its kernel has rows."""
+    rows, steps, padding = conv.weight.unbind(2), conv.stride[1:], conv.padding[1:]
+    total = F.conv2d(frames[0], rows[0], conv.bias, steps, padding)
+    for row, frame in zip(rows[1:], frames[1:], strict=False):
+        total = total.add_(F.conv2d(frame, row, None, steps, padding))
+    return total
 
 
 def _is_tail(x: Tensor, depth: int) -> bool:
@@ -168,7 +177,8 @@ def _is_tail(x: Tensor, depth: int) -> bool:
 
 def lookback(conv: nn.Module) -> int:
     """Input frames before the current ones that a causal convolution sees."""
-    return conv.kernel_size[0] - conv.stride[0]
+    sizes = cast("nn.Conv3d", conv)  # What a host puts in its place has a convolution's sizes, too.
+    return sizes.kernel_size[0] - sizes.stride[0]
 
 
 def _empty(like: Tensor, frames: int) -> Tensor:

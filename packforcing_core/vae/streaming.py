@@ -46,7 +46,8 @@ class StreamingDecoder:
         """
         self._require_latents(latents)
         own = _entering(unnormalise(latents.to(self._like.device)), self._like)
-        at_once = frames_at_once(self.vae.config, *latents.shape[-2:], self._like.dtype, self._like.device)
+        rows, columns = latents.shape[-2:]
+        at_once = frames_at_once(self.vae.config, rows, columns, self._like.dtype, self._like.device)
         begun = self._state.started(self.vae.decoder.conv1)
         frames = [self.vae.decode_frames(part, self._state, at_once).float() for part in _calls(own, begun, at_once)]
         return (torch.cat(frames, dim=2) if len(frames) > 1 else frames[0]).clamp_(-1, 1)
@@ -81,6 +82,7 @@ class StreamingEncoder:
     def __init__(self, vae: WanVAE, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         self.vae = vae
         self._like = _compute_like(vae, device, dtype)
+        self._waiting: Tensor | None = None
         self.reset()
 
     @torch.no_grad()
@@ -105,7 +107,7 @@ class StreamingEncoder:
     def reset(self) -> None:
         """Forgets the past and the waiting frames: the next push begins another video."""
         self._state = CausalState()
-        self._waiting: Tensor | None = None
+        self._waiting = None
 
     def _needed(self) -> int:
         return PIXEL_FRAMES_PER_LATENT if self._state.started(self.vae.encoder.conv1) else 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -158,4 +159,4 @@ def _run(layers: list[nn.Module] | nn.Sequential, x: Tensor, state: CausalState)
 
 def _run_head(head: nn.Sequential, x: Tensor, state: CausalState) -> Tensor:
     norm, _, conv = head
-    return state.convolve(conv, x, norm)
+    return state.convolve(conv, x, cast("RMSNorm", norm))

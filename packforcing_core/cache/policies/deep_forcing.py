@@ -56,7 +56,7 @@ class DeepForcing(Policy):
 @dataclass(frozen=True)
 class Participative(PruningPlan):
     def build(self, partitions: Partitions, shape: KVShape, rope: GridRope, device: torch.device) -> TokenPruning:
-        return TokenPruning(partitions, shape, rope)
+        return TokenPruning(self, partitions, shape, rope)
 
 
 def choose_tokens(query: Tensor, keys: Tensor, count: int) -> Tensor:
@@ -72,8 +72,7 @@ def choose_tokens(query: Tensor, keys: Tensor, count: int) -> Tensor:
 class TokenPruning(Rule):
     """Chooses among the candidates of a layer, shows the chosen, and drops the others."""
 
-    def __init__(self, partitions: Partitions, shape: KVShape, rope: GridRope):
-        plan = partitions.pruning
+    def __init__(self, plan: PruningPlan, partitions: Partitions, shape: KVShape, rope: GridRope):
         self._rope = rope
         self._sink = partitions.sink_frames
         self._kept_frames = plan.budget_frames - plan.recent_frames - partitions.sink_frames

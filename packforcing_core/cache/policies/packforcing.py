@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, get_args
+from typing import ClassVar, cast, get_args
 
 from ...errors import PackForcingError
 from ..partitions import BankPlan, Partitions, Storage
@@ -113,7 +113,7 @@ class PackForcing(Policy):
                 self.bank_blocks,
                 self._span(sink + recent + current_blocks * frames_per_block, frames_per_block),
                 self.selector,
-                self.bank_storage,
+                cast("Storage", self.bank_storage),  # The knob has checked that it is one.
                 self.selector_seed,
                 self.alignment,
             )
@@ -137,5 +137,6 @@ class PackForcing(Policy):
         return float(frames_per_block) if self.mid_span == FULL_SPAN else float(self.mid_span)
 
     def beside(self, compressor_span: float | None) -> PackForcing:
-        chosen = self.mid_span != AUTO or compressor_span is None
-        return self if chosen else replace(self, mid_span=float(compressor_span))
+        if self.mid_span != AUTO or compressor_span is None:
+            return self
+        return replace(self, mid_span=float(compressor_span))

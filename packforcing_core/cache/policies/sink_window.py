@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..partitions import Partitions
+from ..partitions import Clock, Partitions
 from ..policy import Policy, int8_knob, knob
 from .window import window_partitions
 
@@ -33,6 +33,6 @@ class SinkWindow(Policy):
     kv_int8: str = int8_knob("sink", "recent")
 
     def partitions(self, frames_per_block: int, current_blocks: int = 1) -> Partitions:
-        clock = "window" if self.realign else "video"
+        clock: Clock = "window" if self.realign else "video"
         sizes = self.window_frames, self.sink_frames
         return window_partitions(self, *sizes, clock, self.kv_int8, frames_per_block, current_blocks)

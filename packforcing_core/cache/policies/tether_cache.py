@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -137,7 +138,7 @@ class FrameMemory(Rule):
         kv.show_tokens(target, source, self._times(0, self._memory + self._past_recent))
         for place, frame in self._new(choice):
             rows = kv.candidates(place, 1, source.device)
-            kv.show_changed(rows, self._times(place, 1), lambda f=frame: self._aligned(layer, kv, f))
+            kv.show_changed(rows, self._times(place, 1), partial(self._aligned, layer, kv, frame))
         self._shown[layer] = choice
 
     def drop(self, layer: int, kv: KV, window: BlockWindow, choice: Sequence[int]) -> None:

@@ -39,13 +39,13 @@ class BarePasses:
         seen = shape.attended_tokens(cache.partitions)
         keys = torch.randn(2, shape.batch, seen, shape.heads, shape.head_dim).to(model.device, shape.dtype)
         frames = stream.recipe.geometry.frames_per_block
-        self._block = StaticHistory(*keys, rope.frames(range(frames)), model.attention)
+        self._block = StaticHistory(keys[0], keys[1], rope.frames(range(frames)), model.attention)
         self._twin: StaticHistory | None = None
         if cache.mid:
             recent = cache.partitions.recent_frames + frames
             seen_by_twin = seen - recent * shape.tokens_per_frame + shape.twin_tokens
             spatial, one = cache.mid.twin_rope.rotation(0), keys[:, :, :seen_by_twin]
-            self._twin = StaticHistory(*one, spatial, model.attention)
+            self._twin = StaticHistory(one[0], one[1], spatial, model.attention)
 
     @torch.no_grad()
     def block(self) -> None:

@@ -44,7 +44,10 @@ class Laps:
         synchronize(self._device)
         parts: dict[str, float] = defaultdict(float)
         for (_, began), (name, ended) in zip(self._marks, self._marks[1:], strict=False):
-            parts[name] += ended - began if isinstance(ended, float) else began.elapsed_time(ended) / 1000
+            if isinstance(began, float) and isinstance(ended, float):
+                parts[name] += ended - began
+            elif isinstance(began, torch.cuda.Event) and isinstance(ended, torch.cuda.Event):
+                parts[name] += began.elapsed_time(ended) / 1000
         return dict(parts)
 
 

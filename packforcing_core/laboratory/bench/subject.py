@@ -9,6 +9,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from ...cache.config import FULL_SPAN, PackForcing, Policy
 from ...checkpoint.families import DEFAULT_FAMILY
 from ...compressor.compressor import Compressor
 from ...compressor.high_res import HighRes, build_high_res
+from ...errors import PackForcingError
 from ...geometry import VideoGeometry
 from ...model.causal import CausalWan
 from ...model.config import WAN_SIZES, WanConfig
@@ -109,7 +111,10 @@ def random_high_res(scale: Scale, model: CausalWan) -> HighRes:
     return _random_weights(build_on_meta(lambda: build_high_res(scale.config.dim)).to(model.dtype), model.device)
 
 
-def _random_weights(net: nn.Module, device: torch.device) -> nn.Module:
+Net = TypeVar("Net", bound=nn.Module)
+
+
+def _random_weights(net: Net, device: torch.device) -> Net:
     """`net` from the meta device to `device`: matrices that keep a variance of about 1, gains of 1, biases of 0."""
     net = net.to_empty(device=device).eval().requires_grad_(False)
     generator = torch.Generator(device).manual_seed(SEED)
@@ -160,6 +165,7 @@ class Stream:
             denoise_block(self.model, self.text, view, self.noise, self.denoising.of_block(view.block), view.block)
         )
         laps.mark("steps")
+        video = None
         if self.decoder:
             video = self.decoder.push(latents)
             laps.mark("decode")
@@ -168,7 +174,6 @@ class Stream:
         commit_block(self.model, self.text, self.cache, view, latents, self.denoising.context_noise)
         laps.mark("commit")
         if self.cache.mid:
-            video = video if self.decoder else None
             self.twins.waiting[view.block] = self.twins.compressor.tokens(latents, video, view.block == 0)
             laps.mark("compress")
             commit_due_twin(self.model, self.text, self.cache, self.twins.waiting)
@@ -190,6 +195,8 @@ class Stream:
 
     def again(self) -> None:
         """Back to where the stream was told to `stay`; with a decoder its state stays as it is."""
+        if self._there is None:
+            raise PackForcingError("The stream was not told to stay anywhere.")
         cache, waiting = self._there
         self.cache = copy.deepcopy(cache)
         self.twins.waiting.clear()

@@ -82,7 +82,10 @@ def _order(options: argparse.Namespace):
         raise PackForcingError(f"Got --levels {levels}; expected 1 or more.")
     said = {"licence": options.licence} if options.licence else {}
     return Order(
-        *(Path(file) for file in (options.checkpoint, options.vae, options.text_encoder, options.folder)),
+        Path(options.checkpoint),
+        Path(options.vae),
+        Path(options.text_encoder),
+        Path(options.folder),
         8.0 if options.hours is None else options.hours,
         Path(options.prompts) if options.prompts else None,
         options.preset,

@@ -118,8 +118,9 @@ def _output(options: argparse.Namespace) -> Path:
 
 def _amounts(options: argparse.Namespace) -> tuple[int, float, int]:
     defaults = (QUICK_SEEDS, QUICK_SECONDS, QUICK_QUESTIONS) if options.quick else (SEEDS, SECONDS, QUESTIONS)
-    given = (options.seeds, options.seconds, options.questions)
-    seeds, seconds, questions = (own if own is not None else usual for own, usual in zip(given, defaults, strict=True))
+    seeds = defaults[0] if options.seeds is None else options.seeds
+    seconds = defaults[1] if options.seconds is None else options.seconds
+    questions = defaults[2] if options.questions is None else options.questions
     amounts = (
         ("seeds", seeds, 2),
         ("seconds", seconds, 1),
@@ -144,7 +145,7 @@ def _render(folder: StudyFolder, jobs: list[Job], load: Load, seconds: float, wo
     problems = 0
     for progress in run_study(folder, jobs, load, seconds, workers):
         told = f"{progress.done} of {progress.total} results"
-        if progress.job is None:
+        if progress.job is None or progress.seconds_left is None:
             console.print(f"{told} are there already, in {folder.path}")
             continue
         name = f"{progress.job.row.name}, {progress.job.case.name}"

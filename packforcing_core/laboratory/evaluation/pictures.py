@@ -23,8 +23,9 @@ def draw_plots(films: Sequence[FilmEvaluation], path: Path) -> None:
     worlds = any(film.world for film in films)
     figure = figure_module.Figure(figsize=(10, 8 if worlds else 6), layout="constrained")
     panels = figure.subplots(4 if worlds else 3, 1, sharex=True)
-    titles = ("colour: distance from the first second (CIE76)", "contrast (standard deviation of L)")
-    titles += (
+    titles = (
+        "colour: distance from the first second (CIE76)",
+        "contrast (standard deviation of L)",
         "motion of the fastest 5 % (pixels a frame)",
         "checker: share of the last second's frames that are right",
     )

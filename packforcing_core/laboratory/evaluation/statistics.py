@@ -17,11 +17,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 
 from ...errors import PackForcingError
 from .scientific import library
+
+Name = TypeVar("Name")
 
 RESAMPLES = 100_000
 CHUNK = 20_000  # resamples at a time; bounds the memory
@@ -81,7 +84,7 @@ def mean_intervals(
 
 def compare(
     baseline: Sequence[float] | np.ndarray,
-    others: Mapping[str, Sequence[float] | np.ndarray],
+    others: Mapping[Name, Sequence[float] | np.ndarray],
     rng: np.random.Generator,
     level: float = 0.95,
     resamples: int = RESAMPLES,

@@ -45,10 +45,10 @@ def _rows() -> Rows:
 
 
 def _model_rows() -> Rows:
-    yield "CLIP score", lambda film: _number(film.models and film.models.clip_score, ".2f")
+    yield "CLIP score", lambda film: _number(film.models.clip_score if film.models else None, ".2f")
     yield f"CLIP score of each {WINDOW_SECONDS:g} s", _clip_windows
-    yield "CLIP consistency", lambda film: _number(film.models and film.models.clip_consistency, ".4f")
-    yield "DINO consistency", lambda film: _number(film.models and film.models.dino_consistency, ".4f")
+    yield "CLIP consistency", lambda film: _number(film.models.clip_consistency if film.models else None, ".4f")
+    yield "DINO consistency", lambda film: _number(film.models.dino_consistency if film.models else None, ".4f")
 
 
 def _world_rows() -> Rows:
@@ -62,8 +62,8 @@ def _world_rows() -> Rows:
     }
     for key, name in names.items():
         yield f"checker: {name}", _world_rate(key)
-    yield "checker: speed, pixels a frame", lambda film: _number(film.world and film.world.motion.speed, ".2f")
-    yield "checker: frozen", lambda film: _number(film.world and film.world.motion.frozen, ".1%")
+    yield "checker: speed, pixels a frame", lambda film: _number(film.world.motion.speed if film.world else None, ".2f")
+    yield "checker: frozen", lambda film: _number(film.world.motion.frozen if film.world else None, ".1%")
     yield "checker: jumps", lambda film: str(len(film.world.motion.jumps)) if film.world else None
 
 

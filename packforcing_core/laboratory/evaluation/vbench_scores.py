@@ -129,7 +129,7 @@ def vbench_score(path: Path, dimension: str, device: str = "cpu") -> float:
 
 
 def _evaluate(vbench: ModuleType, path: Path, dimension: str, device: str) -> float:
-    known = Path(vbench.__file__).with_name("VBench_full_info.json")
+    known = Path(str(vbench.__file__)).with_name("VBench_full_info.json")
     # It prints to stdout, where a caller may be writing JSON; and some dimensions keep a graph of all frames.
     with TemporaryDirectory() as folder, redirect_stdout(sys.stderr), torch.no_grad():
         vbench.VBench(device, str(known), folder).evaluate(

@@ -81,8 +81,7 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
 
 def draw_sheet(results: Results, worlds: Sequence[str], path: Path) -> None:
     """A line for each row of the study; side by side the first seed of each world, spread over its time."""
-    columns = [_first_of(results, world) for world in worlds]
-    columns = [column for column in columns if column is not None]
+    columns = [column for world in worlds if (column := _first_of(results, world)) is not None]
     strips = {name: [unpacked_pictures(row[at]["pictures"]) for at in columns] for name, row in results.items()}
     width, height = next(iter(strips.values()))[0].size
     size = (GAP + len(columns) * (width + GAP), LABEL + len(results) * (height + LABEL + GAP))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from ...errors import PackForcingError
 from ...folder.files import FolderError, locked, read_json, write_json
@@ -33,7 +34,7 @@ class StudyFolder:
     """
 
     path: Path
-    settings: Mapping[str, object]
+    settings: Mapping[str, Any]
     compressor: str = ""
 
     @contextmanager

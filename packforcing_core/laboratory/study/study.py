@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from ... import __version__
 from ...miniature.world import FPS
 from ..evaluation.scientific import ndimage, opencv
 from .answers import Answers
-from .cases import case_of
+from .cases import Case, case_of
 from .folder import Job, StudyFolder
 from .readings import moments_of, read_film
 from .recall import AWAY, Question
@@ -39,11 +40,12 @@ def jobs_of(rows: Sequence[Row], seeds: Sequence[int], questions: Sequence[int] 
     """
     films = [case_of(seed) for seed in seeds]
     asked = [Question(seed, away) for seed in questions for away in AWAY]
-    jobs = [Job(row, case) for case in (*asked, *films) for row in rows]
+    cases: list[Case | Question] = [*asked, *films]
+    jobs = [Job(row, case) for case in cases for row in rows]
     return [job for job in jobs if isinstance(job.case, Question) or not job.row.oracle]
 
 
-def settings_of(subject: Subject, seconds: float, dtype: str) -> dict[str, object]:
+def settings_of(subject: Subject, seconds: float, dtype: str) -> dict[str, Any]:
     """What all films of a study have in common, as its folder keeps it."""
     denoising = subject.denoising
     return {

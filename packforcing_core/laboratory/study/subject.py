@@ -21,7 +21,8 @@ from ...model.causal import CausalWan
 from ...recipe.recipe import Recipe
 from ...render.parts import latent_events
 from ...sampler.denoising import BlockDone, Denoising
-from ...sampler.rollout import Decoder, Twins
+from ...sampler.rollout import Twins
+from ...vae.decoders import Decoder
 from ...vae.streaming import StreamingDecoder, encode, to_frames
 from ...vae.wan_vae import WanVAE
 from .cases import Case

@@ -55,7 +55,8 @@ def run_jobs(
     with the iterator, and when this process dies.
     """
     context = multiprocessing.get_context("spawn")
-    waiting, deaths = deque(jobs), Counter()
+    waiting = deque(jobs)
+    deaths: Counter[Any] = Counter()
     crew: list[_Worker] = []
     try:
         while waiting or crew:

@@ -108,13 +108,17 @@ class TwinsStage(CausalStage):
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        learns = self.high_res is not None and self.optimisation_of_compressor is not None
-        return {"causal": self.model.net, **({"compressor": self.high_res} if learns else {})}
+        found = super().networks
+        if self.high_res is not None and self.optimisation_of_compressor is not None:
+            found["compressor"] = self.high_res
+        return found
 
     @property
     def optimisation(self) -> dict[str, Optimisation]:
-        both = {"causal": self.optimisation_of_model, "compressor": self.optimisation_of_compressor}
-        return {name: both[name] for name in self.networks}
+        found = super().optimisation
+        if self.high_res is not None and self.optimisation_of_compressor is not None:
+            found["compressor"] = self.optimisation_of_compressor
+        return found
 
     def flow(self, history: Tensor, x: Tensor, sigma: Tensor, batch: LatentBatch, policy: Policy) -> Tensor:
         plan, seen = self.plan(policy, history.shape[2] // self.frames_per_block)
@@ -186,9 +190,7 @@ class CompressorStage:
                     f"'{memory.name}'. Train on longer clips, or lower sink_frames or recent_frames."
                 )
             x0 = torch.cat([block_of(x0, block, self.frames_per_block) for block in blocks], dim=2)
-            error, figures = self.error(
-                x0, text, *([views[b] for b in blocks] for views in (targets, students)), random
-            )
+            error, figures = self.error(x0, text, [targets[b] for b in blocks], [students[b] for b in blocks], random)
         return Update("compressor", error, figures)
 
     def error(

@@ -120,7 +120,8 @@ def encode_little_world(
         path = folder / f"{shard:05d}.safetensors"
         if not path.exists():
             count = min(shard_clips, clips - shard * shard_clips)
-            pairs, scenes = [], []
+            pairs: list[tuple[Tensor, Tensor]] = []
+            scenes: list[Scene] = []
             for first in range(0, count, ENCODED_TOGETHER):
                 together = range(first, min(count, first + ENCODED_TOGETHER))
                 drawn = draw_clips(seed, shard, together, shape.pixel_frames, worlds)
@@ -257,8 +258,8 @@ class LatentFolder:
         chosen = torch.randint(len(self), (self.batch,), generator=step_generator(self.seed, "batch", step))
         rows = [int(chosen[i]) for i in indices]
         clips = [self.clip(row) for row in rows]
-        latents, low_res = (_stacked(clips, name) for name in ("latents", "low_res"))
-        return LatentBatch(latents, self.contexts(rows), indices, low_res)
+        low_res = _stacked(clips, "low_res") if all("low_res" in clip for clip in clips) else None
+        return LatentBatch(_stacked(clips, "latents"), self.contexts(rows), indices, low_res)
 
     def contexts(self, rows: Sequence[int]) -> Tensor:
         """The text embeddings [B, text_len, text_dim] of clips `rows` of all."""
@@ -273,5 +274,5 @@ class LatentFolder:
             return {name: file.get_slice(name)[row].float() for name in file.keys()}  # noqa: SIM118
 
 
-def _stacked(clips: Sequence[dict[str, Tensor]], name: str) -> Tensor | None:
-    return torch.stack([clip[name] for clip in clips]) if all(name in clip for clip in clips) else None
+def _stacked(clips: Sequence[dict[str, Tensor]], name: str) -> Tensor:
+    return torch.stack([clip[name] for clip in clips])

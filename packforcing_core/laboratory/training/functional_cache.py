@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from ...attention import Attention, sdpa
 from ...cache.cache import Selection
 from ...cache.mid import Choice, TwinRope
-from ...cache.partitions import BlockWindow, Partitions, Placement
+from ...cache.partitions import BankPlan, BlockWindow, Partitions, Placement
 from ...cache.select import SELECTORS, Question, choose
 from ...errors import PackForcingError
 from ...model.causal import CausalWan, TextKV
@@ -40,12 +40,13 @@ from .parts import Repeatable
 class Rows(NamedTuple):
     """One layer's keys, rotated by height and width alone, and values of a block or a twin: [B, L, heads, head_dim].
 
-    `query_sums` [B, F, heads, head_dim] float32 are a block's queries, rotated likewise and summed over each frame.
+    `query_sums` [B, F, heads, head_dim] float32 are a block's queries, rotated likewise and summed over each frame;
+    of a twin's none are kept.
     """
 
     k: Tensor
     v: Tensor
-    query_sums: Tensor | None = None
+    query_sums: Tensor
 
 
 class Run(NamedTuple):
@@ -92,6 +93,13 @@ class FunctionalCache:
         self._selected_by: dict[int, Selection] = {}
         # By layer: the sum of all committed queries, rotated by height and width, and of how many tokens it is.
         self.query_totals: Mapping[int, tuple[Tensor, int]] = {}
+
+    @property
+    def compressed(self) -> tuple[BankPlan, TwinRope]:
+        """The plan of the compressed blocks and their coordinates; PackForcingError where the policy has none."""
+        if self.bank is None or self.twin_rope is None:
+            raise PackForcingError("This policy keeps no compressed blocks.")
+        return self.bank, self.twin_rope
 
     @property
     def next_block(self) -> int:
@@ -146,8 +154,9 @@ class FunctionalCache:
         """The totals with the queries of `block`, which was just committed."""
         made = {}
         for layer, rows in enumerate(self.past[block]):
-            total, counted = self.query_totals.get(layer, (0.0, 0))
-            made[layer] = total + rows.query_sums.sum(dim=1), counted + rows.k.shape[1]
+            sums, tokens = rows.query_sums.sum(dim=1), rows.k.shape[1]
+            total, counted = self.query_totals.get(layer, (torch.zeros_like(sums), 0))
+            made[layer] = total + sums, counted + tokens
         return made
 
     def runs(self, placements: Sequence[Placement]) -> list[Run]:
@@ -175,7 +184,7 @@ class FunctionalView(Repeatable):
         self.past, self.twins, self._query_totals = cache.past, cache.twins, cache.query_totals
         self.rotation = cache.rope.frames(window.current_positions)
         self._runs = cache.runs(window.past)
-        self._choices: dict[int, Choice] = dict(enumerate(selection)) if selection is not None else {}
+        self._choices: dict[int, Choice] = {i: tuple(choice) for i, choice in enumerate(selection or ())}
         self.mean_queries: dict[int, Tensor] = {}
 
     def selection(self) -> Selection:
@@ -192,7 +201,7 @@ class FunctionalView(Repeatable):
 
     @torch.no_grad()
     def _choose(self, layer: int, q: Tensor) -> Choice:
-        plan, blocks = self.cache.bank, list(self.twins)
+        (plan, _), blocks = self.cache.compressed, list(self.twins)
         queries = rotate(q, self.cache.spatial)
         recent = self._recent_query_sums(layer)
         tokens = q.shape[1] + recent.shape[1] * self.cache.tokens_per_frame
@@ -225,7 +234,7 @@ class FunctionalView(Repeatable):
         keys, values = read(self.past, self._runs, layer)
         for block, position in zip(self.choose(layer, q), self.window.mid_positions, strict=True):
             rows = self.twins[block][layer]
-            keys.append(self.cache.twin_rope.at(position, rows.k))
+            keys.append(self.cache.compressed[1].at(position, rows.k))
             values.append(rows.v)
         keys.append(rotate(k, self.rotation))
         values.append(v)
@@ -245,12 +254,13 @@ class Keeper:
         self._kept: list[Rows | None] = [None] * layers
 
     def rows(self) -> tuple[Rows, ...]:
-        missing = [layer for layer, rows in enumerate(self._kept) if rows is None]
-        if missing:
+        kept = tuple(rows for rows in self._kept if rows is not None)
+        if len(kept) < len(self._kept):
+            missing = [layer for layer, rows in enumerate(self._kept) if rows is None]
             raise PackForcingError(
                 f"The commit ended without layers {missing}; run the whole model through the writer."
             )
-        return tuple(self._kept)
+        return kept
 
 
 class FunctionalWriter(Keeper):
@@ -281,22 +291,23 @@ class FunctionalTwinWriter(Keeper):
     def __init__(self, cache: FunctionalCache, choices: Sequence[Choice]):
         super().__init__(cache.layers)
         self._cache, self._choices = cache, choices
+        plan, self._rope = cache.compressed
+        self._span = plan.span
         self._twins = cache.twins
         self._sink = cache.runs([Placement(frame, 0, frame) for frame in range(cache.partitions.sink_frames)])
         # Not the recent blocks: the graph of this pass would hold on to them as long as it lives.
         self._past = {run.block: cache.past[run.block] for run in self._sink}
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.keep(layer, q, k, v)
-        own = self._kept[layer]
+        own = self._kept[layer] = self._rows(k, v)
         if self._cache.recompute and torch.is_grad_enabled():
             return checkpoint(self._attended, layer, q, own.k, own.v, use_reentrant=False, preserve_rng_state=False)
         return self._attended(layer, q, own.k, own.v)
 
     def _attended(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of queries that are not turned, with own keys that are turned in space."""
-        rope, choice = self._cache.twin_rope, self._choices[layer]
-        first, span = self._cache.partitions.sink_frames, self._cache.bank.span
+        rope, choice = self._rope, self._choices[layer]
+        first, span = self._cache.partitions.sink_frames, self._span
         keys, values = read(self._past, self._sink, layer)
         for index, block in enumerate(choice):
             rows = self._twins[block][layer]
@@ -309,7 +320,10 @@ class FunctionalTwinWriter(Keeper):
         return self._cache.attention(query, torch.cat(keys, dim=1), torch.cat(values, dim=1))
 
     def keep(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        self._kept[layer] = Rows(self._cache.twin_rope.spatial(k), v)
+        self._kept[layer] = self._rows(k, v)
+
+    def _rows(self, k: Tensor, v: Tensor) -> Rows:
+        return Rows(self._rope.spatial(k), v, k.new_empty(0))
 
 
 class SideBySide(Repeatable):
@@ -343,7 +357,7 @@ def teacher_forced_views(
         views.append(cache.begin_block())
         with torch.no_grad():
             commit_block(model, text, cache, views[-1], block, 0.0)
-        if cache.due_twin is not None:
+        if tokens is not None and cache.due_twin is not None:
             commit_twin(model, text, cache, tokens(cache.due_twin))
     return [*views, cache.begin_block()]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -83,7 +84,7 @@ def build_wan(setup: Setup, path: Path | None) -> TrainedWan:
     return trained_wan(setup, net, config)
 
 
-def trained_wan(setup: Setup, net: Wan, config: WanConfig) -> TrainedWan:
+def trained_wan(setup: Setup, net: nn.Module, config: WanConfig) -> TrainedWan:
     return TrainedWan(
         net.to(setup.device),
         config,
@@ -137,7 +138,7 @@ def random_wan(config: WanConfig, seed: int) -> Wan:
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-    nn.init.zeros_(net.head.head.weight)
+    nn.init.zeros_(cast("nn.Linear", net.head.head).weight)
     return net
 
 

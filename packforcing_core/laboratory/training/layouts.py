@@ -111,8 +111,12 @@ class HiddenClips:
     def __init__(self, folder: LatentFolder, blanks: Mapping[str, Film], frames_per_block: int):
         self.folder, self.blanks, self.frames = folder, blanks, frames_per_block
         self.rows: dict[int, list[int]] = {}
+        self._backgrounds: dict[int, str] = {}
         for row, facts in enumerate(folder.facts):
-            block = returning_block(facts.areas) if facts else None
+            if facts is None:
+                continue
+            self._backgrounds[row] = facts.background
+            block = returning_block(facts.areas)
             # The two blocks before it are the blank one and the one in which the thing leaves, behind a sighting.
             if block is not None and block >= 3:
                 self.rows.setdefault(block, []).append(row)
@@ -135,7 +139,7 @@ class HiddenClips:
     def films(self, row: int) -> tuple[Film, Film]:
         """A clip, and the empty film of its background."""
         clip = self.folder.clip(row)
-        return Film(clip["latents"], clip["low_res"]), self.blanks[self.folder.facts[row].background]
+        return Film(clip["latents"], clip["low_res"]), self.blanks[self._backgrounds[row]]
 
     def laid_out(self, clip: Film, blank: Film, blocks: Sequence[int | None]) -> Film:
         """The clip's blocks in another order, blank ones where it says None."""
@@ -179,8 +183,8 @@ class LayoutStage(CompressorStage):
     return at two noise levels, and a blank block in its place.
     """
 
-    layouts: Layouts | None = None
-    hidden: HiddenClips | None = None
+    layouts: Layouts = field(kw_only=True)
+    hidden: HiddenClips = field(kw_only=True)
     returns: int = field(default=2, kw_only=True)
 
     def step(self, number: int) -> Update:
@@ -215,8 +219,11 @@ class LayoutStage(CompressorStage):
         random, device = SampleNoise(self.seed, number, indices), self.model.device
         films = [hidden.films(rows[i]) for i in indices]
         context = hidden.folder.contexts([rows[i] for i in indices])
-        long = self._stacked([hidden.laid_out(*pair, layout.blocks()) for pair in films], context, indices)
-        short = self._stacked([hidden.laid_out(*pair, range(layout.newest + 1)) for pair in films], context, indices)
+        orders = layout.blocks(), range(layout.newest + 1)
+        long, short = (
+            self._stacked([hidden.laid_out(clip, blank, order) for clip, blank in films], context, indices)
+            for order in orders
+        )
         after = layout.newest + 1
         came = torch.stack([clip.blocks(self.frames_per_block)[0][after] for clip, _ in films])
         stayed = torch.stack([blank.blocks(self.frames_per_block)[0][-1] for _, blank in films])

@@ -57,11 +57,12 @@ def build_optimisers(network: nn.Module, optimisation: Optimisation) -> list[tor
 
     PackForcingError where this PyTorch has no Muon, or the network no such matrices.
     """
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            muon = optimisation.matrices == "muon" and parameter.ndim == 2 and LAYERS in name
-            (matrices if muon else rest).append(parameter)
+            of_layers = optimisation.matrices == "muon" and parameter.ndim == 2 and LAYERS in name
+            (matrices if of_layers else rest).append(parameter)
     adamw = torch.optim.AdamW(
         rest,
         lr=optimisation.learning_rate,
@@ -163,7 +164,7 @@ class Learner:
     def update(self, step: int, steps: float) -> None:
         """One optimiser step along the gradients that are there."""
         self._move(self.optimisation.rate(step, steps))
-        if self.average is not None:
+        if self.average is not None and self.optimisation.average is not None:
             decay = self.optimisation.average if step >= self.optimisation.average_from else 0.0
             torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
 

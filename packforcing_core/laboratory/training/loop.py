@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -46,8 +46,11 @@ class Update:
 class Stage(Protocol):
     """One thing to learn. `networks` are what the steps update, by name; each has its `optimisation`."""
 
-    networks: Mapping[str, nn.Module]
-    optimisation: Mapping[str, Optimisation]
+    @property
+    def networks(self) -> Mapping[str, nn.Module]: ...
+
+    @property
+    def optimisation(self) -> Mapping[str, Optimisation]: ...
 
     def step(self, number: int) -> Update:
         """The loss of step `number` (from 0), drawn from the stage's seed and that number.
@@ -75,7 +78,7 @@ class Training:
         if self.done:
             saved.load(self._tensors(), folder, self.done)
 
-    def run(self) -> Iterator[tuple[int, dict[str, float]]]:
+    def run(self) -> Generator[tuple[int, dict[str, float]], None, None]:
         """Yields every step's number and figures; saves as it goes, and at the end."""
         from torch.utils.tensorboard import SummaryWriter
 

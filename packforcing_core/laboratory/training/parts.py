@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...attention import Attention, sdpa
 from ...cache.mid import TwinRope
-from ...cache.partitions import Partitions
+from ...cache.partitions import BankPlan, Partitions
 from ...errors import PackForcingError
 from ...rope import GridRope, Rotation, rotate
 
@@ -117,6 +117,12 @@ class PartsPlan:
             )
 
     @property
+    def _compressed(self) -> tuple[BankPlan, TwinRope]:
+        if self.partitions.bank is None or self.twin_rope is None:
+            raise PackForcingError("This policy keeps no compressed blocks.")
+        return self.partitions.bank, self.twin_rope
+
+    @property
     def twins(self) -> range:
         """The blocks whose twins some block of the clip sees."""
         return seen_twins(self.partitions, self.blocks)
@@ -168,7 +174,7 @@ class PartsPlan:
 
     def _twin(self, index: int) -> Part:
         """A twin sees the sink, the twins that its block has seen and that are still in the bank, and itself."""
-        sink, block, bank = self.partitions.sink_frames, self.partitions.frames_per_block, self.partitions.bank
+        sink, block, (bank, _) = self.partitions.sink_frames, self.partitions.frames_per_block, self._compressed
         seen = self._seen_twins(self.twins[index])
         seen = range(max(seen.start, index - bank.bank_blocks), seen.stop)
         sees = [self._frames([(first + i, first + i) for i in range(block)]) for first in range(0, sink, block)]
@@ -178,14 +184,15 @@ class PartsPlan:
     def _seen_twins(self, block: int) -> range:
         """Which twins `block` sees: the newest, where there are more than it may see."""
         banked = made_twins(self.partitions, block)
-        return range(max(0, banked - self.partitions.bank.top_k_blocks), banked)
+        return range(max(0, banked - self._compressed[0].top_k_blocks), banked)
 
     def _twin_reading(self, index: int, position: float) -> Reading:
-        start = self.blocks * self.block_tokens + index * self.twin_rope.tokens
+        _, rope = self._compressed
+        start = self.blocks * self.block_tokens + index * rope.tokens
         key = ("twin", position)
         if key not in self._rotations:
-            self._rotations[key] = self.twin_rope.rotation(position)
-        return Reading(slice(start, start + self.twin_rope.tokens), self._rotations[key])
+            self._rotations[key] = rope.rotation(position)
+        return Reading(slice(start, start + rope.tokens), self._rotations[key])
 
     def _rotation(self, positions: tuple[float, ...]) -> Rotation:
         if positions not in self._rotations:

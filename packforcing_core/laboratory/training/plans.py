@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from ...cache.config import Full
 from . import ranks
+from .learner import Optimisation
 from .memory import Activations, Plan, activations, plan_memory
 from .presets import Size
 from .setup import Job, Setup
@@ -19,7 +22,9 @@ def measured_passes(size: Size) -> dict[str, Activations]:
 
 def plan_job(name: str, job: Job, setup: Setup) -> Plan:
     """The memory of a job on each rank."""
-    networks = [(own, net, job.stage.optimisation[own]) for own, net in job.stage.networks.items()]
+    networks: list[tuple[str, nn.Module, Optimisation | None]] = [
+        (own, net, job.stage.optimisation[own]) for own, net in job.stage.networks.items()
+    ]
     networks += [(own, net, None) for own, net in job.frozen.items()]
     passes = measured_passes(setup.size)
     seen = {"teacher": "a whole clip, bidirectional"}.get(name, "teacher forcing")

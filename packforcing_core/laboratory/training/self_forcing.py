@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...cache.config import FULL_SPAN, PackForcing, Policy
-from ...compressor.compressor import Compressor
+from ...compressor.compressor import Branches, Compressor
 from ...compressor.high_res import HighRes
 from ...model.causal import CausalWan, TextKV
 from ...rope import GridRope
@@ -93,9 +93,11 @@ class Twins:
     """Makes the hidden tokens of the blocks `seen` of one rollout: only these are kept, and decoded up to the last."""
 
     def __init__(self, rollout: SelfForcing, seen: range):
-        self._seen, self._waiting = seen, {}
+        self._seen = seen
+        self._waiting: dict[int, tuple[Tensor, Tensor | None]] = {}
         if seen:
-            branches = "low_res" if rollout.high_res is None else "both" if rollout.vae else "high_res"
+            trained: Branches = "both" if rollout.vae else "high_res"
+            branches: Branches = "low_res" if rollout.high_res is None else trained
             encoder = partial(encode, rollout.vae) if rollout.vae else None
             self._compressor = Compressor(rollout.model, branches, high_res=rollout.high_res, encode=encoder)
             self._decoder = StreamingDecoder(rollout.vae) if rollout.vae else None

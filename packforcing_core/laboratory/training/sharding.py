@@ -14,7 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from types import MethodType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,10 +61,10 @@ def _call(module: nn.Module, function: Callable[..., Result], *arguments: Any) -
     return function(module, *arguments)
 
 
-def inside(module: nn.Module, function: Callable[..., Result], *arguments: Any) -> Result:
+def inside(module: object, function: Callable[..., Result], *arguments: Any) -> Result:
     """`function(module, *arguments)`, with the parameters of a sharded `module` gathered and their gradients summed."""
     if isinstance(module, FSDPModule):
-        return module.inside(function, *arguments)
+        return cast("Callable[..., Result]", module.inside)(function, *arguments)
     return function(module, *arguments)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ...checkpoint.families import DEFAULT_FAMILY
 from ...errors import PackForcingError
@@ -27,6 +28,7 @@ from .initial import (
     require_teacher,
 )
 from .layouts import HiddenClips, LayoutStage, blank_films
+from .learner import Optimisation
 from .loop import Training
 from .self_forcing import SelfForcing
 from .setup import Job, Setup
@@ -163,8 +165,8 @@ def build_self_forcing_job(setup: Setup) -> Job:
         setup.batches(course.batch),
         setup.rope,
         course.optimisation,
-        course.compressor,
-        course.critic,
+        needed(course.compressor),
+        needed(course.critic),
         setup.seed,
         empty_context=setup.empty_context,
         precision=setup.precision,
@@ -180,7 +182,7 @@ def build_compressor_job(setup: Setup) -> Job:
         setup.batches(course.batch),
         setup.size.clips.frames_per_block,
     )
-    laid_out = {}
+    laid_out: dict[str, Any] = {}
     if setup.size.layouts:
         hidden = HiddenClips(batches, blank_films(load_training_vae(setup), setup.size.clips), frames)
         laid_out = {"layouts": setup.size.layouts, "hidden": hidden}
@@ -199,6 +201,13 @@ def build_compressor_job(setup: Setup) -> Job:
     )
     export = exporter(setup, "compressor", {"compressor": "compressor"})
     return Job(stage, course.steps, export, _given(path, setup.compressor), {"model": model.net})
+
+
+def needed(optimisation: Optimisation | None) -> Optimisation:
+    """How a network learns that its stage cannot do without; PackForcingError where the size does not say it."""
+    if optimisation is None:
+        raise PackForcingError("This size does not say how critic and compressor learn in Self-Forcing.")
+    return optimisation
 
 
 def _given(*paths: Path | None) -> Sequence[Path]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...vae.config import LATENT_MEAN, LATENT_STD
-from ...vae.layers import Downsample, ResidualBlock, Upsample
+from ...vae.layers import Downsample, ResidualBlock, RMSNorm, Upsample
 from ...vae.state import CausalState, memory_format
 from ...vae.wan_vae import WanVAE
 from .clips import draw_clips
@@ -46,6 +47,13 @@ class Phase:
 MINIATURE_PHASES = (Phase(1700, 1, 16), Phase(750, 9, 4), Phase(200, 17, 2), Phase(50, 41, 2))
 
 
+class Convolution(Protocol):
+    """What is written of a convolution, which in a Wan VAE has a bias."""
+
+    weight: Tensor
+    bias: Tensor
+
+
 @torch.no_grad()
 def initialise(vae: WanVAE, seed: int) -> None:
     """Weights that begin to learn at once: residual blocks as the identity, time passed through."""
@@ -55,15 +63,17 @@ def initialise(vae: WanVAE, seed: int) -> None:
             looks_back = module.weight.ndim == 5 and module.kernel_size[0] == 3
             fan_in = (module.weight[0, :, -1] if looks_back else module.weight[0]).numel()
             module.weight.normal_(0.0, GAIN / (3 * fan_in) ** 0.5, generator=generator)
-            module.bias.zero_()
+            if module.bias is not None:
+                module.bias.zero_()
             if looks_back:
                 module.weight[:, :, :-1].zero_()  # only the newest frame counts at first
     for module in vae.modules():
         if isinstance(module, ResidualBlock):
-            module.residual[-1].weight.zero_()
+            cast("nn.Conv3d", module.residual[-1]).weight.zero_()
         elif isinstance(module, Downsample | Upsample) and module.time_conv is not None:
-            _pass_through(module.time_conv)
-    vae.conv1.bias[vae.conv1.bias.shape[0] // 2 :] = FIRST_LOG_VARIANCE
+            _pass_through(cast("nn.Conv3d", module.time_conv))
+    bias = cast("Convolution", vae.conv1).bias
+    bias[bias.shape[0] // 2 :] = FIRST_LOG_VARIANCE
 
 
 def _pass_through(conv: nn.Conv3d) -> None:
@@ -107,7 +117,8 @@ def encode_clip(vae: WanVAE, video: Tensor, norm: NormSilu = norm_silu) -> tuple
     state = CausalState()
     video = video.contiguous(memory_format=memory_format(video.device))
     pieces = [_encode(vae, piece, state, norm) for piece in (video[:, :, :1], video[:, :, 1:]) if piece.shape[2]]
-    return torch.cat(pieces, dim=2).chunk(2, dim=1)
+    mean, log_variance = torch.cat(pieces, dim=2).chunk(2, dim=1)
+    return mean, log_variance
 
 
 def _encode(vae: WanVAE, video: Tensor, state: CausalState, norm: NormSilu) -> Tensor:
@@ -134,14 +145,15 @@ def _decode(vae: WanVAE, latents: Tensor, state: CausalState, norm: NormSilu) ->
 def _run(layer: nn.Module, x: Tensor, state: CausalState, norm: NormSilu) -> Tensor:
     if not isinstance(layer, ResidualBlock):
         return layer(x, state)
-    norm_in, _, conv_in, norm_out, _, _, conv_out = layer.residual
+    _, _, conv_in, _, _, _, conv_out = layer.residual
+    norm_in, norm_out = (cast("RMSNorm", layer.residual[place]) for place in (0, 3))
     hidden = state.convolve(conv_in, norm(x, norm_in.gamma))
     return state.convolve(conv_out, norm(hidden, norm_out.gamma)) + layer.shortcut(x)
 
 
 def _head(head: nn.Sequential, x: Tensor, state: CausalState, norm: NormSilu) -> Tensor:
     scale, _, conv = head
-    return state.convolve(conv, norm(x, scale.gamma))
+    return state.convolve(conv, norm(x, cast("RMSNorm", scale).gamma))
 
 
 class VAEStage:
@@ -206,8 +218,9 @@ def calibrate(vae: WanVAE, seed: int, clips: int = 32, frames: int = 41) -> None
     scale = torch.tensor(LATENT_STD) / std.clamp(min=1e-3)
     shift = torch.tensor(LATENT_MEAN) - scale * mean
     channels = len(scale)
-    vae.conv1.weight[:channels] *= scale[:, None, None, None, None]
-    vae.conv1.bias[:channels] = vae.conv1.bias[:channels] * scale + shift
+    to_latents, from_latents = (cast("Convolution", conv) for conv in (vae.conv1, vae.conv2))
+    to_latents.weight[:channels] *= scale[:, None, None, None, None]
+    to_latents.bias[:channels] = to_latents.bias[:channels] * scale + shift
     # conv2 reads (latent - shift) / scale.
-    vae.conv2.bias -= torch.einsum("oi,i->o", vae.conv2.weight[:, :, 0, 0, 0], shift / scale)
-    vae.conv2.weight /= scale[None, :, None, None, None]
+    from_latents.bias -= torch.einsum("oi,i->o", from_latents.weight[:, :, 0, 0, 0], shift / scale)
+    from_latents.weight /= scale[None, :, None, None, None]

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from ...history import History
 from ...model.causal import CausalWan, Modulation, Seams, TextKV
 from ...model.config import WanConfig
+from ...model.network import Layer
 from .parts import Repeatable
 from .sharding import Result, inside
 
@@ -27,7 +28,7 @@ class TrainedWan(CausalWan):
         super().__init__(net, config, **options)
         self.recompute = recompute
         self._plain = self._before, self._after
-        self._before, self._after = (self._half(function) for function in self._plain)
+        self._before, self._after = self._half(self._before), self._half(self._after)
 
     def patches(self, latents: Tensor) -> Tensor:
         parent = super().patches
@@ -35,7 +36,7 @@ class TrainedWan(CausalWan):
 
     def encode_text(self, context: Tensor) -> list[TextKV]:
         hidden = inside(self.net, lambda _, context: self._text_hidden(context), context)
-        return [inside(layer, self._text_kv, hidden) for layer in self.net.blocks]
+        return [inside(layer, self._text_kv, hidden) for layer in self._net.blocks]
 
     def _modulation(self, timesteps: Tensor) -> Modulation:
         parent = super()._modulation
@@ -46,7 +47,7 @@ class TrainedWan(CausalWan):
         return inside(self.net, lambda _, tokens, modulation: parent(tokens, modulation, shape), tokens, modulation)
 
     def _half(self, function: Callable[..., Result]) -> Callable[..., Result]:
-        def half(layer: nn.Module, *arguments: Any) -> Result:
+        def half(layer: Layer, *arguments: Any) -> Result:
             if self._recomputes:
                 return inside(layer, self._recomputed, function, *arguments)
             return inside(layer, function, *arguments)
@@ -58,13 +59,13 @@ class TrainedWan(CausalWan):
         return self.recompute and torch.is_grad_enabled()
 
     @staticmethod
-    def _recomputed(layer: nn.Module, function: Callable[..., Result], *arguments: Any) -> Result:
+    def _recomputed(layer: Layer, function: Callable[..., Result], *arguments: Any) -> Result:
         return checkpoint(function, layer, *arguments, use_reentrant=False, preserve_rng_state=False)
 
     def _layer(
         self,
         index: int,
-        layer: nn.Module,
+        layer: Layer,
         tokens: Tensor,
         modulation: Modulation,
         text: TextKV,
@@ -75,7 +76,7 @@ class TrainedWan(CausalWan):
             return super()._layer(index, layer, tokens, modulation, text, history, seams)
         before, after = self._plain
 
-        def whole(layer: nn.Module, tokens: Tensor, shifts: Tensor, text: TextKV) -> Tensor:
+        def whole(layer: Layer, tokens: Tensor, shifts: Tensor, text: TextKV) -> Tensor:
             q, k, v, shifts = before(layer, tokens, shifts, seams)
             return after(layer, tokens, history.attend(index, q, k, v), shifts, text, seams)
 

@@ -84,7 +84,9 @@ def _compare(reading: Reading, truth: tuple[Visible, ...]) -> tuple[list[Reason]
     """What is wrong with the things of a frame, and the pairs (index in the truth, what is seen of it)."""
     due = [index for index, thing in enumerate(truth) if thing.area >= MUST_SEE]
     slivers = [thing for thing in truth if 0 < thing.area < MUST_SEE]
-    left, reasons, pairs = list(reading.things), [], []
+    left = list(reading.things)
+    reasons: list[Reason] = []
+    pairs: list[tuple[int, Seen]] = []
     costs = np.array([[_cost(truth[index], seen) for seen in left] for index in due])
     for row, column in assign(costs.reshape(len(due), len(left))):
         thing, seen = truth[due[row]], reading.things[column]

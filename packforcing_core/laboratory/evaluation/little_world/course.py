@@ -91,10 +91,9 @@ def _speed_faults(speeds: Mapping[int, float], frame: int, usual: float) -> Iter
 
 def _bends(wholes: Mapping[int, Whole], frame: int, kind: str, area: float) -> Iterator[Reason]:
     """Turns in mid-air: off the straight line through the places before and behind, away from any wall."""
-    ends = wholes.get(frame - BEND_SPAN), wholes.get(frame + BEND_SPAN)
-    if None in ends:
+    own, old, new = wholes[frame], wholes.get(frame - BEND_SPAN), wholes.get(frame + BEND_SPAN)
+    if old is None or new is None:
         return
-    own, (old, new) = wholes[frame], ends
     margin = MARGIN * math.sqrt(area / math.pi)
     for axis, size in ((0, WIDTH), (1, HEIGHT)):
         off = abs(old[axis] + new[axis] - 2 * own[axis]) / 2

@@ -147,7 +147,7 @@ def _core(mask: np.ndarray, depth: int = CORE_DEPTH) -> np.ndarray:
 
 
 def _has(core: np.ndarray) -> bool:
-    return np.count_nonzero(core) >= LEAST_CORE
+    return bool(np.count_nonzero(core) >= LEAST_CORE)
 
 
 def _measure(regions: list[np.ndarray], number: int, offsets: np.ndarray, ground: np.ndarray) -> Seen | None:

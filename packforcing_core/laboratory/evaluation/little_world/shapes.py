@@ -147,8 +147,10 @@ def _stays(role: _Role) -> Iterator[int]:
 
 def _misplaced(role: _Role) -> str | None:
     """What is wrong with where a thing begins; None where that is right, or the prompt does not say it."""
-    frame, seen = next(iter(role.sightings.items()), (None, None))
-    if role.place is None or frame is None or frame >= BEGINNING:
+    if role.place is None or not role.sightings:
+        return None
+    frame, seen = next(iter(role.sightings.items()))
+    if frame >= BEGINNING:
         return None
     for name, names, at, size in zip(role.place, (ROWS, COLUMNS), (seen.y, seen.x), (HEIGHT, WIDTH), strict=True):
         part, index = size / len(names), names.index(name)

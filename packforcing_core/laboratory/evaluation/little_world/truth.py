@@ -9,7 +9,7 @@ import numpy as np
 
 from ....miniature.world import HEIGHT, WIDTH
 from .draw import coverage
-from .scene import BAR_SPACING, BAR_WIDTH, Scene, Thing
+from .scene import BAR_SPACING, BAR_WIDTH, Bars, Scene, Thing
 
 ROWS, COLUMNS = np.arange(HEIGHT)[:, None] + 0.5, np.arange(WIDTH)[None, :] + 0.5
 
@@ -32,7 +32,7 @@ class Visible:
 def truth_at(scene: Scene, frame: int) -> tuple[Visible, ...]:
     """The things of a scene at a frame, in the scene's order, or its bars from left to right."""
     if scene.bars:
-        return _bars_at(scene, frame)
+        return _bars_at(scene.bars, frame)
     free = np.ones((HEIGHT, WIDTH))
     seen = []
     for thing in scene.things:
@@ -53,10 +53,10 @@ def _visible(thing: Thing, alpha: np.ndarray, free: np.ndarray, centre: tuple[fl
     return Visible(thing.shape, thing.colour, x, y, area, share, hidden=inside - area > 1.0)
 
 
-def _bars_at(scene: Scene, frame: int) -> tuple[Visible, ...]:
-    view = float(scene.bars.view.at(np.array([frame]))[0])
+def _bars_at(bars: Bars, frame: int) -> tuple[Visible, ...]:
+    view = float(bars.view.at(np.array([frame]))[0])
     seen = []
-    for index, colour in enumerate(scene.bars.colours):
+    for index, colour in enumerate(bars.colours):
         centre = index * BAR_SPACING - view
         left, right = max(0.0, centre - BAR_WIDTH / 2), min(float(WIDTH), centre + BAR_WIDTH / 2)
         width = max(0.0, right - left)

@@ -81,8 +81,9 @@ class Clips:
         A file is there whole or not at all.
         """
         prompt = self.prompt(index)
-        latents = rolled_out(model, texts([prompt]), self.base, self.noise_seed(index))
-        batch, frames = LatentBatch(latents.to(model.device), None, [index]), self.base.clip.frames_per_block
+        context = texts([prompt])
+        latents = rolled_out(model, context, self.base, self.noise_seed(index))
+        batch, frames = LatentBatch(latents.to(model.device), context, [index]), self.base.clip.frames_per_block
         small = small_latents(batch, range(self.base.clip.blocks), frames, vae)
         low_res = torch.cat([small[block] for block in sorted(small)], dim=2)
         path = self.path(index)

@@ -60,7 +60,8 @@ class _Kernel(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+        q, k, v, *_ = ctx.saved_tensors
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
 def build_meta_model(config: WanConfig, dtype: torch.dtype, recompute: bool) -> TrainedWan:

@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -148,8 +149,7 @@ def prepared(order: Order) -> Job:
     require_vae(order.vae)
     small = is_miniature(base)
     course = MINIATURE if small else WAN
-    given = {"batch": order.batch, "score_every": order.score_every}
-    course = replace(course, **{name: value for name, value in given.items() if value})
+    course = replace(course, batch=order.batch or course.batch, score_every=order.score_every or course.score_every)
     if order.prompts:
         prompts = read_prompts(order.prompts)
     else:
@@ -183,9 +183,10 @@ def device_bytes(device: torch.device) -> int | None:
 
 def remedies(job: Job) -> Iterator[tuple[str, SelfmadePlan]]:
     """Options that take less, one after the other added to those before."""
-    order, said = job.order, []
+    order = job.order
+    said: list[str] = []
     frames = job.base.clip.frames_per_block
-    smaller = [
+    smaller: list[tuple[str, dict[str, Any]] | None] = [
         ("no --keep-layers", {"recompute": True}) if not order.recompute else None,
         ("--levels 1", {"levels": 1}) if order.levels > 1 else None,
         ("--kv-int8", {"kv_int8": True}) if not order.kv_int8 else None,
@@ -270,19 +271,17 @@ def learn(
     """Trains until the hours are used, the steps are done or the score no longer falls."""
     order, course = job.order, job.course
     high_res = build_high_res(job.base.config.dim, order.seed).to(order.device)
-    training_clips = range(HELD, state.clips)
+    training_clips = range(HELD, state.clips_made)
     stage = SelfmadeStage(
-        *(
-            model,
-            high_res,
-            clips,
-            texts,
-            training_clips,
-            course.optimisation,
-            course.batch,
-            course.at_once,
-            order.levels,
-        )
+        model,
+        high_res,
+        clips,
+        texts,
+        training_clips,
+        course.optimisation,
+        course.batch,
+        course.at_once,
+        order.levels,
     )
     training = Training(stage, order.steps, order.folder / "compressor", save_every=2**62)
     examiner, scores = Examiner(model, clips, texts, range(HELD)), Scores(order.folder / "scores.json")
@@ -324,7 +323,7 @@ def _keep(
     scores.add(Score(training.done, round(state.hours, 4), errors))
     if scores.best is scores.scores[-1]:
         order = job.order
-        said = card.told(job.base, state.clips, order.seed, order.licence, scores)
+        said = card.told(job.base, state.clips_made, order.seed, order.licence, scores)
         card.write(exported(job), branch.bfloat16(), checkpoint.state_dict, job.base, said, scores)
     plot(scores, job.order.folder / "scores.png")
     state.write()

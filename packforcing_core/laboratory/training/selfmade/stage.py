@@ -97,9 +97,8 @@ class SelfmadeStage:
         layout = drawn_layout(random, memory, clip.blocks, clip.frames_per_block)
         chosen = [self._drawn(random) for _ in range(self.at_once)]
         others = [self._other(random, index) for index in chosen]
-        sample = arranged(
-            *([self.clips.read(i) for i in row] for row in (chosen, others)), layout, clip.frames_per_block
-        )
+        clips, fillers = ([self.clips.read(i) for i in row] for row in (chosen, others))
+        sample = arranged(clips, fillers, layout, clip.frames_per_block)
         sigmas = torch.tensor(self.base.denoising.schedule.sigmas)
         levels = sigmas[torch.randint(len(sigmas), (self.at_once, self.levels), generator=random)]
         noise = torch.randn(self.at_once, self.levels, *sample.x0.shape[1:], generator=random)
@@ -197,6 +196,6 @@ def last_view(
         with torch.no_grad():
             commit_block(model, text, cache, view, block, 0.0)
         del view
-        if cache.due_twin is not None:
+        if tokens is not None and cache.due_twin is not None:
             commit_twin(model, text, cache, tokens(cache.due_twin))
     return cache.begin_block()

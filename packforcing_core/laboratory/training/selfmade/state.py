@@ -42,6 +42,13 @@ class State:
         return cls(path, asked, told["seconds"], told["clips"], clock)
 
     @property
+    def clips_made(self) -> int:
+        """How many clips there are; PackForcingError before that is decided."""
+        if self.clips is None:
+            raise PackForcingError("It is not decided yet how many clips there are: make them first.")
+        return self.clips
+
+    @property
     def used(self) -> float:
         """Seconds of all runs, this one included."""
         return self.seconds + self.clock() - self._since
