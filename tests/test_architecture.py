@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,22 @@ def test_imports_go_one_way():
             if own is not None and row is not None and row > own:
                 found.append(f"{name_of(path)}:{line} imports {target}, which lies below it")
     assert found == []
+
+
+def test_no_imports_go_in_a_circle():
+    """Not those inside functions either, nor those for a type checker alone."""
+    modules = {module_of(path): path for path in sources(CORE)}
+    asked = {
+        module: {
+            ".".join(target.split(".")[:length])
+            for target, _ in core_imports(path)
+            for length in range(1, target.count(".") + 2)
+            if ".".join(target.split(".")[:length]) in modules and modules[module].name != "__init__.py"
+        }
+        - {module}
+        for module, path in modules.items()
+    }
+    TopologicalSorter(asked).prepare()  # CycleError names the circle.
 
 
 def test_the_product_imports_no_laboratory():

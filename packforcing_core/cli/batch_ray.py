@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -21,8 +20,8 @@ from ray.util.metrics import Gauge
 from rich.console import Console
 
 from ..folder.blocks import numbered_files
-from .batch import RAY_ADDRESS, Job, render_job
 from .film import build_console
+from .jobs import RAY_ADDRESS, Job, render_job
 
 LOOPBACK = "127.0.0.1"
 WORKERS_WITHOUT_GPU = 2

@@ -25,8 +25,7 @@ import matplotlib.pyplot as plt
 from safetensors.torch import save_file
 
 from packforcing_core.laboratory.bench.clock import ratio
-from packforcing_core.laboratory.bench.protocol import EARLY, POSITIONS
-from packforcing_core.laboratory.bench.subject import SCALES
+from packforcing_core.laboratory.bench.subject import EARLY, POSITIONS, SCALES
 from packforcing_core.model.config import WanConfig
 from tests.checkpoints import wan_state_dict
 from tests.comfyui.install import PACK, comfyui_folder

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packforcing_core import api
-from packforcing_core.cli.batch import parse_render, read_jobs
+from packforcing_core.cli.jobs import parse_render, read_jobs
 from packforcing_core.cli.main import main
 from packforcing_core.errors import PackForcingError
 from packforcing_core.ranges import RANGES, in_range

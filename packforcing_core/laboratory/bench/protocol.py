@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -22,48 +22,14 @@ from ...vae.streaming import StreamingDecoder
 from .bare import BarePasses
 from .clock import Laps, in_turns, p95, ratio, seconds_of
 from .micro import attention_rates, conv_rates, matmul_rate
-from .subject import FRAMES_PER_BLOCK, Scale, Stream, build_model, build_vae
+from .subject import EARLY, FRAMES_PER_BLOCK, Plan, Stream, build_model, build_vae
 from .survival import survival
 from .work import Work, commit_work, decode_work, pass_work
 
-EARLY = 21
-"""The block, counted from 1, that is the first with a full window."""
-POSITIONS, TWO_MINUTES = (5, EARLY, 60, 200), (EARLY, 115)
-"""Blocks to time: on a CPU with models that are soon there, and where two minutes are long enough."""
 BARE, WINDOW = "bare passes", "window"
 PARTS = ("steps", "commit", "compress", "twin", "decode", "to host")
 
 Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to measure on what. `rounds` is how many blocks each stream makes in turns, `repeats` that of a kernel.
-
-    A stream stands in front of each of the `positions` (blocks counted from 1, 21 among them). On a CPU it makes that
-    very block every time; elsewhere it goes on from there, since its memory is too large to be put back. `survival`
-    makes 40 whole blocks and more.
-    """
-
-    scale: Scale
-    device: torch.device
-    dtype: torch.dtype
-    rounds: int
-    repeats: int
-    positions: tuple[int, ...] = TWO_MINUTES
-    attention: str = "sdpa"
-    compiled: bool = False
-    survival: bool = True
-
-    @property
-    def decoded_rounds(self) -> int:
-        """Blocks that are also decoded; fewer, for nothing fine is read off them."""
-        return min(15, max(1, self.rounds // 2))
-
-    @property
-    def returns(self) -> bool:
-        """Whether a stream makes one block again and again."""
-        return self.device.type == "cpu"
 
 
 def measure(plan: Plan, tell: Tell) -> dict[str, Any]:

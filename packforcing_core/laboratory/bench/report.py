@@ -8,7 +8,7 @@ from typing import Any
 
 from ...errors import PackForcingError
 from ...geometry import GB
-from .protocol import EARLY
+from .subject import EARLY
 
 
 def markdown(result: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -20,10 +20,7 @@ from ...sampler.denoising import BlockDone, Event
 from ...sampler.rollout import rollout
 from ...text.script import Script
 from .clock import in_turns, ratio, seconds_of
-from .subject import build_recipe, build_vae, random_high_res, random_text
-
-if TYPE_CHECKING:
-    from .protocol import Plan
+from .subject import Plan, build_recipe, build_vae, random_high_res, random_text
 
 TOGETHER = 4
 """Blocks of a rollout that is compared, which begins with a new folder and ends with the last write."""

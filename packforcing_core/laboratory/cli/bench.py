@@ -11,9 +11,9 @@ from rich.console import Console
 
 from ...attention import BACKENDS
 from ...errors import PackForcingError
-from ..bench.protocol import POSITIONS, TWO_MINUTES, Plan, measure
+from ..bench.protocol import measure
 from ..bench.report import markdown, plot
-from ..bench.subject import SCALES
+from ..bench.subject import POSITIONS, SCALES, TWO_MINUTES, Plan
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Rounds of blocks and repeats of a kernel. A CPU's are more: there only ratios count, and they are noisy.

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from packforcing_core.cli.batch import read_jobs
+from packforcing_core.cli.jobs import read_jobs
 from packforcing_core.cli.main import main
 from packforcing_core.errors import PackForcingError
 from tests.core.cli.test_modes import FILES

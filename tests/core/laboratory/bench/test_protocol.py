@@ -9,9 +9,9 @@ import torch
 
 from packforcing_core.cli.main import main
 from packforcing_core.laboratory.bench import subject
-from packforcing_core.laboratory.bench.protocol import BARE, PARTS, WINDOW, Plan, measure
+from packforcing_core.laboratory.bench.protocol import BARE, PARTS, WINDOW, measure
 from packforcing_core.laboratory.bench.report import markdown
-from packforcing_core.laboratory.bench.subject import Scale, Stream, build_model
+from packforcing_core.laboratory.bench.subject import Plan, Scale, Stream, build_model
 from packforcing_core.model.config import WanConfig
 from packforcing_core.vae.config import VAEConfig
 from tests.kept import kept
