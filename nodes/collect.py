@@ -1,4 +1,4 @@
-"""PackForcing Stream to Latent: a stream as one LATENT, for short clips and stock nodes."""
+"""PackForcing Stream to Latent: a stream as one LATENT, for short clips and native nodes."""
 
 from __future__ import annotations
 

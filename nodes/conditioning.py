@@ -1,4 +1,4 @@
-"""A CONDITIONING as the text of every block. Its entries carry the second of the film from which they count."""
+"""A CONDITIONING as the text of every block. Its entries carry the second of the video from which they count."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ class TimedScript(NamedTuple):
 
 
 def from_second(conditioning, seconds: float, blend_seconds: float, recache: bool, change: Change = "") -> list:
-    """The one prompt of a CONDITIONING with the time of the film from which it counts. PackForcingError for several."""
+    """The one prompt of a CONDITIONING with the time of the video from which it counts. PackForcingError for
+    several.
+    """
     if len(conditioning) != 1:
         raise PackForcingError(f"Got a CONDITIONING of {len(conditioning)} prompts for one moment; expected one.")
     in_range("blend_seconds", blend_seconds)
@@ -49,7 +51,7 @@ def after(earlier, later: list) -> list:
 
 
 def timed_script(conditioning, config: WanConfig, geometry: VideoGeometry, left_out_blocks: int) -> TimedScript:
-    """One prompt for the whole film, or several at the blocks nearest to their times.
+    """One prompt for the whole video, or several at the blocks nearest to their times.
 
     Raises PackForcingError for prompts that were combined in another way, and for times that cannot be followed.
     """

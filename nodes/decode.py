@@ -1,4 +1,4 @@
-"""PackForcing Streaming VAE Decode: a stream of latent blocks -> a film on disk, decoded while it is sampled."""
+"""PackForcing Streaming VAE Decode: a stream of latent blocks -> a video on disk, decoded while it is sampled."""
 
 from __future__ import annotations
 
@@ -149,20 +149,20 @@ def _film(stream: LatentStream, vae, job: FilmJob, node_id: str) -> tuple[torch.
                     path = event.path
                 feedback.show(event)
     except PackForcingError as error:
-        raise PackForcingError(f"{error} The film so far: {growing}") from error
+        raise PackForcingError(f"{error} The video so far: {growing}") from error
     return torch.from_numpy(np.stack(tail)).float() / 255, feedback.summary(), path
 
 
 def _telemetry(stream: LatentStream) -> Image.Image:
-    """The picture of what the render's folder has noted, which it keeps too."""
+    """The image of what the render's folder has noted, which it keeps too."""
     picture = telemetry_picture(stream.folder.telemetry.lines(), stream.recipe.geometry.describe())
-    with suppress(OSError):  # The film is made; a full disk may cost its picture.
+    with suppress(OSError):  # The video is made; a full disk may cost its image.
         picture.save(stream.folder.path / "telemetry.png")
     return picture
 
 
 def _workflow(hidden) -> dict:
-    """What ComfyUI reads back when the film is dropped on its canvas."""
+    """What ComfyUI reads back when the video is dropped on its canvas."""
     if args.disable_metadata:
         return {}
     return {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})} if hidden.prompt else {}

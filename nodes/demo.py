@@ -1,4 +1,4 @@
-"""PackForcing Demo Models: the miniature that comes with the pack, as stock MODEL, CLIP and VAE."""
+"""PackForcing Demo Models: the miniature that comes with the pack, as native MODEL, CLIP and VAE."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class DemoModels(io.ComfyNode):
             description="A miniature Wan2.1 that comes with the pack, on ComfyUI's own sockets. It generates "
             "minutes of moving coloured shapes at 128x64 pixels on any CPU, so every node can be "
             "tried without model files.",
-            search_aliases=["miniature", "tiny wan", "little world", "example models", "no download"],
+            search_aliases=["miniature", "tiny wan", "toy world", "example models", "no download"],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",

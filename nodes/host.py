@@ -1,4 +1,4 @@
-"""The seams to ComfyUI: a stock MODEL or VAE as the core's model or decoder. No other file touches `comfy`'s models.
+"""The seams to ComfyUI: a native MODEL or VAE as the core's model or decoder. No other file touches `comfy`'s models.
 
 The diffusion model inside a MODEL carries the official attribute names, so the core drives it directly; its modules
 cast, offload, dequantise and patch as ComfyUI set them up (LoRA, fp8, GGUF).
@@ -43,7 +43,7 @@ from .held import held_weights, replaced_parts
 ORIGIN = "packforcing_origin"
 COMPRESSOR = "packforcing_compressor"
 
-# What is understood of a prompt's dictionary, and what in it changes nothing; the rest only stock samplers apply.
+# What is understood of a prompt's dictionary, and what in it changes nothing; the rest only native samplers apply.
 _OF_A_PROMPT = {"pooled_output", "attention_mask", "num_tokens"}
 _WITHOUT_EFFECT = {
     "start_percent": 0.0,
@@ -99,7 +99,7 @@ def note_family(model, family: Family | None) -> None:
 
 
 def patched_shift(model) -> float | None:
-    """The time shift that a stock sampling node (ModelSamplingSD3) set on the MODEL; None without one."""
+    """The time shift that a native sampling node (ModelSamplingSD3) set on the MODEL; None without one."""
     if "model_sampling" not in model.object_patches:
         return None
     sampling = model.get_model_object("model_sampling")
@@ -250,7 +250,7 @@ def make_room_for(vae, geometry: VideoGeometry) -> None:
 
 
 def stock_vae(state_dict: dict[str, Tensor]):
-    """A stock VAE with these weights, under the official names."""
+    """A native VAE with these weights, under the official names."""
     vae = comfy.sd.VAE(sd=state_dict)
     vae.throw_exception_if_invalid()
     return vae
@@ -264,11 +264,11 @@ def check_vae(vae) -> None:
 
 def _require_network(vae) -> None:
     if vae.first_stage_model is None:
-        raise PackForcingError("The VAE holds no model; load the Wan2.1 VAE with the stock Load VAE node.")
+        raise PackForcingError("The VAE holds no model; load the Wan2.1 VAE with the native Load VAE node.")
 
 
 def decoder_bytes(vae, geometry: VideoGeometry) -> int:
-    """What decoding with a stock VAE needs at its peak, its private copy of the weights included."""
+    """What decoding with a native VAE needs at its peak, its private copy of the weights included."""
     state_dict = vae.first_stage_model.state_dict()
     weights = sum(weight.numel() for weight in state_dict.values()) * vae.vae_dtype.itemsize
     network = decoding_network(vae, "meta")
@@ -276,7 +276,7 @@ def decoder_bytes(vae, geometry: VideoGeometry) -> int:
 
 
 def decoding_network(vae, device=None) -> WanVAE | TinyVAE:
-    """What decodes with the weights of a stock VAE: the Wan VAE, or a tiny one.
+    """What decodes with the weights of a native VAE: the Wan VAE, or a tiny one.
 
     Stock ComfyUI takes a 16-channel tiny VAE in float16 for Hunyuan's: here it is Wan's own, taew2_1, which reads the
     latents of model space; one in another dtype is lighttaew2_1, which reads them as the VAE makes them.
@@ -289,7 +289,7 @@ def decoding_network(vae, device=None) -> WanVAE | TinyVAE:
 
 
 def vae_network(vae, device=None) -> WanVAE:
-    """A Wan VAE with the weights of a stock VAE, on its device (or another) and in its dtype.
+    """A Wan VAE with the weights of a native VAE, on its device (or another) and in its dtype.
 
     Weights are shared where they already lie there, else this is a private copy of its own (73 M parameters): it must
     not be moved while another thread decodes. Raises PackForcingError for a VAE of another family.

@@ -1,4 +1,4 @@
-"""PackForcing Model Loader: any Wan2.1 autoregressive checkpoint as a stock MODEL."""
+"""PackForcing Model Loader: any Wan2.1 autoregressive checkpoint as a native MODEL."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class ModelLoader(io.ComfyNode):
 
 
 def build_model(read: Checkpoint, dtype: torch.dtype | None):
-    """A stock MODEL with the checkpoint's weights, of the class that ComfyUI's own autoregressive nodes expect too."""
+    """A native MODEL with the checkpoint's weights, of the class that ComfyUI's own autoregressive nodes expect too."""
     texts = {"text_dim": read.config.text_dim, "text_len": read.config.text_len}
     marked = {**read.metadata, "config": json.dumps({"transformer": {"causal_ar": True, **texts}})}
     options = {} if dtype is None else {"dtype": dtype}

@@ -13,7 +13,7 @@ import folder_paths
 
 from ..packforcing_core.errors import PackForcingError
 
-# The front end replaces %date:...% for the stock save nodes only.
+# The front end replaces %date:...% for the native save nodes only.
 _DATE = re.compile(r"%date(?::([^%]*))?%")
 _WIDGET = re.compile(r"%([^%.:]+)\.([^%]+)%")
 _NO_PART_OF_A_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f]')

@@ -1,4 +1,4 @@
-"""PackForcing Timed Prompts and Timed Prompt (Chain): prompts that change over time, as a stock CONDITIONING.
+"""PackForcing Timed Prompts and Timed Prompt (Chain): prompts that change over time, as a native CONDITIONING.
 
 A CONDITIONING is a list; of several entries each carries the second from which it counts.
 """

@@ -219,7 +219,7 @@ def _require_compressor_parts(model, vae, family: Family) -> None:
     """
     if vae is None:
         raise PackForcingError(
-            "This memory policy compresses the past by way of its decoded frames, so the sampler needs the VAE. "
+            "This KV cache policy compresses the past by way of its decoded frames, so the sampler needs the VAE. "
             "Connect the Wan2.1 VAE to its vae input, or choose a policy without a bank (top_k_blocks 0)."
         )
     host.check_vae(vae)

@@ -1,4 +1,6 @@
-"""PackForcing Start Image / Video: a picture, the end of a film, or a film to paint anew, as where a render begins."""
+"""PackForcing Start Image / Video: an image, the end of a video, or a video to paint again, as where a render
+begins.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +96,7 @@ def _pictures(image) -> Iterator[np.ndarray]:
 
 
 def _watched(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """A film can be long: the user may interrupt its reading."""
+    """A video can be long: the user may interrupt its reading."""
     for frame in frames:
         comfy.model_management.throw_exception_if_processing_interrupted()
         yield frame

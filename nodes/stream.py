@@ -69,7 +69,7 @@ class LatentStream:
         room = plan.peak_bytes - plan.weights_bytes
         if frugal:
             host.make_room()
-            room *= 2  # Then ComfyUI leaves more of the weights in host memory.
+            room *= 2  # Then ComfyUI leaves more of the weights in system RAM.
         shared = vae is self.vae and network is not None
         with host.loaded(self.model, room) as model:
             twins = None

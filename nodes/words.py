@@ -1,4 +1,4 @@
-"""The miniature's text encoder as a stock CLIP, for every node that encodes text."""
+"""The miniature's text encoder as a native CLIP, for every node that encodes text."""
 
 from __future__ import annotations
 

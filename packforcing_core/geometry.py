@@ -130,12 +130,12 @@ class VideoGeometry:
 
     @property
     def compressed_grid(self) -> tuple[int, int, int]:
-        """Tokens in time, rows and columns of a block's compressed twin."""
+        """Tokens in time, rows and columns of a block's compressed form."""
         return compressed_grid(self.frames_per_block, self.latent_height, self.latent_width)
 
     @property
     def twin_tokens(self) -> int:
-        """Tokens of a block's compressed twin (N_c): 182 for 4 latent frames at 832x480."""
+        """Tokens of a block's compressed form (N_c): 182 for 4 latent frames at 832x480."""
         return math.prod(self.compressed_grid)
 
     @property

@@ -1,1 +1,1 @@
-"""The memory of the past: policies, the plan of slots and positions, and the tensors."""
+"""The KV cache: policies, the plan of slots and positions, and the tensors."""

@@ -1,4 +1,4 @@
-"""Where the compressed twins of one layer are stored: on the device or in system RAM, as they are or in 8 bits."""
+"""Where the compressed blocks of one layer are stored: on the device or in system RAM, as they are or in 8 bits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .partitions import Storage
 
 @dataclass(frozen=True)
 class TwinShape:
-    """The keys (or the values) of one twin in one layer: [batch, tokens, heads, head_dim] of `dtype`."""
+    """The keys (or the values) of one compressed block in one layer: [batch, tokens, heads, head_dim] of `dtype`."""
 
     batch: int
     tokens: int
@@ -30,13 +30,13 @@ class TwinShape:
         return self.batch, self.tokens, self.heads, self.head_dim
 
     def stored_bytes(self, storage: Storage) -> int:
-        """Bytes of one twin's keys and values; 8-bit storage has a float32 scale per token and head."""
+        """Bytes of one compressed block's keys and values; 8-bit storage has a float32 scale per token and head."""
         return 2 * math.prod(self.sizes[:3]) * row_bytes(self.head_dim, self.dtype, storage.endswith("int8"))
 
 
 class TwinRows:
-    """A fixed number of slots for keys (or values) of twins, [B, tokens, heads, head_dim] each, as they are or in 8
-    bits.
+    """A fixed number of slots for keys (or values) of compressed blocks, [B, tokens, heads, head_dim] each, as they
+    are or in 8 bits.
     """
 
     def __init__(self, shape: TwinShape, slots: int, storage: Storage, device: torch.device):
@@ -100,7 +100,7 @@ def _forget_last_error(device: torch.device) -> None:
 
 
 class Copies:
-    """The side stream on which twins travel between system RAM and GPU; elsewhere copies just run."""
+    """The side stream on which compressed blocks travel between system RAM and GPU; elsewhere copies just run."""
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -131,7 +131,9 @@ class Copies:
 
 
 class LayerBank:
-    """One layer's twins: keys without rotation in time, values, and `mean_keys` [slots, B, heads, head_dim] float32."""
+    """One layer's compressed blocks: keys without rotation in time, values, and `mean_keys` [slots, B, heads,
+    head_dim] float32.
+    """
 
     def __init__(self, shape: TwinShape, slots: int, storage: Storage, device: torch.device, copies: Copies):
         self._keys = TwinRows(shape, slots, storage, device)
@@ -145,14 +147,16 @@ class LayerBank:
         return self._keys.nbytes + self._values.nbytes
 
     def write(self, slot: int, keys: Tensor, values: Tensor) -> None:
-        """`keys` and `values` [B, tokens, heads, head_dim] of a twin; nothing waits for the copies."""
+        """`keys` and `values` [B, tokens, heads, head_dim] of a compressed block; nothing waits for the copies."""
         self.mean_keys[slot] = keys.float().mean(dim=1)
         with self._copies.beside(keys, values):
             self._keys.write(slot, keys)
             self._values.write(slot, values)
 
     def fetch(self, slot: int, keys: Tensor | None, values: Tensor) -> None:
-        """Begins to copy a twin into `keys` (where wanted) and `values` on the device; `wait` before they are read."""
+        """Begins to copy a compressed block into `keys` (where wanted) and `values` on the device; `wait` before they
+        are read.
+        """
         with self._copies.beside():
             values.copy_(self._values.read(slot))
             if keys is not None:
@@ -160,7 +164,9 @@ class LayerBank:
         self._arrival = self._copies.mark()
 
     def fetch_into(self, slot: int, keys: TokenRows, values: TokenRows, rows: slice) -> None:
-        """Begins to copy a twin into `rows` of `keys` and `values` on the device; `wait` before they are read."""
+        """Begins to copy a compressed block into `rows` of `keys` and `values` on the device; `wait` before they are
+        read.
+        """
         with self._copies.beside():
             self._keys.copy_to(keys, rows, slot)
             self._values.copy_to(values, rows, slot)
@@ -172,7 +178,7 @@ class LayerBank:
         self._arrival = None
 
     def keys(self, slot: int) -> Tensor:
-        """Keys of a twin on the device, [B, tokens, heads, head_dim]."""
+        """Keys of a compressed block on the device, [B, tokens, heads, head_dim]."""
         with self._copies.beside():
             keys = self._keys.read(slot)
         self._copies.wait(self._copies.mark())

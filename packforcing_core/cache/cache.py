@@ -64,7 +64,7 @@ class KVCache:
         self.committed_frames = 0
         self.due_twin: int | None = None
         self._position_of_slot: dict[int, float] = {}
-        self._selected_by: dict[int, Selection] = {}  # By blocks whose twin is still to come.
+        self._selected_by: dict[int, Selection] = {}  # By blocks that are still to be compressed.
         self._cut_blocks = 0
         self._cuts: tuple[int, ...] = ()  # Counted frames that begin after a hard cut.
         self._bank_opens_at = 0
@@ -101,7 +101,7 @@ class KVCache:
             )
         if self.due_twin is not None:
             raise PackForcingError(
-                f"Block {self.due_twin} has left the recent frames but its compressed twin was not committed. "
+                f"Block {self.due_twin} has left the recent frames but its compressed form was not committed. "
                 "Give the rollout a compressor, or choose a policy without a bank."
             )
         if selection is not None and len(selection) != self.shape.layers:
@@ -121,7 +121,7 @@ class KVCache:
 
     def window_after(self, committed: int, blocks: int = 1) -> BlockWindow:
         """The window of `blocks` blocks after `committed` frames: as many as there are, or as there will be after the
-        next commit and its twin.
+        next commit and its compressed block.
         """
         if self.mid is None or committed < self._bank_opens_at:
             return self.partitions.window(committed, blocks=blocks, cuts=self._cuts)
@@ -180,7 +180,7 @@ class KVCache:
     def commit_twin(self) -> Iterator[TwinWriter]:
         """A writer for the pass over the compressed tokens of block `due_twin`, which then is in the bank."""
         if self.mid is None or self.due_twin is None:
-            raise PackForcingError("No block is due for a compressed twin; commit blocks until `due_twin` names one.")
+            raise PackForcingError("No block is due for compression; commit blocks until `due_twin` names one.")
         writer = TwinWriter(self, self.mid, self._selected_by.pop(self.due_twin))
         self._torn = True
         yield writer
@@ -201,14 +201,14 @@ class KVCache:
         self._cuts = (*self._cuts, self.committed_frames)
 
     def restart(self, flush: bool = False) -> tuple[int, ...]:
-        """Begins the past anew; returns `blocks_in_view()`, for the caller to commit again, all and in this order; with
-        `flush` those of the sink and the newest block alone.
+        """Begins the past again; returns `blocks_in_view()`, for the caller to commit again, all and in this order;
+        with `flush` those of the sink and the newest block alone.
 
         The bank stays, out of sight until they are committed, since its blocks come between them; a flush empties it.
         Positions begin at zero, which closes the gap of a sink whose position was left as it was, and of cuts.
         """
         if self.due_twin is not None:
-            raise PackForcingError(f"Block {self.due_twin} is due for its compressed twin; commit that first.")
+            raise PackForcingError(f"Block {self.due_twin} is due for compression; commit that first.")
         blocks = self.blocks_in_view()
         if flush:
             sink = [b for b in blocks if b * self.partitions.frames_per_block < self.partitions.sink_frames]

@@ -22,7 +22,7 @@ FLOAT_BYTES = 4
 class KVShape:
     """What a cache must hold keys and values for. `dtype` is that of the stored keys and values.
 
-    `twin_tokens` is the number of tokens of a block's compressed twin; only plans with a bank read it.
+    `twin_tokens` is the number of tokens of a block's compressed form; only plans with a bank read it.
     """
 
     layers: int
@@ -45,7 +45,7 @@ class KVShape:
 
     @property
     def twin(self) -> TwinShape:
-        """One layer's twin; PackForcingError when the shape does not say how many tokens it has."""
+        """One layer's compressed block; PackForcingError when the shape does not say how many tokens it has."""
         if self.twin_tokens < 1:
             raise PackForcingError(
                 f"twin_tokens is {self.twin_tokens}, but this policy keeps compressed blocks. "
@@ -83,7 +83,7 @@ class KVShape:
         )
 
     def bank_bytes(self, partitions: Partitions) -> int:
-        """Bytes of the mid bank: twins and their mean keys, wherever they are."""
+        """Bytes of the mid bank: compressed blocks and their mean keys, wherever they are."""
         return self._twin_bytes(partitions) + self._mean_key_bytes(partitions)
 
     def host_bytes(self, partitions: Partitions) -> int:
@@ -125,7 +125,7 @@ class KVShape:
         return means * plan.bank_blocks if plan else 0
 
     def _resident_bytes(self, partitions: Partitions) -> int:
-        """Keys of the selected twins that stay on the device when the bank does not."""
+        """Keys of the selected compressed blocks that stay on the device when the bank does not."""
         on_host = self.host_bytes(partitions) > 0
         return self.row_bytes * self.twin.tokens * partitions.mid_slots if on_host else 0
 
@@ -164,7 +164,7 @@ class RowLayout:
         return slice(self.tokens(self._past_frames - window.past_frames).start, self.current(window).stop)
 
     def attended_by_twin(self, mid_blocks: int) -> slice:
-        """The rows that a twin sees: sink, `mid_blocks` mid slots and itself, which is last."""
+        """The rows that a compressed block sees: sink, `mid_blocks` mid slots and itself, which is last."""
         return slice(self.tokens(self._ring_frames).start, self.mid(mid_blocks).stop)
 
     def candidates(self, first: int, frames: int, device: torch.device | str) -> Tensor:
@@ -237,7 +237,7 @@ class LayerKV(RowLayout):
         return self.k[:, rows], self.v[:, rows]
 
     def seen_by_twin(self, mid_blocks: int) -> tuple[Tensor, Tensor]:
-        """The same for a twin behind `mid_blocks` mid slots."""
+        """The same for a compressed block behind `mid_blocks` mid slots."""
         rows = self.attended_by_twin(mid_blocks)
         return self.k[:, rows], self.v[:, rows]
 

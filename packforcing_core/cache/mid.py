@@ -1,4 +1,4 @@
-"""The mid of the PackForcing memory: a bank of compressed twins, of which each layer selects a few per block."""
+"""The mid of the PackForcing policy: a bank of compressed blocks, of which each layer selects a few per block."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def region_centres(cells: int, size: int) -> list[float]:
 
 
 def pair_centres(frames: int) -> list[float]:
-    """Centres of the pairs of latent frames that a twin's time cells stand for; an odd block's last cell is one
-    frame.
+    """Centres of the pairs of latent frames that a compressed block's time cells stand for; an odd block's last cell
+    is one frame.
     """
     return [(first + min(first + 1, frames - 1)) / 2 for first in range(0, frames, 2)]
 
 
 class TwinRope:
-    """Coordinates of a twin's tokens: where their regions lie in the full grid."""
+    """Coordinates of a compressed block's tokens: where their regions lie in the full grid."""
 
     def __init__(self, rope: GridRope, plan: BankPlan, frames_per_block: int):
         height, width = rope.grid
@@ -53,25 +53,29 @@ class TwinRope:
         self._several: tuple[tuple[float, ...], Rotation] | None = None
 
     def spatial(self, keys: Tensor) -> Tensor:
-        """Keys (or queries) of a twin [B, N_c, heads, head_dim] rotated by height and width."""
+        """Keys (or queries) of a compressed block [B, N_c, heads, head_dim] rotated by height and width."""
         return rotate(keys, self._spatial)
 
     def rotation(self, position: float) -> Rotation:
-        """The whole rotation, in space and time, of a twin whose block starts at `position`."""
+        """The whole rotation, in space and time, of a compressed block that starts at `position`."""
         return self._rope.frames([position + offset for offset in self._offsets])
 
     def at(self, position: float, keys: Tensor) -> Tensor:
-        """Spatially rotated keys (or queries) of a twin, also rotated in time for a block that starts at `position`."""
+        """Spatially rotated keys (or queries) of a compressed block, also rotated in time for a block that starts at
+        `position`.
+        """
         return rotate(keys, self.time(position))
 
     def times(self, positions: Sequence[float]) -> Rotation:
-        """The rotation in time of several twins, one behind the other; passes that ask for the same share it."""
+        """The rotation in time of several compressed blocks, one behind the other; passes that ask for the same share
+        it.
+        """
         if self._several is None or self._several[0] != tuple(positions):
             self._several = tuple(positions), torch.cat([self.time(position) for position in positions])
         return self._several[1]
 
     def time(self, position: float) -> Rotation:
-        """The rotation in time of a twin whose block starts at `position`."""
+        """The rotation in time of a compressed block that starts at `position`."""
         if position not in self._times:  # Few: the places of the mid slots.
             self._times[position] = self._rope.frame_times([position + offset for offset in self._offsets])
         return self._times[position]
@@ -115,12 +119,12 @@ class MidMemory:
 
     @property
     def twin_bytes(self) -> int:
-        """Bytes of the twins, wherever they are stored."""
+        """Bytes of the compressed blocks, wherever they are stored."""
         return sum(bank.twin_bytes for bank in self._banks)
 
     @property
     def device_bytes(self) -> int:
-        """Bytes on the device besides the twins, and the twins where they are stored there."""
+        """Bytes on the device besides the compressed blocks, and the compressed blocks where they are stored there."""
         means = sum(bank.mean_keys.nbytes for bank in self._banks)
         twins = 0 if self.plan.storage.startswith("ram") else self.twin_bytes
         beside = sum(t.nbytes for t in (*self._resident, *self._running, *self._moments))
@@ -224,7 +228,9 @@ class MidMemory:
         return torch.cat([bank.keys(self.blocks.index(block)) for block in blocks], dim=1)
 
     def write(self, layer: int, slot: int, keys: Tensor, values: Tensor) -> None:
-        """Stores one layer of a twin in bank slot `slot`, aligned with sink and bank; `keys` are spatially rotated."""
+        """Stores one layer of a compressed block in bank slot `slot`, aligned with sink and bank; `keys` are spatially
+        rotated.
+        """
         if self.plan.alignment:
             keys, values = self._aligned(layer, slot, keys, values)
         self._banks[layer].write(slot, keys, values)
@@ -240,13 +246,13 @@ class MidMemory:
         return keys, values
 
     def slot_for_twin(self) -> int:
-        """The bank slot that the next twin takes: a free one, or the oldest one's."""
+        """The bank slot that the next compressed block takes: a free one, or the oldest one's."""
         if len(self.blocks) < self.plan.bank_blocks:
             return len(self.blocks)
         return self.blocks.index(min(self.blocks))
 
     def admit(self, block: int, slot: int) -> None:
-        """`block`'s twin is complete in bank slot `slot`."""
+        """The compressed form of `block` is complete in bank slot `slot`."""
         if slot < len(self.blocks):
             self.blocks[slot] = block
         else:

@@ -173,7 +173,7 @@ class PackedKV(RowLayout):
             self._parts["mid"].bring(self._mid_rows, self.mid(0, blocks), self._mid_rotation, self._workspace)
 
     def fetch_mid(self, slot: int, bank: LayerBank, bank_slot: int) -> None:
-        """Begins to bring a twin into mid slot `slot`; `bank.wait` before it is read."""
+        """Begins to bring a compressed block into mid slot `slot`; `bank.wait` before it is read."""
         first = slot * self._twin_tokens
         mid = self._parts["mid"]
         bank.fetch_into(bank_slot, mid.keys, mid.values, slice(first, first + self._twin_tokens))
@@ -200,7 +200,7 @@ class PackedKV(RowLayout):
         self._changed = []
 
     def show_changed(self, target: Tensor, rotation: Rotation, made: Callable[[], tuple[Tensor, Tensor]]) -> None:
-        """As `LayerKV.show_changed`; made anew at every read, since the shared buffer is the next layer's then."""
+        """As `LayerKV.show_changed`; made again at every read, since the shared buffer is the next layer's then."""
         self._changed.append((target, rotation, made))
 
     def rewrite(self, rows: Tensor, timeless: Tensor, v: Tensor) -> None:

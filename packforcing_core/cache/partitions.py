@@ -1,14 +1,14 @@
 """Who is remembered, in which slot, at which position: plain integers and positions, shared by all layers.
 
 The past of a block is the *sink* (the first latent frames of the video), the *recent* frames (the newest) and between
-them the *mid*: selected blocks from a bank of compressed twins, or tokens that survived pruning. A layer's buffer is
+them the *mid*: selected blocks from a bank of compressed blocks, or tokens that survived pruning. A layer's buffer is
 
     [ recent ring | sink | mid slots | current ]
 
 with one slot per latent frame left of the mid, filled from right to left. Attention does not care about the order of
-its keys, so a ring never moves what it keeps; what is in view is one slice whatever is filled, and so is what a twin
-sees (everything but the ring). Where several blocks are denoised together and push a part of the ring out of view, the
-part that stays is copied in front of them, which again leaves one slice.
+its keys, so a ring never moves what it keeps; what is in view is one slice whatever is filled, and so is what a
+compressed block sees (everything but the ring). Where several blocks are denoised together and push a part of the ring
+out of view, the part that stays is copied in front of them, which again leaves one slice.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ class BlockWindow(NamedTuple):
 
 @dataclass(frozen=True)
 class BankPlan:
-    """A mid of compressed twins: `bank_blocks` are remembered, each layer selects `top_k_blocks` of them per block.
+    """A mid of compressed blocks: `bank_blocks` are remembered, each layer selects `top_k_blocks` of them per block.
 
-    `span` is how many frames of position a mid block occupies; `alignment` the share by which a new twin is pulled
-    towards the statistics of sink and bank.
+    `span` is how many frames of position a mid block occupies; `alignment` the share by which a new compressed block
+    is pulled towards the statistics of sink and bank.
     """
 
     top_k_blocks: int
@@ -145,8 +145,8 @@ class Partitions:
 
     `recent_frames` counts neither sink nor current. The clock decides positions: "video" leaves every frame at its
     index in the video; "window" counts from the first frame in view and closes the gap behind the sink, up to the
-    `sink_gap` frames of position that are left open (without `pruning`; a twin's own pass closes it). At most one of
-    `bank` and `pruning` is there; both need the window's clock, `bank` whole blocks in sink and recent.
+    `sink_gap` frames of position that are left open (without `pruning`; a compressed block's own pass closes it). At
+    most one of `bank` and `pruning` is there; both need the window's clock, `bank` whole blocks in sink and recent.
 
     `current_blocks` are denoised together in a rolling rollout; a commit is always of one block. `view_frames` is the
     most that a pass sees, sink and current included, where the blocks of a rolling window take the place of the oldest

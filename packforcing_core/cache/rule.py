@@ -63,7 +63,7 @@ class Rule:
         """The block that begins at counted frame `first` has taken its slots."""
 
     def restart(self) -> None:
-        """The past begins anew, and its blocks will be committed again."""
+        """The past begins again, and its blocks will be committed again."""
 
 
 def counts_current(policy: str, recent_frames: int, frames_per_block: int) -> None:

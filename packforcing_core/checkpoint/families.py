@@ -336,6 +336,6 @@ def choice_warnings(trained: Family | None, chosen: Family) -> list[str]:
         ways = {"block": "block by block", "rolling": "as a rolling window of blocks"}
         warnings.append(
             f"{trained.title} was trained to be sampled {ways[trained.rollout]}, and {chosen.title} samples "
-            f"{ways[chosen.rollout]}: expect a worse picture."
+            f"{ways[chosen.rollout]}: expect a worse image."
         )
     return warnings

@@ -23,9 +23,9 @@ class Kind:
 
 _LORA_ADVICE = (
     "Load a base checkpoint (the family's base file, or the Wan2.1 T2V it was made for) "
-    "and put the stock LoraLoaderModelOnly behind it with this file."
+    "and put the native LoraLoaderModelOnly behind it with this file."
 )
-_LORA_RENAME = " Its names are not those the stock node reads: `packforcing convert-lora FILE OUTPUT` renames them."
+_LORA_RENAME = " Its names are not those the native node reads: `packforcing convert-lora FILE OUTPUT` renames them."
 
 # (a name that only this kind has, kind)
 _SIGNS = (
@@ -42,7 +42,7 @@ _SIGNS = (
         Kind(
             "text encoder",
             "a T5 text encoder",
-            "Put it into models/text_encoders and load it with the stock CLIP loader, type wan; "
+            "Put it into models/text_encoders and load it with the native CLIP loader, type wan; "
             "the command line takes a transformers folder of google/umt5-xxl.",
         ),
     ),

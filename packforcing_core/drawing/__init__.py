@@ -1,1 +1,1 @@
-"""Pictures of what a render does: its window on the past, and its telemetry."""
+"""Images of what a render does: its window on the past, and its telemetry."""

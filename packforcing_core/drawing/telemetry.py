@@ -1,4 +1,4 @@
-"""The telemetry of a render as one picture: time and memory per block, drift, and which past blocks were looked at.
+"""The telemetry of a render as one image: time and memory per block, drift, and which past blocks were attended to.
 
 Lines are dictionaries as a render's telemetry.jsonl has them. Of `{"event": "block"}` are read block, seconds, gpu_mb
 or rss_mb, and selected (for each layer the blocks that it selected); of `{"event": "film"}` block, colour (mean red,
@@ -44,7 +44,7 @@ class Chart:
 
 
 def telemetry_picture(lines: Iterable[Mapping[str, Any]], title: str = "") -> Image.Image:
-    """An RGB picture, 960 pixels wide."""
+    """An RGB image, 960 pixels wide."""
     made, filmed = _newest(lines)
     blocks = max([*made, *filmed, 0]) + 1
     charts = [_time_chart(made), _memory_chart(made), _drift_chart(filmed)]
@@ -78,7 +78,7 @@ def _time_chart(made: Mapping[int, Mapping]) -> Chart:
     values = [value for _, value in points] or [0.0]
     middle = median(values)
     # The first block waits for the weights; it must not flatten the others.
-    return Chart(f"seconds a block (median {middle:.2f})", {"time": points}, 0, min(max(values), 3 * middle) * 1.15)
+    return Chart(f"seconds per block (median {middle:.2f})", {"time": points}, 0, min(max(values), 3 * middle) * 1.15)
 
 
 def _memory_chart(made: Mapping[int, Mapping]) -> Chart:
@@ -149,8 +149,9 @@ def _x(block: int, blocks: int) -> float:
 def _draw_map(picture: Image.Image, selected: Mapping[int, Mapping[int, float]], top: int, blocks: int) -> None:
     draw = ImageDraw.Draw(picture)
     some = any(selected.values())
-    title = "which past blocks (upwards) each block (rightwards) looked at; brighter: by more layers"
-    _draw_frame(draw, title if some else "which past blocks were looked at: this memory chooses none", top, MAP, blocks)
+    title = "which past blocks (upwards) each block (rightwards) selected; brighter: by more layers"
+    none = "which past blocks were selected: this policy selects none"
+    _draw_frame(draw, title if some else none, top, MAP, blocks)
     draw.text((LEFT - 6, top + MAP), "1", INK, _font(11), anchor="rm")
     draw.text((LEFT - 6, top), str(blocks), INK, _font(11), anchor="rm")
     for x, y, width, height, share in _cells(selected, top, blocks):

@@ -1,1 +1,3 @@
-"""Operations that PyTorch needs several passes over memory for: plain twins, and Triton kernels for NVIDIA GPUs."""
+"""Operations that PyTorch needs several passes over memory for: versions in plain PyTorch, and Triton kernels for
+NVIDIA GPUs.
+"""

@@ -1,7 +1,8 @@
 """Where the Triton programs run, and their launches as operations that PyTorch knows.
 
 `usable(device)` decides once a process and device: an NVIDIA GPU with Triton, on which each operation was tried and
-gave what its plain twin gives. What fails there (no compiler for Triton's launchers) is logged, and the twins serve.
+gave what its version in plain PyTorch gives. What fails there (no compiler for Triton's launchers) is logged, and
+plain PyTorch serves.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ def _tried(device: torch.device) -> bool:
 
 @torch.no_grad()
 def _differences(device: torch.device) -> list[float]:
-    """The largest difference of each operation from its twin, for values of about 1 in bfloat16."""
+    """The largest difference of each operation from plain PyTorch, for values of about 1 in bfloat16."""
     generator = torch.Generator(device).manual_seed(0)
 
     def numbers(*sizes: int) -> Tensor:

@@ -1,1 +1,1 @@
-"""A Wan small enough for any CPU, trained on the little world: its weights lie in the package."""
+"""A Wan small enough for any CPU, trained on the toy world: its weights lie in the package."""

@@ -4,7 +4,7 @@ trained compressor.
     model, vae, words = load_model(), load_vae(), load_text()
     context = words(["a red circle and a blue square bounce on a dark background"])    # [1, 24, 128]
 
-The files have the names and formats that large ones have, so stock loaders read them too.
+The files have the names and formats that large ones have, so native loaders read them too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FAMILY = FAMILIES["miniature"]
 SIZE = (WIDTH, HEIGHT)
 """Pixels, width first: the only size it was trained at."""
 MEMORY = MINIATURE_MEMORY
-"""The memory that the model was trained with. The study (`study/README.md`) found none that is better."""
+"""The KV cache policy that the model was trained with. The study (`study/README.md`) found none that is better."""
 PROMPT = "a red circle at the top left bounces on a dark background"
 
 
@@ -48,7 +48,7 @@ def read_model() -> Checkpoint:
 def fast_dtype() -> torch.dtype:
     """What this CPU computes the miniature fastest in: bfloat16 where it has units for it, else float32.
 
-    With them a film takes about 0.6 of the time, and its latents differ by 0.6% of their spread, after ten blocks as
+    With them a video takes about 0.6 of the time, and its latents differ by 0.6% of their spread, after ten blocks as
     after one.
     """
     # Older versions of torch do not tell; then float32, which every CPU has.

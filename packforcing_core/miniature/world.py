@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 HEIGHT, WIDTH = 64, 128
-"""Pixels. A compressed block of such a picture has 1 x 2 places, so that tokens can be told apart by where they are."""
+"""Pixels. A compressed block of such an image has 1 x 2 places, so that tokens can be told apart by where they are."""
 FPS = 16
 
 # Hues far apart: between neighbours, blurred rims would read as a third colour.
@@ -26,7 +26,7 @@ SHAPES = ("circle", "square", "triangle")
 
 ROWS = ("top", "bottom")
 COLUMNS = ("left", "middle", "right")
-"""Places of a picture: halves of its height, thirds of its width."""
+"""Places of an image: halves of its height, thirds of its width."""
 
 WORDS = (
     *("a", "and", "on", "background", "the", "view", "pans", "over", "bars", "shape"),

@@ -1,8 +1,8 @@
-"""Pictures, films and latents as what a render begins from.
+"""Images, videos and latents as what a render begins from.
 
-picture         repeated to the frames of one block, encoded: one block stands still, one frame in frame-wise models
-end of a film   its last frames, encoded as if the film began there
-a whole film    encoded, to be painted anew
+image         repeated to the frames of one block, encoded: one block stands still, one frame in frame-wise models
+end of a video   its last frames, encoded as if the video began there
+a whole video    encoded, to be painted again
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ def blocks_in(seconds: float, geometry: VideoGeometry) -> int:
 
 
 def last_frames(frames: Iterable[np.ndarray], frame_rate: float, fps: float, count: int) -> list[np.ndarray]:
-    """The last `count` frames, or all there are, of a film of `frame_rate`, as a film of `fps` has them."""
+    """The last `count` frames, or all there are, of a video of `frame_rate`, as a video of `fps` has them."""
     ratio = frame_rate / fps
     kept = deque(frames, maxlen=int(count * ratio) + 2)
     if not kept:
-        raise PackForcingError("The film to begin from holds no frames.")
+        raise PackForcingError("The video to begin from holds no frames.")
     places = (len(kept) - 1 - int(back * ratio + 0.5) for back in range(count))
     return [kept[place] for place in places if place >= 0][::-1]
 
 
 def at_rate(frames: Iterable[np.ndarray], frame_rate: float, fps: float) -> Iterator[np.ndarray]:
-    """A film of `frame_rate` as a film of `fps`: each moment shows the frame that is shown then."""
+    """A video of `frame_rate` as a video of `fps`: each moment shows the frame that is shown then."""
     shown = 0
     for number, frame in enumerate(frames):
         while shown * frame_rate < (number + 1) * fps - 1e-6:
@@ -53,7 +53,7 @@ def at_rate(frames: Iterable[np.ndarray], frame_rate: float, fps: float) -> Iter
 def fitted(frames: np.ndarray, width: int, height: int) -> Tensor:
     """uint8 [T, H, W, 3] -> [1, 3, T, height, width] in [-1, 1]: scaled to cover the size, the middle of it."""
     if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-        raise PackForcingError(f"Got pictures of shape {list(frames.shape)}; expected [frames, height, width, 3].")
+        raise PackForcingError(f"Got images of shape {list(frames.shape)}; expected [frames, height, width, 3].")
     video = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
     scale = max(height / video.shape[2], width / video.shape[3])
     size = (max(height, round(video.shape[2] * scale)), max(width, round(video.shape[3] * scale)))
@@ -75,21 +75,21 @@ def encoded(vae: WanVAE, frames: Iterable[np.ndarray], geometry: VideoGeometry) 
 
     for frame in frames:
         if waiting and frame.shape != waiting[0].shape:
-            raise PackForcingError(f"Frames of {frame.shape[:2]} and {waiting[0].shape[:2]} pixels are in one film.")
+            raise PackForcingError(f"Frames of {frame.shape[:2]} and {waiting[0].shape[:2]} pixels are in one video.")
         waiting.append(frame)
         if len(waiting) == FRAMES_AT_ONCE:
             push()
     if waiting:
         push()
     if not latents:
-        raise PackForcingError("The film to begin from holds no frames.")
+        raise PackForcingError("The video to begin from holds no frames.")
     return torch.cat(latents, dim=2)
 
 
 def given_by_frames(vae: WanVAE, frames: Sequence[np.ndarray], geometry: VideoGeometry) -> Tensor:
     """The last whole blocks that `frames` (uint8 [H, W, 3], at the render's rate) make: [1, 16, k B_f, h, w].
 
-    Too few for one block are preceded by copies of the first: a picture becomes a block that stands still.
+    Too few for one block are preceded by copies of the first: an image becomes a block that stands still.
     """
     per_block = geometry.frames_per_block
     blocks = max(1, ((len(frames) - 1) // PIXEL_FRAMES_PER_LATENT + 1) // per_block)
@@ -112,19 +112,19 @@ def given_by_latents(samples: Tensor, geometry: VideoGeometry, blocks: int) -> T
     if frames == 0:
         raise PackForcingError(
             f"Got a LATENT of {samples.shape[2]} latent frames to begin from, and a block has "
-            f"{geometry.frames_per_block}. Give a longer clip; a single picture goes to the image input."
+            f"{geometry.frames_per_block}. Give a longer clip; a single image goes to the image input."
         )
     return normalise(samples[:, :, -frames:]).cpu()
 
 
 def repainted_by_frames(vae: WanVAE, frames: Iterable[np.ndarray], geometry: VideoGeometry) -> Tensor:
-    """The whole blocks of a film's beginning, as many as the render has at most: [1, 16, m B_f, h, w]."""
+    """The whole blocks of a video's beginning, as many as the render has at most: [1, 16, m B_f, h, w]."""
     wanted = pixel_frames(geometry.latent_frames)
     latents = encoded(vae, (frame for frame, _ in zip(frames, range(wanted), strict=False)), geometry)
     whole = latents.shape[2] // geometry.frames_per_block * geometry.frames_per_block
     if whole == 0:
         raise PackForcingError(
-            f"The film to repaint has {latents.shape[2]} latent frames, and a block has {geometry.frames_per_block}: "
+            f"The video to repaint has {latents.shape[2]} latent frames, and a block has {geometry.frames_per_block}: "
             f"it needs {pixel_frames(geometry.frames_per_block)} frames at {geometry.fps:g} FPS at least."
         )
     return latents[:, :, :whole]

@@ -23,7 +23,7 @@ class RenderPlan:
 
     `cache_bytes` is what is kept of the past and attended; `buffer_bytes` is all that the cache allocates on its
     device, the current block included; `bank_bytes` are all the compressed blocks that are remembered, `host_bytes`
-    what of them is in host memory; all are exact. `weights_bytes` is exact for an unquantised model; `peak_bytes` adds
+    what of them is in system RAM; all are exact. `weights_bytes` is exact for an unquantised model; `peak_bytes` adds
     the text, and an estimate of the activations of the larger of a transformer pass and a decode.
     `block_disk_bytes` is what a finished block takes in the render's folder at most, and `disk_bytes` all of it:
     blocks, text and start, without the video.
@@ -79,8 +79,8 @@ class RenderPlan:
         parts = " + ".join(f"{name} {tokens:,}" for name, tokens in rows if tokens)
         lines = (
             f"in view: {self.attended_tokens:,} tokens ({parts}), {self.window_frames:g} frames of time",
-            f"beside the model: {size_text(self.cache_bytes)} of the past, {size_text(self.buffer_bytes)} in all",
-            f"in host memory: {size_text(self.host_bytes)}",
+            f"on top of the model: {size_text(self.cache_bytes)} of the past, {size_text(self.buffer_bytes)} in all",
+            f"in system RAM: {size_text(self.host_bytes)}",
         )
         return "\n".join(lines)
 

@@ -36,7 +36,7 @@ class Recipe:
         _ = self.partitions  # A policy that contradicts itself is refused here, before any work.
         if self.denoising.rolling and self.start.latents is not None:
             raise PackForcingError(
-                "A rolling rollout begins from noise alone; a picture or film needs a preset that samples "
+                "A rolling rollout begins from noise alone; an image or video needs a preset that samples "
                 "block by block."
             )
         if len(self.given) >= self.geometry.blocks:
@@ -52,16 +52,16 @@ class Recipe:
 
     @property
     def left_out_blocks(self) -> int:
-        """How many of the first blocks are no part of the film."""
+        """How many of the first blocks are no part of the video."""
         return self.start.left_out_blocks(self.geometry.frames_per_block)
 
     @property
     def film_frames(self) -> int:
-        """Pixel frames of the film."""
+        """Pixel frames of the video."""
         return self.frames_before(self.geometry.blocks)
 
     def frames_before(self, block: int) -> int:
-        """Pixel frames of the film before `block`."""
+        """Pixel frames of the video before `block`."""
         return max(0, pixel_frames(block * self.geometry.frames_per_block) - pixel_frames(self._left_out_frames))
 
     @property
@@ -74,7 +74,7 @@ class Recipe:
         return self.geometry.block_at(seconds + pixel_frames(self._left_out_frames) / self.geometry.fps)
 
     def begun(self, start: Start, seconds: float) -> Recipe:
-        """The recipe of a film of `seconds` with this start; what is left out of the film is made besides."""
+        """The recipe of a video of `seconds` with this start; what is left out of the video is made besides."""
         g = self.geometry
         extra = start.left_out_blocks(g.frames_per_block)
         if extra:
@@ -93,7 +93,7 @@ class Recipe:
             return (
                 f"{wished_seconds:g} s at {g.fps:g} FPS became {self.film_frames / g.fps:.2f} s: {self.film_frames} "
                 f"frames in {g.blocks - given} blocks of {g.frames_per_block} latent frames, behind {given} given "
-                "blocks that are left out of the film"
+                "blocks that are left out of the video"
             )
         told = g.describe_length(wished_seconds)
         if given:
@@ -130,7 +130,7 @@ class Recipe:
 
 
 def default_policy(family: Family) -> Policy:
-    """The memory that a family was trained with."""
+    """The KV cache policy that a family was trained with."""
     # A family that attends to all history was trained on clips of 21 latent frames; within them this is the same.
     window_frames = family.attended_frames or family.window_frames or TRAINED_FRAMES
     if family.sink_frames == 0:

@@ -256,7 +256,7 @@ def _attempt(folder: RenderFolder, recipe: Recipe, job: FilmJob, source: Source,
             filmed=filmed,
             frugal=frugal,
         )
-        # Closed before the writer is left: the thread that films must not meet a writer that is being closed.
+        # Closed before the writer is left: the thread that encodes must not meet a writer that is being closed.
         with closing(events):
             yield from events
         finished = publish(writer.finish(job.metadata, keep_growing=job.keep_growing), job.path)

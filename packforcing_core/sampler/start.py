@@ -1,4 +1,4 @@
-"""What a render begins from besides noise: blocks that are given, or a video that is made anew over its own noise."""
+"""What a render begins from besides noise: blocks that are given, or a video that is made again over its own noise."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .noise import NoiseSource
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """`given` [1, 16, k B_f, h, w]: clean blocks that are committed, not sampled (a picture, the end of a film); with
-    `left_out` they are no part of the film.
+    """`given` [1, 16, k B_f, h, w]: clean blocks that are committed, not sampled (an image, the end of a video); with
+    `left_out` they are no part of the video.
 
     `repainted` [1, 16, m B_f, h, w]: the first m blocks begin at a later denoising step, from these latents with the
     noise of that step on them; `strength` in 0..1 is the share of the steps that is run. Latents in model space.
@@ -62,7 +62,7 @@ class Start:
         return [BlockDone(number, latents, reused=True) for number, latents in enumerate(blocks)]
 
     def left_out_blocks(self, frames_per_block: int) -> int:
-        """How many blocks at the beginning are no part of the film."""
+        """How many blocks at the beginning are no part of the video."""
         return len(self.known(frames_per_block)) if self.left_out else 0
 
     def denoising(self, denoising: Denoising, frames_per_block: int) -> Denoising:

@@ -76,7 +76,7 @@ class Script:
 
     @classmethod
     def of(cls, text: Tensor | Script) -> Script:
-        """The embeddings of one prompt [1, L, text_dim] as a script for the whole film; a script as it is."""
+        """The embeddings of one prompt [1, L, text_dim] as a script for the whole video; a script as it is."""
         return text if isinstance(text, Script) else cls((Cue(0, text),))
 
     def stretches(self, first: int, end: int) -> Iterator[Stretch]:
@@ -127,7 +127,7 @@ class Script:
         if numbers is None or numbers.dtype != torch.int64 or numbers.ndim != 2 or numbers.shape[1] != 4:
             raise PackForcingError("The file holds no prompts of a render: it has no tensor cues [N, 4].")
         if not bool(((numbers[:, 3] >= 0) & (numbers[:, 3] < len(CHANGES))).all()):
-            raise PackForcingError("The file's prompts change in a way that is unknown here. Start the render anew.")
+            raise PackForcingError("The file's prompts change in a way that is unknown here. Start the render again.")
         contexts = _contexts(tensors, len(numbers))
         rows = zip(numbers.tolist(), contexts, strict=True)
         return cls(tuple(Cue(row[0], context, row[1], bool(row[2]), CHANGES[row[3]]) for row, context in rows))
@@ -136,5 +136,5 @@ class Script:
 def _contexts(tensors: Mapping[str, Tensor], count: int) -> Sequence[Tensor]:
     names = [f"context.{number}" for number in range(count)]
     if any(name not in tensors or tensors[name].ndim != 3 for name in names):
-        raise PackForcingError(f"The file lacks some of its {count} prompts. Start the render anew.")
+        raise PackForcingError(f"The file lacks some of its {count} prompts. Start the render again.")
     return [tensors[name] for name in names]

@@ -97,7 +97,7 @@ def require_rising(times: Sequence[float]) -> None:
             raise PackForcingError(f"A prompt begins at {seconds:g} s; expected a time from 0 to {LATEST_SECONDS:g} s.")
     if times[0] != 0:
         raise PackForcingError(
-            f"The first prompt begins at {times[0]:g} s; expected one at [0s] to begin the film with."
+            f"The first prompt begins at {times[0]:g} s; expected one at [0s] to begin the video with."
         )
     for before, after in pairwise(times):
         if after <= before:
@@ -110,8 +110,8 @@ def require_rising(times: Sequence[float]) -> None:
 def snap(times: Sequence[float], geometry: VideoGeometry, left_out_blocks: int = 0) -> tuple[Snapped, ...]:
     """Each time (rising, the first 0) on the block whose first frame is nearest; the first on the very first block.
 
-    Counted from the film's first frame, which is that of block `left_out_blocks`. A time does not depend on the length
-    of the film, and may lie behind its end. PackForcingError for two times on one block.
+    Counted from the video's first frame, which is that of block `left_out_blocks`. A time does not depend on the length
+    of the video, and may lie behind its end. PackForcingError for two times on one block.
     """
     require_rising(times)
     block_seconds = PIXEL_FRAMES_PER_LATENT * geometry.frames_per_block / geometry.fps
@@ -130,7 +130,7 @@ def snap(times: Sequence[float], geometry: VideoGeometry, left_out_blocks: int =
 
 
 def block_starts(block: int, geometry: VideoGeometry, left_out_blocks: int = 0) -> float:
-    """Seconds of the film at which `block` (not before `left_out_blocks`) begins to be seen."""
+    """Seconds of the video at which `block` (not before `left_out_blocks`) begins to be seen."""
     before = pixel_frames(block * geometry.frames_per_block) - pixel_frames(left_out_blocks * geometry.frames_per_block)
     return before / geometry.fps
 

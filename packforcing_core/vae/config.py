@@ -118,7 +118,7 @@ def _refuse_foreign(state_dict: Mapping[str, Shaped]) -> None:
         raise PackForcingError(f"Got a VAE with {latent} latent channels; {EXPECTED}.")
     colours = state_dict["encoder.conv1.weight"].shape[1]
     if colours != 3:
-        raise PackForcingError(f"Got a Wan VAE for pictures of {colours} channels; {EXPECTED}, with 3 (RGB).")
+        raise PackForcingError(f"Got a Wan VAE for images of {colours} channels; {EXPECTED}, with 3 (RGB).")
 
 
 def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def load_vae(
     """The VAE with the weights of `source`: a .safetensors, .pt or .pth file, or a state dict.
 
     Weights are assigned, not copied: those of a state dict stay shared with their owner wherever `device` and `dtype`
-    (None: as they are) already hold, except on a CUDA device, where those of convolutions are laid out anew. Raises
+    (None: as they are) already hold, except on a CUDA device, where those of convolutions are laid out again. Raises
     PackForcingError for another kind of VAE, and for keys or shapes that do not match exactly.
     """
     state_dict = source if isinstance(source, Mapping) else _read(Path(source))

@@ -113,7 +113,7 @@ class StreamingEncoder:
         return PIXEL_FRAMES_PER_LATENT if self._state.started(self.vae.encoder.conv1) else 1
 
     def _together(self, video: Tensor) -> bool:
-        """Whether whole latent frames go through the network together: small pictures on a GPU, as compression does."""
+        """Whether whole latent frames go through the network together: small images on a GPU, as compression does."""
         rows, columns = (size // VAE_SPATIAL_STRIDE for size in video.shape[3:])
         return self._like.is_cuda and is_small(rows, columns)
 
@@ -150,7 +150,7 @@ def encode(vae: WanVAE, video: Tensor) -> Tensor:
 
 
 def to_frames(video: Tensor) -> np.ndarray:
-    """One decoded video [1, 3, T, H, W] in [-1, 1] as pictures: uint8 [T, H, W, 3], rounded to nearest."""
+    """One decoded video [1, 3, T, H, W] in [-1, 1] as images: uint8 [T, H, W, 3], rounded to nearest."""
     if video.ndim != 5 or video.shape[:2] != (1, 3):
         raise PackForcingError(f"Got a video of shape {list(video.shape)}; expected [1, 3, T, H, W].")
     pixels = (video[0].permute(1, 2, 3, 0).float() + 1).mul_(127.5).round_().clamp_(0, 255)

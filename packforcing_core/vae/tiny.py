@@ -96,7 +96,7 @@ class TinyDecoder:
         return torch.cat(frames).float().mul_(2).sub_(1).clamp_(-1, 1).transpose(0, 1)[None]
 
     def _decoded(self, x: Tensor) -> Tensor:
-        """One latent frame [1, 16, h, w] -> its pixel frames [4, 3, 8h, 8w] in 0..1, the first of a film's alone."""
+        """One latent frame [1, 16, h, w] -> its pixel frames [4, 3, 8h, 8w] in 0..1, the first of a video's alone."""
         first = not self._before
         for name, layer in self.vae.decoder.named_children():
             if isinstance(layer, MemBlock):

@@ -23,7 +23,7 @@ from .state import CausalState
 SMALL = 2048
 """Latent positions [h * w] up to which frames are decoded in pairs.
 
-There two fit into little memory together, and fewer, larger calls take less time. Larger pictures fill a call alone.
+There two fit into little memory together, and fewer, larger calls take less time. Larger images fill a call alone.
 """
 TOGETHER = 4
 """Frames at once where there is room: what a latent frame becomes, or as many latent frames."""

@@ -1,8 +1,8 @@
-"""The few boxes of an mp4 (ISO/IEC 14496-12) that joining and cutting back a growing film needs.
+"""The few boxes of an mp4 (ISO/IEC 14496-12) that joining and cutting back a growing video needs.
 
-A growing film is `ftyp moov` (its init) followed by one `moof mdat` pair per closed segment. A moof carries the
-segment's place in the film twice: a sequence number (mfhd) and the decode time of its first frame (tfdt).
-Everything else in it is relative, so an encoder that knows nothing of the film can be appended by setting those.
+A growing video is `ftyp moov` (its init) followed by one `moof mdat` pair per closed segment. A moof carries the
+segment's place in the video twice: a sequence number (mfhd) and the decode time of its first frame (tfdt).
+Everything else in it is relative, so an encoder that knows nothing of the video can be appended by setting those.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from ..errors import PackForcingError
 
 _HEADER = 8
 _LONG_HEADER = 16
-# A moof holds 4-16 bytes a frame and a moov of an empty film under 2 kB: more is damage, not worth reading.
+# A moof holds 4-16 bytes a frame and a moov of an empty video under 2 kB: more is damage, not worth reading.
 _LARGEST_INDEX = 64 * 2**20
 
 
 class FilmError(PackForcingError):
-    """A file is not a film that the writer began, or holds fewer closed segments than asked for."""
+    """A file is not a video that the writer began, or holds fewer closed segments than asked for."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One closed segment of a growing film: where its bytes end in the file, and how many frames it holds."""
+    """One closed segment of a growing video: where its bytes end in the file, and how many frames it holds."""
 
     end: int
     frames: int
@@ -36,13 +36,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class Film:
-    """What a growing film consists of, up to the last segment that is complete."""
+    """What a growing video consists of, up to the last segment that is complete."""
 
     init: bytes
     segments: tuple[Segment, ...]
 
     def end(self, segments: int) -> int:
-        """Bytes of the film that its first `segments` segments take."""
+        """Bytes of the video that its first `segments` segments take."""
         return self.segments[segments - 1].end if segments else len(self.init)
 
     def frames(self, segments: int) -> int:
@@ -58,22 +58,22 @@ class _Box:
 
 
 def scan_film(path: Path) -> Film:
-    """Read which segments of a growing film are complete; a tail cut off by a crash is left out.
+    """Read which segments of a growing video are complete; a tail cut off by a crash is left out.
 
-    Reads the boxes' headers and skips the pictures. Raises FilmError if the file does not begin as a film.
+    Reads the boxes' headers and skips the images. Raises FilmError if the file does not begin as a video.
     """
     try:
         with open(path, "rb") as file:
             return _scan(file)
     except OSError as error:
-        raise FilmError(f"The film {path} cannot be read: {error}.") from error
+        raise FilmError(f"The video {path} cannot be read: {error}.") from error
 
 
 def _scan(file: BinaryIO) -> Film:
     boxes = _file_boxes(file, os.fstat(file.fileno()).st_size)
     init = b"".join(_read(file, box) for box in (next(boxes, None), next(boxes, None)) if box)
     if [box.kind for box in _boxes(init)] != [b"ftyp", b"moov"]:
-        raise FilmError(f"{file.name} is not a growing film: it does not begin with the boxes ftyp and moov.")
+        raise FilmError(f"{file.name} is not a growing video: it does not begin with the boxes ftyp and moov.")
     segments: list[Segment] = []
     for moof, mdat in zip(boxes, boxes, strict=False):
         if (moof.kind, mdat.kind) != (b"moof", b"mdat") or moof.end - moof.start > _LARGEST_INDEX:
@@ -155,6 +155,6 @@ def place_segment(media: bytearray, segment: int, first_tick: int) -> None:
         struct.pack_into(">I", media, box.body + 4, (segment + 1) % 2**32)
     for box in _inside(media, b"moof", b"traf", b"tfdt"):
         if media[box.body] != 1:
-            raise FilmError("The encoder wrote a 32-bit decode time; a long film needs a newer ffmpeg (5 or later).")
+            raise FilmError("The encoder wrote a 32-bit decode time; a long video needs a newer ffmpeg (5 or later).")
         (own,) = struct.unpack_from(">Q", media, box.body + 4)
         struct.pack_into(">Q", media, box.body + 4, own + first_tick)

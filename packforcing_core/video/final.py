@@ -1,4 +1,4 @@
-"""The finished file: a growing film copied, packet by packet, into an mp4 with its index in front."""
+"""The finished file: a growing video copied, packet by packet, into an mp4 with its index in front."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FINAL = ("-movflags", "+faststart+use_metadata_tags")
 def write_final(
     growing: Path, path: Path, frames: int, video_format: VideoFormat, metadata: Mapping[str, object]
 ) -> None:
-    """Write `path` from the growing film; it appears whole or not at all, and the growing film is only read.
+    """Write `path` from the growing video; it appears whole or not at all, and the growing video is only read.
 
     Raises FilmError if the result does not have `frames` frames at the format's rate, FfmpegError, OSError.
     """
@@ -29,7 +29,7 @@ def write_final(
         run_ffmpeg(_arguments(growing, unfinished, video_format), stdin=_ffmetadata(metadata).encode("utf-8"))
         _check(unfinished, frames, video_format)
         with open(unfinished, "r+b") as file:
-            os.fsync(file.fileno())  # on disk before the growing film may go
+            os.fsync(file.fileno())  # on disk before the growing video may go
         os.replace(unfinished, path)
     except BaseException:
         with suppress(OSError):

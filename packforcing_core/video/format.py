@@ -1,4 +1,4 @@
-"""What a film is encoded as: the table of codecs, and the choice of codec, quality and frame rate."""
+"""What a video is encoded as: the table of codecs, and the choice of codec, quality and frame rate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..ranges import Range, in_range
 _SLOWEST = 1.0
 _MIN_TIMESCALE = 10_000
 
-# Exact arithmetic and no vector shortcuts, so that a film continued on another machine gets the same pixels.
+# Exact arithmetic and no vector shortcuts, so that a video continued on another machine gets the same pixels.
 _TO_YUV = (
     "scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int+bitexact,"
     "format=yuv420p,"
@@ -23,7 +23,7 @@ _TO_YUV = (
 class Codec:
     """One row of the table: how ffmpeg is asked for this codec.
 
-    Thread counts are fixed in `arguments` because encoders let them change the result, and a film must not
+    Thread counts are fixed in `arguments` because encoders let them change the result, and a video must not
     depend on the number of cores. No B-frames: frames are stored in the order they are shown, so that segments
     of any length, one frame included, join without a gap. Quality is the encoder's constant rate factor: lower
     is better and larger.
@@ -63,7 +63,7 @@ CODECS: dict[str, Codec] = {
             about="H.265 4:2:0: smaller files, slower, not in every browser",
             arguments=(
                 *("-c:v", "libx265", "-preset", "medium", "-tag:v", "hvc1"),
-                # info=0: the information record names the CPU, which would make equal films differ.
+                # info=0: the information record names the CPU, which would make equal videos differ.
                 *("-x265-params", "bframes=0:pools=4:frame-threads=1:open-gop=0:info=0:log-level=error"),
             ),
             filters=_TO_YUV,
@@ -98,7 +98,7 @@ CODECS: dict[str, Codec] = {
 class VideoFormat:
     """Codec (a key of `CODECS`), quality (None: the codec's default; lower is better) and frames per second.
 
-    Every pixel becomes `zoom` x `zoom` pixels of the film. Raises PackForcingError for an unknown codec, a quality
+    Every pixel becomes `zoom` x `zoom` pixels of the video. Raises PackForcingError for an unknown codec, a quality
     outside the codec's range, a rate outside 1..240, or a zoom outside 1..16.
     """
 
@@ -142,7 +142,7 @@ class VideoFormat:
 
     @property
     def timescale(self) -> int:
-        """Ticks per second of the film's clock: fine enough for players, and a whole number of ticks a frame."""
+        """Ticks per second of the video's clock: fine enough for players, and a whole number of ticks a frame."""
         ticks = self.rate.numerator
         while ticks < _MIN_TIMESCALE:
             ticks *= 2

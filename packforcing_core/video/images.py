@@ -41,7 +41,7 @@ def read_image(path: Path) -> StillImage:
     try:
         with Image.open(path, formats=[name for name in _FORMATS if name in _readable()]) as image:
             more = getattr(image, "n_frames", 1) - 1
-            notes = (f"It holds {more} more pictures: only the first is used.",) if more else ()
+            notes = (f"It holds {more} more images: only the first is used.",) if more else ()
             image.load()
             upright, told = _upright(image)
             pixels, shown = _rgb(upright)

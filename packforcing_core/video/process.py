@@ -186,7 +186,7 @@ class LastWords:
 class Encoder:
     """One ffmpeg that takes raw frames and returns, when closed, all bytes that it has made of them.
 
-    It writes to a pipe and never to a file: should this process be killed, nobody else touches the film.
+    It writes to a pipe and never to a file: should this process be killed, nobody else touches the video.
     """
 
     def __init__(self, arguments: Sequence[str]):

@@ -1,4 +1,6 @@
-"""Reading a video or an image: what is in it, and its frames. Works on a growing film and on one cut off by a crash."""
+"""Reading a video or an image: what is in it, and its frames. Works on a growing video and on one cut off by a
+crash.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,7 @@ def probe(path: Path | str) -> VideoInfo:
 def read_frames(path: Path | str) -> Iterator[np.ndarray]:
     """Decode a video or an image frame by frame: uint8 [H, W, 3], RGB. Raises FilmError if it cannot be read.
 
-    Frames come at the constant rate that `probe` tells. Of a growing film it reads the closed segments.
+    Frames come at the constant rate that `probe` tells. Of a growing video it reads the closed segments.
     """
     path = Path(path)
     if is_image(path):

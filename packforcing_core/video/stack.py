@@ -1,4 +1,4 @@
-"""Films side by side, for comparing what differs between renders."""
+"""Videos side by side, for comparing what differs between renders."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FRAMES_PER_SEGMENT = 64
 def stack_films(
     films: Sequence[Path], target: Path, codec: str = "h264", captions: Sequence[np.ndarray] | None = None
 ) -> Iterator[int]:
-    """Writes the `films`, left to right, as one film `target`, which is there when the iterator ends.
+    """Writes the `films`, left to right, as one video `target`, which is there when the iterator ends.
 
-    Yields the number of frames written, after each. `captions` are pictures uint8 [h, W, 3], one as wide as each film,
-    that stand above it. A film that ends early shows its last frame until the longest ends. Raises PackForcingError for
-    films of different height or frame rate.
+    Yields the number of frames written, after each. `captions` are images uint8 [h, W, 3], one as wide as each video,
+    that stand above it. A video that ends early shows its last frame until the longest ends. Raises PackForcingError
+    for videos of different height or frame rate.
     """
     infos = [probe(film) for film in films]
     _require_alike(films, infos)
@@ -38,7 +38,7 @@ def stack_films(
 
 
 def _rows(films: Sequence[Path], captions: Sequence[np.ndarray] | None) -> Iterator[np.ndarray]:
-    """Each moment of all films as one picture."""
+    """Each moment of all videos as one image."""
     shown: list[np.ndarray] = []
     for frames in zip_longest(*map(read_frames, films)):
         shown = [old if new is None else new for old, new in zip(shown or frames, frames, strict=True)]
@@ -50,10 +50,10 @@ def _rows(films: Sequence[Path], captions: Sequence[np.ndarray] | None) -> Itera
 
 def _require_alike(films: Sequence[Path], infos: Sequence[VideoInfo]) -> None:
     if len(films) < 2:
-        raise PackForcingError(f"Got {len(films)} film to stack; expected two or more.")
+        raise PackForcingError(f"Got {len(films)} video to stack; expected two or more.")
     for film, info in zip(films, infos, strict=True):
         if (info.height, info.fps) != (infos[0].height, infos[0].fps):
             raise PackForcingError(
                 f"{Path(film).name} is {info.height} pixels high at {float(info.fps):g} FPS and {Path(films[0]).name} "
-                f"{infos[0].height} at {float(infos[0].fps):g}; films side by side must agree. Render them alike."
+                f"{infos[0].height} at {float(infos[0].fps):g}; videos side by side must agree. Render them alike."
             )

@@ -1,8 +1,8 @@
-"""Frames into a film that can be watched while it grows, survives a crash, and can be continued exactly.
+"""Frames into a video that can be watched while it grows, survives a crash, and can be continued exactly.
 
-The growing film is a fragmented mp4 beside the final one. Each segment comes from a fresh encoder and is appended
-whole, so that its bytes depend on its own frames alone: a film continued in another process is byte for byte the
-film of an unbroken run, and appending costs the same at block 10,000 as at block 1.
+The growing video is a fragmented mp4 beside the final one. Each segment comes from a fresh encoder and is appended
+whole, so that its bytes depend on its own frames alone: a video continued in another process is byte for byte the
+video of an unbroken run, and appending costs the same at block 10,000 as at block 1.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ _UNTIL_THE_END = b"\0\0\0\0free"
 
 
 class SegmentedWriter:
-    """Writes frames to `path` (an .mp4) by way of a growing film beside it.
+    """Writes frames to `path` (an .mp4) by way of a growing video beside it.
 
-        with SegmentedWriter("out/film.mp4", 832, 480, VideoFormat(fps=16)) as writer:
+        with SegmentedWriter("out/video.mp4", 832, 480, VideoFormat(fps=16)) as writer:
             for number, frames in enumerate(blocks, start=1):    # frames: uint8 [T, 480, 832, 3], RGB
                 writer.write(frames)
                 if number % 8 == 0:
                     writer.end_segment()                         # playable and safe on disk from here on
             writer.finish(metadata={"workflow": workflow})
 
-    `first_segment` continues a film: its first `first_segment` segments are kept and the rest is cut off; the
-    caller then goes on with the frames that follow `frames_written`. With 0 a film that is there is begun anew.
-    `growing_path` is the film so far, playable from the first closed segment on; `growing` puts it elsewhere.
+    `first_segment` continues a video: its first `first_segment` segments are kept and the rest is cut off; the
+    caller then goes on with the frames that follow `frames_written`. With 0 a video that is there is begun again.
+    `growing_path` is the video so far, playable from the first closed segment on; `growing` puts it elsewhere.
 
     Odd sizes are padded to even ones by repeating the last row or column (not for codec lossless).
 
-    Folder, codec, size and the film to be continued are checked here, before any work: PackForcingError.
+    Folder, codec, size and the video to be continued are checked here, before any work: PackForcingError.
     Leaving the `with` block, by an exception too, closes the segment that is open; `finish` makes the final file.
     One segment's encoded bytes are held in memory until it is closed.
     """
@@ -77,7 +77,7 @@ class SegmentedWriter:
 
     @property
     def frames_written(self) -> int:
-        """Frames of the film so far, the open segment's included."""
+        """Frames of the video so far, the open segment's included."""
         return self._closed_frames + self._open_frames
 
     @property
@@ -99,7 +99,7 @@ class SegmentedWriter:
                     self._close_segment(strict=False)
         finally:
             self.abort()
-            if not self.segments:  # a film without a frame would not play
+            if not self.segments:  # a video without a frame would not play
                 with suppress(OSError):
                     self.growing_path.unlink()
 
@@ -128,33 +128,33 @@ class SegmentedWriter:
     def end_segment(self) -> None:
         """Close the open segment (none: does nothing) and put it on disk. The next frame begins a fresh encoder.
 
-        Raises PackForcingError when the encoder failed, the disk is full or the film has gone.
+        Raises PackForcingError when the encoder failed, the disk is full or the video has gone.
         """
         self._must_be_writable()
         self._close_segment(strict=True)
 
     def finish(self, metadata: Mapping[str, object] | None = None, *, keep_growing: bool = False) -> Path:
-        """Close the film and make the final file, which plays from its first bytes and can be sought in.
+        """Close the video and make the final file, which plays from its first bytes and can be sought in.
 
         metadata: key -> text, or what JSON can hold; "prompt" and "workflow" are what ComfyUI reads back.
-        keep_growing: leave the growing film, so that the film can be extended or retaken later.
-        Raises PackForcingError, and leaves the growing film as it is, if the final file cannot be made.
+        keep_growing: leave the growing video, so that the video can be extended or retaken later.
+        Raises PackForcingError, and leaves the growing video as it is, if the final file cannot be made.
         """
         self.end_segment()
         if not self.segments:
-            raise PackForcingError(f"The film {self.path} has no frames: write some before finishing it.")
+            raise PackForcingError(f"The video {self.path} has no frames: write some before finishing it.")
         try:
             write_final(self.growing_path, self.path, self._closed_frames, self.format, metadata or {})
         except (PackForcingError, OSError) as error:
             self._fail(error)
         self.abort()
         if not keep_growing:
-            with suppress(OSError):  # Windows: somebody is watching it; the final film is complete all the same
+            with suppress(OSError):  # Windows: somebody is watching it; the final video is complete all the same
                 self.growing_path.unlink()
         return self.path
 
     def abort(self) -> None:
-        """Stop: drop the open segment and let go of the film, whose closed segments stay playable."""
+        """Stop: drop the open segment and let go of the video, whose closed segments stay playable."""
         if self._encoder is not None:
             self._encoder.kill()
         self._encoder = None
@@ -167,7 +167,7 @@ class SegmentedWriter:
             raise PackForcingError(f"Nothing more can be written to {self.path}: {self._problem}.")
 
     def _try_encoder(self) -> bytes:
-        """One black frame through the encoder: proves codec and size, and gives the film's init boxes."""
+        """One black frame through the encoder: proves codec and size, and gives the video's init boxes."""
         width, height = self.format.stored_size(self.width, self.height)
         try:
             encoder = Encoder(self._arguments)
@@ -190,25 +190,25 @@ class SegmentedWriter:
         film = scan_film(self.growing_path)
         if len(film.segments) < first_segment:
             raise FilmError(
-                f"The film {self.growing_path} has {len(film.segments)} complete segments but {first_segment} were "
+                f"The video {self.growing_path} has {len(film.segments)} complete segments but {first_segment} were "
                 f"expected: continue from segment {len(film.segments)} or earlier."
             )
         if film.init != self._init:
             raise FilmError(
-                f"The film {self.growing_path} was begun with another size, codec, quality or frame rate, or by "
-                "another ffmpeg: continue it with the same, or start a new film."
+                f"The video {self.growing_path} was begun with another size, codec, quality or frame rate, or by "
+                "another ffmpeg: continue it with the same, or start a new video."
             )
         return film
 
     def _open_film(self, new: bool):
-        """The growing film, cut to what is kept. Unbuffered: after a failed write nothing may follow later."""
+        """The growing video, cut to what is kept. Unbuffered: after a failed write nothing may follow later."""
         try:
             for folder in (self.path.parent, self.growing_path.parent):
                 folder.mkdir(parents=True, exist_ok=True)
             file = open(self.growing_path, "w+b" if new else "r+b", buffering=0)  # noqa: SIM115, kept open
         except OSError as error:
             raise PackForcingError(
-                f"The film {self.growing_path} cannot be written to: {error}. Choose another folder."
+                f"The video {self.growing_path} cannot be written to: {error}. Choose another folder."
             ) from error
         try:
             if new:
@@ -217,7 +217,7 @@ class SegmentedWriter:
             os.fsync(file.fileno())
         except OSError as error:
             file.close()
-            raise PackForcingError(f"The film {self.growing_path} cannot be written: {error}.") from error
+            raise PackForcingError(f"The video {self.growing_path} cannot be written: {error}.") from error
         return file
 
     def _close_segment(self, strict: bool) -> None:

@@ -1,4 +1,4 @@
-"""TetherCache (arXiv 2606.13035): sink, recent frames, and between them a memory of whole frames.
+"""TetherCache (arXiv 2606.13035): sink, recent frames, and between them a selection of whole frames.
 
 Relevance and diversity decide who is in the memory. When frames leave the recent ones, they and the memory's compete at
 the block's first step: with s_i the mean of q.k / sqrt(d) over the current queries, heads and frame i's keys,

@@ -1,4 +1,4 @@
-"""The passes of a block without the loop around them: what the memory and the sampler cost on top is the rest."""
+"""The passes of a block without the loop around them: what the cache and the sampler cost on top is the rest."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def _decoding(plan: Plan, model: CausalWan) -> dict[str, Any]:
 
 
 class _Discard:
-    """A film that nobody keeps."""
+    """A video that nobody keeps."""
 
     def write(self, frames) -> None: ...
 
@@ -147,7 +147,7 @@ class _Discard:
 
 
 def _beside(plan: Plan, model: CausalWan, vae) -> float:
-    """Seconds a block, by the clock on the wall, to frames on the host, as a render makes them: the rollout decodes,
+    """Seconds per block, by the clock on the wall, to frames on the host, as a render makes them: the rollout decodes,
     for the compressed tokens need the frames, and they are brought to the host while the next block is made.
     """
     stream = Stream(model, plan.scale, vae=vae)

@@ -1,4 +1,4 @@
-"""A measurement as Markdown, and as a picture where matplotlib is installed."""
+"""A measurement as Markdown, and as an image where matplotlib is installed."""
 
 from __future__ import annotations
 

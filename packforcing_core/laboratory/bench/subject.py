@@ -1,6 +1,6 @@
 """What is measured: models of exact shapes with random weights, built where they run, and streams of blocks.
 
-Random weights serve for time and memory, not for quality, and not for what a memory selects.
+Random weights serve for time and memory, not for quality, and not for what a policy selects.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Scale:
-    """The sizes of a measurement: a transformer, a VAE and a picture of `width` x `height` pixels; a memory planned for
+    """The sizes of a measurement: a transformer, a VAE and an image of `width` x `height` pixels; a cache planned for
     `blocks`, by default two minutes.
     """
 
@@ -86,7 +86,7 @@ class Plan:
     """What to measure on what. `rounds` is how many blocks each stream makes in turns, `repeats` that of a kernel.
 
     A stream stands in front of each of the `positions` (blocks counted from 1, 21 among them). On a CPU it makes that
-    very block every time; elsewhere it goes on from there, since its memory is too large to be put back. `survival`
+    very block every time; elsewhere it goes on from there, since its cache is too large to be put back. `survival`
     makes 40 whole blocks and more.
     """
 
@@ -165,7 +165,7 @@ def _random_weights(net: Net, device: torch.device) -> Net:
 
 
 class Stream:
-    """A render, block by block; `skip` fills the memory with random keys instead of running the model.
+    """A render, block by block; `skip` fills the cache with random keys instead of running the model.
 
     With a VAE every block is decoded to frames on the host, and encoded again for its compressed tokens. A stream that
     was `placed` can make the same block again and again: `again` takes back what was made since.

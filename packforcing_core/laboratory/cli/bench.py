@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     plan = _plan(options)
     if options.plot and not options.output:
-        raise PackForcingError("--plot needs --output, the folder for the picture.")
+        raise PackForcingError("--plot needs --output, the folder for the image.")
     console = Console(stderr=True)
     result = measure(plan, lambda what: console.print(f"measuring: {what}"))
     if options.output:

@@ -1,4 +1,4 @@
-"""Measure films: drift, flicker, motion, consistency, and whether films of the little world show what was asked for."""
+"""Measure videos: drift, flicker, motion, consistency, and whether videos of the toy world show what was asked for."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..evaluation.vbench_scores import available_dimensions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", metavar="FILE", help="films, .mp4 (growing ones, too)")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="videos, .mp4 (growing ones, too)")
     parser.add_argument(
         "--prompt",
         action="append",
         default=[],
-        help="what the films were made for: once for all of them, or once for each in their order",
+        help="what the videos were made for: once for all of them, or once for each in their order",
     )
     parser.add_argument(
         "--models", metavar="FOLDER", help=f"a folder with CLIP or DINO as transformers saves them ({_kinds()})"
@@ -57,7 +57,7 @@ def _prompts(options: argparse.Namespace) -> list[str | None]:
         return (options.prompt or [None]) * count
     if len(options.prompt) != count:
         raise PackForcingError(
-            f"Got {len(options.prompt)} prompts for {count} films; expected one for all, or one for each."
+            f"Got {len(options.prompt)} prompts for {count} videos; expected one for all, or one for each."
         )
     return options.prompt
 

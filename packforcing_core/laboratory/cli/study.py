@@ -1,4 +1,4 @@
-"""Compare memory policies on the miniature: the same prompts and seeds for all, an exact checker, intervals."""
+"""Compare KV cache policies on the miniature: the same prompts and seeds for all, an exact checker, intervals."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ FILMS, QUESTIONS_ALONE = "films", "questions"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="few rows, 4 seeds of 15 s: minutes, and decides nothing")
     parser.add_argument(
-        "--output", metavar="FOLDER", help="for results, tables and pictures; default: study, or study-quick"
+        "--output", metavar="FOLDER", help="for results, tables and images; default: study, or study-quick"
     )
     parser.add_argument("--rows", help="their names, with commas between; default: all")
     parser.add_argument("--seeds", type=int, help=f"how many; default: {SEEDS}")
     parser.add_argument(
         "--first-seed",
         type=int,
-        help=f"of films and questions; default: {TEST_SEED}, where those begin that nothing was chosen by, or 0",
+        help=f"of videos and questions; default: {TEST_SEED}, where those begin that nothing was chosen by, or 0",
     )
-    parser.add_argument("--seconds", type=float, help=f"length of a film; default: {SECONDS:g}")
+    parser.add_argument("--seconds", type=float, help=f"length of a video; default: {SECONDS:g}")
     parser.add_argument(
         "--questions", type=int, help=f"how many of each kind what is recalled is asked with; default: {QUESTIONS}"
     )
@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="say what the rows are, and do nothing")
     parser.add_argument("--tables", action="store_true", help="tables of what is there; render nothing")
     parser.add_argument(
-        "--page", metavar="FILE", help="write the tables between the marks of this page, too, the pictures beside it"
+        "--page", metavar="FILE", help="write the tables between the marks of this page, too, the images beside it"
     )
 
 
@@ -171,7 +171,7 @@ def _write(
 ) -> None:
     found: dict[str, dict[str, dict[int, dict]]] = {kind: {} for kind in (FILMS, *AWAY)}
     for job in jobs:
-        if result := folder.read(job):  # A row with no film, or no answer, is left out of those tables.
+        if result := folder.read(job):  # A row with no video, or no answer, is left out of those tables.
             kind = job.case.away if isinstance(job.case, Question) else FILMS
             found[kind].setdefault(job.row.name, {})[job.case.seed] = result
     results = {kind: whole_seeds(of_kind) for kind, of_kind in found.items() if of_kind}
@@ -198,4 +198,4 @@ def _write(
             else:
                 console.print("no new contact sheet: results from an archive have no pictures")
     console.print(text)
-    console.print(f"tables and pictures are in {folder.path}")
+    console.print(f"tables and images are in {folder.path}")

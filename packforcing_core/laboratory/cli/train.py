@@ -35,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "phases, of the longest clips; latents ends behind a shard, and the same command goes on",
     )
     parser.add_argument("--batch", type=int, help="clips a step, of all ranks together. default: the size's")
-    parser.add_argument("--clips", type=int, help="of stage latents: clips of the little world. default: the size's")
+    parser.add_argument("--clips", type=int, help="of stage latents: clips of the toy world. default: the size's")
     parser.add_argument(
         "--worlds",
-        help="of stage latents: the mix of the little world, of one, two, return, unnamed, hidden and pan, such as "
+        help="of stage latents: the mix of the toy world, of one, two, return, unnamed, hidden and pan, such as "
         '"one=3,two=1,pan=2". '
         "default: the size's, else as it comes",
     )
@@ -165,7 +165,7 @@ def _latents(options: argparse.Namespace, setup) -> Iterator[Path]:
     vae, folder, size = load_training_vae(setup), setup.folder / "latents", setup.size
     if not options.videos:
         if size.vae is None:
-            raise PackForcingError(f"At size {size.name} give your films as --videos.")
+            raise PackForcingError(f"At size {size.name} give your videos as --videos.")
         worlds = Worlds.parse(options.worlds) if options.worlds else size.worlds
         clips = options.clips or size.encoded_clips
         yield from encode_little_world(vae, folder, clips, size.clips, setup.seed, worlds=worlds)

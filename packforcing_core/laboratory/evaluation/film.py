@@ -1,4 +1,4 @@
-"""All that can be said of a film: what it holds, measures, models' scores, and the checker's report."""
+"""All that can be said of a video: what it holds, measures, models' scores, and the checker's report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHEET_PICTURES = 8
 
 @dataclass(frozen=True)
 class FilmEvaluation:
-    """`world` is None where the prompt is none of the little world's. `pictures` are (frame number, uint8 [H, W, 3]),
+    """`world` is None where the prompt is none of the toy world's. `pictures` are (frame number, uint8 [H, W, 3]),
     evenly spread from the first frame to the last."""
 
     name: str
@@ -59,7 +59,7 @@ def evaluate_film(
     models: Models | None = None,
     vbench_dimensions: tuple[str, ...] | list[str] = (),
 ) -> FilmEvaluation:
-    """Reads a film once (once more for the checker). Raises FilmError where it cannot be read."""
+    """Reads a video once (once more for the checker). Raises FilmError where it cannot be read."""
     path = Path(path)
     info = probe(path)
     fps = float(info.fps)
@@ -93,7 +93,7 @@ def _world(path: Path, info: VideoInfo, prompt: str | None) -> tuple[WorldReport
     zoom = info.width // WIDTH
     if (info.width, info.height) != (zoom * WIDTH, zoom * HEIGHT) or zoom < 1:
         size = f"{info.width} x {info.height}"
-        told = f"{path.name}: the checker reads {WIDTH} x {HEIGHT} pixels and whole multiples; this film is {size}."
+        told = f"{path.name}: the checker reads {WIDTH} x {HEIGHT} pixels and whole multiples; this video is {size}."
         return None, (told,)
     return check_video((unzoomed(frame, zoom) for frame in read_frames(path)), prompt), ()
 

@@ -16,7 +16,7 @@ FROZEN, FROZEN_LEVELS = 0.001, 0.5  # nothing goes so far (a share of the shorte
 DYNAMIC = 6 / 256  # share of the shorter side; the threshold of VBench's dynamic degree
 JUMP_RATIO, JUMP_LEVELS = 4.0, 0.5  # a jump changes so many times more than its surroundings, and so many levels
 STILL_LEVELS = 0.05  # a change smaller than this is none
-FLAT = 0.5  # levels of lightness (of 100) below which a picture has no contrast
+FLAT = 0.5  # levels of lightness (of 100) below which an image has no contrast
 AROUND = 12  # frames on either side that a jump is compared with
 
 
@@ -91,7 +91,7 @@ def _flicker(lab: np.ndarray) -> float:
 
 
 def _jumps(change: np.ndarray) -> tuple[int, ...]:
-    """Frames that change far more than those around them that change at all: a still film may begin to move."""
+    """Frames that change far more than those around them that change at all: a still video may begin to move."""
     found = []
     for frame in range(1, len(change)):
         around = np.r_[change[max(1, frame - AROUND) : frame], change[frame + 1 : frame + 1 + AROUND]]

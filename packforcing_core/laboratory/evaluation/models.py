@@ -1,4 +1,4 @@
-"""Scores of models from a local folder: CLIP (does the film show its prompt?), CLIP and DINO (does it stay the same?).
+"""Scores of models from a local folder: CLIP (does the video show its prompt?), CLIP and DINO (does it stay the same?).
 
 Nothing is downloaded: a folder holds models as `save_pretrained` of transformers writes them, itself or one level down.
 """
@@ -24,10 +24,10 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class ModelScores:
-    """`clip_windows`: 100 x the cosine of a picture and the prompt, the mean of each WINDOW_SECONDS; empty without a
-    prompt or without CLIP. The consistencies, 0..1, are None without their model: the mean over the pictures of the
+    """`clip_windows`: 100 x the cosine of an image and the prompt, the mean of each WINDOW_SECONDS; empty without a
+    prompt or without CLIP. The consistencies, 0..1, are None without their model: the mean over the images of the
     cosine with the first and with the previous one, as VBench defines subject (DINO) and background (CLIP)
-    consistency, on pictures taken at a fixed rate and not on every frame."""
+    consistency, on images taken at a fixed rate and not on every frame."""
 
     clip_windows: tuple[float, ...] = ()
     clip_consistency: float | None = None
@@ -73,7 +73,7 @@ class Models:
             raise PackForcingError(f"The models of {folder} cannot be loaded: {error}") from error
 
     def score(self, pictures: Sequence[np.ndarray], seconds: Sequence[float], prompt: str | None) -> ModelScores:
-        """Pictures uint8 [H, W, 3] taken `seconds` into a film."""
+        """Images uint8 [H, W, 3] taken `seconds` into a video."""
         features = {kind: self._look(kind, pictures) for kind in self._models}
         consistency = {kind: _consistency(found) for kind, found in features.items()}
         windows: tuple[float, ...] = ()

@@ -65,7 +65,7 @@ class _Watcher:
         self._cv2 = opencv()
         self._interval = sampling_interval(fps)
         self._flow = self._cv2.DISOpticalFlow_create(self._cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        self._recent: deque[np.ndarray] = deque(maxlen=self._interval)  # grey pictures, newest last
+        self._recent: deque[np.ndarray] = deque(maxlen=self._interval)  # grey images, newest last
         self._small: np.ndarray | None = None
         self._first: np.ndarray | None = None
         self._previous: np.ndarray | None = None

@@ -22,7 +22,7 @@ def library(module: str, package: str, use: str) -> ModuleType:
 
 
 def ndimage() -> ModuleType:
-    return library("scipy.ndimage", "scipy", "The checker of the little world")
+    return library("scipy.ndimage", "scipy", "The checker of the toy world")
 
 
 def opencv() -> ModuleType:
@@ -31,5 +31,5 @@ def opencv() -> ModuleType:
 
 def assign(costs: np.ndarray) -> list[tuple[int, int]]:
     """The pairs (row, column) of least total cost [N, M]; min(N, M) of them."""
-    rows, columns = library("scipy.optimize", "scipy", "The checker of the little world").linear_sum_assignment(costs)
+    rows, columns = library("scipy.optimize", "scipy", "The checker of the toy world").linear_sum_assignment(costs)
     return list(zip(rows.tolist(), columns.tolist(), strict=True))

@@ -13,7 +13,7 @@ Rows = Iterator[tuple[str, Callable[[FilmEvaluation], str | None]]]
 
 
 def markdown_table(films: Sequence[FilmEvaluation], notes: Sequence[str] = ()) -> str:
-    """A row for each number that any film has, a column for each film; what could not be measured stands below."""
+    """A row for each number that any video has, a column for each video; what could not be measured stands below."""
     lines = [_line(["", *(film.name for film in films)]), _line(["---", *("---:" for _ in films)])]
     for name, tell in _rows():
         cells = [tell(film) for film in films]

@@ -34,7 +34,7 @@ WEIGHTS: Mapping[str, tuple[str, ...]] = {
     "aesthetic_quality": ("clip_model/ViT-L-14.pt", "aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth"),
     "imaging_quality": ("pyiqa_model/musiq_spaq_ckpt-358bb6af.pth",),
 }
-"""The dimensions that need nothing but a film, and the files each opens in vbench's cache."""
+"""The dimensions that need nothing but a video, and the files each opens in vbench's cache."""
 
 HUB_WEIGHTS: Mapping[str, str] = {"subject_consistency": "dino_vitbase16_pretrain.pth"}
 """What a dimension also takes from torch.hub's checkpoints: DINO's own hubconf.py loads its weights from there, and the
@@ -87,7 +87,7 @@ def available_dimensions() -> tuple[list[str], tuple[str, ...]]:
 def vbench_scores(
     path: Path, dimensions: Sequence[str], device: str = "cpu"
 ) -> tuple[dict[str, float], tuple[str, ...]]:
-    """Each of the dimensions of a film by itself, and sentences on those that failed."""
+    """Each of the dimensions of a video by itself, and sentences on those that failed."""
     scores, notes = {}, []
     for dimension in dimensions:
         try:
@@ -99,9 +99,9 @@ def vbench_scores(
 
 def vbench_score(path: Path, dimension: str, device: str = "cpu") -> float:
     """A dimension of WEIGHTS of an .mp4, by vbench itself: 0 to 1, more is better, but for dynamic_degree: 1 where the
-    film moves, 0 where it does not. vbench holds all frames in memory.
+    video moves, 0 where it does not. vbench holds all frames in memory.
 
-    Raises PackForcingError where vbench cannot be imported, a file of weights is absent, the film is too small, or
+    Raises PackForcingError where vbench cannot be imported, a file of weights is absent, the video is too small, or
     vbench fails or answers with what is no number."""
     vbench = _module()
     absent = absent_weights(dimension, cache_folder())
@@ -110,8 +110,8 @@ def vbench_score(path: Path, dimension: str, device: str = "cpu") -> float:
     info = probe(path)
     if min(info.width, info.height) < LEAST_SIDE.get(dimension, 1):
         raise PackForcingError(
-            f"{path.name}: VBench's {dimension} was not measured: its network sees nothing in films whose shorter side "
-            f"has less than {LEAST_SIDE[dimension]} pixels; this one is {info.width} x {info.height}."
+            f"{path.name}: VBench's {dimension} was not measured: its network sees nothing in videos whose "
+            f"shorter side has less than {LEAST_SIDE[dimension]} pixels; this one is {info.width} x {info.height}."
         )
     try:
         score = _evaluate(vbench, path, dimension, device)
@@ -123,7 +123,7 @@ def vbench_score(path: Path, dimension: str, device: str = "cpu") -> float:
     if not math.isfinite(score):
         raise PackForcingError(
             f"{path.name}: VBench's {dimension} was not measured: vbench said {score}; expected a number, for which it "
-            "needs a film of two frames or more that OpenCV and decord can read."
+            "needs a video of two frames or more that OpenCV and decord can read."
         )
     return score
 
@@ -140,7 +140,7 @@ def _evaluate(vbench: ModuleType, path: Path, dimension: str, device: str) -> fl
             mode="custom_input",
         )
         results = json.loads((Path(folder) / "film_eval_results.json").read_text(encoding="utf-8"))
-    # The mean over the films, then an entry a film, whose scale differs between dimensions; here is one film.
+    # The mean over the videos, then an entry a video, whose scale differs between dimensions; here is one video.
     mean, _ = results[dimension]
     return float(mean)
 

@@ -1,1 +1,1 @@
-"""Which memory helps, and how much: the same prompts and seeds under many policies, measured by the exact checker."""
+"""Which policy helps, and how much: the same prompts and seeds under many policies, measured by the exact checker."""

@@ -1,4 +1,4 @@
-"""A row's answer to a question: what is given is encoded and decoded once, and committed anew by every row."""
+"""A row's answer to a question: what is given is encoded and decoded once, and committed again by every row."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Given:
 
 
 def given_by(subject: Subject, question: Question) -> Given:
-    """Draws, encodes and decodes the film so far."""
+    """Draws, encodes and decodes the video so far."""
     with torch.inference_mode():
         latents = encode(subject.vae, drawn(question)).float()
         decoder = StreamingDecoder(subject.vae)
@@ -64,14 +64,14 @@ class Answers:
         self._newest: tuple[Question, Given] | None = None
 
     def to(self, question: Question, row: Row) -> dict[str, float]:
-        """`recalled` of the blocks that the row's memory makes."""
+        """`recalled` of the blocks that the row's policy makes."""
         if self._newest is None or self._newest[0] != question:
             self._newest = question, given_by(self.subject, question)
         return answer(self.subject, row, question, self._newest[1])
 
 
 def answer(subject: Subject, row: Row, question: Question, given: Given) -> dict[str, float]:
-    """`recalled` of the blocks that the row's memory makes of what is given, and what it `found`, where it selects."""
+    """`recalled` of the blocks that the row's policy makes of what is given, and what it `found`, where it selects."""
     if row.oracle == "whole":
         given = shortened(given, (*range(SINK // FRAMES_PER_BLOCK), question.whole, question.block - 1))
     block = given.latents.shape[2] // FRAMES_PER_BLOCK

@@ -1,4 +1,4 @@
-"""What is asked for: a prompt of the little world for each seed, the same for all rows."""
+"""What is asked for: a prompt of the toy world for each seed, the same for all rows."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ WORLDS: Mapping[str, tuple[str, Callable[[Scene], bool]]] = {
 }
 """Name to the kind of scene and what else it must be. In `return` the prompt keeps the colour for itself."""
 MEMORY_WORLDS = ("return", "pan")
-"""Where the prompt does not say what comes back into sight, so that only memory can know."""
+"""Where the prompt does not say what comes back into sight, so that only recall can tell."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A film to make: the seed of its noise, its prompt, and which of WORLDS that is of."""
+    """A video to make: the seed of its noise, its prompt, and which of WORLDS that is of."""
 
     seed: int
     world: str

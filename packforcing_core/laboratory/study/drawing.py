@@ -1,4 +1,4 @@
-"""The study as pictures: what is recalled; what stays right over time, a line for each row; a contact sheet."""
+"""The study as images: what is recalled; what stays right over time, a line for each row; a contact sheet."""
 
 from __future__ import annotations
 

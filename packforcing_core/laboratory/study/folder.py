@@ -21,7 +21,7 @@ LARGEST = 4 << 20  # bytes of one result
 
 @dataclass(frozen=True)
 class Job:
-    """One film, or one question: a row and a case."""
+    """One video, or one question: a row and a case."""
 
     row: Row
     case: Case | Question
@@ -29,7 +29,7 @@ class Job:
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """`settings` decide every film of the folder: weights, seconds, dtype, sampling, version. `compressor` names the
+    """`settings` decide every video of the folder: weights, seconds, dtype, sampling, version. `compressor` names the
     trained branch, which only some rows use: those of another one are missing, the others stay.
     """
 

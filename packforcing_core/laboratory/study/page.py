@@ -33,7 +33,7 @@ class Facts:
     settings: Mapping[str, object]
     left_out: tuple[str, ...]
     hours: float
-    """Hours of one core, all films and answers together."""
+    """Hours of one core, all videos and answers together."""
     versions: str
     date: str
 
@@ -58,7 +58,7 @@ def as_json(tables: Tables | None, recall: RecallTables | None, rows: Sequence[R
 
 
 def as_markdown(tables: Tables | None, recall: RecallTables | None, rows: Sequence[Row], facts: Facts) -> str:
-    """The tables with what they rest on, and the pictures that lie beside the page; None where there are no films, or
+    """The tables with what they rest on, and the images that lie beside the page; None where there are no videos, or
     no answers."""
     parts = [*_told(facts), *_without(rows, tables, recall)]
     if recall:
@@ -85,8 +85,8 @@ def _told(facts: Facts) -> Iterator[str]:
     told = ", ".join(f"{name} {value}" for name, value in facts.settings.items())
     yield f"`{facts.command}`, {facts.date}: {told}; {facts.versions}."
     yield (
-        f"{facts.hours:.2g} hours of one core for all films and answers. Means over seeds with intervals at "
-        f"{LEVEL:.0%}: exact ones of questions, of films bootstrap intervals, resampled world by world; rates in "
+        f"{facts.hours:.2g} hours of one core for all videos and answers. Means over seeds with intervals at "
+        f"{LEVEL:.0%}: exact ones of questions, of videos bootstrap intervals, resampled world by world; rates in "
         "percent."
     )
     if facts.left_out:
@@ -94,7 +94,7 @@ def _told(facts: Facts) -> Iterator[str]:
 
 
 def _told_of_films(tables: Tables) -> Iterator[str]:
-    yield f"Films: {len(tables.seeds)} seeds ({_span(tables.seeds)}), the same for all rows."
+    yield f"Videos: {len(tables.seeds)} seeds ({_span(tables.seeds)}), the same for all rows."
     if len(tables.seeds) < 16:
         yield "**Fewer than 16 seeds: this shows that the study runs, it decides nothing.**"
 
@@ -114,7 +114,7 @@ def _span(seeds: Sequence[int]) -> str:
 
 
 def _recall_tables(recall: RecallTables) -> Iterator[str]:
-    yield "### Recalled: given films, two blocks made, in which a thing comes back"
+    yield "### Recalled: given videos, two blocks made, in which a thing comes back"
     heads = [f"{measure.title}, {frames / FPS:.0f} s away" for measure in RECALL for frames in AWAY.values()]
     columns = [(measure, recall.measures[measure.key][away]) for measure in RECALL for away in AWAY]
     names = list(columns[0][1])
@@ -141,7 +141,7 @@ def _claim_tables(tables: Tables) -> Iterator[str]:
     if tables.memory:
         worlds = " and ".join(MEMORY_WORLDS)
         count = len(tables.memory_seeds)
-        yield f"### The worlds that need memory ({worlds}; {count} seeds), last stretch before {last}"
+        yield f"### The worlds that need recall ({worlds}; {count} seeds), last stretch before {last}"
         yield _table(
             ["row", *(measure.title for measure in MEASURES)],
             [

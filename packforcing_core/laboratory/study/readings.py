@@ -1,4 +1,4 @@
-"""A film of the study in numbers: of each stretch of it, and over time."""
+"""A video of the study in numbers: of each stretch of it, and over time."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ..evaluation.measures import measure
 from ..evaluation.observe import Observations, observe
 
 MOMENTS = (5.0, 15.0, 30.0, 60.0, 120.0)
-"""Seconds at which a film is read: each time what came since the moment before."""
+"""Seconds at which a video is read: each time what came since the moment before."""
 CURVES = ("right", "colours_right", "count_right", "identity_kept")
 PICTURES = 6
 
 
 def moments_of(seconds: float) -> tuple[float, ...]:
-    """The ends of the stretches of a film of `seconds`."""
+    """The ends of the stretches of a video of `seconds`."""
     return (*(moment for moment in MOMENTS if moment < seconds), seconds)
 
 
@@ -49,8 +49,8 @@ def read_film(frames: np.ndarray, prompt: str, fps: float, moments: Sequence[flo
 
 
 def _window(report: WorldReport, motion: Motion, until: Observations, within: Observations) -> dict[str, float]:
-    """`until` is the film up to the window's end, for drifts; `within` the window alone, as is its `motion`: the
-    report's speed and freezing are the whole film's."""
+    """`until` is the video up to the window's end, for drifts; `within` the window alone, as is its `motion`: the
+    report's speed and freezing are the whole video's."""
     drift, shot = measure(until), measure(within)
     return {
         **report.rates(),

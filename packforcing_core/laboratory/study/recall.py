@@ -1,9 +1,9 @@
-"""Questions to the memory alone: a thing that was seen, and is long out of sight, comes back. Is it what it was?
+"""Questions about recall alone: a thing that was seen, and is long out of sight, comes back. Is it what it was?
 
-What came before is given, not made: a scene is drawn, encoded and committed block by block, so no film has drifted and
+What came before is given, not made: a scene is drawn, encoded and committed block by block, so no video has drifted and
 no other mistake is counted. Its thing comes into sight when the sink is full already, and has left the recent frames
 when the blocks that are made begin, in which it has to be back. The prompt keeps its colour for itself. So what is
-right comes from the memory between sink and recent frames, or by chance: the world has five colours.
+right comes from what is kept between sink and recent frames, or by chance: the world has five colours.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The rows of the study: policies with their knobs, and what the compressor is made of. All of it is data.
 
-Every row that is no policy of its own changes one thing about the base: the memory with the trained compressor, or,
+Every row that is no policy of its own changes one thing about the base: the policy with the trained compressor, or,
 where there is none, the zero-shot one.
 """
 

@@ -35,8 +35,8 @@ class Progress:
 
 
 def jobs_of(rows: Sequence[Row], seeds: Sequence[int], questions: Sequence[int] = ()) -> list[Job]:
-    """The films of `seeds` and the `questions` of those seeds. Seed by seed, so that a study that was stopped has whole
-    seeds to compare.
+    """The videos of `seeds` and the `questions` of those seeds. Seed by seed, so that a study that was stopped has
+    whole seeds to compare.
     """
     films = [case_of(seed) for seed in seeds]
     asked = [Question(seed, away) for seed in questions for away in AWAY]
@@ -46,7 +46,7 @@ def jobs_of(rows: Sequence[Row], seeds: Sequence[int], questions: Sequence[int] 
 
 
 def settings_of(subject: Subject, seconds: float, dtype: str) -> dict[str, Any]:
-    """What all films of a study have in common, as its folder keeps it."""
+    """What all videos of a study have in common, as its folder keeps it."""
     denoising = subject.denoising
     return {
         "weights": subject.weights,
@@ -60,9 +60,9 @@ def settings_of(subject: Subject, seconds: float, dtype: str) -> dict[str, Any]:
 
 
 def run_study(folder: StudyFolder, jobs: Sequence[Job], load: Load, seconds: float, workers: int) -> Iterator[Progress]:
-    """Makes the films and answers that are missing. The folder has to be open; what is told of is on disk.
+    """Makes the videos and answers that are missing. The folder has to be open; what is told of is on disk.
 
-    Begins with what is there already. Raises PackForcingError where a library is missing that reads films.
+    Begins with what is there already. Raises PackForcingError where a library is missing that reads videos.
     """
     opencv()
     ndimage()
@@ -85,7 +85,7 @@ def load_alone(load: Load) -> Answers:
 
 
 def do_job(folder: StudyFolder, seconds: float, answers: Answers, job: Job) -> None:
-    """Makes, reads and writes down one film or answer, with the seconds of its core that it took."""
+    """Makes, reads and writes down one video or answer, with the seconds of its core that it took."""
     started = time.process_time()
     if isinstance(job.case, Question):
         found = answers.to(job.case, job.row)

@@ -1,4 +1,4 @@
-"""What is studied: a model with its decoder, texts and compressor, and the rendering of one row's film with it."""
+"""What is studied: a model with its decoder, texts and compressor, and the rendering of one row's video with it."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _digest(*paths: Path) -> str:
 
 
 def render_row(subject: Subject, row: Row, case: Case, seconds: float) -> np.ndarray:
-    """The frames uint8 [T, 64, 128, 3] of a row's film."""
+    """The frames uint8 [T, 64, 128, 3] of a row's video."""
     recipe = subject.recipe(row, case.seed, seconds)
     return film_frames(subject, row, case.prompt, recipe, StreamingDecoder(subject.vae))
 

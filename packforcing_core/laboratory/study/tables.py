@@ -51,7 +51,7 @@ MEASURES = (
 CLAIMS = ("right", "identity_kept", "moving", "colour_drift")
 """What is compared, in the last window: all rows with all of these are corrected for together."""
 MEMORY_CLAIMS = ("right", "identity_kept")
-"""What is compared on the worlds that need memory, corrected for together, apart from CLAIMS."""
+"""What is compared on the worlds that need recall, corrected for together, apart from CLAIMS."""
 
 RIGHT_IF_BACK = Measure("right_if_back", "right, if back", counted=True)
 FOUND = Measure("found", "layers that select it")
@@ -68,7 +68,7 @@ Results = Mapping[str, Sequence[dict]]
 @dataclass(frozen=True)
 class Tables:
     """`windows[measure][row]` are intervals, one for each of `moments`; `memory[measure][row]` the last moment's on
-    the worlds that need memory (nothing for fewer than two seeds there). `seeds` and `memory_seeds` are those that all
+    the worlds that need recall (nothing for fewer than two seeds there). `seeds` and `memory_seeds` are those that all
     rows have."""
 
     reference: str
@@ -172,7 +172,7 @@ def _intervals(row: Sequence[dict]) -> list[dict[str, Interval]]:
     """For each window, the interval of each measure."""
     keys = [measure.key for measure in MEASURES]
     values = np.array([[[window[key] for key in keys] for window in found["windows"]] for found in row])
-    # The same resamples for all rows: equal films get equal intervals.
+    # The same resamples for all rows: equal videos get equal intervals.
     rng = np.random.default_rng(RESAMPLING_SEED)
     worlds = [found["world"] for found in row]
     flat = mean_intervals(values.reshape(len(row), -1), rng, LEVEL, RESAMPLES, worlds)

@@ -1,4 +1,4 @@
-"""Training data: clips of the little world, drawn on the fly from (seed, step, index)."""
+"""Training data: clips of the toy world, drawn on the fly from (seed, step, index)."""
 
 from __future__ import annotations
 

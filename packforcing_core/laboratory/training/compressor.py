@@ -78,8 +78,9 @@ def twin_tokens(
 
 
 def twin_memories(frames_per_block: int) -> tuple[Policy, ...]:
-    """What teacher forcing with twins lets blocks see, in turn: the full history, the paper's memory, and two with so
-    few frames at full resolution that a short clip has several twins, which more of its blocks see.
+    """What teacher forcing with compressed blocks lets blocks see, in turn: the full history, the paper's policy, and
+    two with so few frames at full resolution that a short clip has several compressed blocks, which more of its blocks
+    see.
     """
     short = PackForcing(sink_frames=frames_per_block, recent_frames=frames_per_block, mid_span=FULL_SPAN)
     return Full(), PackForcing(mid_span=FULL_SPAN), short, replace(short, sink_frames=0)
@@ -87,12 +88,12 @@ def twin_memories(frames_per_block: int) -> tuple[Policy, ...]:
 
 @dataclass(kw_only=True)
 class TwinsStage(CausalStage):
-    """Teacher forcing in which model and compressor learn together, with the PackForcing memory in view.
+    """Teacher forcing in which model and compressor learn together, with the PackForcing policy in view.
 
-    One pass holds the clean clip, the twins of the blocks that reach the mid, and the noisy clip; gradients flow
-    through all of it. Far cheaper than Self-Forcing, and without its training on what the model itself makes. The
-    compressor stays as it is without `optimisation_of_compressor`, and is the low-resolution branch alone without
-    `high_res`.
+    One pass holds the clean clip, the compressed forms of the blocks that reach the mid, and the noisy clip;
+    gradients flow through all of it. Far cheaper than Self-Forcing, and without its training on what the model itself
+    makes. The compressor stays as it is without `optimisation_of_compressor`, and is the low-resolution branch alone
+    without `high_res`.
     """
 
     high_res: HighRes | None = None
@@ -131,18 +132,19 @@ class TwinsStage(CausalStage):
 
 
 def padded(clean: Tensor, twins: Iterable[Tensor], padding: int) -> Tensor:
-    """[clean | twins | `padding` tokens of zeros], each [B, L, D]."""
+    """[clean | compressed blocks | `padding` tokens of zeros], each [B, L, D]."""
     return torch.cat((clean, *twins, clean.new_zeros(clean.shape[0], padding, clean.shape[2])), dim=1)
 
 
 @dataclass
 class CompressorStage:
-    """The compressor alone: the model is frozen, and every block that sees twins shall have the flow that it has with
-    the full history.
+    """The compressor alone: the model is frozen, and every block that sees compressed blocks shall have the flow that
+    it has with the full history.
 
-    The clean clip is committed twice, once under each memory, without a gradient; then the blocks that see twins run at
-    the noise levels of a few-step sampler. What a gradient needs is those blocks and the twins' own passes, so that one
-    consumer GPU can afford Wan 1.3B. `layer_weight` adds the attention outputs of every layer to what shall be equal.
+    The clean clip is committed twice, once under each policy, without a gradient; then the blocks that see compressed
+    blocks run at the noise levels of a few-step sampler. What a gradient needs is those blocks and the compressed
+    blocks' own passes, so that one consumer GPU can afford Wan 1.3B. `layer_weight` adds the attention outputs of
+    every layer to what shall be equal.
     """
 
     model: CausalWan
@@ -217,7 +219,7 @@ class CompressorStage:
         return error, figures
 
     def views(self, policy: Policy, text: list[TextKV], batch: LatentBatch) -> list[FunctionalView]:
-        """What every block of the clean clip sees under `policy`; the gradient goes through its twins."""
+        """What every block of the clean clip sees under `policy`; the gradient goes through its compressed blocks."""
         cache, x0 = self._cache(policy), batch.latents.to(self.model.device)
         twins = seen_twins(cache.partitions, x0.shape[2] // self.frames_per_block)
         small = small_latents(batch, twins, self.frames_per_block, self.vae)

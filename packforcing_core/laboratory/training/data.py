@@ -3,7 +3,7 @@
 A shard is a safetensors file: `latents` [n, 16, F, h, w] in model space and `low_res` [n, 16, blocks x g_t, 2 g_h,
 2 g_w], the small latents of the compressor's low-resolution branch, float16; `context` [n, text_len, text_dim] bfloat16
 where the text encoder is too large to run beside the training. The metadata hold the `prompts` as JSON and, of clips of
-the little world, their `facts`: the background, and how much each block shows (`Facts`).
+the toy world, their `facts`: the background, and how much each block shows (`Facts`).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class LatentBatch:
 
 
 class Facts(NamedTuple):
-    """What is known of a clip of the little world: its background, and of each block the area in sight (`clips`)."""
+    """What is known of a clip of the toy world: its background, and of each block the area in sight (`clips`)."""
 
     background: str
     areas: tuple[float, ...]
@@ -67,7 +67,7 @@ class Facts(NamedTuple):
 
 @dataclass(frozen=True)
 class ClipShape:
-    """Clips of `latent_frames` in blocks of `frames_per_block`, pictures of `width` x `height` pixels."""
+    """Clips of `latent_frames` in blocks of `frames_per_block`, images of `width` x `height` pixels."""
 
     latent_frames: int
     frames_per_block: int
@@ -109,7 +109,7 @@ def encode_little_world(
     shard_clips: int = SHARD_CLIPS,
     worlds: Worlds | None = None,
 ) -> Iterator[Path]:
-    """Writes shards of clips of the little world, yielding each; those that exist are kept. Ranks share the shards.
+    """Writes shards of clips of the toy world, yielding each; those that exist are kept. Ranks share the shards.
 
     Clip i of a shard is of the mix `worlds` and depends on (seed, shard, i) alone.
     """
@@ -158,15 +158,15 @@ def encode_videos(
     encode_text: Callable[[Sequence[str]], Sequence[Tensor]],
     fps: float = 16.0,
 ) -> Iterator[Path]:
-    """Writes a shard for every film of `videos`, NAME.mp4 with its prompt in NAME.txt, yielding each.
+    """Writes a shard for every video of `videos`, NAME.mp4 with its prompt in NAME.txt, yielding each.
 
-    Of a film the first `shape.pixel_frames` at `fps` are taken, scaled to cover the size, the middle of it.
-    `encode_text` gives [1, text_len, text_dim] for each prompt. Shards that exist are kept; ranks share the films.
-    PackForcingError where there are no films, or one has no prompt or is too short.
+    Of a video the first `shape.pixel_frames` at `fps` are taken, scaled to cover the size, the middle of it.
+    `encode_text` gives [1, text_len, text_dim] for each prompt. Shards that exist are kept; ranks share the videos.
+    PackForcingError where there are no videos, or one has no prompt or is too short.
     """
     films = sorted(path for path in videos.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
     if not films:
-        raise PackForcingError(f"{videos} has no films ({', '.join(VIDEO_SUFFIXES)}).")
+        raise PackForcingError(f"{videos} has no videos ({', '.join(VIDEO_SUFFIXES)}).")
     own = [films[i] for i in turns(len(films)) if not (folder / f"{films[i].stem}.safetensors").exists()]
     prompts = [_prompt(film) for film in own]
     folder.mkdir(parents=True, exist_ok=True)
@@ -198,7 +198,7 @@ def encode_unprompted(
 def _prompt(film: Path) -> str:
     text = film.with_suffix(".txt")
     if not text.is_file() or not (prompt := text.read_text(encoding="utf-8").strip()):
-        raise PackForcingError(f"{film.name} has no prompt; expected it in {text.name} beside the film.")
+        raise PackForcingError(f"{film.name} has no prompt; expected it in {text.name} beside the video.")
     return prompt
 
 

@@ -28,7 +28,7 @@ from .randomness import SampleNoise
 @dataclass(kw_only=True)
 class DistillationStage(TwinsStage):
     """`model` learns from `teacher`, a frozen many-step causal model, as which it usually begins. Both see what
-    `memories` show; for twins they share the compressor.
+    `memories` show; for compressed blocks they share the compressor.
 
     The teacher's ODE is solved by `teacher_steps` Euler steps from each level, along the schedule of `levels.shift`.
     With a `guidance` other than 1 its flow is that far from the one without a prompt (zeros for an embedding).

@@ -5,7 +5,7 @@
     flow = model.flow(x, ..., view)       # with or without a graph, as often as wanted, also after later commits
     with cache.commit(view) as writer:    # the block's keys and values are kept detached
         model.commit(x0, ..., writer)
-    if cache.due_twin is not None:        # the twin's keys and values keep the graph of this pass
+    if cache.due_twin is not None:        # the compressed block's keys and values keep the graph of this pass
         with cache.commit_twin() as writer:
             model.commit_tokens(tokens, ..., writer)
 
@@ -38,10 +38,11 @@ from .parts import Repeatable
 
 
 class Rows(NamedTuple):
-    """One layer's keys, rotated by height and width alone, and values of a block or a twin: [B, L, heads, head_dim].
+    """One layer's keys, rotated by height and width alone, and values of a block or a compressed block: [B, L, heads,
+    head_dim].
 
     `query_sums` [B, F, heads, head_dim] float32 are a block's queries, rotated likewise and summed over each frame;
-    of a twin's none are kept.
+    of a compressed block's none are kept.
     """
 
     k: Tensor
@@ -61,7 +62,8 @@ class Run(NamedTuple):
 class FunctionalCache:
     """Executes one `Partitions` plan for a clip, with a batch of any size; a selection is made for the whole batch.
 
-    `recompute`: what twins attend to is put together again for the gradient, not kept once a twin and layer.
+    `recompute`: what compressed blocks attend to is put together again for the gradient, not kept once a compressed
+    block and layer.
 
     PackForcingError for a plan that drops, averages, replaces or aligns keys.
     """
@@ -109,7 +111,7 @@ class FunctionalCache:
     def begin_block(self, selection: Selection | None = None) -> FunctionalView:
         """The view of the next block; with `selection`, what an earlier run selected."""
         if self.due_twin is not None:
-            raise PackForcingError(f"Block {self.due_twin} is due for its compressed twin; commit that first.")
+            raise PackForcingError(f"Block {self.due_twin} is due for compression; commit that first.")
         window = self.partitions.window(self.committed_frames, len(self.twins))
         return FunctionalView(self, window, selection)
 
@@ -139,7 +141,7 @@ class FunctionalCache:
     def commit_twin(self) -> Iterator[FunctionalTwinWriter]:
         """A writer for the pass over the compressed tokens of block `due_twin`; what it keeps has its graph."""
         if self.bank is None or self.due_twin is None:
-            raise PackForcingError("No block is due for a compressed twin; commit blocks until `due_twin` names one.")
+            raise PackForcingError("No block is due for compression; commit blocks until `due_twin` names one.")
         selection = self._selected_by.pop(self.due_twin)
         choices = [tuple(block for block in choice if block in self.twins) for choice in selection]
         writer = FunctionalTwinWriter(self, choices)
@@ -284,8 +286,8 @@ class FunctionalWriter(Keeper):
 
 
 class FunctionalTwinWriter(Keeper):
-    """The pass over a twin: it sees the sink, the mid blocks that its block had selected and that are still there, and
-    itself, at the place behind them.
+    """The pass over a compressed block: it sees the sink, the mid blocks that its block had selected and that are
+    still there, and itself, at the place behind them.
     """
 
     def __init__(self, cache: FunctionalCache, choices: Sequence[Choice]):
@@ -347,7 +349,8 @@ def teacher_forced_views(
     tokens: Callable[[int], Tensor] | None = None,
 ) -> list[FunctionalView]:
     """The view of every block of a clean clip [B, 16, F, h, w], all of it committed to a fresh `cache`: blocks without
-    a graph, the twin of block i, whose hidden tokens are `tokens(i)` [B, N_c, D], with one where gradients are enabled.
+    a graph, the compressed form of block i, whose hidden tokens are `tokens(i)` [B, N_c, D], with one where gradients
+    are enabled.
 
     Layers choose by the queries of the clean blocks.
     """
@@ -363,6 +366,6 @@ def teacher_forced_views(
 
 
 def commit_twin(model: CausalWan, text: list[TextKV], cache: FunctionalCache, tokens: Tensor) -> None:
-    """Brings the twin that is due, of hidden `tokens` [B, N_c, D], into the bank."""
+    """Brings the compressed block that is due, of hidden `tokens` [B, N_c, D], into the bank."""
     with cache.commit_twin() as writer:
         model.commit_tokens(tokens, torch.zeros(tokens.shape[0], 1), text, writer)

@@ -71,7 +71,7 @@ def require_teacher(setup: Setup) -> Path:
 
 
 def build_wan(setup: Setup, path: Path | None) -> TrainedWan:
-    """A Wan to train, of the size's own sizes, with the weights of `path`; without one, at a size of the little world,
+    """A Wan to train, of the size's own sizes, with the weights of `path`; without one, at a size of the toy world,
     random ones.
     """
     config = setup.size.model

@@ -3,7 +3,7 @@
 In a long video the sink shows what was there at its beginning, the thing that returns was seen somewhere in between,
 blocks that say nothing about it lie before and behind, and a layer has to choose. No clip of 5 s has that. But a cache
 knows nothing of a clip: it knows blocks of clean latents, one after the other. So the blocks of a short clip are laid
-out anew, with blocks of an empty film between them:
+out again, with blocks of an empty video between them:
 
     gap        [sink: blank | blank x before | sighting | blank x behind | the newest block, blank]
     departure  [sink: blank | blank x before | sighting | the newest block, in which the thing leaves]
@@ -77,7 +77,9 @@ class Layout:
 
 @dataclass(frozen=True)
 class Film:
-    """Latents [16, F, h, w] and the low-resolution ones [16, blocks x g_t, 2 g_h, 2 g_w] of a clip or an empty film."""
+    """Latents [16, F, h, w] and the low-resolution ones [16, blocks x g_t, 2 g_h, 2 g_w] of a clip or an empty
+    video.
+    """
 
     latents: Tensor
     low_res: Tensor
@@ -88,12 +90,12 @@ class Film:
 
 
 BLANK_BLOCKS = 3
-"""An empty film's first block, which begins with a single frame; a second; and one that stands for all others."""
+"""An empty video's first block, which begins with a single frame; a second; and one that stands for all others."""
 
 
 @torch.no_grad()
 def blank_films(vae: WanVAE, shape: ClipShape) -> dict[str, Film]:
-    """A film of every background of the little world on which nothing ever is."""
+    """A video of every background of the toy world on which nothing ever is."""
     blank = replace(shape, latent_frames=BLANK_BLOCKS * shape.frames_per_block)
     names = tuple(BACKGROUNDS)
     drawn = [torch.from_numpy(draw(Scene("bounce", name), blank.pixel_frames)) for name in names]
@@ -137,7 +139,7 @@ class HiddenClips:
         return block, [rows[int(i)] for i in torch.randint(len(rows), (self.folder.batch,), generator=generator)]
 
     def films(self, row: int) -> tuple[Film, Film]:
-        """A clip, and the empty film of its background."""
+        """A clip, and the empty video of its background."""
         clip = self.folder.clip(row)
         return Film(clip["latents"], clip["low_res"]), self.blanks[self._backgrounds[row]]
 

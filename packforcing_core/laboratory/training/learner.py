@@ -18,8 +18,8 @@ from .sharding import reshard, whole
 LAYERS = "blocks."  # what the names of parameters inside a transformer's layers hold
 Matrices = Literal["adamw", "muon"]
 COMPRESSOR_EPS = 1e-12
-"""AdamW's own 1e-8 would hold back most of a compressor's weights: of the miniature's, with the memory that it ships
-with, 75 % have smaller gradients than that, since one block in five sees a twin.
+"""AdamW's own 1e-8 would hold back most of a compressor's weights: of the miniature's, with the policy that it ships
+with, 75 % have smaller gradients than that, since one block in five sees a compressed block.
 """
 
 

@@ -86,13 +86,13 @@ class PartsHistory(Repeatable):
 
 
 def made_twins(partitions: Partitions, block: int) -> int:
-    """How many twins there have been when `block` begins."""
+    """How many compressed blocks there have been when `block` begins."""
     left = block * partitions.frames_per_block - partitions.past_frames
     return max(0, left // partitions.frames_per_block) if partitions.bank else 0
 
 
 def seen_twins(partitions: Partitions, blocks: int) -> range:
-    """The blocks whose twins some block of a clip of `blocks` blocks sees."""
+    """The blocks whose compressed forms some block of a clip of `blocks` blocks sees."""
     first = partitions.sink_frames // partitions.frames_per_block
     return range(first, first + made_twins(partitions, blocks - 1))
 
@@ -100,8 +100,9 @@ def seen_twins(partitions: Partitions, blocks: int) -> range:
 class PartsPlan:
     """The parts of a clip of `blocks` blocks under a cache's plan.
 
-    Tokens of a pass lie as [clean blocks | twins of the blocks that reach the mid | padding | noisy blocks]. With the
-    padding, which nobody sees, the twins fill `twin_frames` whole frames, since timesteps are given by the frame.
+    Tokens of a pass lie as [clean blocks | compressed forms of the blocks that reach the mid | padding | noisy
+    blocks]. With the padding, which nobody sees, the compressed blocks fill `twin_frames` whole frames, since
+    timesteps are given by the frame.
     """
 
     def __init__(self, partitions: Partitions, blocks: int, rope: GridRope):
@@ -124,11 +125,11 @@ class PartsPlan:
 
     @property
     def twins(self) -> range:
-        """The blocks whose twins some block of the clip sees."""
+        """The blocks whose compressed forms some block of the clip sees."""
         return seen_twins(self.partitions, self.blocks)
 
     def parts(self, noisy_copies: int = 1) -> list[Part]:
-        """Clean blocks, twins and the noisy blocks of every copy."""
+        """Clean blocks, compressed blocks and the noisy blocks of every copy."""
         twins = [self._twin(index) for index in range(len(self.twins))]
         clean = [self._block(block, block * self.block_tokens) for block in range(self.blocks)]
         first = self.blocks * self.block_tokens + self.twin_frames * self.tokens_per_frame
@@ -140,7 +141,7 @@ class PartsPlan:
 
     @property
     def twin_frames(self) -> int:
-        """Frames' worth of tokens that the twins and the padding behind them take."""
+        """Frames' worth of tokens that the compressed blocks and the padding behind them take."""
         return -(-self._twin_tokens // self.tokens_per_frame)
 
     @property
@@ -173,7 +174,9 @@ class PartsPlan:
         return Reading(slice(first * n, (first + len(run)) * n), self._rotation(tuple(at for _, at in run)))
 
     def _twin(self, index: int) -> Part:
-        """A twin sees the sink, the twins that its block has seen and that are still in the bank, and itself."""
+        """A compressed block sees the sink, the compressed blocks that its block has seen and that are still in the
+        bank, and itself.
+        """
         sink, block, (bank, _) = self.partitions.sink_frames, self.partitions.frames_per_block, self._compressed
         seen = self._seen_twins(self.twins[index])
         seen = range(max(seen.start, index - bank.bank_blocks), seen.stop)
@@ -182,7 +185,7 @@ class PartsPlan:
         return Part(self._twin_reading(index, sink + len(seen) * bank.span), tuple(sees))
 
     def _seen_twins(self, block: int) -> range:
-        """Which twins `block` sees: the newest, where there are more than it may see."""
+        """Which compressed blocks `block` sees: the newest, where there are more than it may see."""
         banked = made_twins(self.partitions, block)
         return range(max(0, banked - self._compressed[0].top_k_blocks), banked)
 

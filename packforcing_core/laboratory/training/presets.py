@@ -34,7 +34,7 @@ class Course:
 
 @dataclass(frozen=True)
 class Size:
-    """One size of everything. Without a `vae` the official one is given, and nothing of the little world is used."""
+    """One size of everything. Without a `vae` the official one is given, and nothing of the toy world is used."""
 
     name: str
     model: WanConfig
@@ -42,13 +42,13 @@ class Size:
     courses: Mapping[str, Course]
     vae: VAEConfig | None = None
     encoded_clips: int = 0
-    """Clips of the little world to encode."""
+    """Clips of the toy world to encode."""
     worlds: Worlds | None = None
-    """Of which worlds these are, and how often; None: as the little world draws them by itself."""
+    """Of which worlds these are, and how often; None: as the toy world draws them by itself."""
     memory: Policy = PAPERS_MEMORY
     """What rollouts are made with."""
     twin_memories: tuple[Policy, ...] = ()
-    """What blocks see in turn where twins are in view."""
+    """What blocks see in turn where compressed blocks are in view."""
     compressor_memories: tuple[PackForcing, ...] = ()
     """What blocks see in turn where the compressor learns alone."""
     layouts: Layouts | None = None
@@ -87,11 +87,13 @@ MINIATURE = Size(
         Full(),
         MINIATURE_MEMORY,
         SinkWindow(window_frames=16, sink_frames=8),
-        # Two, then three of five blocks see twins, not one: the compressor's gradient is 2.4 and 3.9 times as long.
+        # Two, then three of five blocks see compressed blocks, not one: the compressor's gradient is 2.4 and 3.9 times
+        # as long.
         replace(MINIATURE_MEMORY, sink_frames=4),
         replace(MINIATURE_MEMORY, sink_frames=0),
     ),
-    # A sink that shows the thing leaves the twins little to say: half of the steps on clips as they are have none.
+    # A sink that shows the thing leaves the compressed blocks little to say: half of the steps on clips as they are
+    # have none.
     compressor_memories=tuple(replace(MINIATURE_MEMORY, sink_frames=sink) for sink in (0, 8, 0, 4)),
     layouts=Layouts(
         tuple(replace(MINIATURE_MEMORY, sink_frames=sink, selector="mean+newest") for sink in (8, 8, 4, 0))

@@ -1,9 +1,9 @@
 """The rollout of Self-Forcing (arXiv 2506.08009): what training looks at is what the sampler would make, block by block
-with its own memory, and a gradient.
+with its own policy, and a gradient.
 
 Per block the sampler's few steps run without a gradient up to one, the exit, whose x0 becomes the block; steps behind
 it are left out. So the exit carries the gradient of the model, and it stands for every step in turn. Beyond its own
-block a gradient flows through the twins only.
+block a gradient flows through the compressed blocks only.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ Draw = Callable[[], Tensor]
 
 @dataclass
 class SelfForcing:
-    """Rolls a generator out as it will be used: `model` with `memory`, twins by `high_res` and the frozen `vae`.
+    """Rolls a generator out as it will be used: `model` with `memory`, compressed blocks by `high_res` and the frozen
+    `vae`.
 
-    Without `high_res` the twins are the low-resolution branch alone; a memory without a bank needs neither.
+    Without `high_res` the compressed blocks are the low-resolution branch alone; a policy without a bank needs neither.
     """
 
     model: CausalWan

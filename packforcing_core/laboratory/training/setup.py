@@ -2,7 +2,7 @@
 
 Everything lies in one folder: `<stage>/` with state and log, `<stage>.safetensors` with the weights it ended with and
 `<stage>-compressor.safetensors` with those of the compressor that learnt beside them, `latents/` with the encoded
-clips, `text.safetensors` with the tables of the little world's text encoder, or, with films, `unprompted.safetensors`.
+clips, `text.safetensors` with the tables of the toy world's text encoder, or, with videos, `unprompted.safetensors`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Setup:
         return replace(course, steps=self.steps or course.steps, batch=self.batch or course.batch)
 
     def batches(self, batch: int) -> LatentFolder:
-        """The clips of the folder `latents`. Prompts of the little world are encoded as they are needed."""
+        """The clips of the folder `latents`. Prompts of the toy world are encoded as they are needed."""
         encode = None
         if self.size.vae:
             model = self.size.model
@@ -80,7 +80,7 @@ class Setup:
 
     @property
     def empty_context(self) -> Tensor | None:
-        """What stands for no prompt, [1, text_len, text_dim]; None for zeros, as in the little world.
+        """What stands for no prompt, [1, text_len, text_dim]; None for zeros, as in the toy world.
 
         PackForcingError where the text encoder's own is missing.
         """

@@ -118,7 +118,7 @@ def build_twins_job(setup: Setup) -> Job:
 
 def build_distill_job(setup: Setup) -> Job:
     """Student and teacher begin alike, unless another teacher is given; the compressor stays as it is. Without one the
-    memories in view are those without compressed blocks.
+    policies in view are those without compressed blocks.
     """
     course, path = setup.course("distill"), require_model_before(setup, "distill")
     teacher_path, branch_path = setup.teacher or path, compressor_before(setup, *COMPRESSORS_BEFORE)

@@ -1,6 +1,6 @@
-"""Trains a Wan VAE: pictures first, then ever longer clips.
+"""Trains a Wan VAE: images first, then ever longer clips.
 
-The convolutions over time start as the identity, so that what was learnt on pictures holds for clips as well. The
+The convolutions over time start as the identity, so that what was learnt on images holds for clips as well. The
 passes here take a whole clip in two calls (its first frame, and the others), which equals streaming it and is faster.
 """
 
@@ -208,7 +208,7 @@ def foreground(video: Tensor) -> Tensor:
 
 @torch.no_grad()
 def calibrate(vae: WanVAE, seed: int, clips: int = 32, frames: int = 41) -> None:
-    """Scales the latents so that Wan's own statistics normalise them, channel by channel; pictures do not change.
+    """Scales the latents so that Wan's own statistics normalise them, channel by channel; images do not change.
 
     Other programs divide any Wan VAE's latents by these constants, so a VAE trained elsewhere has to have them.
     """

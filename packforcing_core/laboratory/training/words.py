@@ -1,6 +1,6 @@
-"""The tables of the little world's text encoder, as a training keeps them: made once, read ever after.
+"""The tables of the toy world's text encoder, as a training keeps them: made once, read ever after.
 
-A table of more words is drawn anew, and would give old words other vectors. So the tables are weights as the model's
+A table of more words is drawn again, and would give old words other vectors. So the tables are weights as the model's
 are: a training writes them into its folder, and new words get rows behind those that are there.
 """
 
@@ -53,7 +53,7 @@ def _read(path: Path, encoder: WordEncoder) -> dict[str, Tensor]:
         )
     if words[0] > expected[1][0]:
         raise PackForcingError(
-            f"{path} has {words[0] - FIRST_WORD} words, and this version's little world {len(WORDS)}. "
+            f"{path} has {words[0] - FIRST_WORD} words, and this version's toy world {len(WORDS)}. "
             "Update PackForcing, or choose another folder."
         )
     return {name: tensor.float() for name, tensor in file.load(file.tensors).items()}

@@ -79,13 +79,13 @@ def test_a_film_of_another_size_is_measured_without_the_checker(tmp_path, capsys
     film = write_film(tmp_path / "waves.mp4", picture(0, 8))
     assert main(["evaluate", str(film), "--prompt", "a red circle bounces on a dark background"]) == 0
     said = capsys.readouterr().out
-    assert "waves.mp4: the checker reads 128 x 64 pixels and whole multiples; this film is 64 x 48." in said
+    assert "waves.mp4: the checker reads 128 x 64 pixels and whole multiples; this video is 64 x 48." in said
     assert "checker:" not in said
 
 
 def test_prompts_that_do_not_fit_the_films_are_refused(tmp_path, capsys):
     assert main(["evaluate", "a.mp4", "b.mp4", "c.mp4", "--prompt", "one", "--prompt", "two"]) == 1
-    assert "Got 2 prompts for 3 films" in capsys.readouterr().err
+    assert "Got 2 prompts for 3 videos" in capsys.readouterr().err
 
 
 def test_a_film_that_is_none_is_refused(tmp_path, capsys):

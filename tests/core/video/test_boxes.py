@@ -68,7 +68,7 @@ def test_a_damaged_film_never_breaks_the_scan(film, tmp_path, edits):
 def test_other_files_are_refused(tmp_path, content):
     other = tmp_path / "other.mp4"
     other.write_bytes(content)
-    with pytest.raises(FilmError, match="not a growing film"):
+    with pytest.raises(FilmError, match="not a growing video"):
         scan_film(other)
 
 

@@ -220,7 +220,7 @@ def test_frames_of_another_kind_are_refused_and_the_film_goes_on(tmp_path, frame
 
 def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path):
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    with pytest.raises(PackForcingError, match=r"film .*file.* cannot be written"):
+    with pytest.raises(PackForcingError, match=r"video .*file.* cannot be written"):
         SegmentedWriter(tmp_path / "file" / "film.mp4", 64, 48, VideoFormat())
 
 

@@ -1,9 +1,9 @@
-"""The checker of the little world: is what a film shows what it was to show?
+"""The checker of the toy world: is what a video shows what it was to show?
 
 Against a scene (`check_scene`) every fact has a ground truth: for reconstructions, and for the checker's own error.
-Against a prompt (`check_video`) a film has to show what the prompt names, all the time, but for what the world allows:
+Against a prompt (`check_video`) a video has to show what the prompt names, all the time, but for what the world allows:
 a thing may be hidden behind another, one that "leaves and returns" may be out of sight. What a prompt leaves open, such
-as the colour of "a shape", is what the film shows first, and has to stay.
+as the colour of "a shape", is what the video shows first, and has to stay.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FAR = 16.0  # pixels; another colour farther away than this is another thing
 
 
 def check_video(frames: Iterable[np.ndarray], prompt: str) -> WorldReport:
-    """A film, uint8 [HEIGHT, WIDTH, 3] each, against the prompt it was made for.
+    """A video, uint8 [HEIGHT, WIDTH, 3] each, against the prompt it was made for.
 
     Raises PackForcingError where the prompt is none of this world or the frames have another size.
     """
@@ -47,14 +47,14 @@ def read_video(frames: Iterable[np.ndarray]) -> list[Reading]:
 
 
 def check_readings(readings: Sequence[Reading], prompt: str) -> WorldReport:
-    """`check_video` of a film, or of a part of one, that has been read."""
+    """`check_video` of a video, or of a part of one, that has been read."""
     promise = parse_prompt(prompt)
     verdicts, tracks = (check_bars if promise.kind == "pan" else check_shapes)(readings, promise)
     return WorldReport(prompt, tuple(verdicts), motion_of(tracks))
 
 
 def check_scene(frames: Iterable[np.ndarray], scene: Scene, first: int = 0) -> WorldReport:
-    """Pictures of a scene's frames `first`, `first` + 1, ... (drawn, or decoded from latents) against its facts."""
+    """Images of a scene's frames `first`, `first` + 1, ... (drawn, or decoded from latents) against its facts."""
     verdicts, errors = [], []
     tracks: dict[int, list[tuple[int, float, float]]] = {}
     for number, frame in enumerate(frames, first):
@@ -74,7 +74,7 @@ def check_scene(frames: Iterable[np.ndarray], scene: Scene, first: int = 0) -> W
 def _checked(frame: np.ndarray) -> np.ndarray:
     if frame.shape != (HEIGHT, WIDTH, 3) or frame.dtype != np.uint8:
         raise PackForcingError(
-            f"A frame is {frame.dtype} {list(frame.shape)}; the little world's are uint8 [{HEIGHT}, {WIDTH}, 3]: "
+            f"A frame is {frame.dtype} {list(frame.shape)}; the toy world's are uint8 [{HEIGHT}, {WIDTH}, 3]: "
             "render at that size, or leave the checker out."
         )
     return frame

@@ -1,6 +1,6 @@
-"""How a thing of the little world goes on from frame to frame: in motion, straight, as fast and as large as before.
+"""How a thing of the toy world goes on from frame to frame: in motion, straight, as fast and as large as before.
 
-Judged is what was seen whole. Around each frame there is a window, so that a fault is found where it is, and a film
+Judged is what was seen whole. Around each frame there is a window, so that a fault is found where it is, and a video
 that is wrong all the time is wrong in every frame. The limits lie between what true things do, drawn and through the
 VAE, and what they must not do.
 """
@@ -21,7 +21,7 @@ from .scene import MARGIN
 
 AROUND = 8  # frames before and behind that a frame is judged with
 LEAST_SPEED = 0.3  # pixels a frame, the mean of the window; the slowest go 0.7, and half of it where they turn
-FASTER, SLOWER = 1.7, 0.5  # times the film's own median speed
+FASTER, SLOWER = 1.7, 0.5  # times the video's own median speed
 BEND = 1.6  # pixels off a straight line through 2 x BEND_SPAN frames
 BEND_SPAN = 6
 TURN = 7.0  # pixels from a wall within which a thing may turn round
@@ -86,7 +86,7 @@ def _speed_faults(speeds: Mapping[int, float], frame: int, usual: float) -> Iter
     if (mean := float(np.mean(around))) < LEAST_SPEED:
         yield Reason("motion", f"{mean:.2f} px a frame; things of this world never stand still")
     elif not SLOWER * usual <= float(np.median(around)) <= FASTER * usual:
-        yield Reason("speed", f"{np.median(around):.2f} px a frame, {usual:.2f} in the film")
+        yield Reason("speed", f"{np.median(around):.2f} px a frame, {usual:.2f} in the video")
 
 
 def _bends(wholes: Mapping[int, Whole], frame: int, kind: str, area: float) -> Iterator[Reason]:

@@ -1,4 +1,4 @@
-"""Prompts of the little world: scenes to words."""
+"""Prompts of the toy world: scenes to words."""
 
 from __future__ import annotations
 

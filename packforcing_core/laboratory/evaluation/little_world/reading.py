@@ -1,4 +1,4 @@
-"""Reads a frame of the little world back from its pixels: background, and each thing's colour, shape, place and size.
+"""Reads a frame of the toy world back from its pixels: background, and each thing's colour, shape, place and size.
 
 A pixel of a shape's rim is a mix of the shape's colour and the background's, and mixes look like third colours. So a
 pixel is not compared with the palette but with the *lines* from the background to each colour of the palette: where it

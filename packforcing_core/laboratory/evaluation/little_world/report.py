@@ -1,4 +1,4 @@
-"""What the checker says of a film: a verdict a frame with its reasons, and rates over any stretch of frames."""
+"""What the checker says of a video: a verdict a frame with its reasons, and rates over any stretch of frames."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ REASONS = (
     *("place", "motion", "speed", "course", "stay"),
 )
 """What can be wrong with a frame. `identity`: it is not what it was when first seen, where the prompt left it open.
-`place`: the film did not begin where the prompt says. `motion`: it stands still; `speed`: it is faster or slower than
-in the rest of the film; `course`: it turns in mid-air or is suddenly elsewhere; `stay`: it should have left.
+`place`: the video did not begin where the prompt says. `motion`: it stands still; `speed`: it is faster or slower than
+in the rest of the video; `course`: it turns in mid-air or is suddenly elsewhere; `stay`: it should have left.
 """
 
 
@@ -26,7 +26,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A frame (its number in the film or scene) and what is wrong with it. `seen`: how many things it shows."""
+    """A frame (its number in the video or scene) and what is wrong with it. `seen`: how many things it shows."""
 
     frame: int
     seen: int
@@ -87,7 +87,9 @@ class WorldReport:
         return self._free_of("colour", "shape", "identity")
 
     def between(self, first: int, stop: int) -> WorldReport:
-        """Of frames `first` to `stop` - 1 alone: their verdicts and jumps; speed and freezing stay the whole film's."""
+        """Of frames `first` to `stop` - 1 alone: their verdicts and jumps; speed and freezing stay the whole
+        video's.
+        """
         verdicts = tuple(verdict for verdict in self.verdicts if first <= verdict.frame < stop)
         jumps = tuple(frame for frame in self.motion.jumps if first <= frame < stop)
         return replace(self, verdicts=verdicts, motion=replace(self.motion, jumps=jumps))

@@ -1,4 +1,4 @@
-"""The little world's facts: what is in a clip and where, before anything is drawn.
+"""The toy world's facts: what is in a clip and where, before anything is drawn.
 
 Everything moves by fixed rules, so a clip is decided by its first instant: a model that has seen the past can know the
 future, and a wrong colour or a lost shape is the model's fault. A scene goes on for as many frames as one asks for.

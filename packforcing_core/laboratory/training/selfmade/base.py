@@ -112,7 +112,7 @@ def learnt_memories(memory: PackForcing) -> tuple[PackForcing, ...]:
 
 
 def _require_room_for_twins(base: Base) -> None:
-    _ = base.recipe(0)  # a memory that contradicts the block length is refused
+    _ = base.recipe(0)  # a policy that contradicts the block length is refused
     recent = base.asked.partitions(base.clip.frames_per_block).recent_frames // base.clip.frames_per_block
     least = max(SHORTEST_BLOCKS, recent + 3)
     if base.clip.blocks < least:

@@ -67,7 +67,7 @@ def text(file: str, name: str, base: Base, said: Mapping[str, str], scores: Scor
         [
             f"# {file}",
             "",
-            f"A compressor for the PackForcing memory of {name}, {base.family.title}. It fits that checkpoint alone,",
+            f"A compressor for the PackForcing policy of {name}, {base.family.title}. It fits that checkpoint alone,",
             f"with blocks of {base.clip.frames_per_block} latent frames. Put it into",
             "`models/packforcing_compressors` and choose it in the PackForcing Model Loader, or give it to",
             "`packforcing render --policy packforcing --compressor`.",

@@ -76,7 +76,8 @@ class Clips:
 
     @torch.no_grad()
     def make(self, index: int, model: CausalWan, vae: WanVAE, texts: Texts) -> Path:
-        """Rolls out clip `index` under the memory of its family, compresses its blocks' frames, and writes both.
+        """Rolls out clip `index` under the KV cache policy of its family, compresses its blocks' frames, and writes
+        both.
 
         A file is there whole or not at all.
         """

@@ -1,4 +1,4 @@
-"""Short clips laid out as a long video's memory is.
+"""Short clips laid out as a long video's KV cache is.
 
 Of a video of minutes the sink shows what was there at first, between it and the present lie many blocks of something
 else, and each layer has to find what matters. A clip of five seconds has none of this. So another clip lends blocks:
@@ -90,7 +90,7 @@ def _places(layout: Layout) -> tuple[range, range]:
 
 
 class Shares(NamedTuple):
-    """How often layouts are of each kind; the rest is laid out anew."""
+    """How often layouts are of each kind; the rest is laid out again."""
 
     as_it_was: float = 0.25
     nothing_returns: float = 0.125

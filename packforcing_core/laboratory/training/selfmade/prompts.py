@@ -11,7 +11,7 @@ from ....miniature.world import BACKGROUNDS, COLOURS, SHAPES
 from .base import require_prompts
 
 SHIPPED = Path(__file__).with_name("prompts.json")
-"""Varied in subject, motion and camera; a third has things that leave the picture, are covered, or come back."""
+"""Varied in subject, motion and camera; a third has things that leave the image, are covered, or come back."""
 
 
 def shipped_prompts() -> list[str]:
@@ -26,7 +26,7 @@ def miniature_prompts() -> list[str]:
         for colour, shape, ground, does in product(COLOURS, SHAPES, BACKGROUNDS, ("bounces", "leaves and returns"))
     ]
     pans = [f"the view pans over bars on a {ground} background" for ground in BACKGROUNDS]
-    # Where the prompt is silent the memory alone can tell, so these come as often as all others.
+    # Where the prompt is silent recall alone can tell, so these come as often as all others.
     return [*kept * (len(named) // len(kept)), *named, *pans]
 
 

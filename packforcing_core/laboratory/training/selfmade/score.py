@@ -1,7 +1,7 @@
 """The held-out score: what a compressor is worth, on clips that it never learnt from.
 
 For each distance in time, how far the flow of the next block is from what it is behind the full history, relative to
-it; for the compressor, for zero-shot, and for no compressed blocks at all, which sets the scale: what memory can give.
+it; for the compressor, for zero-shot, and for no compressed blocks at all, which sets the scale: what recall can give.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Examiner:
 
     def references(self) -> dict[str, dict[str, float]]:
         """What the compressor is compared with: zero-shot as it is used, its blocks pressed into the time of training,
-        and the same memory without compressed blocks.
+        and the same policy without compressed blocks.
         """
         asked = self.base.asked
         zero_shot = replace(asked, mid_span=float(AUTO))
@@ -143,7 +143,7 @@ class Scores:
 
 
 def plot(scores: Scores, path: Path) -> Path | None:
-    """A picture of the scores over steps; None where matplotlib is not installed."""
+    """An image of the scores over steps; None where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

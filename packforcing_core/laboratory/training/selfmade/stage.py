@@ -189,7 +189,7 @@ def last_view(
     tokens: Callable[[int], Tensor] | None,
 ) -> FunctionalView:
     """What the block behind the clean `blocks` sees. Only the last view is kept: the others would hold on to all that
-    they saw. Twins, of hidden `tokens(block)`, keep their graph where gradients are enabled.
+    they saw. Compressed blocks, of hidden `tokens(block)`, keep their graph where gradients are enabled.
     """
     for block in blocks:
         view = cache.begin_block()

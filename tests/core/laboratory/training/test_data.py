@@ -65,5 +65,5 @@ def test_a_film_that_is_too_short_at_the_rate_is_named(vae, films, tmp_path):
 
 
 def test_a_folder_without_films_is_named(vae, tmp_path):
-    with pytest.raises(PackForcingError, match="has no films"):
+    with pytest.raises(PackForcingError, match="has no videos"):
         list(encode_videos(vae, tmp_path, tmp_path / "latents", SHAPE, contexts))
