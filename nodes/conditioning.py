@@ -18,7 +18,7 @@ CHANGE = "packforcing_change"
 
 
 class TimedScript(NamedTuple):
-    """The text of every block, and where the prompts' times came to lie."""
+    """The text of every block, and where the prompts' times landed."""
 
     script: Script
     moments: tuple[Snapped, ...]

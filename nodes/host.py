@@ -218,7 +218,7 @@ def compressor_info(model) -> CompressorInfo | None:
 
 
 def model_identity(model, vae) -> dict[str, str | None]:
-    """Fingerprints of all that decides what the MODEL computes (its file's path is not to be had), and its dtype.
+    """Fingerprints of all that decides what the MODEL computes (its file's path is not known), and its dtype.
 
     Weights that ComfyUI has patched in place count as they were before; `vae` is None where the sampling needs none.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import re
 from collections.abc import Iterator
@@ -14,11 +15,10 @@ from packforcing_core.cli import main as command_line
 from tests.translations import english, recorded
 
 ROOT = Path(__file__).resolve().parents[1]
+CODE = (*(ROOT / "nodes").rglob("*.py"), *(ROOT / "packforcing_core").rglob("*.py"))
 PAGES = (
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "VALIDATION.md")),
-    *(ROOT / folder / "README.md" for folder in ("nodes", "workflows", "packforcing_core", "packforcing_core/cli")),
-    ROOT / "packforcing_core" / "checkpoint" / "README.md",
-    *sorted((ROOT / "nodes" / "web" / "docs").glob("*.md")),
+    *sorted(ROOT.glob("*.md")),
+    *sorted(page for room in ("nodes", "packforcing_core", "workflows") for page in (ROOT / room).rglob("[A-Z]*.md")),
     *sorted((ROOT / "workflows" / "api" / "notes").glob("*.md")),
     *sorted((ROOT / "locales" / "en").glob("*.json")),
 )
@@ -42,6 +42,33 @@ def test_pages_use_the_fields_words(path):
     assert found_in(prose(path), path.name, RETIRED) == []
 
 
+def texts_of(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, text) of every docstring of a module and of every string in it that is a sentence, values left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts = [str(part.value) if isinstance(part, ast.Constant) else " {} " for part in node.values]
+            text = "".join(parts)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
+            text = node.value
+        else:
+            continue
+        if " " in text.strip():
+            yield node.lineno, re.sub(r"`[^`\n]*`", " ", text)
+
+
+@pytest.mark.parametrize(
+    "room", sorted({path.parent for path in CODE}), ids=lambda room: room.relative_to(ROOT).as_posix()
+)
+def test_docstrings_and_messages_use_the_fields_words(room):
+    found = []
+    for path in sorted(room.glob("*.py")):
+        for line, text in texts_of(path):
+            found += found_in(text, f"{path.relative_to(ROOT).as_posix()}:{line}", RETIRED)
+    assert found == []
+
+
 def helps(parser: argparse.ArgumentParser) -> Iterator[str]:
     """Every sentence of a command's help, its subcommands included."""
     yield from filter(None, (parser.description, parser.epilog))
@@ -50,9 +77,8 @@ def helps(parser: argparse.ArgumentParser) -> Iterator[str]:
     for action in parser._actions:
         yield action.help or ""
         if isinstance(action, argparse._SubParsersAction):
-            for name, child in action.choices.items():
-                if name not in command_line.LABORATORY:
-                    yield from helps(child)
+            for child in action.choices.values():
+                yield from helps(child)
 
 
 def test_the_command_lines_help_uses_the_fields_words():

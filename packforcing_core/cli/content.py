@@ -35,7 +35,7 @@ def add_text(parser: argparse.ArgumentParser) -> None:
 
 
 def add_timing(group: argparse._ArgumentGroup) -> None:
-    """How one prompt goes over into the next."""
+    """How one prompt fades into the next."""
     group.add_argument(
         "--blend-seconds", type=float, default=0.0, help="cross-fade from one prompt to the next, in seconds"
     )

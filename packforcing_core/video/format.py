@@ -128,7 +128,7 @@ class VideoFormat:
 
     @property
     def rate(self) -> Fraction:
-        """Frames per second, exactly: 23.976, 29.97, 59.94 mean 24000/1001 and its kin, as broadcasters do."""
+        """Frames per second, exactly: 23.976, 29.97, 59.94 mean 24000/1001 and the like, as broadcasters do."""
         nominal = round(self.fps * 1.001)
         if self.fps != round(self.fps) and abs(self.fps * 1.001 - nominal) < 0.002:
             return Fraction(nominal * 1000, 1001)

@@ -264,7 +264,7 @@ class SegmentedWriter:
         raise PackForcingError(
             f"The video could not be written: {error}. The first {self.segments} segments "
             f"({self._closed_frames} frames) are complete in {self.growing_path}, which plays; "
-            f"go on from segment {self.segments} when the cause is removed."
+            f"continue from segment {self.segments} when the cause is removed."
         ) from error
 
 

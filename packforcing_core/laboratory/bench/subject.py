@@ -86,7 +86,7 @@ class Plan:
     """What to measure on what. `rounds` is how many blocks each stream makes in turns, `repeats` that of a kernel.
 
     A stream stands in front of each of the `positions` (blocks counted from 1, 21 among them). On a CPU it makes that
-    very block every time; elsewhere it goes on from there, since its cache is too large to be put back. `survival`
+    very block every time; elsewhere it continues from there, since its cache is too large to be put back. `survival`
     makes 40 whole blocks and more.
     """
 
@@ -193,7 +193,7 @@ class Stream:
     @torch.no_grad()
     def block(self, laps: Laps | None = None) -> None:
         """Makes the next block; `laps` gets the parts "steps", "decode", "to host", "commit", "compress",
-        "twin".
+        `twin`.
         """
         laps = laps or Laps(self.model.device)
         view = self.cache.begin_block()

@@ -102,7 +102,7 @@ def _told_of_films(tables: Tables) -> Iterator[str]:
 def _without(rows: Sequence[Row], tables: Tables | None, recall: RecallTables | None) -> Iterator[str]:
     filmed = tables.windows["right"] if tables else ()
     answered = next(iter(recall.measures["recall"].values())) if recall else ()
-    for kind, found in (("films", filmed), ("answers", answered)):
+    for kind, found in (("videos", filmed), ("answers", answered)):
         names = [row.name for row in rows if row.name not in found]
         if names:
             yield f"Without {kind}: {', '.join(names)}."

@@ -49,7 +49,7 @@ def _read(path: Path, encoder: WordEncoder) -> dict[str, Tensor]:
     if set(shapes) != {"places", "words"} or places != expected[0] or words[1:] != expected[1][1:]:
         raise PackForcingError(
             f"{path} has {shapes}; expected tables of words: places {expected[0]} and words {expected[1]}, or fewer "
-            "rows of words. Give the text.safetensors that lies beside the model's weights."
+            "rows of words. Give the text.safetensors from the folder of the model's weights."
         )
     if words[0] > expected[1][0]:
         raise PackForcingError(

@@ -110,7 +110,7 @@ def test_a_full_disk_keeps_the_closed_segments_and_says_so(tmp_path, room):
         message = process.stdout.read()
     print(message)
     assert "first 2 segments (8 frames) are complete" in message
-    assert "go on from segment 2" in message
+    assert "continue from segment 2" in message
     expected = grown_film(tmp_path / "unbroken.mp4", VideoFormat(), segments=2).read_bytes()
     assert (tmp_path / "film.growing.mp4").read_bytes() == expected, "the torn tail is cut off again"
 

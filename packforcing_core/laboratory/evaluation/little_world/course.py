@@ -1,4 +1,4 @@
-"""How a thing of the toy world goes on from frame to frame: in motion, straight, as fast and as large as before.
+"""How a thing of the toy world continues from frame to frame: in motion, straight, as fast and as large as before.
 
 Judged is what was seen whole. Around each frame there is a window, so that a fault is found where it is, and a video
 that is wrong all the time is wrong in every frame. The limits lie between what true things do, drawn and through the

@@ -314,7 +314,7 @@ def learn(
 def _keep(
     job: Job, state: State, training: Training, examiner: Examiner, scores: Scores, checkpoint: Checkpoint, tell: Tell
 ) -> None:
-    """Saves all to go on from, scores the averaged weights, and writes the compressor where they are the best."""
+    """Saves all that a resume needs, scores the averaged weights, and writes the compressor where they are the best."""
     if training.done:
         training.save()
     branch = build_high_res(job.base.config.dim).to(job.order.device)

@@ -46,7 +46,7 @@ def test_the_page_says_what_was_measured_and_how():
     assert "Left out, for want of trained compressor weights: trained." in page
     assert "Fewer than 16 seeds" in page
     assert "Without" not in page
-    assert "Without films: deep forcing.\n\nWithout answers: deep forcing." in as_markdown(
+    assert "Without videos: deep forcing.\n\nWithout answers: deep forcing." in as_markdown(
         tables, recall, (*ROWS, OTHERS[4]), facts
     )
     assert "| row | 0 to 5 s | 5 to 15 s |" in page
@@ -67,7 +67,7 @@ def test_a_page_may_have_films_or_answers_alone():
     assert "recalled" not in films
     assert "everything right" not in answers
     assert "recalled, 2 s away" in answers
-    assert f"Without films: {', '.join(row.name for row in ROWS)}." in answers
+    assert f"Without videos: {', '.join(row.name for row in ROWS)}." in answers
     assert "curves.png" not in answers
     assert "windows" not in json.loads(as_json(None, recall, ROWS, facts))
 

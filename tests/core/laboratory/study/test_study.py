@@ -78,13 +78,13 @@ def test_a_row_may_have_answers_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "study_rows", lambda trained: ROWS[:2])
     monkeypatch.setattr(command, "chosen_rows", lambda rows, names: tuple(row for row in ROWS if row.name in names))
     assert command.study(options(tmp_path, reference="low", only="questions", rows="low"), load_small) == 0
-    assert "Without films: low." in capsys.readouterr().out
+    assert "Without videos: low." in capsys.readouterr().out
     assert not (tmp_path / "curves.png").exists()
     assert command.study(options(tmp_path, reference="low", rows="low"), load_small) == 0
     assert command.study(options(tmp_path, reference="low", only="questions"), load_small) == 0
     said = capsys.readouterr().out
     assert "8 of 8 results" in said
-    assert "Without films: window." in said
+    assert "Without videos: window." in said
     found = tables(tmp_path)
     assert list(found["windows"]["right"]) == ["low"]
     assert set(found["recall"]["measures"]["recall"]["late"]) == {"window", "low"}

@@ -1,4 +1,4 @@
-"""Runs the type checker on the two packages and on what ComfyUI loads: `python -m tests.types`.
+"""Runs the type checker on the two packages and on what ComfyUI loads: `python -m tests.typecheck`.
 
 `nodes` imports the core relatively, as part of a folder of ComfyUI's whose name is the user's choice. So the checker
 sees a copy in which that folder has a name.
