@@ -36,7 +36,7 @@ def test_the_page_says_what_was_measured_and_how():
     page = as_markdown(tables, recall, ROWS, facts)
     assert "`packforcing study --quick`" in page
     assert "weights 0123456789abcdef, seconds 15.0" in page
-    assert "Films: 4 seeds (0 to 3)" in page
+    assert "Videos: 4 seeds (0 to 3)" in page
     assert "0.14 hours" in page  # 12 films of 36 s, 24 answers of 3 s
     assert (
         "| row | recalled, 2 s away | recalled, 7 s away | back at all, 2 s away | back at all, 7 s away "
