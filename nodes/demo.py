@@ -58,7 +58,7 @@ class DemoModels(io.ComfyNode):
         read = miniature.read_model()
         model = build_model(read, DTYPES[weight_dtype])
         host.note_family(model, miniature.FAMILY)
-        compressor = miniature.load_compressor(ops=host.HostOps)
+        compressor = miniature.load_compressor(ops=host.HOST_OPS)
         if compressor is not None:
             host.attach_compressor(model, compressor)
         words = miniature.load_text()

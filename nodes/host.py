@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import comfy.ldm.wan.ar_model
 import comfy.ldm.wan.model
@@ -33,6 +34,7 @@ from ..packforcing_core.folder.fingerprint import fingerprint
 from ..packforcing_core.geometry import VideoGeometry
 from ..packforcing_core.model.causal import CausalWan
 from ..packforcing_core.model.config import WanConfig
+from ..packforcing_core.model.ops import Ops
 from ..packforcing_core.text.context import check_width, pad_context
 from ..packforcing_core.vae.decoders import decoder_bytes as working_bytes
 from ..packforcing_core.vae.load import load_vae
@@ -142,6 +144,9 @@ class HostOps(comfy.ops.manual_cast):
     def cast(parameter: Tensor, like: Tensor) -> Tensor:
         """ComfyUI brings a bare parameter to where the activations are."""
         return comfy.model_management.cast_to(parameter, dtype=like.dtype, device=like.device)
+
+
+HOST_OPS = cast("Ops", HostOps)  # Its classes are ComfyUI's, which has no types where this is checked.
 
 
 def attention_of(model) -> Attention:

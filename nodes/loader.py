@@ -147,7 +147,7 @@ def build_model(read: Checkpoint, dtype: torch.dtype | None):
 def read_compressor(name: str, read: Checkpoint, family: Family) -> LoadedCompressor:
     """The compressor file `name`, made for this model and block length; PackForcingError where it was not."""
     path = folder_paths.get_full_path_or_raise(COMPRESSOR_FOLDER, name)
-    return load_compressor(path, read.config, family.frames_per_block, ops=host.HostOps, base=read.state_dict)
+    return load_compressor(path, read.config, family.frames_per_block, ops=host.HOST_OPS, base=read.state_dict)
 
 
 def _summary(read: Checkpoint, family: Family | None) -> str:

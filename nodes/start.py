@@ -7,10 +7,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import comfy.model_management
 import numpy as np
 from comfy_api.v0_0_2 import io
+from torch import Tensor
 
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.geometry import VideoGeometry
@@ -44,9 +46,9 @@ class StartFrom:
     seconds: float
     denoise: float
     show_source: str
-    image: object | None = None
-    video: object | None = None
-    samples: object | None = None
+    image: Tensor | None = None
+    video: Any | None = None  # An io.Video.
+    samples: Tensor | None = None
 
     @property
     def left_out(self) -> bool:
@@ -60,16 +62,15 @@ class StartFrom:
     def build(self, vae: WanVAE | None, geometry: VideoGeometry) -> Start:
         """Encodes it for a render of this size, rate and block length; `vae` may be None for samples."""
         if self.mode == REPAINT:
-            latents = (
-                given_by_latents(self.samples, geometry, geometry.blocks)
-                if vae is None
-                else repainted_by_frames(vae, self._all_frames(geometry), geometry)
-            )
+            if self.samples is not None:
+                latents = given_by_latents(self.samples, geometry, geometry.blocks)
+            else:
+                latents = repainted_by_frames(_needed(vae), self._all_frames(geometry), geometry)
             return Start(repainted=latents, strength=self.denoise)
         blocks = blocks_in(self.seconds, geometry)
-        if vae is None:
+        if self.samples is not None:
             return Start(given_by_latents(self.samples, geometry, blocks), self.left_out)
-        return Start(given_by_frames(vae, self._last_frames(blocks, geometry), geometry), self.left_out)
+        return Start(given_by_frames(_needed(vae), self._last_frames(blocks, geometry), geometry), self.left_out)
 
     def _last_frames(self, blocks: int, geometry: VideoGeometry) -> list[np.ndarray]:
         count = VideoGeometry(
@@ -100,6 +101,12 @@ def _watched(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     for frame in frames:
         comfy.model_management.throw_exception_if_processing_interrupted()
         yield frame
+
+
+def _needed(vae: WanVAE | None) -> WanVAE:
+    if vae is None:
+        raise PackForcingError("An image or a video to start from has to be encoded: connect the VAE to the sampler.")
+    return vae
 
 
 class StartFromNode(io.ComfyNode):

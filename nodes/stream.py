@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import comfy.model_management
 
@@ -29,7 +30,7 @@ class LatentStream:
     `cache_node` is the node that draws the window, if there is one.
     """
 
-    model: object
+    model: Any  # A MODEL.
     recipe: Recipe
     folder: RenderFolder
     named: bool
@@ -54,7 +55,7 @@ class LatentStream:
         *,
         first: int = 0,
         frugal: bool = False,
-    ) -> Iterator[Event | Replayed]:
+    ) -> Generator[Event | Replayed, None, None]:
         """Blocks from `first` on, sampling those that are not finished yet.
 
         A consumer that decodes gives its `vae` and the `network` made of it: there is room for it, and blocks that the
@@ -74,7 +75,7 @@ class LatentStream:
         with host.loaded(self.model, room) as model:
             twins = None
             if self.recipe.partitions.bank is not None:
-                own = network if shared else host.vae_network(self.vae)
+                own = network if shared and isinstance(network, WanVAE) else host.vae_network(self.vae)
                 twins = build_twins(model, own, host.compressor_network(self.model))
             events = recorded_events(model, self.recipe, self.folder, twins, first=first, decoded=shared, frugal=frugal)
             for event in events:

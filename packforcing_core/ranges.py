@@ -29,7 +29,8 @@ class Range:
 
     def holds(self, value: Any) -> bool:
         """Whether `value` is such a number; True, False and texts are none."""
-        if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
+        kind: Any = Integral if self.whole else Real  # Numbers of all libraries; a type checker cannot compare them.
+        if isinstance(value, bool) or not isinstance(value, kind):
             return False
         return (self.least < value if self.above else self.least <= value) and bool(value <= self.most)
 

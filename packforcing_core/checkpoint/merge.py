@@ -59,11 +59,12 @@ def open_lora(path: str | PathLike[str], key: str | None = None) -> Lora:
     file = open_tensors(path)
     names = choose_part(file, key)
     layers: dict[str, dict[str, str]] = {}
-    unread, native = [], {}
+    unread: list[str] = []
+    native: dict[str, str] = {}
     for name, there in names.items():
         official = native_name(name)
-        found = official and _NAMED.fullmatch(official)
-        if not found:
+        found = _NAMED.fullmatch(official) if official else None
+        if official is None or found is None:
             unread.append(there)
             continue
         kind = found["kind"].removesuffix(".weight").removeprefix("lora_").removeprefix("lora.")

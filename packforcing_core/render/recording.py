@@ -28,6 +28,8 @@ from ..recipe.recipe import Recipe
 from ..sampler.denoising import BlockDone, Event
 from ..sampler.rollout import Twins, rollout
 from ..vae.receptive import frames_looked_back, warm_up
+from ..vae.streaming import StreamingDecoder
+from ..vae.tiny import TinyDecoder
 from .parts import build_cache
 
 
@@ -148,7 +150,7 @@ def recorded_events(
         with Disk() as disk:
             recording = Recording(recipe, folder, disk)
             decoded_from = _decoded_from(recipe, folder, missing, first if decoded else manifest.blocks)
-            if twins and twins.decoder:
+            if twins and isinstance(twins.decoder, StreamingDecoder | TinyDecoder):  # Others remember nothing.
                 frames = frames_looked_back(twins.decoder.vae)
                 warm_up(twins.decoder, recording.latents_before(decoded_from, frames))
             disk.put(partial(folder.telemetry.append, "started", known=manifest.blocks - len(missing), frugal=frugal))

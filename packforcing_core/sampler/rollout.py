@@ -6,7 +6,7 @@ runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
@@ -80,7 +80,7 @@ def rollout(
     *,
     stop: int | None = None,
     decoded_from: int = 0,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Latent blocks from where the cache stands to `blocks`-1, each under its text in `prompts` (embeddings
     [1, L, text_dim], or a script of several over time).
 

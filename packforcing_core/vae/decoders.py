@@ -16,10 +16,6 @@ from .wan_vae import WanVAE
 class Decoder(Protocol):
     """Decodes the blocks of one video in order: latents [1, 16, T, h, w] -> video [1, 3, T', H, W] in -1..1."""
 
-    @property
-    def vae(self) -> WanVAE | TinyVAE:
-        """The network."""
-
     def push(self, latents: Tensor) -> Tensor: ...
 
 

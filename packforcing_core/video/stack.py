@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -18,7 +18,7 @@ FRAMES_PER_SEGMENT = 64
 
 def stack_films(
     films: Sequence[Path], target: Path, codec: str = "h264", captions: Sequence[np.ndarray] | None = None
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Writes the `films`, left to right, as one video `target`, which is there when the iterator ends.
 
     Yields the number of frames written, after each. `captions` are images uint8 [h, W, 3], one as wide as each video,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,7 +27,7 @@ TOGETHER = 4
 BEHIND = 40
 """A render that has so many blocks is resumed."""
 
-_Events = Iterator[Event | Replayed]
+_Events = Generator[Event | Replayed, None, None]
 
 
 class _Renders:

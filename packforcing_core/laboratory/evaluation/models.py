@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ class Models:
             for kind, path in found.items()
         }
         clip = found.get("clip")
-        self._words = transformers.AutoTokenizer.from_pretrained(clip, local_files_only=True) if clip else None
+        self._words: Any = transformers.AutoTokenizer.from_pretrained(clip, local_files_only=True) if clip else None
 
     @classmethod
     def load(cls, folder: Path | str) -> Models:

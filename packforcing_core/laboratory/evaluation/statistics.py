@@ -99,7 +99,7 @@ def compare(
     if not others:
         return []
     base = _checked("the baseline", baseline)
-    rows = [_checked(name, values) for name, values in others.items()]
+    rows = [_checked(str(name), values) for name, values in others.items()]
     for name, row in zip(others, rows, strict=True):
         if len(row) != len(base):
             raise PackForcingError(
@@ -114,7 +114,8 @@ def compare(
     ]
     intervals = _intervals(differences, rng, each, level, resamples, alike, strata)
     p = _holm(_sign_flips(differences, rng, resamples))
-    return [Comparison(*found) for found in zip(others, intervals, p, strict=True)]
+    found = zip(others, intervals, p, strict=True)
+    return [Comparison(str(name), interval, chance) for name, interval, chance in found]
 
 
 def _checked(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:

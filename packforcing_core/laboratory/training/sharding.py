@@ -14,7 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from types import MethodType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ def _call(module: nn.Module, function: Callable[..., Result], *arguments: Any) -
 def inside(module: object, function: Callable[..., Result], *arguments: Any) -> Result:
     """`function(module, *arguments)`, with the parameters of a sharded `module` gathered and their gradients summed."""
     if isinstance(module, FSDPModule):
-        return cast("Callable[..., Result]", module.inside)(function, *arguments)
+        return vars(module)["inside"](function, *arguments)  # Put there by `shard`.
     return function(module, *arguments)
 
 

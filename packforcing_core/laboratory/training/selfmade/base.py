@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -79,7 +80,7 @@ def read_base(
     without `preset`, or quantised, and for clips too short to have compressed blocks.
     """
     found = inspect(path)
-    if not found.usable:
+    if not found.usable or found.config is None:
         raise PackForcingError(f"{found.path.name} is {found.title}. {' '.join((*found.problems, found.advice))}")
     family = by_name(preset) if preset else found.family
     if family is None:
@@ -99,8 +100,9 @@ def read_base(
     blocks = min(clip_frames or TRAINED_FRAMES, TRAINED_FRAMES) // frames
     clip = VideoGeometry(width, height, FPS, frames, max(1, blocks))
     memory = default_policy(family)
+    in_8_bits: dict[str, Any] = {"kv_int8": "all"}  # A knob of every policy.
     learnt = learnt_memories(MINIATURE_MEMORY if small else PackForcing(mid_span=FULL_SPAN))
-    base = Base(path, found.config, family, clip, replace(memory, kv_int8="all") if kv_int8 else memory, learnt)
+    base = Base(path, found.config, family, clip, replace(memory, **in_8_bits) if kv_int8 else memory, learnt)
     _require_room_for_twins(base)
     return base
 
