@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from packforcing_core.cache.config import Full, PackForcing
 from packforcing_core.checkpoint.families import DEFAULT_FAMILY, FAMILIES
@@ -43,6 +44,18 @@ def cells(first: str) -> list[str]:
     """The cells of the README's table row that begins with `first`."""
     (row,) = re.findall(rf"^\| {re.escape(first)} \|.*$", README, re.MULTILINE)
     return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def test_the_readmes_moving_image_is_the_demos():
+    """As many frames as the command under it makes, at their rate, and quick to load."""
+    (path,) = re.findall(r"\((\S+\.webp)\)", README)
+    (seconds,) = re.findall(r"`packforcing demo --seconds (\d+)`", README)
+    geometry = VideoGeometry.from_seconds(float(seconds), width=128, height=64, fps=16.0, frames_per_block=4)
+    with Image.open(ROOT / path) as moving:
+        moving.load()
+        assert moving.n_frames == geometry.pixel_frames == 125
+        assert 1000 / moving.info["duration"] == pytest.approx(geometry.fps, rel=0.05)
+    assert (ROOT / path).stat().st_size < 1.5e6
 
 
 @pytest.mark.parametrize("card", ROWS)
