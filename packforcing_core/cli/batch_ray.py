@@ -49,7 +49,7 @@ def _cluster() -> Iterator[None]:
         variables = {"PYTHONPATH": os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))}
         # By its name Ray would listen to the whole network.
         alone = {"address": "local", "_node_ip_address": LOOPBACK, "dashboard_host": LOOPBACK}
-        place = {} if os.environ.get(RAY_ADDRESS) else alone
+        place: dict[str, Any] = {} if os.environ.get(RAY_ADDRESS) else dict(alone)
         ray.init(runtime_env={"env_vars": variables}, log_to_driver=False, configure_logging=False, **place)
     try:
         yield

@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="study this compressor, not the package's; what does not use it is kept where the folder is the same",
     )
-    parser.add_argument("--pack", metavar="FILE", help="write all results into one small file, without pictures")
+    parser.add_argument("--pack", metavar="FILE", help="write all results into one small file, without images")
     parser.add_argument("--unpack", metavar="FILE", help="begin with the results of such a file")
     parser.add_argument("--list", action="store_true", help="say what the rows are, and do nothing")
     parser.add_argument("--tables", action="store_true", help="tables of what is there; render nothing")
@@ -196,6 +196,6 @@ def _write(
             if all("pictures" in found for row in films.values() for found in row):
                 draw_sheet(films, SHEET_WORLDS, place / SHEET_PICTURE)
             else:
-                console.print("no new contact sheet: results from an archive have no pictures")
+                console.print("no new contact sheet: results from an archive have no images")
     console.print(text)
     console.print(f"tables and images are in {folder.path}")

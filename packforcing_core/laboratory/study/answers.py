@@ -95,7 +95,7 @@ def found(question: Question, selection: Selection) -> dict[str, float]:
 
 
 def shortened(given: Given, blocks: Sequence[int]) -> Given:
-    """What is given, of these blocks alone; it goes on from the frames of the last one as before."""
+    """What is given, of these blocks alone; it continues from the frames of the last one as before."""
     latents = given.latents.split(FRAMES_PER_BLOCK, dim=2)
     chosen = torch.cat([latents[block] for block in blocks], dim=2)
     return Given(chosen, [given.videos[block] for block in blocks], given.decoder)

@@ -12,7 +12,7 @@ from .folder import Job, StudyFolder
 
 SETTINGS, COMPRESSOR, RESULTS = "settings", "compressor", "results"
 NOT_KEPT = ("pictures",)
-"""The contact sheet's, which are most of a film's result."""
+"""The contact sheet's, which are most of a video's result."""
 LARGEST = 64 << 20  # bytes of an archive, unpacked
 
 

@@ -32,7 +32,7 @@ QUICK = ("full", "window", "sink+window realigned", "zero-shot", "trained")
 @dataclass(frozen=True)
 class Row:
     """`branches` is what the compressor is made of; None where the policy compresses nothing. An `oracle` is told which
-    block shows what is asked for, so it answers questions and makes no films: it sees that block "whole", as if the
+    block shows what is asked for, so it answers questions and makes no videos: it sees that block "whole", as if the
     video had been that block and the newest one, or "selected", compressed, by every layer.
     """
 

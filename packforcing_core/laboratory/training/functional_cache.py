@@ -219,7 +219,8 @@ class FunctionalView(Repeatable):
         return choose(SELECTORS[plan.selector](question), blocks, len(self.window.mid_positions))
 
     def affinities(self, layer: int) -> Tensor:
-        """[B, twins]: phi but for its constant factor, of each clip by itself with each of `twins`, whose graph it has.
+        """[B, compressed blocks]: phi but for its constant factor, of each clip by itself with each of `twins`, whose
+        graph it has.
 
         A choice has no gradient; what it is made by has one.
         """
