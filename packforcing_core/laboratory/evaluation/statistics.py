@@ -180,7 +180,7 @@ def share_interval(hits: int, count: int, level: float = 0.95) -> Interval:
 def _groups(seeds: int, strata: Sequence[str] | None) -> list[np.ndarray]:
     """The indices of the seeds of each kind; all together where every kind has one."""
     kinds = sorted(set(strata or ()))
-    if len(kinds) == seeds or not kinds:
+    if strata is None or len(kinds) == seeds or not kinds:
         return [np.arange(seeds)]
     return [np.flatnonzero([own == kind for own in strata]) for kind in kinds]
 

@@ -75,11 +75,11 @@ def answer(subject: Subject, row: Row, question: Question, given: Given) -> dict
     if row.oracle == "whole":
         given = shortened(given, (*range(SINK // FRAMES_PER_BLOCK), question.whole, question.block - 1))
     block = given.latents.shape[2] // FRAMES_PER_BLOCK
-    frames = pixel_frames((block + MADE_BLOCKS) * FRAMES_PER_BLOCK)
-    recipe = replace(subject.recipe(row, question.seed, frames / FPS), start=Start(given=given.latents))
+    length = pixel_frames((block + MADE_BLOCKS) * FRAMES_PER_BLOCK)
+    recipe = replace(subject.recipe(row, question.seed, length / FPS), start=Start(given=given.latents))
     told = partial(told_selection, question) if row.oracle == "selected" else None
     blocks = list(made_blocks(subject, row, question.prompt, recipe, Replayed(given), block, told))
-    frames = np.concatenate([to_frames(done.video) for done in blocks])
+    frames = np.concatenate([to_frames(done.video) for done in blocks if done.video is not None])
     return {**recalled(question, frames), **found(question, blocks[0].selection)}
 
 
@@ -131,7 +131,10 @@ def made_blocks(
                 decoder.push(event.latents)
         begin = cache.begin_block
         if told:
-            cache.begin_block = lambda selection=None, blocks=1: begin(selection or _told(cache, told), blocks)
+            # For this one cache: what is selected is told, not chosen.
+            cache.begin_block = lambda selection=None, blocks=1: begin(  # type: ignore[method-assign]
+                selection or _told(cache, told), blocks
+            )
         for event in make(known.get, twins):
             if isinstance(event, BlockDone):
                 yield event if event.video is not None else replace(event, video=decoder.push(event.latents))
@@ -139,4 +142,5 @@ def made_blocks(
 
 def _told(cache: KVCache, told: Callable[[Sequence[int], int], Sequence[int]]) -> Selection:
     count = len(cache.window_after(cache.committed_frames).mid_positions)
-    return (told(sorted(cache.mid.blocks), count),) * cache.shape.layers
+    banked = sorted(cache.mid.blocks) if cache.mid else []
+    return (told(banked, count),) * cache.shape.layers

@@ -197,7 +197,8 @@ def _compared(
     """
     # `compare` has one baseline and corrects within one call: so all differences at once, against none at all.
     differences = {pair: own - values[pair[0], reference] for pair, own in values.items() if pair[1] != reference}
-    nothing, found = np.zeros(len(next(iter(values.values())))), {}
+    nothing = np.zeros(len(next(iter(values.values()))))
+    found: dict[tuple[str, str], Comparison] = {}
     for planned in (True, False):
         part = {pair: own for pair, own in differences.items() if (pair[1] in PLANNED) == planned}
         rng = np.random.default_rng(RESAMPLING_SEED)

@@ -164,7 +164,7 @@ def selection_loss(view: FunctionalView, right: range) -> tuple[Tensor, Tensor]:
     """
     wanted = [index for index, block in enumerate(view.twins) if block in right]
     places = len(view.window.mid_positions)
-    if view.cache.bank.selector == "mean+newest":
+    if view.cache.compressed[0].selector == "mean+newest":
         places -= places // 2
     losses, missed = [], []
     for affinities in map(view.affinities, view.mean_queries):

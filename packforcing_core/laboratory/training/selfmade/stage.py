@@ -32,9 +32,9 @@ from .texts import Texts
 class Asked(NamedTuple):
     """The flow's mean squared `error`, the mean square of the `wanted` flow, and the loss of the `selection`."""
 
-    error: Tensor | float
-    wanted: Tensor | float
-    selection: Tensor | float
+    error: Tensor
+    wanted: Tensor
+    selection: Tensor
 
 
 @dataclass
@@ -76,7 +76,7 @@ class SelfmadeStage:
         groups = -(-self.batch // self.at_once)
         parameters = [p for p in self.high_res.parameters() if p.requires_grad]
         gradients = [torch.zeros_like(p) for p in parameters]
-        loss = Asked(0.0, 0.0, 0.0)
+        error = wanted = selection = 0.0
         for group in range(groups):
             asked = self.group_error(number, group)
             total = (asked.error + self.selection_weight * asked.selection) / groups
@@ -84,10 +84,12 @@ class SelfmadeStage:
             for gradient, part in zip(gradients, found, strict=True):
                 if part is not None:
                     gradient.add_(part)
-            loss = Asked(*(own + part.item() / groups for own, part in zip(loss, asked, strict=True)))
-        figures = {"relative_error": loss.error / loss.wanted, "selection": loss.selection}
-        total = loss.error + self.selection_weight * loss.selection
-        return Update("compressor", gathered(total, gradients, parameters), figures)
+            error += asked.error.item() / groups
+            wanted += asked.wanted.item() / groups
+            selection += asked.selection.item() / groups
+        figures = {"relative_error": error / wanted, "selection": selection}
+        loss = error + self.selection_weight * selection
+        return Update("compressor", gathered(loss, gradients, parameters), figures)
 
     def group_error(self, number: int, group: int) -> Asked:
         """What group `group` of step `number` gives, with its graph."""
