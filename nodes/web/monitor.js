@@ -103,7 +103,7 @@ class View {
   showPictures() {
     const player = players.get(jobOf(this.event));
     const frame = frames.get(jobOf(this.event));
-    const plays = player.how !== "none" && (player.playable || !frame);
+    const plays = player.how !== "none" && player.begun;
     if (player.element.parentNode !== this.stage) this.stage.replaceChildren(player.element, this.picture);
     if (frame && this.picture.src !== frame) this.picture.src = frame;
     this.picture.hidden = plays || !frame;

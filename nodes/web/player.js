@@ -16,7 +16,7 @@ const viewOf = (file) => `/view?${new URLSearchParams(file)}`;
 export class Player {
   constructor() {
     this.element = document.createElement("video");
-    Object.assign(this.element, { controls: true, muted: true, playsInline: true });
+    Object.assign(this.element, { controls: true, muted: true, playsInline: true, preload: "auto" });
     this.grows = true;
     this.how = null; // "segments", "file", "finished", or "none" where the browser cannot play the codec
     this.video = null; // what the server said last
@@ -37,6 +37,11 @@ export class Player {
 
   get playable() {
     return this.element.readyState >= HTMLMediaElement.HAVE_CURRENT_DATA;
+  }
+
+  // Whether there is something to see; a player that waits for more stays where it is.
+  get begun() {
+    return (this.hasBegun ||= this.playable);
   }
 
   // The newest that the server said of the video, and whether there is more to come.
