@@ -77,6 +77,7 @@ class StreamingVAEDecode(io.ComfyNode):
         quality: int,
         blocks_per_segment: int,
         last_frames: int,
+        decode_device: str = host.OWN_DEVICE,
     ) -> io.NodeOutput:
         geometry = stream.recipe.geometry
         path, subfolder = film_path(fill_widgets(filename_prefix, cls.hidden.prompt), geometry.width, geometry.height)
@@ -84,7 +85,7 @@ class StreamingVAEDecode(io.ComfyNode):
             path,
             VideoFormat(codec, None if quality == DEFAULT_QUALITY else quality, geometry.fps),
             blocks_per_segment,
-            host.decoding_network(vae),
+            host.decoding_network(vae, host.chosen_device(decode_device)),
             host.vae_identity(vae),
             tail_frames=last_frames,
             keep_growing=stream.named,
@@ -126,6 +127,15 @@ def _encoder_inputs() -> list[io.Input]:
             min=1,
             max=1024,
             tooltip="How many frames from the end of the video go to the IMAGE output.",
+            advanced=True,
+        ),
+        io.Combo.Input(
+            "decode_device",
+            options=host.decode_devices(),
+            default=host.OWN_DEVICE,
+            tooltip="Where the VAE decodes. A second GPU works beside the first and leaves it the VAE's memory. "
+            "default: where ComfyUI has the VAE.",
+            optional=True,
             advanced=True,
         ),
     ]

@@ -54,6 +54,8 @@ _WITHOUT_EFFECT = {
     "clip_end_percent": 1.0,
     "strength": 1.0,
 }
+OWN_DEVICE = "default"
+"""The device that ComfyUI has chosen for a VAE."""
 OWN_KEYS = "packforcing_"
 
 
@@ -301,3 +303,13 @@ def vae_network(vae, device=None) -> WanVAE:
     """
     _require_network(vae)
     return load_vae(vae.first_stage_model.state_dict(), device=device or vae.device, dtype=vae.vae_dtype)
+
+
+def decode_devices() -> list[str]:
+    """What can be chosen to decode on: where ComfyUI has the VAE, the CPU, or a GPU by its number."""
+    return [OWN_DEVICE, "cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+
+
+def chosen_device(name: str) -> torch.device | None:
+    """The device of that name; None for ComfyUI's own choice."""
+    return None if name == OWN_DEVICE else torch.device(name)

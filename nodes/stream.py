@@ -37,9 +37,11 @@ class LatentStream:
     vae: object | None = None
     cache_node: str | None = None
 
-    def plan(self, decoder_bytes: int = 0) -> RenderPlan:
-        """What the render takes, in the MODEL's own dtype; a memory that compresses decodes too."""
-        own = host.decoder_bytes(self.vae, self.recipe.geometry) if self.vae is not None else 0
+    def plan(self, decoder_bytes: int = 0, *, decodes: bool = True) -> RenderPlan:
+        """What the render takes on the MODEL's device, in its own dtype; a policy that compresses decodes too, which
+        counts if it `decodes` there.
+        """
+        own = host.decoder_bytes(self.vae, self.recipe.geometry) if self.vae is not None and decodes else 0
         return plan_render(
             host.wan_config(self.model), self.recipe, self.model.model.get_dtype_inference(), max(own, decoder_bytes)
         )
@@ -66,12 +68,14 @@ class LatentStream:
         if not self.folder.missing_blocks():
             yield from known_events(self.folder, first, self.recipe.geometry.blocks)
             return
-        plan = self.plan(host.decoder_bytes(vae, self.recipe.geometry) if vae is not None else 0)
+        shared = vae is self.vae and network is not None
+        here = network is None or next(network.parameters()).device == vae.device
+        planned = host.decoder_bytes(vae, self.recipe.geometry) if vae is not None and here else 0
+        plan = self.plan(planned, decodes=here or not shared)
         room = plan.peak_bytes - plan.weights_bytes
         if frugal:
             host.make_room()
             room *= 2  # Then ComfyUI leaves more of the weights in system RAM.
-        shared = vae is self.vae and network is not None
         with host.loaded(self.model, room) as model:
             twins = None
             if self.recipe.partitions.bank is not None:

@@ -61,14 +61,16 @@ def load_models(
     *,
     loras: Mapping[Path | str, float] | None = None,
     device: torch.device | str | None = None,
+    decode_device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Models:
     """A Wan2.1 T2V checkpoint with its VAE, the folder of its text encoder and trained compressor weights, if any.
 
     `loras` are files with their strengths, added to the weights; PackForcingError where one fits nothing of them.
 
-    On a GPU in bfloat16 unless told otherwise, else on the CPU in float32. PackForcingError for files that are not what
-    is expected; without a text encoder a render is opened with a script of embeddings.
+    On a GPU in bfloat16 unless told otherwise, else on the CPU in float32; the VAE on `decode_device` if
+    one is named. PackForcingError for files that are not what is expected; without a text encoder a
+    render is opened with a script of embeddings.
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     kind = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
@@ -85,7 +87,9 @@ def load_models(
         frames = (read.family or DEFAULT_FAMILY).frames_per_block
         loaded = load_compressor(str(compressor), read.config, frames, device=place, dtype=kind)
         high_res, span = loaded.high_res, loaded.info.mid_span
-    return Models(model, load_vae(str(vae), device=place, dtype=kind), encode, high_res, span, read.family)
+    return Models(
+        model, load_vae(str(vae), device=decode_device or place, dtype=kind), encode, high_res, span, read.family
+    )
 
 
 def load_miniature(dtype: torch.dtype | None = None) -> Models:

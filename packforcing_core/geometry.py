@@ -108,6 +108,11 @@ class VideoGeometry:
         return pixel_frames(self.latent_frames)
 
     @property
+    def frames_per_push(self) -> int:
+        """Pixel frames that a whole block decodes to."""
+        return PIXEL_FRAMES_PER_LATENT * self.frames_per_block
+
+    @property
     def seconds(self) -> float:
         return self.pixel_frames / self.fps
 

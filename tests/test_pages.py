@@ -20,7 +20,7 @@ from packforcing_core.recipe.plan import RenderPlan, plan_render
 from packforcing_core.recipe.recipe import Recipe
 from packforcing_core.sampler.denoising import Denoising
 from packforcing_core.vae.config import VAEConfig
-from packforcing_core.vae.memory import decode_bytes
+from packforcing_core.vae.memory import vae_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,7 +36,7 @@ ROWS = {
 def plan(policy, frames_per_block: int = 3) -> RenderPlan:
     geometry = VideoGeometry.from_seconds(120, width=832, height=480, fps=16.0, frames_per_block=frames_per_block)
     recipe = Recipe(geometry, policy, Denoising.of_family(DEFAULT_FAMILY), 0)
-    decoder = decode_bytes(VAEConfig(), 480, 832, torch.bfloat16)
+    decoder = vae_bytes(VAEConfig(), 480, 832, geometry.frames_per_push, torch.bfloat16)
     return plan_render(WAN_SIZES["1.3B"], recipe, torch.bfloat16, decoder)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..kernels import fast
+from ..queued import Moment, SideStream
 from .eight_bits import TokenRows, quantise, row_bytes
 from .partitions import Storage
 
@@ -85,6 +86,24 @@ class TwinRows:
             return rows
         return (rows * self._scales[slot].to(self._device, non_blocking=True)).to(self._dtype)
 
+    @property
+    def reached(self) -> bool:
+        """Whether work on the device can read the rows by itself."""
+        if self._rows.device.type == self._device.type:
+            return True
+        return self._scales is None and fast.reaches(self._rows, self._device)
+
+    def recall(self, slots: Tensor, held: Tensor, out: Tensor) -> None:
+        """Writes to `out` [k, B, tokens, heads, head_dim] on the device the slots that `slots` [3, k] names there, as
+        `plain.chosen_slots` gives it; what `held` [k] says is there already is not read again from system RAM.
+        """
+        if self._rows.device != out.device:
+            fast.recall(self._rows, slots, held, out)
+        elif self._scales is None:
+            out.copy_(self._rows.index_select(0, slots[1]))
+        else:
+            out.copy_(self._rows.index_select(0, slots[1]) * self._scales.index_select(0, slots[1]))
+
     def copy_to(self, target: TokenRows, rows: slice, slot: int) -> None:
         """Writes `slot` to rows on the device; from 8 bits to 8 bits nothing is rounded again."""
         if self._scales is not None and target.int8:
@@ -99,47 +118,16 @@ def _forget_last_error(device: torch.device) -> None:
         torch.zeros(1, device=device).add_(1)
 
 
-class Copies:
-    """The side stream on which compressed blocks travel between system RAM and GPU; elsewhere copies just run."""
-
-    def __init__(self, device: torch.device):
-        self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    @contextmanager
-    def beside(self, *tensors: Tensor) -> Iterator[None]:
-        """Copies that wait for the work queued before them and for each other; `tensors` are what they read of the
-        GPU.
-        """
-        if self._stream is None:
-            yield
-            return
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        for tensor in tensors:
-            tensor.record_stream(self._stream)
-        with torch.cuda.stream(self._stream):
-            yield
-
-    def mark(self) -> torch.cuda.Event | None:
-        """The moment at which all copies until now are done."""
-        return self._stream.record_event() if self._stream else None
-
-    def wait(self, moment: torch.cuda.Event | None) -> None:
-        """Work queued from here on waits for `moment`."""
-        if moment is not None:
-            torch.cuda.current_stream(self._device).wait_event(moment)
-
-
 class LayerBank:
     """One layer's compressed blocks: keys without rotation in time, values, and `mean_keys` [slots, B, heads,
     head_dim] float32.
     """
 
-    def __init__(self, shape: TwinShape, slots: int, storage: Storage, device: torch.device, copies: Copies):
+    def __init__(self, shape: TwinShape, slots: int, storage: Storage, device: torch.device, copies: SideStream):
         self._keys = TwinRows(shape, slots, storage, device)
         self._values = TwinRows(shape, slots, storage, device)
         self._copies = copies
-        self._arrival: torch.cuda.Event | None = None
+        self._arrival: Moment = ()
         self.mean_keys = torch.zeros(slots, shape.batch, shape.heads, shape.head_dim, device=device)
 
     @property
@@ -172,10 +160,27 @@ class LayerBank:
             self._values.copy_to(values, rows, slot)
         self._arrival = self._copies.mark()
 
+    @property
+    def reached(self) -> bool:
+        """Whether work on the device can read the twins by itself."""
+        return self._keys.reached and self._values.reached
+
+    def arrived(self) -> None:
+        """Work queued from here on finds every twin that was written."""
+        self._copies.wait(self._copies.mark())
+
+    def recall_keys(self, slots: Tensor, held: Tensor, out: Tensor) -> None:
+        """`TwinRows.recall` of the keys."""
+        self._keys.recall(slots, held, out)
+
+    def recall_values(self, slots: Tensor, held: Tensor, out: Tensor) -> None:
+        """`TwinRows.recall` of the values."""
+        self._values.recall(slots, held, out)
+
     def wait(self) -> None:
         """Work queued from here on finds what was fetched."""
         self._copies.wait(self._arrival)
-        self._arrival = None
+        self._arrival = ()
 
     def keys(self, slot: int) -> Tensor:
         """Keys of a compressed block on the device, [B, tokens, heads, head_dim]."""

@@ -29,6 +29,8 @@ from .layer_kv import KVShape, LayerKV, ring_slices
 from .mid import MidMemory
 from .packed import PackedKV, Workspace
 from .partitions import PRUNED, BlockWindow, Partitions
+from .queries import Queries
+from .recall import Queued
 from .rule import KV, Chooser, Rule
 
 Selection = tuple[Sequence[int], ...]
@@ -243,30 +245,45 @@ class BlockView:
         self.block = block
         self.first_frame = cache.committed_frames
         self.rotation = cache.rope.frames(window.current_positions)
-        self.choices: dict[int, Sequence[int] | Tensor] = {}
+        self.choices: dict[int, Sequence[int] | Tensor | Queued] = {}
         self._chooser: Chooser | None = (cache.mid or cache.rule) if window.chooses else None
         if self._chooser and selection is not None:
             self.choices = {i: self._chooser.repeated(choice, window) for i, choice in enumerate(selection)}
 
     def selection(self) -> Selection:
-        """What each layer chose, once it has."""
-        choices = (self.choices.get(layer, ()) for layer in range(self.cache.shape.layers))
-        return tuple(array("i", c.tolist()) if isinstance(c, Tensor) else c for c in choices)
+        """What each layer chose, once it has. Where the device chose, the host waits here, once for all layers."""
+        chosen = {layer: choice for layer, choice in self.choices.items() if isinstance(choice, Tensor)}
+        if chosen and len({len(choice) for choice in chosen.values()}) == 1:
+            rows = torch.stack(tuple(chosen.values())).tolist()
+        else:
+            rows = [choice.tolist() for choice in chosen.values()]
+        known = {layer: array("i", row) for layer, row in zip(chosen, rows, strict=True)}
+        if self.cache.mid:
+            known = {layer: self.cache.mid.known(choice) for layer, choice in self.choices.items()}
+        return tuple(known.get(layer, self.choices.get(layer, ())) for layer in range(self.cache.shape.layers))
 
-    def choose(self, layer: int, q: Tensor) -> None:
+    def queries(self, q: Tensor) -> Queries:
+        """The queries of a layer at this view's positions."""
+        return Queries(q, self.cache.rope, self.window.current_positions, self.rotation)
+
+    def choose(self, layer: int, queries: Queries) -> None:
         """Makes `layer`'s choice from its queries, once a block, and shows it where its keys are read."""
         if self._chooser:
             kv = self.cache.layers[layer]
             if layer not in self.choices:
-                self.choices[layer] = self._chooser.choose(layer, kv, self.window, q, self.block)
+                self.choices[layer] = self._chooser.choose(layer, kv, self.window, queries, self.block)
             self._chooser.show(layer, kv, self.window, self.choices[layer])
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.choose(layer, q)
+        return self.attend_with(layer, self.queries(q), k, v)
+
+    def attend_with(self, layer: int, queries: Queries, k: Tensor, v: Tensor) -> Tensor:
+        """`attend` for a caller that needs the `queries` again."""
+        self.choose(layer, queries)
         keys, values = self.cache.layers[layer].seen(self.window)
         rotate_into(keys[:, -k.shape[1] :], k, self.rotation)
         values[:, -k.shape[1] :] = v
-        return self.cache.attention(rotate(q, self.rotation), keys, values)
+        return self.cache.attention(queries.turned, keys, values)
 
 
 class BlockWriter:
@@ -289,15 +306,17 @@ class BlockWriter:
         }
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = self._view.attend(layer, q, k, v)
-        self._store(layer, q, k, v)
+        queries = self._view.queries(q)
+        out = self._view.attend_with(layer, queries, k, v)
+        self._store(layer, queries, k, v)
         return out
 
     def keep(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        self._view.choose(layer, q)
-        self._store(layer, q, k, v)
+        queries = self._view.queries(q)
+        self._view.choose(layer, queries)
+        self._store(layer, queries, k, v)
 
-    def _store(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def _store(self, layer: int, queries: Queries, k: Tensor, v: Tensor) -> None:
         kv = self._cache.layers[layer]
         rule = self._cache.rule
         if self._view.window.pruned_frames is not None:
@@ -308,15 +327,14 @@ class BlockWriter:
             rows = kv.tokens(kept.frame - self._first)
             kv.put_frame(kept.slot, timeless[:, rows], v[:, rows], self._times[kept.slot])
         rule.stored(layer, kv, self._first, self._following)
-        self._store_queries(layer, kv, q, timeless, v)
+        self._store_queries(layer, kv, queries, timeless, v)
 
-    def _store_queries(self, layer: int, kv: KV, q: Tensor, timeless: Tensor, v: Tensor) -> None:
+    def _store_queries(self, layer: int, kv: KV, queries: Queries, timeless: Tensor, v: Tensor) -> None:
         """One sum of queries per frame, in a ring of its own; what choosing in the bank needs besides."""
         newest = min(self._cache.partitions.query_frames, self._cache.partitions.frames_per_block)
         if not newest:
             return
-        framed = rotate(q, self._spatial).unflatten(1, (-1, kv.tokens_per_frame))
-        sums = framed.sum(dim=2, dtype=torch.float32)
+        sums = queries.frame_sums
         end = self._first + self._cache.partitions.frames_per_block
         for slots, frames in ring_slices(end - newest, newest, self._cache.partitions.query_frames):
             kv.query_sums[:, slots] = sums[:, -newest:][:, frames]

@@ -9,20 +9,20 @@ from torch import Tensor
 
 from ..errors import PackForcingError
 from ..geometry import compressed_grid
+from ..queued import SideStream
 from ..rope import GridRope, Rotation, rotate, rotate_into
-from .bank import Copies, LayerBank
+from .bank import LayerBank
 from .layer_kv import KVShape
 from .moments import aligned, empty_moments, measured, pooled
 from .packed import PackedKV
 from .partitions import BankPlan, BlockWindow, Partitions
+from .queries import Queries
+from .recall import Queued, Recall, Shown, queues
 from .rule import KV
-from .select import SELECTORS, Question, choose
+from .select import READS_QUERIES, SELECTORS, Question, choose
 
 Choice = tuple[int, ...]
 """Bank blocks by their index in the video, in order of time."""
-
-Shown = tuple[int, float | None] | None
-"""The block in a mid slot and the position its keys are rotated for, None while they are not."""
 
 
 def region_centres(cells: int, size: int) -> list[float]:
@@ -74,6 +74,10 @@ class TwinRope:
             self._several = tuple(positions), torch.cat([self.time(position) for position in positions])
         return self._several[1]
 
+    def places(self, positions: Sequence[float]) -> Rotation:
+        """`times` with an axis of its own for the twins: [len(positions), tokens, 1, pairs]."""
+        return self.times(positions).unflatten(0, (len(positions), -1))
+
     def time(self, position: float) -> Rotation:
         """The rotation in time of a compressed block that starts at `position`."""
         if position not in self._times:  # Few: the places of the mid slots.
@@ -97,7 +101,7 @@ class MidMemory:
                 f"frames of {rope.grid[0]} x {rope.grid[1]} tokens compress to {self.twin_rope.tokens}. "
                 "Take it from geometry.VideoGeometry.twin_tokens."
             )
-        copies = Copies(device)
+        copies = SideStream(device)
         self._banks = [
             LayerBank(shape.twin, plan.bank_blocks, plan.storage, device, copies) for _ in range(shape.layers)
         ]
@@ -115,7 +119,14 @@ class MidMemory:
         places = partitions.sink_frames + plan.bank_blocks if plan.alignment else 0
         self._moments = [empty_moments(places, *sizes, device) for _ in range(shape.layers)]
         self._sink = partitions.sink_frames
-        self.fetched = 0
+        self.recall = Recall(self._banks, self._resident, self._shown)
+        self._queues = not partitions.int8 and queues(self._banks, device)
+        self._fetched = 0
+
+    @property
+    def fetched(self) -> int:
+        """Twins that came into mid slots, as far as the host knows."""
+        return self._fetched + self.recall.fetched
 
     @property
     def twin_bytes(self) -> int:
@@ -130,19 +141,22 @@ class MidMemory:
         beside = sum(t.nbytes for t in (*self._resident, *self._running, *self._moments))
         return means + beside + twins
 
-    def choose(self, layer: int, kv: KV, window: BlockWindow, q: Tensor, block: int) -> Choice:
-        """What `layer` selects for block `block`, from its queries `q` [B, L, heads, head_dim] (not rotated)."""
-        bank = self._banks[layer]
-        queries = rotate(q, self._spatial_of(q.shape[1] // kv.tokens_per_frame))
+    def choose(self, layer: int, kv: KV, window: BlockWindow, queries: Queries, block: int) -> Choice | Queued:
+        """What `layer` selects for block `block`, from its queries; `Queued` where the device chose."""
+        bank, q, selector = self._banks[layer], queries.plain, self.plan.selector
+        asked = rotate(q, self._spatial_of(q.shape[1] // kv.tokens_per_frame)) if selector in READS_QUERIES else q
         tokens = q.shape[1] + kv.query_sums.shape[1] * kv.tokens_per_frame
-        own = queries.sum(dim=1, dtype=torch.float32)
+        own = queries.frame_sums.sum(dim=1)
         question = Question(
-            *((own + kv.query_sums.sum(dim=1)) / tokens, queries, self.blocks, bank.mean_keys[: len(self.blocks)]),
+            *((own + kv.query_sums.sum(dim=1)) / tokens, asked, self.blocks, bank.mean_keys[: len(self.blocks)]),
             *(bank.keys, self.plan.selector_seed, block, layer),
             running_query=self._with(layer, own, q.shape[1]),
             count=len(window.mid_positions),
         )
-        return choose(SELECTORS[self.plan.selector](question), self.blocks, len(window.mid_positions))
+        scores, positions = SELECTORS[selector](question), window.mid_positions
+        if isinstance(scores, Tensor) and self._queues:
+            return self.recall.choose(layer, kv, scores, self.blocks, self.twin_rope.places(positions), positions)
+        return choose(scores, self.blocks, len(positions))
 
     def _with(self, layer: int, query_sum: Tensor, tokens: int) -> Tensor:
         """The running mean of queries, with `tokens` more of that sum."""
@@ -176,8 +190,20 @@ class MidMemory:
             )
         return tuple(choice)
 
-    def show(self, layer: int, kv: KV, window: BlockWindow, choice: Choice) -> None:
+    def known(self, choice: Choice | Queued) -> Choice:
+        """A choice as the host has it; the choices of all layers are read when it has to wait for one."""
+        if not isinstance(choice, Queued):
+            return choice
+        if not choice.blocks:
+            self.recall.settle()
+        return choice.blocks
+
+    def show(self, layer: int, kv: KV, window: BlockWindow, choice: Choice | Queued) -> None:
         """Makes the mid slots of `kv` hold the chosen blocks at the mid positions of `window`."""
+        if isinstance(choice, Queued):
+            if self.recall.holds(layer, choice):
+                return
+            choice = self.known(choice)
         self.show_at(layer, kv, window.mid_positions, choice)
 
     def show_at(self, layer: int, kv: KV, positions: Sequence[float], choice: Choice) -> None:
@@ -205,6 +231,7 @@ class MidMemory:
 
     def fetch(self, layer: int, kv: KV, choice: Choice) -> None:
         """Begins to bring those chosen blocks into the first mid slots of `kv` that are not there yet."""
+        self.recall.settle()
         shown = self._shown[layer]
         shown[len(choice) :] = [None] * (len(shown) - len(choice))  # The current block's rows begin there.
         held = {tag[0] for tag in shown if tag}
@@ -218,7 +245,7 @@ class MidMemory:
                 keys = self._resident[layer][slot] if len(self._resident[layer]) else None
                 bank.fetch(source, keys, kv.v[:, kv.mid(slot)])
             shown[slot] = block, None
-            self.fetched += 1
+            self._fetched += 1
 
     def _timeless(self, layer: int, slots: range, blocks: Sequence[int]) -> Tensor:
         """Keys of the blocks in those mid slots, one behind the other, without rotation in time."""
@@ -260,8 +287,10 @@ class MidMemory:
 
     def forget(self) -> None:
         """Empties the bank, and what the mid slots show."""
+        self.recall.settle()
         self.blocks.clear()
-        self._shown = [[None] * len(shown) for shown in self._shown]
+        for shown in self._shown:
+            shown[:] = [None] * len(shown)
 
     def remembered(self, choice: Sequence[int]) -> Choice:
         """Those blocks of an earlier choice that are still in the bank."""

@@ -11,6 +11,7 @@ from ..errors import PackForcingError
 from .layer_kv import LayerKV
 from .packed import PackedKV
 from .partitions import BlockWindow, Placement
+from .queries import Queries
 
 KV = LayerKV | PackedKV
 Past = Sequence[Placement]
@@ -19,7 +20,7 @@ Past = Sequence[Placement]
 class Chooser(Protocol):
     """What lets each layer choose among the past: a `Rule`, or the bank of compressed blocks (`mid.MidMemory`)."""
 
-    def choose(self, layer: int, kv: KV, window: BlockWindow, q: Tensor, block: int) -> Sequence[int] | Tensor:
+    def choose(self, layer: int, kv: KV, window: BlockWindow, queries: Queries, block: int) -> Any:
         """As `Rule.choose`."""
 
     def repeated(self, choice: Sequence[int], window: BlockWindow) -> Sequence[int] | Tensor:
@@ -40,8 +41,8 @@ class Rule:
     def nbytes(self) -> int:
         return 0
 
-    def choose(self, layer: int, kv: KV, window: BlockWindow, q: Tensor, block: int) -> Sequence[int] | Tensor:
-        """`layer`'s choice for a window that `chooses`, from the queries `q` [B, L, heads, head_dim] (not rotated)."""
+    def choose(self, layer: int, kv: KV, window: BlockWindow, queries: Queries, block: int) -> Any:
+        """`layer`'s choice for a window that `chooses`, from its `queries`: token or block indices."""
         raise NotImplementedError
 
     def repeated(self, choice: Sequence[int], window: BlockWindow) -> Sequence[int] | Tensor:

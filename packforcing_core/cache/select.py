@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..queued import to_device
+
 QUERIES_AT_ONCE = 256
 
 
@@ -24,8 +26,9 @@ class Question:
 
     `mean_query` [B, heads, head_dim] float32 is taken over the queries of the current and the recent block,
     `running_query` over those of the current and of all blocks that were committed; `queries` [B, L, heads, head_dim]
-    are the current block's. `blocks` are the candidates, of which `count` will be chosen, `mean_keys` [candidates, B,
-    heads, head_dim] float32 theirs, and `keys(i)` [B, tokens, heads, head_dim] all keys of candidate i.
+    are the current block's, rotated for selectors in `READS_QUERIES` only. `blocks` are candidates, of which `count`
+    will be chosen, `mean_keys` [candidates, B, heads, head_dim] float32 theirs, and `keys(i)` [B, tokens, heads,
+    head_dim] all keys of candidate i.
     """
 
     mean_query: Tensor
@@ -40,36 +43,40 @@ class Question:
     count: int
 
 
-Selector = Callable[[Question], Sequence[float]]
+Scores = Sequence[float] | Tensor
+Selector = Callable[[Question], Scores]
+"""Scores that come from the device stay there, a tensor [candidates] float32."""
 
 
-def choose(scores: Sequence[float], blocks: Sequence[int], top_k: int) -> tuple[int, ...]:
+def choose(scores: Scores, blocks: Sequence[int], top_k: int) -> tuple[int, ...]:
     """The `top_k` blocks of the highest scores in order of time; ties go to the newer block."""
+    if isinstance(scores, Tensor):
+        scores = scores.tolist()
     best = sorted(zip(scores, blocks, strict=True), reverse=True)[:top_k]
     return tuple(sorted(block for _, block in best))
 
 
-def affinity(query: Tensor, mean_keys: Tensor) -> list[float]:
+def affinity(query: Tensor, mean_keys: Tensor) -> Tensor:
     """phi_m = mean over queries, keys and heads of q.k / sqrt(head_dim): a mean of dot products is the dot product of
     the means.
     """
     batch, heads, head_dim = query.shape
-    return (torch.einsum("bhd,mbhd->m", query, mean_keys) / (batch * heads * math.sqrt(head_dim))).tolist()
+    return torch.einsum("bhd,mbhd->m", query, mean_keys) / (batch * heads * math.sqrt(head_dim))
 
 
-def mean_affinity(question: Question) -> list[float]:
+def mean_affinity(question: Question) -> Tensor:
     """phi by what is being made, and what was just made."""
     return affinity(question.mean_query, question.mean_keys)
 
 
-def future_affinity(question: Question) -> list[float]:
+def future_affinity(question: Question) -> Tensor:
     """phi by the running mean of all queries, which Future Forcing (arXiv 2605.30083) takes for those of the future:
     without their rotation in time queries hardly change over a video.
     """
     return affinity(question.running_query, question.mean_keys)
 
 
-def mean_and_newest(question: Question) -> list[float]:
+def mean_and_newest(question: Question) -> Tensor:
     """The newest blocks for half of the places, rounded down, and phi for the others.
 
     What was seen says what comes back, what came after it how long ago that was: without the newest blocks the gap
@@ -77,7 +84,8 @@ def mean_and_newest(question: Question) -> list[float]:
     """
     newest = sorted(question.blocks)[len(question.blocks) - question.count // 2 :]
     scores = mean_affinity(question)
-    return [math.inf if block in newest else phi for block, phi in zip(question.blocks, scores, strict=True)]
+    placed = torch.tensor([block in newest for block in question.blocks])
+    return scores.masked_fill(to_device(placed, scores.device), math.inf)
 
 
 def attention_mass(question: Question) -> list[float]:
@@ -114,5 +122,7 @@ SELECTORS: dict[str, Selector] = {
     "recency": recency,
     "random": random_score,
 }
+READS_QUERIES = {"attention_mass"}
+"""Selectors that read every query; the others read means, so nobody has to rotate the queries for them."""
 NO_SELECTOR = "none"
 """Selects nothing, so a plan with it has no mid at all."""

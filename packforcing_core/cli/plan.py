@@ -15,7 +15,7 @@ from ..geometry import GB
 from ..model.config import WAN_SIZES, WanConfig
 from ..recipe.plan import RenderPlan, plan_render
 from ..vae.config import VAEConfig
-from ..vae.memory import decode_bytes
+from ..vae.memory import vae_bytes
 from . import options as shared
 
 KV_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     recipe = shared.chosen_settings(options).recipe(trained)
     geometry = recipe.geometry
     dtype = KV_DTYPES[options.dtype]
-    decoder = decode_bytes(VAEConfig(), geometry.height, geometry.width, dtype)
+    decoder = vae_bytes(VAEConfig(), geometry.height, geometry.width, geometry.frames_per_push, dtype)
     plan = plan_render(config, recipe, dtype, decoder)
     if options.json:
         print(json.dumps(plan.as_dict(), indent=2))

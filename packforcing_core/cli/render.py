@@ -22,11 +22,10 @@ from ..ranges import in_range
 from ..recipe.plan import plan_render
 from ..recipe.recipe import Recipe
 from ..recipe.settings import Settings
-from ..render.render import Models, Place, open_video
+from ..render.render import Models, Place, decoding_bytes, open_video
 from ..text.context import load_context
 from ..text.script import Script
 from ..vae.load import load_vae
-from ..vae.memory import decode_bytes
 from . import options as shared
 from .content import add_start, add_text, begun, check_start, encoder, timed_script
 from .film import build_console, run_render
@@ -51,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_text(parser)
     add_start(parser)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--decode-device",
+        help="where the VAE decodes, and encodes for compression: a second GPU, such as cuda:1, works beside the first "
+        "and leaves it the VAE's memory (default: --device)",
+    )
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="auto: bf16 on a GPU, fp32 on a CPU")
     parser.add_argument(
         "--attention",
@@ -83,12 +87,11 @@ def render_options(options: argparse.Namespace, console: Console) -> Path:
     recipe = settings.recipe(checkpoint.family, trained_span(options.compressor) if compresses else None)
     for warning in (*checkpoint.warnings, *choice_warnings(checkpoint.family, settings.family(checkpoint.family))):
         console.print(f"warning: {warning}", style="yellow")
-    vae = load_vae(options.vae, device=device, dtype=dtype)
+    vae = load_vae(options.vae, device=_usable(options.decode_device) if options.decode_device else device, dtype=dtype)
     recipe = begun(options, recipe, vae, console)
     console.print(recipe.describe_length(options.seconds))
     config = checkpoint.config
-    decoder_bytes = decode_bytes(vae.config, recipe.geometry.height, recipe.geometry.width, dtype)
-    console.print(plan_render(config, recipe, dtype, decoder_bytes).describe())
+    console.print(plan_render(config, recipe, dtype, decoding_bytes(vae, recipe.geometry, device)).describe())
     high_res = _high_res(options, checkpoint, recipe, device, dtype)
     if options.context:
         script = Script.of(load_context(options.context, config.text_dim))
@@ -133,11 +136,16 @@ def _high_res(
 
 
 def _compute(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
-    try:
-        device = torch.device(options.device)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        raise PackForcingError(f"Device {options.device!r} cannot be used: {error}. Try --device cpu.") from error
+    device = _usable(options.device)
     if options.dtype == "auto":
         return device, torch.float32 if device.type == "cpu" else torch.bfloat16
     return device, DTYPES[options.dtype]
+
+
+def _usable(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise PackForcingError(f"Device {name!r} cannot be used: {error}. Try --device cpu.") from error
+    return device

@@ -19,9 +19,10 @@ from . import plain
 
 LOG = logging.getLogger(__name__)
 HALF = (torch.bfloat16, torch.float16)
-_TOKENS_AT_ONCE, _NUMBERS_AT_ONCE = 4, 4096
+_TOKENS_AT_ONCE, _NUMBERS_AT_ONCE, _COPIED_AT_ONCE = 4, 4096, 4096
 
 _verdicts: dict[torch.device, bool] = {}
+_reaches: dict[torch.device, bool] = {}
 _lock = threading.Lock()
 
 
@@ -64,6 +65,30 @@ def norm_silu_into(x: Tensor, gamma: Tensor, out: Tensor, tail: Tensor) -> None:
     torch.ops.packforcing.norm_silu_into(x, gamma, out, tail)
 
 
+def chosen_slots(scores: Tensor, blocks: Tensor, held: Tensor) -> Tensor:
+    """`plain.chosen_slots` in one kernel."""
+    out = torch.empty(3, len(held), dtype=torch.int32, device=held.device)
+    torch.ops.packforcing.chosen_slots(scores.float().contiguous(), blocks, held, out)
+    return out
+
+
+def reaches(bank: Tensor, device: torch.device) -> bool:
+    """Whether `recall` may read `bank`: pinned memory of the host that a kernel on `device` was seen to read."""
+    if device.type != "cuda" or not bank.is_pinned() or not usable(device):
+        return False
+    with _lock:
+        if device not in _reaches:
+            _reaches[device] = _reads_the_host(device)
+        return _reaches[device]
+
+
+def recall(bank: Tensor, slots: Tensor, held: Tensor, out: Tensor) -> None:
+    """Copies what `plain.chosen_slots` chose from `bank` [m, B, tokens, heads, head_dim] to `out` [k, B, ...] where
+    `held` says that it is not there yet. The rows of a slot and batch lie one behind the other.
+    """
+    torch.ops.packforcing.recall(bank, slots, held, out)
+
+
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`plain.linear_gelu` in one kernel of the matrix library's."""
     made = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
@@ -96,6 +121,28 @@ def _norm_silu(x: Tensor, gamma: Tensor, out: Tensor, tail: Tensor) -> None:
         )
 
 
+def _chosen_slots(scores: Tensor, blocks: Tensor, held: Tensor, out: Tensor) -> None:
+    from . import programs
+
+    columns = 1 << (len(scores) - 1).bit_length()
+    with _on(held.device):
+        programs.chosen_slots[(1,)](
+            scores, blocks, held, out, len(scores), SLOTS=len(held), COLUMNS=columns, num_warps=1
+        )
+
+
+def _recall(bank: Tensor, slots: Tensor, held: Tensor, out: Tensor) -> None:
+    from . import programs
+
+    batches, size = bank.shape[1], bank[0, 0].numel()
+    grid = (-(-size // _COPIED_AT_ONCE), len(held), batches)
+    with _on(out.device):
+        programs.recall[grid](
+            bank, slots, held, out, len(held), size, batches, out.stride(0), out.stride(1),
+            AT_ONCE=_COPIED_AT_ONCE, num_warps=8,
+        )  # fmt: skip
+
+
 def _on(device: torch.device) -> AbstractContextManager:
     """Triton launches on the current device, whatever its arguments'; its interpreter needs none."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
@@ -108,7 +155,12 @@ def _define() -> torch.library.Library | None:
     library = torch.library.Library("packforcing", "FRAGMENT")
     library.define("rotate_into(Tensor x, Tensor rotation, Tensor(a!) out) -> ()")
     library.define("norm_silu_into(Tensor x, Tensor gamma, Tensor(a!) out, Tensor(b!) tail) -> ()")
-    for name, launch in (("rotate_into", _rotate), ("norm_silu_into", _norm_silu)):
+    library.define("chosen_slots(Tensor scores, Tensor blocks, Tensor held, Tensor(a!) out) -> ()")
+    library.define("recall(Tensor bank, Tensor slots, Tensor held, Tensor(a!) out) -> ()")
+    launches = {
+        "rotate_into": _rotate, "norm_silu_into": _norm_silu, "chosen_slots": _chosen_slots, "recall": _recall
+    }  # fmt: skip
+    for name, launch in launches.items():
         library.impl(name, launch, "CUDA")
         library.impl(name, lambda *_: None, "Meta")
     return library
@@ -131,6 +183,20 @@ def _tried(device: torch.device) -> bool:
 
 
 @torch.no_grad()
+def _reads_the_host(device: torch.device) -> bool:
+    """Whether `recall` brings what lies in pinned memory of the host."""
+    try:
+        bank = torch.arange(3 * 2 * 5000, dtype=torch.float32).view(3, 2, 1000, 1, 5).pin_memory()
+        slots = torch.tensor([[7, 9], [2, 0], [0, 1]], dtype=torch.int32, device=device)
+        out = torch.full((2, *bank.shape[1:]), -1.0, device=device)
+        recall(bank, slots, torch.tensor([7, 8], dtype=torch.int32, device=device), out)
+        return bool((out[0] == -1).all()) and torch.equal(out[1].cpu(), bank[0])
+    except Exception as error:  # As above.
+        LOG.warning("PackForcing chooses from a bank in system RAM on the host: %s: %s", type(error).__name__, error)
+        return False
+
+
+@torch.no_grad()
 def _differences(device: torch.device) -> list[float]:
     """The largest difference of each operation from plain PyTorch, for values of about 1 in bfloat16."""
     generator = torch.Generator(device).manual_seed(0)
@@ -147,7 +213,11 @@ def _differences(device: torch.device) -> list[float]:
     norm_silu_into(video, gamma, made, tail)
     rows, weight, bias = numbers(16, 32), numbers(64, 32) / 6, numbers(64)
     activated = linear_gelu(rows.bfloat16(), weight.bfloat16(), bias.bfloat16())
+    scores, blocks = numbers(9), torch.tensor([4, 5, 6, 7, 8, 0, 1, 2, 3], device=device)
+    held = torch.tensor([8, -1, 1, 3], device=device)
+    slots = chosen_slots(scores, blocks.int(), held.int())
     pairs = (
+        (slots, plain.chosen_slots(scores, blocks, held)),
         (turned, plain.rotated(x, rotation)),
         (made, plain.norm_silu(video.float(), gamma.float())),
         (tail, made[:, :, -2:]),

@@ -51,3 +51,21 @@ def norm_silu_into(x: Tensor, gamma: Tensor, out: Tensor) -> None:
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """GELU, in its tanh form, of a linear layer."""
     return F.gelu(F.linear(x, weight, bias), approximate="tanh")
+
+
+def chosen_slots(scores: Tensor, blocks: Tensor, held: Tensor) -> Tensor:
+    """Which of the bank's blocks are shown, and where: [3, k] int32, by mid slot the block, its slot in the bank and
+    its place among the chosen in order of time.
+
+    `scores` [m] float32 and `blocks` [m] int32 are those of the bank's slots, `held` [k] int32 the blocks that the mid
+    slots hold, -1 for none. The k highest scores are chosen, a tie going to the newer block; a block that is held
+    stays, the others take the free slots in order of time.
+    """
+    newest = blocks.argsort(descending=True)
+    best = newest[scores[newest].argsort(descending=True, stable=True)][: len(held)]
+    chosen, order = blocks[best].sort()
+    same = (held[:, None] == chosen).int()
+    stays, there = same.amax(1), same.amax(0)
+    free, missing = stays.argsort(stable=True), there.argsort(stable=True)
+    place = torch.where(stays > 0, same.argmax(1), torch.empty_like(free).scatter(0, free, missing))
+    return torch.stack((chosen[place], best[order][place], place)).int()

@@ -41,3 +41,45 @@ def norm_silu(x, gamma, out, tail, rows, tail_rows, WIDTH: tl.constexpr, COLUMNS
     tl.store(out + place, value, mask=inside)
     kept = inside & (row[:, None] >= rows - tail_rows)
     tl.store(tail + place - (rows - tail_rows) * WIDTH, value, mask=kept)
+
+
+@triton.jit
+def chosen_slots(scores, blocks, held, out, count, SLOTS: tl.constexpr, COLUMNS: tl.constexpr):
+    """`plain.chosen_slots` in one program: scores, blocks [count], held [SLOTS], out [3, SLOTS]. COLUMNS is the next
+    power of two of `count`.
+    """
+    column = tl.arange(0, COLUMNS)
+    inside = column < count
+    score = tl.load(scores + column, mask=inside, other=float("-inf"))
+    block = tl.load(blocks + column, mask=inside, other=-1)
+    taken = inside & (block < 0)
+    for _ in range(SLOTS):
+        free = inside & (taken == 0)
+        best = tl.max(tl.where(free, score, float("-inf")), axis=0)
+        newest = tl.max(tl.where(free & (score == best), block, -1), axis=0)
+        taken = taken | (inside & (block == newest))
+    missing = taken
+    for slot in range(SLOTS):
+        missing = missing & (block != tl.load(held + slot))
+    for slot in range(SLOTS):
+        own = tl.load(held + slot)
+        stays = tl.max(tl.where(taken & (block == own), 1, 0), axis=0)
+        first = tl.min(tl.where(missing, block, 2147483647), axis=0)
+        shown = tl.where(stays > 0, own, first)
+        missing = missing & (block != shown)
+        tl.store(out + slot, shown)
+        tl.store(out + SLOTS + slot, tl.sum(tl.where(taken & (block == shown), column, 0), axis=0))
+        tl.store(out + 2 * SLOTS + slot, tl.sum(tl.where(taken & (block < shown), 1, 0), axis=0))
+
+
+@triton.jit
+def recall(bank, slots, held, out, count, size, batches, out_slot, out_batch, AT_ONCE: tl.constexpr):
+    """Rows of `bank` [.., batches, size], which may be pinned memory of the host, to `out` [count, batches, size] with
+    a stride for slot and batch: those in slots[1] [count], where slots[0] is not what is `held`.
+    """
+    slot, batch = tl.program_id(1), tl.program_id(2)
+    source = tl.load(slots + count + slot).to(tl.int64)
+    place = tl.program_id(0) * AT_ONCE + tl.arange(0, AT_ONCE)
+    wanted = (place < size) & (tl.load(slots + slot) != tl.load(held + slot))
+    value = tl.load(bank + (source * batches + batch) * size + place, mask=wanted)
+    tl.store(out + slot.to(tl.int64) * out_slot + batch * out_batch + place, value, mask=wanted)

@@ -24,7 +24,7 @@ class RenderPlan:
     `cache_bytes` is what is kept of the past and attended; `buffer_bytes` is all that the cache allocates on its
     device, the current block included; `bank_bytes` are all the compressed blocks that are remembered, `host_bytes`
     what of them is in system RAM; all are exact. `weights_bytes` is exact for an unquantised model; `peak_bytes` adds
-    the text, and an estimate of the activations of the larger of a transformer pass and a decode.
+    the text, an estimate of the activations of a pass, and what the VAE takes while it decodes beside it.
     `block_disk_bytes` is what a finished block takes in the render's folder at most, and `disk_bytes` all of it:
     blocks, text and start, without the video.
     """
@@ -88,7 +88,9 @@ class RenderPlan:
 def plan_render(
     config: WanConfig, recipe: Recipe, dtype: torch.dtype = torch.bfloat16, decoder_bytes: int = 0
 ) -> RenderPlan:
-    """The plan of `recipe` on a model of these sizes in `dtype`; `decoder_bytes` is what decoding needs at its peak."""
+    """The plan of `recipe` on a model of these sizes in `dtype`; `decoder_bytes` is all that the VAE takes
+    on the same device.
+    """
     g, partitions = recipe.geometry, recipe.partitions
     shape = kv_shape(config, g, dtype)
     n = g.tokens_per_frame

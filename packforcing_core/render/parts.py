@@ -12,6 +12,7 @@ from ..cache.partitions import Partitions
 from ..compressor.compressor import Branches, Compressor
 from ..compressor.high_res import HighRes
 from ..model.causal import CausalWan
+from ..queued import SideStream
 from ..recipe.recipe import Recipe, kv_shape
 from ..rope import GridRope
 from ..sampler.denoising import BlockDone, Event
@@ -31,7 +32,9 @@ def build_cache(model: CausalWan, recipe: Recipe, partitions: Partitions | None 
 def build_twins(model: CausalWan, vae: WanVAE, high_res: HighRes | None) -> Twins:
     """What a policy with a bank needs besides the model: the trained compressor, or without one its zero-shot form."""
     branches: Branches = "low_res" if high_res is None else "both"
-    return Twins(Compressor(model, branches, high_res=high_res, encode=partial(encode, vae)), StreamingDecoder(vae))
+    compressor = Compressor(model, branches, high_res=high_res, encode=partial(encode, vae))
+    decoder = StreamingDecoder(vae)
+    return Twins(compressor, decoder, SideStream(model.device, decoder.device))
 
 
 def latent_events(

@@ -152,7 +152,8 @@ def recorded_events(
             decoded_from = _decoded_from(recipe, folder, missing, first if decoded else manifest.blocks)
             if twins and isinstance(twins.decoder, StreamingDecoder | TinyDecoder):  # Others remember nothing.
                 frames = frames_looked_back(twins.decoder.vae)
-                warm_up(twins.decoder, recording.latents_before(decoded_from, frames))
+                with twins.beside.beside():  # Where it decodes later: its memory belongs to that stream.
+                    warm_up(twins.decoder, recording.latents_before(decoded_from, frames))
             disk.put(partial(folder.telemetry.append, "started", known=manifest.blocks - len(missing), frugal=frugal))
             cache = build_cache(model, recipe, bank_on_host(recipe.partitions) if frugal else recipe.partitions)
             for take, last in manifest.pieces():

@@ -23,6 +23,7 @@ from ..folder.folder import MODES, Mode, RenderFolder, open_render
 from ..folder.manifest import Setting
 from ..folder.room import room_notes
 from ..folder.unnamed import open_unnamed
+from ..geometry import VideoGeometry
 from ..model.causal import CausalWan
 from ..ranges import in_range
 from ..recipe.plan import RenderPlan, plan_render
@@ -31,7 +32,7 @@ from ..recipe.settings import Encode, Settings
 from ..sampler.denoising import Event
 from ..sampler.start import Start
 from ..text.script import Script
-from ..vae.memory import decode_bytes
+from ..vae.memory import vae_bytes
 from ..vae.wan_vae import WanVAE
 from ..video.format import VideoFormat
 from .filming import FilmJob, RenderEvent, filmed_render, growing_film
@@ -143,10 +144,17 @@ def open_video(models: Models, settings: Settings, place: Place, recipe: Recipe,
         fingerprint(models.vae.state_dict()),
         keep_growing=place.folder is not None,
     )
-    decoding = decode_bytes(models.vae.config, g.height, g.width, next(models.vae.parameters()).dtype)
-    plan = plan_render(model.config, recipe, model.dtype, decoding)
+    plan = plan_render(model.config, recipe, model.dtype, decoding_bytes(models.vae, g, model.device))
     folder = replace(folder, notes=(*folder.notes, *room_notes(folder, plan.block_disk_bytes)))
     return Render(models, recipe.begun_with(folder.content.start), folder, job, plan, place.folder is not None)
+
+
+def decoding_bytes(vae: WanVAE, geometry: VideoGeometry, device: torch.device) -> int:
+    """What the VAE takes of the model's `device` while it decodes: nothing where it lies on another."""
+    weight = next(vae.parameters())
+    if weight.device != device and weight.device.type == "cuda":
+        return 0
+    return vae_bytes(vae.config, geometry.height, geometry.width, geometry.frames_per_push, weight.dtype, weight.device)
 
 
 def render(

@@ -19,6 +19,7 @@ from ..cache.partitions import Partitions
 from ..errors import PackForcingError
 from ..history import History
 from ..model.causal import CausalWan, TextKV
+from ..queued import Moment, SideStream
 from ..text.script import Script
 from ..vae.decoders import Decoder
 from .denoising import BlockDone, Denoising, Event, SingleBlocks, StepDone, frame_timesteps
@@ -37,11 +38,13 @@ class Compressor(Protocol):
 @dataclass(frozen=True)
 class Twins:
     """What makes the compressed tokens of a block. With a decoder every block is decoded once, by the rollout, and its
-    video goes on with the block. `waiting` has the tokens of the newest blocks, whose pass is still to come.
+    video goes on with the block, and the work of both is queued `beside` the pass over the block that follows it.
+    `waiting` has the tokens of the newest blocks, whose pass is still to come.
     """
 
     compressor: Compressor
     decoder: Decoder | None = None
+    beside: SideStream = field(default_factory=SideStream)
     waiting: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -112,9 +115,10 @@ def rollout(
             else:
                 made = replace(found, reused=True)
                 sampler.passed(made)
-            done = _compressed(made, cache, twins, block >= decoded_from)
+            done, moment = _compressed(made, cache, twins, block >= decoded_from)
             if block + 1 < blocks:
-                # Queued behind the copies to the host, so that a GPU works on it while the consumer has the block.
+                # Queued before the host waits for what is made beside it: a GPU works on both, and on this while the
+                # consumer has the block.
                 view = view or cache.begin_block(made.selection or None)
                 commit_block(model, text, cache, view, made.latents, denoising.context_noise)
                 # A block that was given, not sampled, chose when it was committed.
@@ -125,6 +129,7 @@ def rollout(
                 recent[block] = done.latents
                 for old in set(recent).difference(cache.blocks_in_view(), (block,)):
                     del recent[old]
+            _there(moment)
             yield done
 
 
@@ -144,16 +149,30 @@ def _in_view(cache: KVCache, recent: Mapping[int, Tensor], known: Known) -> dict
     return found
 
 
-def _compressed(made: BlockDone, cache: KVCache, twins: Twins | None, decoded: bool) -> BlockDone:
-    """The block as the consumer gets it: latents on the CPU; with `twins` its video and its compressed tokens."""
-    video = twins.decoder.push(made.latents) if twins and twins.decoder and decoded else None
+def _compressed(made: BlockDone, cache: KVCache, twins: Twins | None, decoded: bool) -> tuple[BlockDone, Moment]:
+    """The block with latents on the CPU and, where there are `twins`, its video and its compressed tokens: queued, and
+    there at the moment that is returned.
+    """
+    done = replace(made, latents=made.latents.cpu())
+    if twins is None:
+        return done, ()
     tokens = made.tokens
-    if twins and cache.mid and made.block * cache.partitions.frames_per_block >= cache.partitions.sink_frames:
-        if tokens is None:
-            tokens = twins.compressor.tokens(made.latents, video, made.block == 0)
-        twins.waiting[made.block] = tokens
-        tokens = tokens.cpu()
-    return replace(made, latents=made.latents.cpu(), video=video, tokens=tokens)
+    with twins.beside.beside(made.latents):
+        video = twins.decoder.push(made.latents) if twins.decoder and decoded else None
+        if cache.mid and made.block * cache.partitions.frames_per_block >= cache.partitions.sink_frames:
+            if tokens is None:
+                tokens = twins.compressor.tokens(made.latents, video, made.block == 0)
+            twins.waiting[made.block] = tokens
+            tokens = tokens.to("cpu", non_blocking=True)
+    if made.block in twins.waiting:
+        twins.beside.hand_over(twins.waiting[made.block])
+    return replace(done, video=video, tokens=tokens), twins.beside.mark()
+
+
+def _there(moment: Moment) -> None:
+    """The host waits for `moment`, and with it everything that is queued from here on."""
+    for event in moment:
+        event.synchronize()
 
 
 def require_parts(partitions: Partitions, twins: Twins | None) -> None:

@@ -20,6 +20,7 @@ WORKING_FRAMES_OF_SMALL = 2 + 4 + 2 + 1 + 2
 WORKING_FRAMES_TOGETHER = 4 + 6 + 4 + 4
 # Four go together on a GPU where what they take more is at most this part of its memory: from 16 GB on at 832x480.
 ROOM = 1 / 12
+FLOAT_BYTES = 4
 
 
 def state_bytes(config: VAEConfig, height: int, width: int, dtype: torch.dtype) -> int:
@@ -69,3 +70,13 @@ def decode_bytes(
     at_once = frames_at_once(config, rows, columns, dtype, torch.device(device))
     working = {1: WORKING_FRAMES, 2: WORKING_FRAMES_OF_SMALL, TOGETHER: WORKING_FRAMES_TOGETHER}[at_once]
     return state_bytes(config, height, width, dtype) + working * _frame_bytes(config, rows, columns, dtype)
+
+
+def vae_bytes(
+    config: VAEConfig, height: int, width: int, frames: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> int:
+    """All that a VAE takes on its device while it decodes `frames` pixel frames a push: weights, the worst moment of a
+    push, and the finished frames in float32.
+    """
+    finished = 3 * FLOAT_BYTES * height * width * frames
+    return weight_bytes(config, dtype) + decode_bytes(config, height, width, dtype, device) + finished

@@ -39,6 +39,8 @@ _COPIES = {"aten::_to_copy", "aten::copy_"}
 # Their results' sizes depend on values.
 _WAITING = {"aten::nonzero", "aten::masked_select", "aten::unique_dim", "aten::_unique2"}
 _INDEXING = {"aten::index", "aten::index_put_", "aten::index_put", "aten::_unsafe_index"}
+_REACHING = {"packforcing::recall"}
+"""Kernels that read pinned memory of the host."""
 _OVERWRITING = {"aten::copy_", "aten::fill_", "aten::zero_", "aten::normal_", "aten::uniform_"}
 
 
@@ -58,7 +60,9 @@ class Counting(TorchDispatchMode):
             return self._scalar(schema.name, given)
         masked = schema.name in _INDEXING and any(tensor.dtype == torch.bool for tensor in given[1:])
         if (schema.name in _WAITING or masked) and given[0].device.type == "cuda":
-            self._ledger.host_waits(schema.name)  # The fakes refuse it next: the size of the result is not known.
+            self._ledger.host_waits(
+                schema.name, self._ledger.stream(given[0].device)
+            )  # The fakes refuse it next: the size of the result is not known.
         pinned = kwargs.pop("pin_memory", False)
         made = function(*args, **kwargs)
         if schema.name == "aten::convolution":
@@ -71,15 +75,15 @@ class Counting(TorchDispatchMode):
         return made
 
     def _scalar(self, name: str, given: list[Tensor]) -> bool | int | float:
-        if any(tensor.device.type == "cuda" for tensor in given):
-            self._ledger.host_waits(name.removeprefix("aten::"))
+        for tensor in [tensor for tensor in given if tensor.device.type == "cuda"][:1]:
+            self._ledger.host_waits(name.removeprefix("aten::"), self._ledger.stream(tensor.device))
         if name != "aten::_local_scalar_dense" or given[0].dtype == torch.bool:
             return True
         return self._random.random() if given[0].dtype.is_floating_point else 1
 
     def _count(self, schema, args: tuple, kwargs: dict, given: list[Tensor], results: list[Tensor]) -> None:
         devices = {tensor.device.type for tensor in (*given, *results)}
-        if devices <= {"cpu"}:
+        if "cuda" not in devices:
             for tensor in given:
                 self._ledger.use(tensor, HOST, schema.name, writes=False)
             for tensor in results:
@@ -97,7 +101,10 @@ class Counting(TorchDispatchMode):
         fresh = [] if schema.is_mutable else results
         # What does not read what it writes.
         blind = schema.name in _OVERWRITING or schema.overload_name == "out" or schema.name.startswith("packforcing::")
-        reads = [t for t in given if t.device.type == "cuda" and not (blind and id(t) in mutated)]
+        near = [t for t in given if t.device.type == "cuda" or schema.name in _REACHING]
+        reads = [t for t in near if not (blind and id(t) in mutated)]
+        if schema.name in _REACHING:
+            self._ledger.now.to_device += sum(tensor.nbytes for tensor in written)
         self._ledger.launch(schema.name, reads, [*written, *fresh])
 
     def _copy(self, source: Tensor, target: Tensor, asynchronous: bool, made: bool) -> None:
@@ -112,12 +119,13 @@ class Counting(TorchDispatchMode):
             ledger.now.to_device += source.nbytes
         ledger.launch("copy to host" if host is target else "copy to device", [source], [target])
         if not asynchronous or not ledger.allocation(host).pinned:
-            ledger.host_waits("copy to host" if host is target else "copy to device")
+            near = source if host is target else target
+            ledger.host_waits("copy to host" if host is target else "copy to device", ledger.stream(near.device))
 
     def _mixed(self, name: str, given: list[Tensor]) -> None:
         """Tensors of the host in a kernel of the device: an index is copied, a number passed, anything else wrong."""
         strangers = [tensor for tensor in given if tensor.device.type == "cpu" and tensor.dim() > 0]
-        if not strangers:
+        if not strangers or (name in _REACHING and all(self._ledger.allocation(t).pinned for t in strangers)):
             return
         if name in _INDEXING:
             for tensor in strangers:
@@ -154,8 +162,9 @@ def fake_cuda(kernels: bool = True, memory: int = 80 * 10**9) -> Iterator[Ledger
 
     def tolist(tensor: Tensor) -> Any:
         if tensor.device.type == "cuda":
-            ledger.host_waits("tolist")
-        return _nested(tuple(tensor.shape), numbers.random)
+            ledger.host_waits("tolist", ledger.stream(tensor.device))
+        whole = not tensor.dtype.is_floating_point
+        return _nested(tuple(tensor.shape), (lambda: numbers.randrange(100)) if whole else numbers.random)
 
     def attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
         made = torch.empty_like(q)
@@ -177,6 +186,7 @@ def fake_cuda(kernels: bool = True, memory: int = 80 * 10**9) -> Iterator[Ledger
         (FakeTensor, "tolist", tolist),
         (torch.nn.functional, "scaled_dot_product_attention", attention),
         (fast, "usable", lambda device: kernels and device.type == "cuda"),
+        (fast, "reaches", lambda bank, device: kernels and device.type == "cuda" and bank.is_pinned()),
     ]
     with ExitStack() as stack:
         for place, name, replacement in places:

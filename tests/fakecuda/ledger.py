@@ -67,13 +67,21 @@ class Ledger:
 
     def __init__(self) -> None:
         self.clocks: dict[str, Counter[str]] = {MAIN: Counter(), HOST: Counter()}
-        self.stream = MAIN
+        self.current: dict[int, str] = {}
         self.parts: dict[str, Part] = {}
         self.races: Counter[str] = Counter()
         self.mixes: Counter[str] = Counter()
         self.live = self.peak = self.host_live = 0
         self._name = "setup"
         self._storages: weakref.WeakKeyDictionary[torch.UntypedStorage, Allocation] = weakref.WeakKeyDictionary()
+
+    def stream(self, device: torch.device | int | None = None) -> str:
+        """The current stream of a device."""
+        index = (device.index or 0) if isinstance(device, torch.device) else (device or 0)
+        if index not in self.current:
+            self.current[index] = MAIN if index == 0 else f"{MAIN} of {index}"
+            self.clocks.setdefault(self.current[index], Counter())
+        return self.current[index]
 
     @property
     def now(self) -> Part:
@@ -104,11 +112,12 @@ class Ledger:
     def allocation(self, tensor: Tensor) -> Allocation:
         storage = tensor.untyped_storage()
         if storage not in self._storages:
-            self._storages[storage] = self._allocate(storage, tensor.device.type == "cuda")
+            self._storages[storage] = self._allocate(storage, tensor.device)
         return self._storages[storage]
 
-    def _allocate(self, storage: torch.UntypedStorage, on_device: bool) -> Allocation:
-        made = Allocation(storage.nbytes(), on_device, self.stream)
+    def _allocate(self, storage: torch.UntypedStorage, device: torch.device) -> Allocation:
+        on_device = device.type == "cuda"
+        made = Allocation(storage.nbytes(), on_device, self.stream(device))
         weakref.finalize(storage, self._free, made)
         if on_device:
             self.live += made.nbytes
@@ -135,17 +144,24 @@ class Ledger:
     def host_waits(self, why: str, stream: str | None = None) -> None:
         """The host waits until `stream` (the current one) is done."""
         self.now.waits[f"{why} @ {site()}"] += 1
-        self.merge(HOST, self.clocks[stream or self.stream])
+        self.merge(HOST, self.clocks[stream or self.stream()])
 
     def launch(self, name: str, reads: list[Tensor], writes: list[Tensor]) -> None:
-        """A kernel on the current stream, which reads and writes those tensors of the device."""
-        clock = self.clocks[self.stream]
-        self.merge(self.stream, self.clocks[HOST])  # The host's order is the order of launches.
-        clock[self.stream] += 1
+        """A kernel on the device's current stream, which reads and writes those tensors. A copy from device to device
+        runs on the source's, after what the target's has, and what comes there waits for it.
+        """
+        devices = [self.stream(t.device) for t in (*reads, *writes) if t.device.type == "cuda"]
+        stream, target = devices[0], devices[-1]
+        self.merge(stream, self.clocks[HOST])  # The host's order is the order of launches.
+        if target != stream:
+            self.merge(stream, self.clocks[target])
+        self.clocks[stream][stream] += 1
         for tensor in reads:
-            self.use(tensor, self.stream, name, writes=False)
+            self.use(tensor, stream, name, writes=False)
         for tensor in writes:
-            self.use(tensor, self.stream, name, writes=True)
+            self.use(tensor, stream, name, writes=True)
+        if target != stream:
+            self.merge(target, self.clocks[stream])
         part, where = self.now, site()
         moved = sum(extent(t) for t in (*reads, *writes) if t.device.type == "cuda")
         part.launches += 1

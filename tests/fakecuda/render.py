@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from random import Random
 from unittest.mock import patch
 
 import torch
@@ -63,6 +64,9 @@ class Case:
     def config(self) -> WanConfig:
         return replace(WAN_SIZES[self.model], num_layers=self.layers)
 
+    def with_layers(self, layers: int) -> Case:
+        return replace(self, layers=layers)
+
     @property
     def recipe(self) -> Recipe:
         family = with_overrides(DEFAULT_FAMILY, frames_per_block=self.frames_per_block)
@@ -70,14 +74,14 @@ class Case:
         return Recipe(geometry, self.policy, Denoising.of_family(family), 0)
 
 
-def fake_weights(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """`network` from the meta device onto the fake one; its patch embedding, where it has one, in float32."""
+def fake_weights(network: nn.Module, dtype: torch.dtype, device: torch.device = DEVICE) -> nn.Module:
+    """`network` from the meta device onto a fake one; its patch embedding, where it has one, in float32."""
     embedding = getattr(network, "patch_embedding", None)
     for module in network.modules():
         for name, weight in list(module._parameters.items()):
             if weight is not None:
                 own = torch.float32 if module is embedding else dtype
-                made = torch.empty_strided(weight.shape, weight.stride(), dtype=own, device=DEVICE)
+                made = torch.empty_strided(weight.shape, weight.stride(), dtype=own, device=device)
                 module._parameters[name] = nn.Parameter(made, requires_grad=False)
     return network.eval()
 
@@ -87,9 +91,10 @@ def fake_model(case: Case) -> CausalWan:
     return CausalWan(network, case.config, dtype=case.dtype, device=DEVICE, attention=sdpa)
 
 
-def fake_vae(dtype: torch.dtype = torch.bfloat16, config: VAEConfig | None = None) -> WanVAE:
-    config = config or VAEConfig()
-    return channels_last(fake_weights(build_on_meta(lambda: WanVAE(config)), dtype))
+def fake_vae(
+    dtype: torch.dtype = torch.bfloat16, device: torch.device = DEVICE, config: VAEConfig | None = None
+) -> WanVAE:
+    return channels_last(fake_weights(build_on_meta(lambda: WanVAE(config or VAEConfig())), dtype, device))
 
 
 @contextmanager
@@ -124,6 +129,12 @@ def parts_named(ledger: Ledger) -> Iterator[None]:
     finally:
         for each in patches:
             each.stop()
+
+
+def plausible_choices(cache: KVCache) -> None:
+    """Lets the choices that the host reads name blocks of the bank, of which the fakes know nothing."""
+    read, draw = cache.mid.recall.read, Random(0)
+    cache.mid.recall.read = lambda: [draw.sample(cache.mid.blocks, len(row)) for row in read()]
 
 
 def skip(cache: KVCache, twins: Twins | None, tokens: Tensor, blocks: int) -> None:
@@ -162,6 +173,7 @@ def counted_block(case: Case) -> Ledger:
         cache, shape, twins = build_cache(model, recipe), recipe.geometry.block_shape, None
         tokens = torch.empty(1, recipe.geometry.twin_tokens, case.config.dim, dtype=case.dtype, device=DEVICE)
         if recipe.partitions.bank:
+            plausible_choices(cache)
             vae = fake_vae(case.dtype)
             twins = Twins(Compressor(model, "low_res", encode=partial(encode, vae)), Undecoded())
         skip(cache, twins, tokens, case.block - 1)

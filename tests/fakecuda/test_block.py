@@ -34,19 +34,15 @@ def test_launches_and_host_waits_of_a_block_with_its_decode(blocks, decode):
     launches = cost["launches"] + decode.total().launches
     print(f"{launches:.0f} launches, {cost}", *(table(ledger) for ledger in (*blocks, decode)), sep="\n")
     assert launches <= 8000
-    # One a layer: what a layer recalls is fetched from system RAM by what its queries ask for. Besides those the check
-    # of the values, the latents and the compressed tokens.
-    assert cost["waits"] <= LAYERS + 3
-    for ledger in blocks:
-        named = ledger.total().waits
-        assert sum(count for where, count in named.items() if "select.py" not in where) <= 3, named
+    # What all layers chose, the check of the values, the latents and the compressed tokens.
+    assert cost["waits"] <= 4
 
 
 def test_turning_and_writing_keys_moves_few_bytes(blocks):
     few, more = (moved_by(ledger.total(), *TURNED) for ledger in blocks)
     moved = few + (more - few) * (LAYERS - FEW)
     print(f"{moved / 1e9:.1f} GB")
-    assert moved <= 28e9
+    assert moved <= 25e9
 
 
 def test_nothing_but_latents_and_what_is_compressed_goes_to_the_host(blocks):

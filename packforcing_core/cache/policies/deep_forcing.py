@@ -19,6 +19,7 @@ from ...rope import GridRope, Rotation, rotate
 from ..layer_kv import KVShape, ring_slices
 from ..partitions import BlockWindow, Partitions, PruningPlan
 from ..policy import Policy, int8_knob, int8_parts, knob
+from ..queries import Queries
 from ..rule import KV, Rule, counts_current
 
 
@@ -77,7 +78,6 @@ class TokenPruning(Rule):
         self._sink = partitions.sink_frames
         self._kept_frames = plan.budget_frames - plan.recent_frames - partitions.sink_frames
         self._past_recent = plan.recent_frames - partitions.frames_per_block
-        self._frames_per_block = partitions.frames_per_block
         self._shown: list[Tensor | None] = [None] * shape.layers
         self._tables: dict[int, Rotation] = {}
 
@@ -91,19 +91,19 @@ class TokenPruning(Rule):
         """A choice of an earlier run, to be made again."""
         return torch.tensor(choice, dtype=torch.long, device=self._rope.device)
 
-    def choose(self, layer: int, kv: KV, window: BlockWindow, q: Tensor, block: int) -> Tensor:
-        """Indices of the kept among the candidate tokens, from the current queries `q` [B, L, heads, head_dim]."""
+    def choose(self, layer: int, kv: KV, window: BlockWindow, queries: Queries, block: int) -> Tensor:
+        """Indices of the kept among the candidate tokens, from the current queries."""
         past = len(window.past)
         candidates = past - self._sink - self._past_recent
-        rows = kv.candidates(0, candidates, q.device)
+        sums = queries.frame_sums
+        rows = kv.candidates(0, candidates, sums.device)
         keys = rotate(kv.timeless_keys(rows), self._times(candidates))
-        current = rotate(q, self._rope.frames(range(past, past + self._frames_per_block)))
-        query = current.sum(dim=1, dtype=torch.float32)
+        query = rotate(sums, self._rope.time(range(past, past + sums.shape[1]))).sum(dim=1)
         if self._past_recent:
             frames = range(past - self._past_recent, past)
             newest = ring_slices(window.past[frames[0]].frame, self._past_recent, self._past_recent)
-            sums = torch.cat([kv.query_sums[:, slots] for slots, _ in newest], dim=1)
-            query = query + rotate(sums, self._rope.time(frames)).sum(dim=1)
+            before = torch.cat([kv.query_sums[:, slots] for slots, _ in newest], dim=1)
+            query = query + rotate(before, self._rope.time(frames)).sum(dim=1)
         return choose_tokens(query, keys, self._kept_frames * kv.tokens_per_frame)
 
     def show(self, layer: int, kv: KV, window: BlockWindow, kept: Tensor) -> None:

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from ...errors import PackForcingError
-from ...rope import GridRope, Rotation, rotate
+from ...rope import GridRope, Rotation
 from ..layer_kv import KVShape
 from ..moments import aligned, empty_moments, measured, moments_bytes, pooled
 from ..partitions import BlockWindow, Partitions, PruningPlan
 from ..policy import Policy, int8_knob, int8_parts, knob
+from ..queries import Queries
 from ..rule import KV, Past, Rule, counts_current
 
 
@@ -101,7 +102,6 @@ class FrameMemory(Rule):
         self._sink, self._past_frames = partitions.sink_frames, partitions.past_frames
         self._memory = plan.budget_frames - plan.recent_frames - partitions.sink_frames
         self._past_recent = plan.recent_frames - partitions.frames_per_block
-        self._spatial = rope.spatial(partitions.frames_per_block)
         sizes = partitions.past_frames, shape.batch, shape.heads, shape.head_dim
         # By place in the past, in order of time, and which frame of the video stands there.
         self._moments = [empty_moments(*sizes, device) for _ in range(shape.layers)]
@@ -112,10 +112,11 @@ class FrameMemory(Rule):
     def nbytes(self) -> int:
         return sum(moments.nbytes for moments in self._moments)
 
-    def choose(self, layer: int, kv: KV, window: BlockWindow, q: Tensor, block: int) -> tuple[int, ...]:
-        """Which candidate frames stay, from the current queries `q`; neither they nor the keys are rotated in time."""
+    def choose(self, layer: int, kv: KV, window: BlockWindow, queries: Queries, block: int) -> tuple[int, ...]:
+        """Which candidate frames stay, from the current queries; neither they nor the keys are rotated in time."""
         candidates = slice(self._sink, len(window.past) - self._past_recent)
-        query = rotate(q, self._spatial).float().mean(dim=1)
+        q = queries.plain
+        query = queries.frame_sums.sum(dim=1) / q.shape[1]
         means = self._moments[layer][candidates, 0]
         relevance = torch.einsum("bhd,nbhd->n", query, means) / (query[..., 0].numel() * math.sqrt(q.shape[-1]))
         return admitted(relevance, self._frames[layer][candidates], self._memory, self._plan.diversity)

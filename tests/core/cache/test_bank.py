@@ -68,7 +68,7 @@ def test_the_mid_slots_show_the_banks_keys_as_if_each_was_turned_alone(storage, 
         view = cache.begin_block()
         queries = torch.randn(batch, 3 * GRID[0] * GRID[1], *SHAPE)
         for layer, kv in enumerate(cache.layers):
-            view.choose(layer, queries)
+            view.choose(layer, view.queries(queries))
             shown = dict(zip(view.choices.get(layer, ()), view.window.mid_positions, strict=True))
             keys = {block: cache.mid._banks[layer].keys(cache.mid.blocks.index(block)) for block in shown}
             alone = [cache.mid.twin_rope.at(position, keys[block]) for block, position in shown.items()]

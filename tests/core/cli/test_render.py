@@ -52,6 +52,15 @@ def test_the_same_command_again_takes_a_free_name_and_gives_the_same_film(files,
     assert first.read_bytes() != other.read_bytes()
 
 
+def test_the_vae_can_be_told_another_device_and_one_that_is_not_there_is_refused(files, tmp_path, capsys):
+    first, second = tmp_path / "film.mp4", tmp_path / "other.mp4"
+    assert render(files, first) == 0
+    assert render(files, second, "--decode-device", "cpu") == 0
+    assert first.read_bytes() == second.read_bytes()
+    assert render(files, tmp_path / "none.mp4", "--decode-device", "cuda:7") == 1
+    assert "Device 'cuda:7' cannot be used" in capsys.readouterr().err
+
+
 def test_the_attention_kernel_can_be_chosen_and_one_that_cannot_run_is_refused(files, tmp_path, capsys):
     first, second = tmp_path / "film.mp4", tmp_path / "auto.mp4"
     assert render(files, first) == 0

@@ -58,6 +58,24 @@ for dtype, unit in ((torch.float32, 1e-6), (torch.bfloat16, 2**-7)):  # The inte
         worst = ((padded[:, :, 2:].double() - exact).abs() / (1 + exact.abs())).max().item()
         print(f"norm_silu {width} {dtype} {worst:.1e}")
         assert worst <= unit and not padded[:, :, :2].any() and torch.equal(tail, padded[:, :, 3:])
+
+for count, top in ((1, 1), (5, 2), (9, 4), (33, 8)):
+    for trial in range(3):
+        scores = torch.randint(0, 4, (count,)).float()  # With ties.
+        blocks = torch.randperm(90)[:count].int()
+        held = torch.cat((blocks[torch.randperm(count)[: top // 2]], torch.full((top - top // 2,), -1))).int()
+        slots, wanted = torch.empty(3, top, dtype=torch.int32), plain.chosen_slots(scores, blocks, held)
+        fast._chosen_slots(scores, blocks, held, slots)
+        assert torch.equal(slots, wanted), (slots, wanted)
+        for batch in (1, 2):
+            bank = torch.randn(count, batch, 7, 3, 64).bfloat16()
+            buffer = torch.zeros(batch, 5 + 7 * top, 3, 64).bfloat16()
+            out = buffer[:, 5:].unflatten(1, (top, -1)).transpose(0, 1)
+            fast._recall(bank, slots, held, out)
+            rows = bank[slots[1].long()]
+            rows[slots[0] == held] = 0  # Those are there already: they are not read again.
+            assert torch.equal(out, rows) and not buffer[:, :5].any()
+print("chosen_slots, recall 0")
 """
 
 
@@ -79,12 +97,17 @@ def built(kernel, kinds, constants, capability):
 rotate = {name: "i32" for name in programs.rotate.arg_names}
 rotate |= {"x": "*bf16", "out": "*bf16", "rotation": "*fp32"}
 norm = {"rows": "i32", "tail_rows": "i32", "x": "*bf16", "gamma": "*bf16", "out": "*bf16", "tail": "*bf16"}
+choice = {"scores": "*fp32", "blocks": "*i32", "held": "*i32", "out": "*i32", "count": "i32"}
+copies = {name: "i32" for name in programs.recall.arg_names}
+copies |= {"bank": "*bf16", "out": "*bf16", "slots": "*i32", "held": "*i32"}
 for capability in (80, 86, 89, 90, 100, 120):
     one = built(programs.rotate, rotate, {"HEADS": 12, "DIM": 128, "ROWS": 4}, capability)
     two = built(programs.norm_silu, norm, {"WIDTH": 96, "COLUMNS": 128, "ROWS": 32}, capability)
-    print(capability, len(one), len(two))
+    three = built(programs.chosen_slots, choice, {"SLOTS": 4, "COLUMNS": 128}, capability)
+    four = built(programs.recall, copies, {"AT_ONCE": 4096}, capability)
+    print(capability, len(one), len(two), len(three), len(four))
 """
 
 
 def test_they_compile_for_every_architecture_from_ampere_on():
-    assert run(COMPILED).split()[::3] == ["80", "86", "89", "90", "100", "120"]
+    assert run(COMPILED).split()[::5] == ["80", "86", "89", "90", "100", "120"]

@@ -1,0 +1,111 @@
+"""Choosing from the bank, and showing what was chosen, as work queued on the device: the host waits for no layer.
+
+What a layer chooses depends on its queries, and what it attends to depends on that, so a host that chooses waits for
+every layer in turn. Here each layer's choice stays on the device, which fetches by it; the host reads the choices of
+all layers at once, when the block is done. Choices, slots and bits are those of the host's way (`MidMemory.show`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels import fast, plain
+from ..queued import to_device
+from ..rope import Rotation, rotate_into
+from .bank import LayerBank
+from .layer_kv import LayerKV
+
+Shown = tuple[int, float | None] | None
+"""The block in a mid slot and the position its keys are rotated for, None while they are not."""
+
+
+@dataclass(eq=False)
+class Queued:
+    """A layer's choice that the device has made, or will: `slots` [3, k] as `plain.chosen_slots` gives it. `blocks`
+    are in order of time, empty until `Recall.settle` has read them.
+    """
+
+    slots: Tensor
+    positions: tuple[float, ...]
+    blocks: tuple[int, ...] = ()
+
+
+class Recall:
+    """The mid slots of all layers while the device chooses. `shown` is the host's list of what they hold, by layer and
+    slot, `resident` the keys [k, B, tokens, heads, head_dim] that stay on the device of a bank that does not.
+    """
+
+    def __init__(self, banks: Sequence[LayerBank], resident: Sequence[Tensor], shown: list[list[Shown]]):
+        self._banks, self._resident, self._shown = banks, resident, shown
+        self._pending: dict[int, Queued] = {}
+        self._asked: tuple[tuple[float, ...], Tensor, Tensor, Rotation] | None = None
+        self.fetched = 0
+
+    def choose(
+        self, layer: int, kv: LayerKV, scores: Tensor, blocks: Sequence[int], rotations: Rotation, positions: Sequence
+    ) -> Queued:
+        """Chooses the best of `blocks`, as many as there are `positions`, and shows them there; `scores` are those of
+        the bank's slots, and `rotations` [k, tokens, 1, pairs] turn a twin to each position.
+        """
+        if layer in self._pending or (self._asked and self._asked[0] != tuple(positions)):
+            self.settle()
+        if self._asked is None:
+            self._asked = self._question(layer, blocks, rotations, tuple(positions), scores.device)
+        _, held, candidates, rotations = self._asked
+        count, bank, own = len(positions), self._banks[layer], held[layer]
+        slots = chosen_slots(scores, candidates, own)
+        rows = kv.mid(0, count)
+        values = kv.v[:, rows].unflatten(1, (count, -1)).transpose(0, 1)
+        bank.recall_values(slots, own, values)
+        keys = self._resident[layer][:count] if len(self._resident[layer]) else torch.empty_like(values)
+        bank.recall_keys(slots, own, keys)
+        turns = rotations.index_select(0, slots[2]).flatten(0, 1)
+        rotate_into(kv.k[:, rows], keys.transpose(0, 1).flatten(1, 2), turns)
+        self._pending[layer] = Queued(slots, tuple(positions))
+        return self._pending[layer]
+
+    def _question(
+        self, layer: int, blocks: Sequence[int], rotations: Rotation, positions: tuple[float, ...], device: torch.device
+    ) -> tuple[tuple[float, ...], Tensor, Tensor, Rotation]:
+        """What all layers of a block need: what their slots hold (-1 for nothing), and which block is in which bank
+        slot.
+        """
+        self._banks[layer].arrived()
+        held = [[tag[0] if tag else -1 for tag in shown[: len(positions)]] for shown in self._shown]
+        numbers = [torch.tensor(x, dtype=torch.int32) for x in (held, list(blocks))]
+        return positions, *(to_device(x, device) for x in numbers), rotations
+
+    def holds(self, layer: int, choice: Queued) -> bool:
+        """Whether the mid slots of `layer` show that choice."""
+        return self._pending.get(layer) is choice
+
+    def settle(self) -> None:
+        """Reads what was chosen, of all layers in one copy, and takes note of what their slots hold."""
+        if self._pending:
+            for (layer, choice), held in zip(self._pending.items(), self.read(), strict=True):
+                choice.blocks = tuple(sorted(held))
+                place = dict(zip(choice.blocks, choice.positions, strict=True))
+                shown = self._shown[layer]
+                before = [tag[0] if tag else None for tag in shown]
+                self.fetched += sum(a != b for a, b in zip(before, held, strict=False))
+                shown[:] = [(block, place[block]) for block in held] + [None] * (len(shown) - len(held))
+            self._pending = {}
+        self._asked = None
+
+    def read(self) -> list[list[int]]:
+        """The block in each mid slot, by layer that chose; the host waits here."""
+        return torch.stack([choice.slots[0] for choice in self._pending.values()]).tolist()
+
+
+def chosen_slots(scores: Tensor, blocks: Tensor, held: Tensor) -> Tensor:
+    """`plain.chosen_slots`, in one kernel where there is one."""
+    return fast.chosen_slots(scores, blocks, held) if fast.serves(scores) else plain.chosen_slots(scores, blocks, held)
+
+
+def queues(banks: Sequence[LayerBank], device: torch.device) -> bool:
+    """Whether the device can choose by itself: a GPU that holds the bank, or whose kernels reach it in system RAM."""
+    return device.type == "cuda" and all(bank.reached for bank in banks)
