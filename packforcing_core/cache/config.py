@@ -6,6 +6,7 @@ The command line and the ComfyUI node read names, knobs, defaults and limits fro
 from __future__ import annotations
 
 from ..errors import PackForcingError
+from .policies import found_policies
 from .policies.deep_forcing import DeepForcing
 from .policies.full import UNLIMITED_FRAMES, Full
 from .policies.mem_rope import MemRoPE
@@ -41,7 +42,8 @@ __all__ = [
 ]
 
 _ALL = (SinkWindow, Window, Full, PackForcing, DeepForcing, TetherCache, MemRoPE, RollingSink)
-POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in _ALL}
+# A file that is new in `policies` comes behind these.
+POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in (*_ALL, *found_policies())}
 
 POLICY_PRESETS: dict[str, Policy] = {
     PackForcing.title: PackForcing(),
@@ -53,6 +55,7 @@ POLICY_PRESETS: dict[str, Policy] = {
     Window.title: Window(),
     "Sink left behind (StreamingLLM)": SinkWindow(window_frames=21, sink_frames=3, realign=False),
     Full.title: Full(),
+    **{policy.title: policy() for policy in POLICIES.values() if policy not in _ALL},
 }
 """What the KV Cache node offers."""
 

@@ -1,1 +1,19 @@
 """The cache policies, one file each: knobs, plan, and the rule by which the past is chosen or changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from pkgutil import iter_modules
+
+from ..policy import Policy
+
+
+def found_policies() -> Iterator[type[Policy]]:
+    """The policies that the files of this folder define, in the order of the files' names."""
+    for file in iter_modules(__path__):
+        module = import_module(f".{file.name}", __name__)
+        for thing in vars(module).values():
+            own = isinstance(thing, type) and thing.__module__ == module.__name__
+            if own and issubclass(thing, Policy) and "name" in vars(thing):
+                yield thing
