@@ -41,7 +41,7 @@ __all__ = [
     "int8_parts",
 ]
 
-_ALL = (SinkWindow, Window, Full, PackForcing, DeepForcing, TetherCache, MemRoPE, RollingSink)
+_ALL: tuple[type[Policy], ...] = (SinkWindow, Window, Full, PackForcing, DeepForcing, TetherCache, MemRoPE, RollingSink)
 # A file that is new in `policies` comes behind these.
 POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in (*_ALL, *found_policies())}
 
