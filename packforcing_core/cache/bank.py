@@ -162,11 +162,11 @@ class LayerBank:
 
     @property
     def reached(self) -> bool:
-        """Whether work on the device can read the twins by itself."""
+        """Whether work on the device can read the compressed blocks by itself."""
         return self._keys.reached and self._values.reached
 
     def arrived(self) -> None:
-        """Work queued from here on finds every twin that was written."""
+        """Work queued from here on finds every compressed block that was written."""
         self._copies.wait(self._copies.mark())
 
     def recall_keys(self, slots: Tensor, held: Tensor, out: Tensor) -> None:

@@ -75,7 +75,7 @@ class TwinRope:
         return self._several[1]
 
     def places(self, positions: Sequence[float]) -> Rotation:
-        """`times` with an axis of its own for the twins: [len(positions), tokens, 1, pairs]."""
+        """`times` with an axis of its own for the compressed blocks: [len(positions), tokens, 1, pairs]."""
         return self.times(positions).unflatten(0, (len(positions), -1))
 
     def time(self, position: float) -> Rotation:
@@ -125,7 +125,7 @@ class MidMemory:
 
     @property
     def fetched(self) -> int:
-        """Twins that came into mid slots, as far as the host knows."""
+        """Compressed blocks that came into mid slots, as far as the host knows."""
         return self._fetched + self.recall.fetched
 
     @property

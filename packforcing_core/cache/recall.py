@@ -49,7 +49,7 @@ class Recall:
         self, layer: int, kv: LayerKV, scores: Tensor, blocks: Sequence[int], rotations: Rotation, positions: Sequence
     ) -> Queued:
         """Chooses the best of `blocks`, as many as there are `positions`, and shows them there; `scores` are those of
-        the bank's slots, and `rotations` [k, tokens, 1, pairs] turn a twin to each position.
+        the bank's slots, and `rotations` [k, tokens, 1, pairs] turn a compressed block to each position.
         """
         if layer in self._pending or (self._asked and self._asked[0] != tuple(positions)):
             self.settle()
