@@ -41,9 +41,8 @@ def test_two_blocks_behind_a_cut_nothing_of_the_old_scene_is_left(miniature, tmp
         frames = video(miniature, f"[0s] {before} [6s cut] {after}", seed, tmp_path / f"{seed}.mp4")
         rest = frames[FIRST + 2 * BLOCK :]
         new, old = check_video(rest, after), check_video(rest, before)
-        print(
-            f"seed {seed}, {len(rest)} frames: {100 * new.right:.0f}% right, background {100 * new.background_right:.0f}%"
-        )
+        shares = f"{100 * new.right:.0f}% right, background {100 * new.background_right:.0f}%"
+        print(f"seed {seed}, {len(rest)} frames: {shares}")
         assert new.background_right == 1
         assert old.objects_right == 0
         reached.append(new.right >= 0.9)
