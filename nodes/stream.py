@@ -52,7 +52,7 @@ class LatentStream:
 
     def events(
         self,
-        vae: object | None = None,
+        vae: Any = None,
         network: WanVAE | TinyVAE | None = None,
         *,
         first: int = 0,

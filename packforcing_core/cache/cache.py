@@ -252,15 +252,19 @@ class BlockView:
 
     def selection(self) -> Selection:
         """What each layer chose, once it has. Where the device chose, the host waits here, once for all layers."""
+        known = {layer: self._known(choice) for layer, choice in self.choices.items() if not isinstance(choice, Tensor)}
         chosen = {layer: choice for layer, choice in self.choices.items() if isinstance(choice, Tensor)}
         if chosen and len({len(choice) for choice in chosen.values()}) == 1:
             rows = torch.stack(tuple(chosen.values())).tolist()
         else:
             rows = [choice.tolist() for choice in chosen.values()]
-        known = {layer: array("i", row) for layer, row in zip(chosen, rows, strict=True)}
-        if self.cache.mid:
-            known = {layer: self.cache.mid.known(choice) for layer, choice in self.choices.items()}
-        return tuple(known.get(layer, self.choices.get(layer, ())) for layer in range(self.cache.shape.layers))
+        known.update({layer: array("i", row) for layer, row in zip(chosen, rows, strict=True)})
+        return tuple(known.get(layer, ()) for layer in range(self.cache.shape.layers))
+
+    def _known(self, choice: Sequence[int] | Queued) -> Sequence[int]:
+        if not isinstance(choice, Queued):
+            return choice
+        return self.cache.mid.known(choice) if self.cache.mid else choice.blocks
 
     def queries(self, q: Tensor) -> Queries:
         """The queries of a layer at this view's positions."""

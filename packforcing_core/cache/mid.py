@@ -12,7 +12,7 @@ from ..geometry import compressed_grid
 from ..queued import SideStream
 from ..rope import GridRope, Rotation, rotate, rotate_into
 from .bank import LayerBank
-from .layer_kv import KVShape
+from .layer_kv import KVShape, LayerKV
 from .moments import aligned, empty_moments, measured, pooled
 from .packed import PackedKV
 from .partitions import BankPlan, BlockWindow, Partitions
@@ -154,7 +154,7 @@ class MidMemory:
             count=len(window.mid_positions),
         )
         scores, positions = SELECTORS[selector](question), window.mid_positions
-        if isinstance(scores, Tensor) and self._queues:
+        if self._queues and isinstance(scores, Tensor) and isinstance(kv, LayerKV):
             return self.recall.choose(layer, kv, scores, self.blocks, self.twin_rope.places(positions), positions)
         return choose(scores, self.blocks, len(positions))
 

@@ -76,8 +76,8 @@ class Recall:
         """
         self._banks[layer].arrived()
         held = [[tag[0] if tag else -1 for tag in shown[: len(positions)]] for shown in self._shown]
-        numbers = [torch.tensor(x, dtype=torch.int32) for x in (held, list(blocks))]
-        return positions, *(to_device(x, device) for x in numbers), rotations
+        slots, candidates = (to_device(torch.tensor(x, dtype=torch.int32), device) for x in (held, list(blocks)))
+        return positions, slots, candidates, rotations
 
     def holds(self, layer: int, choice: Queued) -> bool:
         """Whether the mid slots of `layer` show that choice."""

@@ -95,9 +95,7 @@ MINIATURE = Size(
     # A sink that shows the thing leaves the compressed blocks little to say: half of the steps on clips as they are
     # have none.
     compressor_memories=tuple(replace(MINIATURE_MEMORY, sink_frames=sink) for sink in (0, 8, 0, 4)),
-    layouts=Layouts(
-        tuple(replace(MINIATURE_MEMORY, sink_frames=sink, selector="mean+newest") for sink in (8, 8, 4, 0))
-    ),
+    layouts=Layouts(tuple(replace(MINIATURE_MEMORY, sink_frames=sink) for sink in (8, 8, 4, 0))),
 )
 
 WAN_1_3B = Size(

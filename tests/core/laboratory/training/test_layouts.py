@@ -273,7 +273,7 @@ def test_what_is_selected_is_learnt():
 def test_the_selection_is_asked_of_every_clip_by_itself():
     affinities = torch.tensor([[0.0, 5.0, 1.0], [4.0, 3.0, 2.0]], requires_grad=True)
     view = SimpleNamespace(twins={2: None, 3: None, 4: None}, window=SimpleNamespace(mid_positions=(0.0,)))
-    view.cache = SimpleNamespace(bank=SimpleNamespace(selector="mean"))
+    view.cache = SimpleNamespace(compressed=(SimpleNamespace(selector="mean"), None))
     view.mean_queries, view.affinities = {0: None}, [affinities].__getitem__
     loss, missed = selection_loss(view, range(3, 4))
     assert missed.item() == 0.5
