@@ -6,6 +6,8 @@ from functools import lru_cache
 
 import torch
 
+from .errors import PackForcingError
+
 # How torch and the libraries under it say so where they raise no class of its own: CUDA, cuBLAS, cuDNN, HIP, MPS, XPU,
 # DirectML, and the host's allocators. In lower case.
 _FULL = (
@@ -27,6 +29,16 @@ _FULL = (
     "bad_alloc",
     "bad allocation",
 )
+
+
+def usable_device(name: str, option: str = "--device") -> torch.device:
+    """The device that `option` names, tried with one element; PackForcingError where there is none or it fails."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise PackForcingError(f"Device {name!r} cannot be used: {error}. Try {option} cpu.") from error
+    return device
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -17,6 +17,7 @@ from ..checkpoint.load import FP8, PACKED, Checkpoint, inspect, read_checkpoint
 from ..checkpoint.merge import merged, named_lora, open_lora, require_fit
 from ..compressor.high_res import HighRes
 from ..compressor.weights import load_compressor, trained_span
+from ..devices import usable_device
 from ..errors import PackForcingError
 from ..ranges import in_range
 from ..recipe.plan import plan_render
@@ -87,7 +88,9 @@ def render_options(options: argparse.Namespace, console: Console) -> Path:
     recipe = settings.recipe(checkpoint.family, trained_span(options.compressor) if compresses else None)
     for warning in (*checkpoint.warnings, *choice_warnings(checkpoint.family, settings.family(checkpoint.family))):
         console.print(f"warning: {warning}", style="yellow")
-    vae = load_vae(options.vae, device=_usable(options.decode_device) if options.decode_device else device, dtype=dtype)
+    vae = load_vae(
+        options.vae, device=usable_device(options.decode_device) if options.decode_device else device, dtype=dtype
+    )
     recipe = begun(options, recipe, vae, console)
     console.print(recipe.describe_length(options.seconds))
     config = checkpoint.config
@@ -136,16 +139,7 @@ def _high_res(
 
 
 def _compute(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
-    device = _usable(options.device)
+    device = usable_device(options.device)
     if options.dtype == "auto":
         return device, torch.float32 if device.type == "cpu" else torch.bfloat16
     return device, DTYPES[options.dtype]
-
-
-def _usable(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        raise PackForcingError(f"Device {name!r} cannot be used: {error}. Try --device cpu.") from error
-    return device

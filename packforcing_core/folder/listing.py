@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,24 +27,24 @@ class Listed:
     age: float
     state: str
 
-    @property
-    def unfinished(self) -> bool:
-        return self.state != FINISHED_STATE
-
 
 def renders(root: Path) -> list[Listed]:
     """The renders in `root`, the newest first. PackForcingError where there is no such folder."""
     if not root.is_dir():
         raise PackForcingError(f"There is no folder {root}.")
-    found = [_listed(path) for path in root.iterdir() if not path.is_symlink() and (path / NAME).is_file()]
-    return sorted(found, key=lambda render: render.age)
+    return sorted(map(_listed, _folders(root)), key=lambda render: render.age)
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    return (path for path in root.iterdir() if not path.is_symlink() and (path / NAME).is_file())
 
 
 def others_note(root: Path, mine: Path) -> tuple[str, ...]:
     """One line on the unfinished renders beside `mine`, where there are any: they stay until the user removes them."""
     try:
-        others = [render for render in renders(root) if render.path != mine and render.unfinished]
-    except (OSError, PackForcingError):  # Another process may remove one meanwhile.
+        # Finished ones may be many, and their sizes are not asked for.
+        others = [_listed(path) for path in _folders(root) if path != mine and _state(path) != FINISHED_STATE]
+    except OSError:  # There is no folder yet, or another process removes a render meanwhile.
         return ()
     if not others:
         return ()
@@ -54,7 +55,7 @@ def others_note(root: Path, mine: Path) -> tuple[str, ...]:
 
 def _listed(path: Path) -> Listed:
     files = [file.stat() for file in path.rglob("*") if file.is_file() and not file.is_symlink()]
-    newest = max(stat.st_mtime for stat in files)
+    newest = max((stat.st_mtime for stat in files), default=time.time())
     return Listed(path, sum(stat.st_size for stat in files), max(0.0, time.time() - newest), _state(path))
 
 

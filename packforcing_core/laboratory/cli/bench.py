@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from ...attention import BACKENDS
+from ...devices import usable_device
 from ...errors import PackForcingError
 from ..bench.protocol import measure
 from ..bench.report import markdown, plot
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> Plan:
     if options.threads < 1:
         raise PackForcingError(f"--threads is {options.threads}; expected 1 or more.")
-    device = _device(options.device)
+    device = usable_device(options.device)
     cuda = device.type == "cuda"
     if not cuda:
         torch.set_num_threads(options.threads)
@@ -69,15 +70,6 @@ def _plan(options: argparse.Namespace) -> Plan:
             raise PackForcingError(f"--rounds is {options.rounds}; expected 1 or more.")
         rounds = options.rounds
     return Plan(SCALES[scale], device, dtype, rounds, repeats, positions, options.attention, options.compile)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        raise PackForcingError(f"Device {name!r} cannot be used: {error}. Try --device cpu.") from error
-    return device
 
 
 def _write(result: dict, folder: Path, picture: bool) -> None:
