@@ -88,9 +88,8 @@ def render_options(options: argparse.Namespace, console: Console) -> Path:
     recipe = settings.recipe(checkpoint.family, trained_span(options.compressor) if compresses else None)
     for warning in (*checkpoint.warnings, *choice_warnings(checkpoint.family, settings.family(checkpoint.family))):
         console.print(f"warning: {warning}", style="yellow")
-    vae = load_vae(
-        options.vae, device=usable_device(options.decode_device) if options.decode_device else device, dtype=dtype
-    )
+    decodes_on = usable_device(options.decode_device, "--decode-device") if options.decode_device else device
+    vae = load_vae(options.vae, device=decodes_on, dtype=dtype)
     recipe = begun(options, recipe, vae, console)
     console.print(recipe.describe_length(options.seconds))
     config = checkpoint.config
