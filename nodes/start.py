@@ -17,7 +17,8 @@ from torch import Tensor
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.geometry import VideoGeometry
 from ..packforcing_core.ranges import in_range
-from ..packforcing_core.recipe.beginning import (
+from ..packforcing_core.sampler.start import Start
+from ..packforcing_core.source import (
     at_rate,
     blocks_in,
     given_by_frames,
@@ -25,7 +26,6 @@ from ..packforcing_core.recipe.beginning import (
     last_frames,
     repainted_by_frames,
 )
-from ..packforcing_core.sampler.start import Start
 from ..packforcing_core.vae.wan_vae import WanVAE
 from ..packforcing_core.video import probe, read_frames
 from .output import video_file

@@ -41,7 +41,7 @@ ROWS = (
     ("text",),
     ("checkpoint",),
     ("sampler",),
-    ("video",),
+    ("video", "source"),
     ("recipe",),
     ("folder",),
     ("render",),

@@ -12,10 +12,10 @@ from rich.console import Console
 from ..errors import PackForcingError
 from ..geometry import pixel_frames
 from ..ranges import in_range
-from ..recipe.beginning import at_rate, blocks_in, given_by_frames, last_frames, repainted_by_frames
 from ..recipe.recipe import Recipe
 from ..recipe.settings import Encode, Settings
 from ..sampler.start import Start
+from ..source import at_rate, blocks_in, given_by_frames, last_frames, repainted_by_frames
 from ..text.script import Script
 from ..text.timeline import describe
 from ..text.umt5 import encode_prompts

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..cache.cache import BlockView, KVCache, Selection
+from ..cache.cache import BlockView, Selection
 from ..checkpoint.families import Family
 from ..devices import widest_float
 from ..errors import PackForcingError
@@ -92,20 +92,6 @@ class Denoising:
     def calls(self, block: int) -> int:
         """Denoising calls between the end of the block before and the end of `block`: as many `StepDone` events."""
         return 1 if self.rolling and block > 0 else len(self.of_block(block))
-
-
-class SingleBlocks:
-    """One block after the other, each denoised on its own."""
-
-    def __init__(self, model: CausalWan, cache: KVCache, noise: NoiseSource, denoising: Denoising):
-        self._model, self._cache, self._noise, self._denoising = model, cache, noise, denoising
-
-    def make(self, text: list[TextKV], block: int) -> Generator[StepDone, None, tuple[BlockDone, BlockView]]:
-        view, schedule = self._cache.begin_block(), self._denoising.of_block(block)
-        latents = yield from denoise_block(self._model, text, view, self._noise, schedule, block)
-        return BlockDone(block, latents, selection=view.selection()), view
-
-    def passed(self, done: BlockDone) -> None: ...
 
 
 def denoise_block(

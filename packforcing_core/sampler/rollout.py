@@ -22,7 +22,7 @@ from ..model.causal import CausalWan, TextKV
 from ..queued import Moment, SideStream
 from ..text.script import Script
 from ..vae.decoders import Decoder
-from .denoising import BlockDone, Denoising, Event, SingleBlocks, StepDone, frame_timesteps
+from .denoising import BlockDone, Denoising, Event, StepDone, denoise_block, frame_timesteps
 from .noise import NoiseSource
 from .rolling import RollingBlocks
 
@@ -131,6 +131,20 @@ def rollout(
                     del recent[old]
             _there(moment)
             yield done
+
+
+class SingleBlocks:
+    """One block after the other, each denoised on its own."""
+
+    def __init__(self, model: CausalWan, cache: KVCache, noise: NoiseSource, denoising: Denoising):
+        self._model, self._cache, self._noise, self._denoising = model, cache, noise, denoising
+
+    def make(self, text: list[TextKV], block: int) -> Generator[StepDone, None, tuple[BlockDone, BlockView]]:
+        view, schedule = self._cache.begin_block(), self._denoising.of_block(block)
+        latents = yield from denoise_block(self._model, text, view, self._noise, schedule, block)
+        return BlockDone(block, latents, selection=view.selection()), view
+
+    def passed(self, done: BlockDone) -> None: ...
 
 
 def _sampler(model: CausalWan, cache: KVCache, noise: NoiseSource, denoising: Denoising) -> BlockSampler:

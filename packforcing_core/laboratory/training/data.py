@@ -25,7 +25,7 @@ from torch import Tensor
 from ...compressor.low_res import Encode, low_res_latents
 from ...errors import PackForcingError
 from ...geometry import pixel_frames
-from ...recipe.beginning import at_rate, fitted
+from ...source import at_rate, fitted
 from ...vae.config import normalise
 from ...vae.streaming import encode
 from ...vae.wan_vae import WanVAE

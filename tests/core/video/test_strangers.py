@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from packforcing_core.recipe.beginning import at_rate
+from packforcing_core.source import at_rate
 from packforcing_core.video import FilmError, probe, read_frames
 from packforcing_core.video import process as process_module
 from packforcing_core.video.packets import _Packet, _timed

@@ -8,7 +8,7 @@ import torch
 
 from packforcing_core.errors import PackForcingError
 from packforcing_core.geometry import VideoGeometry
-from packforcing_core.recipe.beginning import (
+from packforcing_core.source import (
     at_rate,
     blocks_in,
     encoded,

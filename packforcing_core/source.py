@@ -1,8 +1,8 @@
-"""Images, videos and latents as what a render begins from.
+"""Images, videos and latents that a render starts from.
 
-image         repeated to the frames of one block, encoded: one block stands still, one frame in frame-wise models
-end of a video   its last frames, encoded as if the video began there
-a whole video    encoded, to be painted again
+image            repeated to the frames of one block, then encoded: the block stands still; in frame-wise models one frame
+end of a video   its last frames, encoded as if the video started there
+whole video      encoded, for video-to-video
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import PackForcingError
-from ..geometry import LATENT_CHANNELS, PIXEL_FRAMES_PER_LATENT, VideoGeometry, pixel_frames
-from ..vae.config import normalise
-from ..vae.streaming import StreamingEncoder
-from ..vae.wan_vae import WanVAE
+from .errors import PackForcingError
+from .geometry import LATENT_CHANNELS, PIXEL_FRAMES_PER_LATENT, VideoGeometry, pixel_frames
+from .vae.config import normalise
+from .vae.streaming import StreamingEncoder
+from .vae.wan_vae import WanVAE
 
 FRAMES_AT_ONCE = 16
 
