@@ -1,6 +1,6 @@
 """Images, videos and latents that a render starts from.
 
-image            repeated to the frames of one block, then encoded: the block stands still; in frame-wise models one frame
+image            repeated to the frames of one block, then encoded: it stands still there (in frame-wise models: one)
 end of a video   its last frames, encoded as if the video started there
 whole video      encoded, for video-to-video
 """
