@@ -35,8 +35,8 @@ class KVCacheConfig(io.ComfyNode):
             "takes. If the sampler's input is not connected, it uses what the checkpoint was trained with. The drawing "
             "shows to scale what is in view, before anything runs, and follows the render.",
             search_aliases=[
-                *("kv cache", "sink", "window", "long video memory", "deep forcing", "longlive"),
-                *("tethercache", "memrope", "rolling sink", "streamingllm"),
+                *("kv cache", "sink", "window", "long video memory"),
+                *(name.lower() for name in POLICY_PRESETS),
             ],
             inputs=[
                 io.DynamicCombo.Input(

@@ -12,15 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from packforcing_core.cache.config import (
-    DeepForcing,
-    Full,
-    MemRoPE,
-    PackForcing,
-    RollingSink,
-    SinkWindow,
-    TetherCache,
-)
+from packforcing_core.cache.config import DeepForcing, Full, PackForcing, SinkWindow
 from packforcing_core.folder.content import Content
 from packforcing_core.folder.files import read_json
 from packforcing_core.folder.fingerprint import fingerprint
@@ -32,6 +24,7 @@ from packforcing_core.render.parts import build_twins
 from packforcing_core.render.recording import recorded_events, wanted_manifest
 from packforcing_core.text.script import Cue, Script
 from packforcing_core.video import VideoFormat, read_frames
+from tests.policies import ROWS
 from tests.small import DENOISING, small_context, small_model
 from tests.vaes import TINY, random_vae
 
@@ -46,9 +39,7 @@ POLICIES = {
 MORE_POLICIES = {
     "8 bits": SinkWindow(9, 3, kv_int8="all"),
     "bank in 8 bits": PackForcing(3, 3, 2, 3, bank_storage="ram_int8"),
-    "tether_cache": TetherCache(2, 3, 4),
-    "mem_rope": MemRoPE(2, 3),
-    "rolling_sink": RollingSink(9),
+    **{row.name: row.policy for row in ROWS if type(row.policy) not in map(type, POLICIES.values())},
 }
 TURNS: dict[str, dict] = {
     "blend": {"blend_blocks": 2},

@@ -2,8 +2,8 @@
 
     python -m tests.translations [NAME ...]     after the Chinese text NAME (or all) follows the English one again
 
-`translated.json` holds a hash of the English text for each entry of the locales and each help page; a test names those
-whose English has changed since.
+`translated.json` holds a hash of the English text for each entry of the locales, each text of a policy that is listed
+in the help pages, and each help page; a test names those whose English has changed since.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from packforcing_core.cache.config import DOCUMENTED_PRESETS
 
 PACK = Path(__file__).resolve().parents[1]
 RECORD = Path(__file__).with_name("translated.json")
@@ -33,6 +35,9 @@ def english() -> dict[str, str]:
     for file in ("main", "nodeDefs"):
         path = PACK / "locales" / "en" / f"{file}.json"
         found.update(texts(json.loads(path.read_text(encoding="utf-8")), file))
+    for title, policy in DOCUMENTED_PRESETS.items():
+        found[f"policies.{title}"] = policy.keeps
+        found.update((f"policies.{title}.{knob.name}", knob.help) for knob in policy.knobs())
     docs = PACK / "nodes" / "web" / "docs"
     found.update((page.name, page.read_text(encoding="utf-8")) for page in docs.glob("*.md"))
     return {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in sorted(found.items())}

@@ -20,6 +20,7 @@ from .policy import ALL_PARTS, AUTO, NO_PART, TRAINED_FRAMES, Knob, Policy, int8
 __all__ = [
     "ALL_PARTS",
     "AUTO",
+    "DOCUMENTED_PRESETS",
     "FULL_SPAN",
     "MINIATURE_MEMORY",
     "NO_PART",
@@ -41,11 +42,10 @@ __all__ = [
     "int8_parts",
 ]
 
-_ALL: tuple[type[Policy], ...] = (SinkWindow, Window, Full, PackForcing, DeepForcing, TetherCache, MemRoPE, RollingSink)
-# A file that is new in `policies` comes behind these.
-POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in (*_ALL, *found_policies())}
+_DOCUMENTED = (SinkWindow, Window, Full, PackForcing, DeepForcing, TetherCache, MemRoPE, RollingSink)
+POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in (*_DOCUMENTED, *found_policies())}
 
-POLICY_PRESETS: dict[str, Policy] = {
+DOCUMENTED_PRESETS: dict[str, Policy] = {
     PackForcing.title: PackForcing(),
     DeepForcing.title: DeepForcing(),
     TetherCache.title: TetherCache(),
@@ -55,9 +55,14 @@ POLICY_PRESETS: dict[str, Policy] = {
     Window.title: Window(),
     "Sink left behind (StreamingLLM)": SinkWindow(window_frames=21, sink_frames=3, realign=False),
     Full.title: Full(),
-    **{policy.title: policy() for policy in POLICIES.values() if policy not in _ALL},
 }
-"""What the KV Cache node offers."""
+"""Those that the node's help pages list and that have Chinese texts, in the order of the menu."""
+
+POLICY_PRESETS: dict[str, Policy] = {
+    **DOCUMENTED_PRESETS,
+    **{policy.title: policy() for policy in POLICIES.values() if policy not in _DOCUMENTED},
+}
+"""What the KV Cache node offers. A file that is new in `policies` comes last, in its own words in every language."""
 
 MINIATURE_MEMORY = PackForcing(sink_frames=8, recent_frames=4, top_k_blocks=4, mid_span=1.0)
 """What the miniature and its compressor are trained and sampled with."""

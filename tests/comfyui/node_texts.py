@@ -1,7 +1,8 @@
 """What the nodes say about themselves, and the order of their widgets, as a running ComfyUI describes them.
 
 `python -m tests.comfyui.node_texts` starts a ComfyUI and writes locales/en/nodeDefs.json from the nodes' own texts, and
-adds new widgets and outputs to widget_order.json. Chinese texts are written by hand; a test names those that lack.
+adds new widgets and outputs to widget_order.json. Chinese texts are written by hand; a test names those that are
+missing. The menu of policies is in no English file: the node says what the policies' own files say.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from packforcing_core.cache.config import DOCUMENTED_PRESETS
 from tests.comfyui.install import PACK
 from tests.comfyui.server import ComfyServer
 
@@ -47,16 +49,11 @@ def parts_of(options: Info) -> Iterator[tuple[str, str, Info]]:
 
 
 def english(info: Info) -> Info:
-    """The locale entry of a node. A knob whose text depends on the menu's choice is left to the node itself."""
+    """The locale entry of a node. A menu whose parts depend on the choice is left to the node itself."""
     inputs: dict[str, Info] = {}
     for name, kind, options in inputs_of(info):
-        inputs[name] = _entry(options.get("display_name") or name, options.get("tooltip"))
-        said: dict[str, set[str]] = {}
-        for _, part, part_options in parts_of(options) if kind == DYNAMIC else ():
-            said.setdefault(part, set()).add(part_options.get("tooltip", ""))
-        for part, tooltips in said.items():
-            # The front end looks a dotted name up with its dots replaced.
-            inputs[f"{name}_{part}"] = _entry(part, tooltips.pop() if len(tooltips) == 1 else None)
+        tooltip = None if kind == DYNAMIC else options.get("tooltip")
+        inputs[name] = _entry(options.get("display_name") or name, tooltip)
     tooltips = info.get("output_tooltips") or [None] * len(info["output_name"])
     outputs = {
         str(i): _entry(name, tip) for i, (name, tip) in enumerate(zip(info["output_name"], tooltips, strict=True))
@@ -67,6 +64,14 @@ def english(info: Info) -> Info:
         "inputs": inputs,
         "outputs": outputs,
     }
+
+
+def documented_parts(info: Info) -> Iterator[tuple[str, str]]:
+    """(menu, part) of the parts that appear with a choice which the help pages list and which has Chinese texts."""
+    for name, kind, options in inputs_of(info):
+        for choice, part, _ in parts_of(options) if kind == DYNAMIC else ():
+            if choice in DOCUMENTED_PRESETS:
+                yield name, part
 
 
 def _entry(name: str, tooltip: str | None) -> Info:

@@ -10,6 +10,7 @@ from tests.comfyui.install import PACK
 from tests.comfyui.node_texts import (
     LOCALES,
     WIDGET_ORDER,
+    documented_parts,
     english,
     inputs_of,
     our_nodes,
@@ -59,6 +60,8 @@ def test_every_text_has_a_chinese_one(nodes: dict):
     lacking = sorted(set(nodes) ^ set(chinese))
     for node in set(nodes) & set(chinese):
         wanted, there = texts(english(nodes[node])), texts(chinese[node])
+        # The front end looks a dotted name up with its dots replaced.
+        wanted |= {f"inputs.{menu}_{part}": {} for menu, part in documented_parts(nodes[node])}
         lacking += [f"{node}.{part}" for part in set(wanted) ^ set(there)]
         for part in set(wanted) & set(there):
             name, tooltip = there[part]["name"], there[part].get("tooltip", "")
@@ -100,7 +103,7 @@ def test_every_node_has_a_help_page_in_both_languages_that_names_its_inputs(node
         for page in (DOCS / f"{node}.md", DOCS / node / "zh.md"):
             text = page.read_text(encoding="utf-8") if page.exists() else ""
             names = [name for name, _, _ in inputs_of(info) if not re.fullmatch(r"video_[2-6]", name)]
-            names += {part for name, kind, o in inputs_of(info) if "DYNAMIC" in kind for _, part, o in parts_of(o)}
+            names += sorted({part for _, part in documented_parts(info)})
             lacking += [f"{page.relative_to(DOCS)}: {name}" for name in names if f"`{name}`" not in text]
     assert lacking == []
     assert {page.stem for page in DOCS.glob("*.md")} == set(nodes)

@@ -5,6 +5,7 @@ and rotated from scratch at every attention; sums go pair by pair, in float64.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -46,6 +47,21 @@ class Oracle:
     def past(self, layer: int, q: Tensor):
         """([(keys, values, time)], the time of the pass's own first frame)."""
         raise NotImplementedError
+
+
+class KeptFrames(Oracle):
+    """Any policy that keeps whole frames: `kept` says from how many were made which are seen, and at which times."""
+
+    def __init__(self, kept: Callable[[int], tuple[list[int], list[int]]], *sizes):
+        super().__init__(*sizes)
+        self.kept = kept
+
+    def past(self, layer, q):
+        now = len(self.made[layer])
+        frames, times = self.kept(now)
+        # The current block follows what is seen, or stands where it is in the video.
+        own = now if times == frames else len(frames)
+        return [(*self.made[layer][f], float(t)) for f, t in zip(frames, times, strict=True)], float(own)
 
 
 class RollingSinkOracle(Oracle):

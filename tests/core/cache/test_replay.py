@@ -5,21 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from packforcing_core.cache.config import (
-    AUTO,
-    DeepForcing,
-    Full,
-    MemRoPE,
-    PackForcing,
-    Policy,
-    RollingSink,
-    SinkWindow,
-    TetherCache,
-    Window,
-)
+from packforcing_core.cache.config import AUTO, DeepForcing, PackForcing, Policy, SinkWindow, TetherCache
 from packforcing_core.sampler.denoising import BlockDone, frame_timesteps
 from packforcing_core.sampler.noise import seeded_noise
 from packforcing_core.sampler.rollout import Twins, rollout
+from tests.policies import SMALL
 from tests.small import (
     DENOISING,
     SmallCompressor,
@@ -32,12 +22,8 @@ from tests.small import (
 
 BANK = {"sink_frames": 3, "recent_frames": 3, "top_k_blocks": 2, "bank_blocks": 3}
 POLICIES = [
-    Full(),
-    Window(7),
-    SinkWindow(9, 3),
+    *SMALL,
     SinkWindow(8, 2, realign=False),
-    DeepForcing(sink_frames=3, recent_frames=4, budget_frames=8, window_frames=12),
-    PackForcing(**BANK),
     PackForcing(**BANK, mid_span=AUTO, bank_storage="vram"),
     PackForcing(**BANK, selector="future", bank_storage="ram_int8"),
     PackForcing(3, 6, 2, 4, bank_storage="vram_int8"),
@@ -46,10 +32,7 @@ POLICIES = [
     PackForcing(**BANK, mid_span=AUTO, kv_int8="all"),
     PackForcing(3, 6, 2, 4, bank_storage="ram_int8", kv_int8="sink+mid"),
     PackForcing(**BANK, alignment=0.35),
-    TetherCache(2, 3, 4),
     TetherCache(2, 3, 4, kv_int8="all"),
-    MemRoPE(2, 3),
-    RollingSink(9),
 ]
 BLOCKS, FRAMES = 9, 3
 
