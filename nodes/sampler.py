@@ -243,7 +243,7 @@ def _memory_warnings(model, recipe: Recipe) -> Iterator[str]:
     info, bank = host.compressor_info(model), recipe.unlimited_partitions.bank
     if info is not None and bank is None:
         yield f"Warning: the MODEL carries a trained compressor, which the policy '{recipe.policy.title}' does not use."
-    if info is None and bank is not None and bank.span >= recipe.geometry.frames_per_block:
+    if info is None and bank is not None and bank.mid_span >= recipe.geometry.frames_per_block:
         yield (
             "Warning: compressed blocks have their true length in time, which is for trained compressors, and the "
             "MODEL carries none: expect jumps. Set mid_span to -1."

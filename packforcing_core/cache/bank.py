@@ -13,7 +13,6 @@ from torch import Tensor
 from ..kernels import fast
 from ..queued import Moment, SideStream
 from .eight_bits import TokenRows, quantise, row_bytes
-from .partitions import Storage
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class TwinShape:
     def sizes(self) -> tuple[int, int, int, int]:
         return self.batch, self.tokens, self.heads, self.head_dim
 
-    def stored_bytes(self, storage: Storage) -> int:
+    def stored_bytes(self, storage: str) -> int:
         """Bytes of one compressed block's keys and values; 8-bit storage has a float32 scale per token and head."""
         return 2 * math.prod(self.sizes[:3]) * row_bytes(self.head_dim, self.dtype, storage.endswith("int8"))
 
@@ -40,7 +39,7 @@ class TwinRows:
     are or in 8 bits.
     """
 
-    def __init__(self, shape: TwinShape, slots: int, storage: Storage, device: torch.device):
+    def __init__(self, shape: TwinShape, slots: int, storage: str, device: torch.device):
         place = torch.device("cpu") if storage.startswith("ram") else device
         self._device, self._dtype = device, shape.dtype
         self._int8 = storage.endswith("int8")
@@ -123,7 +122,7 @@ class LayerBank:
     head_dim] float32.
     """
 
-    def __init__(self, shape: TwinShape, slots: int, storage: Storage, device: torch.device, copies: SideStream):
+    def __init__(self, shape: TwinShape, slots: int, storage: str, device: torch.device, copies: SideStream):
         self._keys = TwinRows(shape, slots, storage, device)
         self._values = TwinRows(shape, slots, storage, device)
         self._copies = copies

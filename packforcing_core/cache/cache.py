@@ -87,7 +87,7 @@ class KVCache:
     @property
     def host_nbytes(self) -> int:
         """Bytes of the bank in system RAM, equal to `shape.host_bytes(partitions)`."""
-        return self.mid.twin_bytes if self.mid and self.mid.plan.storage.startswith("ram") else 0
+        return self.mid.twin_bytes if self.mid and self.mid.plan.bank_storage.startswith("ram") else 0
 
     def begin_block(self, selection: Selection | None = None, blocks: int = 1) -> BlockView:
         """The view of the next block. Frames whose position moved are rotated afresh from their unrotated keys.
@@ -361,7 +361,7 @@ class TwinWriter:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         kv, rope, choice = self._cache.layers[layer], self._mid.twin_rope, self._choices[layer]
-        first, span = self._cache.partitions.sink_frames, self._mid.plan.span
+        first, span = self._cache.partitions.sink_frames, self._mid.plan.mid_span
         self._mid.show_at(layer, kv, [first + i * span for i in range(len(choice))], choice)
         # Copies of the next layer's blocks run beside this layer's work; the last layer looks at none.
         if layer + 2 < len(self._choices):

@@ -42,7 +42,10 @@ __all__ = [
     "int8_parts",
 ]
 
-_DOCUMENTED = (SinkWindow, Window, Full, PackForcing, DeepForcing, TetherCache, MemRoPE, RollingSink)
+_DOCUMENTED: tuple[type[Policy], ...] = (
+    *(SinkWindow, Window, Full, PackForcing),
+    *(DeepForcing, TetherCache, MemRoPE, RollingSink),
+)
 POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in (*_DOCUMENTED, *found_policies())}
 
 DOCUMENTED_PRESETS: dict[str, Policy] = {

@@ -88,7 +88,7 @@ class KVShape:
 
     def host_bytes(self, partitions: Partitions) -> int:
         """The part of `bank_bytes` that is in system RAM."""
-        on_host = partitions.bank is not None and partitions.bank.storage.startswith("ram")
+        on_host = partitions.bank is not None and partitions.bank.bank_storage.startswith("ram")
         return self._twin_bytes(partitions) if on_host else 0
 
     def buffer_bytes(self, partitions: Partitions) -> int:
@@ -117,7 +117,7 @@ class KVShape:
 
     def _twin_bytes(self, partitions: Partitions) -> int:
         plan = partitions.bank
-        return self.layers * plan.bank_blocks * self.twin.stored_bytes(plan.storage) if plan else 0
+        return self.layers * plan.bank_blocks * self.twin.stored_bytes(plan.bank_storage) if plan else 0
 
     def _mean_key_bytes(self, partitions: Partitions) -> int:
         plan = partitions.bank

@@ -46,7 +46,7 @@ class TwinRope:
         times = pair_centres(frames_per_block)
         places = region_centres(rows, height), region_centres(columns, width)
         self.tokens = frames * rows * columns
-        self._offsets = [time * plan.span / frames_per_block for time in times]
+        self._offsets = [time * plan.mid_span / frames_per_block for time in times]
         self._rope = GridRope(rope.head_dim, (rows, columns), rope.device, rows=places[0], columns=places[1])
         self._spatial = self._rope.spatial(frames)
         self._times: dict[float, Rotation] = {}
@@ -103,9 +103,9 @@ class MidMemory:
             )
         copies = SideStream(device)
         self._banks = [
-            LayerBank(shape.twin, plan.bank_blocks, plan.storage, device, copies) for _ in range(shape.layers)
+            LayerBank(shape.twin, plan.bank_blocks, plan.bank_storage, device, copies) for _ in range(shape.layers)
         ]
-        far = plan.storage.startswith("ram") and not partitions.int8  # Packed mid slots hold such keys themselves.
+        far = plan.bank_storage.startswith("ram") and not partitions.int8  # Packed mid slots hold such keys themselves.
         resident = (plan.top_k_blocks, *shape.twin.sizes) if far else (0,)
         self._resident = [torch.zeros(resident, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
         self._shown: list[list[Shown]] = [[None] * plan.top_k_blocks for _ in range(shape.layers)]
@@ -137,7 +137,7 @@ class MidMemory:
     def device_bytes(self) -> int:
         """Bytes on the device besides the compressed blocks, and the compressed blocks where they are stored there."""
         means = sum(bank.mean_keys.nbytes for bank in self._banks)
-        twins = 0 if self.plan.storage.startswith("ram") else self.twin_bytes
+        twins = 0 if self.plan.bank_storage.startswith("ram") else self.twin_bytes
         beside = sum(t.nbytes for t in (*self._resident, *self._running, *self._moments))
         return means + beside + twins
 

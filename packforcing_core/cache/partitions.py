@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from ..errors import PackForcingError
 
@@ -65,21 +65,36 @@ class BlockWindow(NamedTuple):
         return bool(self.mid_positions) or self.pruned_frames is not None
 
 
-@dataclass(frozen=True)
-class BankPlan:
-    """A mid of compressed blocks: `bank_blocks` are remembered, each layer selects `top_k_blocks` of them per block.
+class BankPlan(Protocol):
+    """A mid of compressed blocks, as the policy itself says it: `bank_blocks` are remembered, each layer selects
+    `top_k_blocks` of them per block.
 
-    `span` is how many frames of position a mid block occupies; `alignment` the share by which a new compressed block
-    is pulled towards the statistics of sink and bank.
+    `mid_span` is how many frames of position a mid block occupies; `alignment` the share by which a new compressed
+    block is pulled towards the statistics of sink and bank.
     """
 
-    top_k_blocks: int
-    bank_blocks: int
-    span: float
-    selector: str = "mean"
-    storage: Storage = "ram"
-    selector_seed: int = 0
-    alignment: float = 0.0
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def top_k_blocks(self) -> int: ...
+
+    @property
+    def bank_blocks(self) -> int: ...
+
+    @property
+    def mid_span(self) -> float: ...
+
+    @property
+    def selector(self) -> str: ...
+
+    @property
+    def bank_storage(self) -> str: ...
+
+    @property
+    def selector_seed(self) -> int: ...
+
+    @property
+    def alignment(self) -> float: ...
 
 
 class RulePlan:
@@ -274,7 +289,7 @@ class Partitions:
             return self._pruned_window(self.pruning, committed)
         oldest_kept = max(self.sink_frames, committed - self.recent_frames)
         first_recent = max(oldest_kept, committed - self._recent_limit(blocks))
-        span, mid_blocks = (self.bank.span, min(self.mid_slots, banked)) if self.bank else (0.0, 0)
+        span, mid_blocks = (self.bank.mid_span, min(self.mid_slots, banked)) if self.bank else (0.0, 0)
         extra = self.extra_frames if committed > self.sink_frames + self.recent_frames else 0
         between = first_recent - self.sink_frames - span * mid_blocks - extra
         left_open = min(self.sink_gap, max(0, between))

@@ -29,10 +29,6 @@ class Content:
     words: str = ""
     start: Tensor | None = None
 
-    def take(self, seed: int) -> Take:
-        """The first take of a render with this content."""
-        return Take(0, seed, name_of(self.script), self.words)
-
 
 def stored_script(path: Path, take: Take, content: Content, notes: list[str]) -> tuple[Script | None, str]:
     """The stored text of a take where the wanted one is the same, or None and what the difference is."""

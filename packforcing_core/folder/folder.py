@@ -172,8 +172,8 @@ def continued(
             raise FolderError(
                 f"A retake from block {retake_block} of {wanted.blocks} changes nothing: go further back."
             )
-        seed = wanted.takes[-1].seed
-        same = (found.takes[-1].first_block, found.takes[-1].seed) == (retake_block, seed)
+        take = replace(wanted.takes[-1], first_block=retake_block)
+        same = (found.takes[-1].first_block, found.takes[-1].seed) == (take.first_block, take.seed)
         stored, _ = stored_script(path, found.takes[last], content, notes) if same else (None, "")
         if stored is not None:
             return _lengthened(found, wanted.blocks), replace(content, script=stored)
@@ -181,7 +181,6 @@ def continued(
             raise FolderError(
                 f"A retake from block {retake_block} needs the blocks before it, and {finished} are there."
             )
-        take = replace(content.take(seed), first_block=retake_block)
         return replace(found, blocks=wanted.blocks, takes=(*found.takes, take)), content
     stored, problem = stored_script(path, found.takes[last], content, notes)
     longer = mode == "extend"

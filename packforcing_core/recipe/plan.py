@@ -95,7 +95,7 @@ def plan_render(
     shape = kv_shape(config, g, dtype)
     n = g.tokens_per_frame
     mid_tokens = g.twin_tokens * partitions.mid_slots
-    mid_span = partitions.bank.span if partitions.bank else 0.0
+    mid_span = partitions.bank.mid_span if partitions.bank else 0.0
     buffer_bytes = shape.buffer_bytes(partitions)
     weights = parameter_count(config) * dtype.itemsize
     activations = activation_bytes(config, n * partitions.current_frames, dtype)

@@ -106,9 +106,9 @@ class Recipe:
             )
         return told
 
-    def noise(self, seed: int | None = None, take: int = 0) -> NoiseSource:
-        """Where the blocks begin; of another `seed` than the recipe's own for a retake."""
-        own = seeded_noise(self.seed if seed is None else seed, self.geometry.block_shape, take)
+    def noise(self, take: int = 0) -> NoiseSource:
+        """Where the blocks begin; `take` is the number of a retake."""
+        own = seeded_noise(self.seed, self.geometry.block_shape, take)
         return self.start.noise(own, self.denoising, self.geometry.frames_per_block)
 
     @property

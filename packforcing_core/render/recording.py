@@ -19,10 +19,10 @@ from torch import Tensor
 
 from .. import __version__
 from ..cache.partitions import Partitions, Storage
-from ..folder.content import Content
+from ..folder.content import Content, name_of
 from ..folder.disk import Disk
 from ..folder.folder import RenderFolder
-from ..folder.manifest import Manifest, Setting
+from ..folder.manifest import Manifest, Setting, Take
 from ..model.causal import CausalWan
 from ..recipe.recipe import Recipe
 from ..sampler.denoising import BlockDone, Event
@@ -72,7 +72,7 @@ def wanted_manifest(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(device),
         "threads": str(torch.get_num_threads()) if device.type == "cpu" else "any",
     }
-    return Manifest(settings, g.blocks, (content.take(recipe.seed),), versions)
+    return Manifest(settings, g.blocks, (Take(0, recipe.seed, name_of(content.script), content.words),), versions)
 
 
 def _processor(device: torch.device) -> str:
@@ -160,7 +160,7 @@ def recorded_events(
                 if cache.next_block >= min(last, end):
                     continue
                 disk.flush()  # What an earlier piece has made may have to be committed again.
-                script, noise = folder.script(take), recipe.noise(manifest.takes[take].seed, take)
+                script, noise = folder.script(take), replace(recipe, seed=manifest.takes[take].seed).noise(take)
                 stop = min(last, end)
                 for event in rollout(
                     model,
@@ -214,5 +214,5 @@ def bank_on_host(partitions: Partitions) -> Partitions:
     """The same plan with its bank in system RAM."""
     if partitions.bank is None:
         return partitions
-    storage: Storage = "ram_int8" if partitions.bank.storage.endswith("int8") else "ram"
-    return replace(partitions, bank=replace(partitions.bank, storage=storage))
+    storage: Storage = "ram_int8" if partitions.bank.bank_storage.endswith("int8") else "ram"
+    return replace(partitions, bank=replace(partitions.bank, bank_storage=storage))

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, cast, get_args
+from typing import ClassVar, get_args
 
 from ...errors import PackForcingError
-from ..partitions import BankPlan, Partitions, Storage
+from ..partitions import Partitions, Storage
 from ..policy import AUTO, TRAINED_FRAMES, Policy, int8_knob, int8_parts, knob
 from ..select import NO_SELECTOR, SELECTORS
 
@@ -108,15 +108,8 @@ class PackForcing(Policy):
             )
         bank = None
         if self.top_k_blocks and self.selector != NO_SELECTOR:
-            bank = BankPlan(
-                self.top_k_blocks,
-                self.bank_blocks,
-                self._span(sink + recent + current_blocks * frames_per_block, frames_per_block),
-                self.selector,
-                cast("Storage", self.bank_storage),  # The knob has checked that it is one.
-                self.selector_seed,
-                self.alignment,
-            )
+            span = self._span(sink + recent + current_blocks * frames_per_block, frames_per_block)
+            bank = replace(self, mid_span=span)
         int8 = int8_parts(self.kv_int8)
         return Partitions(
             *(frames_per_block, sink, recent, "window", bank),

@@ -295,7 +295,7 @@ class FunctionalTwinWriter(Keeper):
         super().__init__(cache.layers)
         self._cache, self._choices = cache, choices
         plan, self._rope = cache.compressed
-        self._span = plan.span
+        self._span = plan.mid_span
         self._twins = cache.twins
         self._sink = cache.runs([Placement(frame, 0, frame) for frame in range(cache.partitions.sink_frames)])
         # Not the recent blocks: the graph of this pass would hold on to them as long as it lives.

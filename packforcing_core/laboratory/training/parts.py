@@ -181,8 +181,8 @@ class PartsPlan:
         seen = self._seen_twins(self.twins[index])
         seen = range(max(seen.start, index - bank.bank_blocks), seen.stop)
         sees = [self._frames([(first + i, first + i) for i in range(block)]) for first in range(0, sink, block)]
-        sees += [self._twin_reading(i, sink + at * bank.span) for at, i in enumerate(seen)]
-        return Part(self._twin_reading(index, sink + len(seen) * bank.span), tuple(sees))
+        sees += [self._twin_reading(i, sink + at * bank.mid_span) for at, i in enumerate(seen)]
+        return Part(self._twin_reading(index, sink + len(seen) * bank.mid_span), tuple(sees))
 
     def _seen_twins(self, block: int) -> range:
         """Which compressed blocks `block` sees: the newest, where there are more than it may see."""

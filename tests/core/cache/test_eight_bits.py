@@ -108,7 +108,8 @@ def test_rows_come_back_as_rounding_in_float64_has_them(dtype):
 @pytest.mark.parametrize("policy", [BANK, STILL], ids=["recent frames move", "they do not"])
 def test_every_pass_equals_attention_over_keys_rounded_in_float64(policy, parts):
     plan = policy.partitions(FRAMES)
-    sizes = FRAMES, plan.sink_frames, plan.recent_frames, plan.bank.top_k_blocks, plan.bank.bank_blocks, plan.bank.span
+    bank = plan.bank
+    sizes = FRAMES, plan.sink_frames, plan.recent_frames, bank.top_k_blocks, bank.bank_blocks, bank.mid_span
     oracles = [PackForcingOracle(*sizes, CONFIG.num_layers, GRID, int8) for int8 in (int8_parts(parts), ())]
     cache, model = small_cache(replace(policy, kv_int8=parts), FRAMES), small_model()
     text, compressor, waiting = model.encode_text(small_context()), SmallCompressor(FRAMES), {}

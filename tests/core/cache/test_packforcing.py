@@ -8,7 +8,6 @@ import torch
 from packforcing_core.attention import sdpa
 from packforcing_core.cache.config import Full, PackForcing
 from packforcing_core.cache.mid import TwinRope
-from packforcing_core.cache.partitions import BankPlan
 from packforcing_core.cache.select import Question, mean_affinity
 from packforcing_core.rope import GridRope, rotate
 from packforcing_core.sampler.denoising import frame_timesteps
@@ -44,7 +43,7 @@ def oracle_of(policy: PackForcing, frames_per_block: int) -> PackForcingOracle:
         plan.recent_frames,
         plan.bank.top_k_blocks,
         plan.bank.bank_blocks,
-        plan.bank.span,
+        plan.bank.mid_span,
         CONFIG.num_layers,
         GRID,
         gap=plan.sink_gap,
@@ -137,7 +136,7 @@ def test_moving_the_whole_window_changes_nothing():
 @pytest.mark.parametrize("frames, grid", [(4, (30, 52)), (3, (30, 52)), (1, (52, 30)), (5, (7, 9)), (4, (2, 3))])
 @pytest.mark.parametrize("span", [1.0, 4.0])
 def test_twins_are_rotated_to_the_centres_of_their_regions(frames, grid, span):
-    plan = BankPlan(1, 1, span)
+    plan = PackForcing(top_k_blocks=1, mid_span=span)
     twin = TwinRope(GridRope(24, grid), plan, frames)
     places = twin_positions(frames, grid, span)
     keys = torch.randn(1, len(places), 2, 24)

@@ -53,7 +53,7 @@ def test_defaults_are_rounded_to_whole_blocks(frames_per_block, sink, recent):
 def test_the_automatic_span_fits_the_whole_window_into_21_positions(frames_per_block):
     plan = PackForcing(mid_span=AUTO).partitions(frames_per_block)
     window = plan.window(1000 * frames_per_block, banked=128)
-    print(f"span {plan.bank.span}, last position {window.current_positions[-1]}")
+    print(f"span {plan.bank.mid_span}, last position {window.current_positions[-1]}")
     assert window.current_positions[-1] == pytest.approx(20)
     assert PackForcing(mid_span=FULL_SPAN).partitions(4).window(4000, 128).current_positions[-1] == 79
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from packforcing_core.folder.content import Content
+from packforcing_core.folder.content import Content, name_of
 from packforcing_core.folder.files import FolderError
 from packforcing_core.folder.folder import RenderFolder, open_render
-from packforcing_core.folder.manifest import Manifest
+from packforcing_core.folder.manifest import Manifest, Take
 from packforcing_core.sampler.denoising import BlockDone
 from packforcing_core.text.script import Cue, Script
 
@@ -19,7 +19,8 @@ START = torch.randn(SHAPE, generator=GENERATOR)
 
 
 def opened(root, content: Content, mode="resume", blocks: int = 6) -> RenderFolder:
-    wanted = Manifest({"fps": 16.0, "frames_per_block": 3}, blocks, (content.take(7),))
+    take = Take(0, 7, name_of(content.script), content.words)
+    wanted = Manifest({"fps": 16.0, "frames_per_block": 3}, blocks, (take,))
     return open_render(root, "sea", mode, wanted, content, SHAPE)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from packforcing_core.folder.blocks import BlockStore
-from packforcing_core.folder.content import Content
+from packforcing_core.folder.content import Content, name_of
 from packforcing_core.folder.files import FolderError, write_tensors
 from packforcing_core.folder.fingerprint import fingerprint
 from packforcing_core.folder.folder import open_render
@@ -170,7 +170,7 @@ def test_another_version_is_a_note_and_no_refusal(tmp_path):
 def test_a_folder_that_vanished_is_made_again_and_one_that_another_changed_is_not_touched(tmp_path):
     context = torch.zeros(1, 2, 3)
     content = Content(Script.of(context))
-    wanted = Manifest({"a": 1}, 3, (content.take(1),), {})
+    wanted = Manifest({"a": 1}, 3, (Take(0, 1, name_of(content.script), content.words),), {})
     folder = open_render(tmp_path, "x", "resume", wanted, content, SHAPE)
     for path in sorted(folder.path.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()

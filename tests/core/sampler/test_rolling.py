@@ -144,7 +144,7 @@ def bank_oracle(policy: PackForcing):
     """The memory by brute force, and which block's twin is due after a commit."""
     plan = policy.partitions(3, THREE.window_blocks)
     bank = plan.bank
-    sizes = plan.sink_frames, plan.recent_frames, bank.top_k_blocks, bank.bank_blocks, bank.span
+    sizes = plan.sink_frames, plan.recent_frames, bank.top_k_blocks, bank.bank_blocks, bank.mid_span
 
     def due(block: int) -> int | None:
         leaving = block - plan.recent_frames // 3

@@ -15,9 +15,7 @@ from PIL import Image
 
 from packforcing_core.source import at_rate
 from packforcing_core.video import FilmError, probe, read_frames
-from packforcing_core.video import process as process_module
 from packforcing_core.video.packets import _Packet, _timed
-from packforcing_core.video.process import FfmpegError, _version, start_ffmpeg
 
 WIDTH, HEIGHT = 64, 32
 CORNERS = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
@@ -326,42 +324,6 @@ def test_odd_sizes_and_full_colour_are_read_whole(tmp_path):
     frame = next(read_frames(path))
     assert frame.shape == (31, 63, 3)
     assert closest(frame) == list(CORNERS)
-
-
-@pytest.mark.parametrize(
-    ("said", "version"),
-    [
-        ("ffmpeg version 4.2.2-static https://x Copyright", (4, 2)),
-        ("ffmpeg version n7.1 Copyright", (7, 1)),
-        ("ffmpeg version N-12345-gabcdef Copyright", None),
-        ("ffmpeg version 2024-01-01-git-abc Copyright", None),
-    ],
-)
-def test_versions_are_read(monkeypatch, tmp_path, said, version):
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, said.encode()))
-    assert _version(f"{tmp_path}/{said}") == version
-
-
-def test_an_old_ffmpeg_is_replaced_by_one_that_is_there_and_refused_where_none_is(monkeypatch, tmp_path, caplog):
-    old = str(tmp_path / "ancient")
-    run, real = subprocess.run, imageio_ffmpeg.get_ffmpeg_exe()
-
-    def answer(command, **options):
-        if command[0] == old:
-            return subprocess.CompletedProcess(command, 0, b"ffmpeg version 4.2.2-static Copyright")
-        return run(command, **options)
-
-    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: old)
-    monkeypatch.setattr(subprocess, "run", answer)
-    with start_ffmpeg(["-version"]) as process:
-        assert process.args[0] == real
-    assert "is ffmpeg 4.2; expected 7.1 or newer" in caplog.text
-    process_module._instead_of.cache_clear()
-    monkeypatch.setattr(imageio_ffmpeg, "__file__", str(tmp_path / "__init__.py"))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(FfmpegError, match=r"is ffmpeg 4\.2; expected 7\.1 or newer.*--upgrade imageio-ffmpeg"):
-        start_ffmpeg(["-version"])
-    process_module._instead_of.cache_clear()
 
 
 TICKS = st.integers(-(2**63), 2**63 - 1) | st.integers(-5, 40)
