@@ -115,9 +115,13 @@ class ComfyServer:
         if self.pack_name is not None:
             place_pack(custom_nodes, self.pack_name)
 
+    def main(self) -> Path:
+        """ComfyUI's main.py."""
+        return comfyui_folder() / "main.py"
+
     def start(self) -> None:
         """Starts the process and returns when it answers. Can be called again after `stop` or `kill`."""
-        command = [sys.executable, str(comfyui_folder() / "main.py"), "--cpu", "--port", str(self.port)]
+        command = [sys.executable, str(self.main()), "--cpu", "--port", str(self.port)]
         command += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"]
         command += ["--disable-auto-launch", "--disable-api-nodes", *front_end_arguments(), *self.arguments]
         # Unbuffered, or a crash's last words are lost; one thread, as tiny tensors gain nothing from a second.
