@@ -8,7 +8,7 @@ their keys go through the cache's own commits, not through the model.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -165,10 +165,10 @@ class Undecoded:
         return torch.empty(1, 3, PIXEL_FRAMES_PER_LATENT * latents.shape[2], HEIGHT, WIDTH, device=DEVICE)
 
 
-def counted_block(case: Case) -> Ledger:
+def counted_block(case: Case, build: Callable[[Case], CausalWan] = fake_model) -> Ledger:
     """The ledger of block `case.block` without its decode."""
     with fake_cuda() as ledger, torch.no_grad(), parts_named(ledger):
-        recipe, model = case.recipe, fake_model(case)
+        recipe, model = case.recipe, build(case)
         prompt = torch.empty(1, case.config.text_len, case.config.text_dim)
         cache, shape, twins = build_cache(model, recipe), recipe.geometry.block_shape, None
         tokens = torch.empty(1, recipe.geometry.twin_tokens, case.config.dim, dtype=case.dtype, device=DEVICE)

@@ -17,7 +17,7 @@ from tests.fakecuda.render import Case, counted_block, for_layers, table
 
 pytestmark = [pytest.mark.budget, pytest.mark.long]
 
-FEW, MORE = 1, 2
+FEW, MORE = 2, 3
 WAITING_PER_LAYER = {"tether_cache"}
 """Policies whose choice is made on the host, layer by layer."""
 CASES = {
