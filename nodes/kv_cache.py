@@ -33,7 +33,7 @@ class KVCacheConfig(io.ComfyNode):
             category=CATEGORY,
             description="The KV cache policy: which past frames each block attends to, and so how much VRAM the cache "
             "takes. If the sampler's input is not connected, it uses what the checkpoint was trained with. The drawing "
-            "shows to scale what is in view, before anything runs, and follows the render.",
+            "shows to scale what is in view: before anything runs, and live while it renders.",
             search_aliases=[
                 *("kv cache", "sink", "window", "long video memory"),
                 *(name.lower() for name in POLICY_PRESETS),
@@ -48,7 +48,7 @@ class KVCacheConfig(io.ComfyNode):
                     tooltip="\n".join(f"{name}: {preset.keeps}." for name, preset in POLICY_PRESETS.items()),
                 ),
             ],
-            outputs=[CacheSocket.Output(display_name="cache", tooltip="For the sampler's cache input.")],
+            outputs=[CacheSocket.Output(display_name="cache", tooltip="For the sampler's kv_cache input.")],
         )
 
     @classmethod

@@ -66,12 +66,13 @@ class Sampler(io.ComfyNode):
                 CacheSocket.Input(
                     "kv_cache",
                     optional=True,
-                    tooltip="Which past a block attends to. If not connected: what the checkpoint was trained with.",
+                    tooltip="Which past frames a block attends to. If not connected: what the checkpoint was trained "
+                    "with.",
                 ),
                 io.Vae.Input(
                     "vae",
                     optional=True,
-                    tooltip="The Wan2.1 VAE. Needed by the PackForcing policies and by Start Image / Video.",
+                    tooltip="The Wan2.1 VAE. Needed by the PackForcing policy and by Start Image / Video.",
                 ),
                 *_length_and_size(),
                 *_preset_and_overrides(),
@@ -255,7 +256,7 @@ def _compressor_note(model, recipe: Recipe) -> Iterator[str]:
     """That a MODEL could have a trained compressor and has none, where its memory would use one."""
     if recipe.unlimited_partitions.bank is not None and host.compressor_info(model) is None:
         yield (
-            "Note: this MODEL has no trained compressor, so its memory works zero-shot. `packforcing train compressor "
+            "Note: this MODEL has no trained compressor, so PackForcing runs zero-shot. `packforcing train compressor "
             "--checkpoint` makes one without any video: see the help of PackForcing Model Loader."
         )
 
@@ -269,7 +270,7 @@ def _length_and_size() -> list[io.Input]:
             max=MAX_SECONDS,
             step=0.1,
             tooltip="Length of the video, rounded to whole blocks (12 frames each for most checkpoints). "
-            "Time grows with it; VRAM does not, unless the policy keeps the full history.",
+            "Render time grows with it; VRAM does not, unless the policy keeps the full history.",
         ),
         io.Int.Input(
             "width",
@@ -316,16 +317,16 @@ def _folder_inputs() -> list[io.Input]:
             optional=True,
             tooltip="resume: continue the render of this name where it stopped, or start it. new: start over; the "
             "existing render is renamed to NAME.1. extend: make it as long as `seconds` says now. retake: keep what "
-            "comes before retake_from, and make the rest again with this seed and prompt.",
+            "comes before retake_from, and render the rest again with this seed and prompt.",
         ),
         io.String.Input(
             "render_name",
             default="",
             optional=True,
             advanced=True,
-            tooltip=f"Name of the render's folder in output/{OUTPUT_FOLDER}, which has all it takes to resume. Empty: "
-            "found by its settings, so queuing the same again resumes it, after a crash as well; a longer video begins "
-            "with what was rendered of a shorter one.",
+            tooltip=f"Name of the render's folder in output/{OUTPUT_FOLDER}, which holds everything needed to resume. "
+            "Empty: found by its settings, so queuing the same again resumes it, even after a crash; a longer video "
+            "begins with what was rendered of a shorter one.",
         ),
         io.Float.Input(
             "retake_from",
@@ -335,7 +336,8 @@ def _folder_inputs() -> list[io.Input]:
             step=0.1,
             optional=True,
             advanced=True,
-            tooltip="For render_mode retake, in seconds: the block that shows this moment is the first one made again.",
+            tooltip="For render_mode retake, in seconds: the block that shows this moment is the first one rendered "
+            "again.",
         ),
     ]
 
@@ -346,7 +348,7 @@ def _preset_and_overrides() -> list[io.Input]:
             "preset",
             options=["auto", *FAMILIES],
             default="auto",
-            tooltip="How the checkpoint was trained. auto: as our loader found, else Self-Forcing.",
+            tooltip="How the checkpoint was trained. auto: what the PackForcing Model Loader found, else Self-Forcing.",
             advanced=True,
         ),
         io.Int.Input(

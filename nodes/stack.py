@@ -28,14 +28,14 @@ class StackVideos(io.ComfyNode):
             node_id="PackForcingStackVideos",
             display_name="PackForcing Stack Videos",
             category=CATEGORY,
-            description="Writes videos side by side as one, each under its caption, frame by frame from their "
-            "files. For comparing KV cache policies, seeds or LoRAs on the same prompt.",
+            description="Combines videos side by side into one, each under its caption. Reads them frame by frame from "
+            "disk. For comparing KV cache policies, seeds or LoRAs on the same prompt.",
             search_aliases=["compare videos", "side by side", "hstack"],
             inputs=[
-                io.Video.Input("video_1", tooltip="The leftmost. All must have the same height and frame rate."),
-                io.Video.Input("video_2", tooltip="The next to the right."),
+                io.Video.Input("video_1", tooltip="The leftmost video. All must have the same height and frame rate."),
+                io.Video.Input("video_2", tooltip="The next video to the right."),
                 *(
-                    io.Video.Input(f"video_{number}", optional=True, tooltip="The next to the right.")
+                    io.Video.Input(f"video_{number}", optional=True, tooltip="The next video to the right.")
                     for number in range(3, MOST + 1)
                 ),
                 io.String.Input(

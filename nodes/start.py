@@ -66,7 +66,7 @@ class StartFrom:
                 latents = given_by_latents(self.samples, geometry, geometry.blocks)
             else:
                 latents = repainted_by_frames(_needed(vae), self._all_frames(geometry), geometry)
-            return Start(repainted=latents, strength=self.denoise)
+            return Start(repainted=latents, denoise=self.denoise)
         blocks = blocks_in(self.seconds, geometry)
         if self.samples is not None:
             return Start(given_by_latents(self.samples, geometry, blocks), self.left_out)
@@ -118,9 +118,9 @@ class StartFromNode(io.ComfyNode):
             category=CATEGORY,
             description="What the video begins with: an image (image to video), the end of a video or LATENT "
             "(continue), or a video to regenerate (video to video). Connect one of the three. Checkpoints with "
-            "blocks of 3 or 4 latent frames show an image as one block that stands still (0.6 to 0.8 s at 16 fps); "
-            "frame-wise ones take it as their first frame. None of these text-to-video checkpoints was trained on "
-            "given images: the closer an image is to what they generate, the better.",
+            "blocks of 3 or 4 latent frames hold the image still for one block (0.6 to 0.8 s at 16 fps); "
+            "frame-wise ones take it as their first frame. None of these text-to-video checkpoints was trained to "
+            "start from an image: the closer the image is to what they generate, the better.",
             search_aliases=["image to video", "i2v", "continue video", "extend video", "video to video", "start image"],
             inputs=[
                 io.Image.Input(

@@ -46,7 +46,6 @@ RANGES = {
     "shift": Range(0, 100, above=True),
     "blend_seconds": Range(0, int(MAX_SECONDS)),
     "given_seconds": Range(0, int(MAX_SECONDS), above=True),
-    "strength": Range(0, 1, above=True),
     "denoise": Range(0, 1, above=True),
     "retake_from": Range(0, int(MAX_SECONDS)),
     "blocks_per_segment": Range(1, 1000, whole=True),

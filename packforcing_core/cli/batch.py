@@ -26,11 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine",
         choices=ENGINES,
         default="auto",
-        help="auto: Ray where it is installed, else local; a Ray cluster of your own by the environment variable "
-        "RAY_ADDRESS, else one is made that this machine alone can reach",
+        help="auto: Ray if it is installed, else local. Ray uses the cluster at RAY_ADDRESS (an environment variable), "
+        "or starts one that only this machine can reach",
     )
-    parser.add_argument("--workers", type=int, help="Ray: workers; default: one per GPU, or two on a machine without")
-    parser.add_argument("--attempts", type=int, default=3, help="Ray: how often a job is tried when its worker dies")
+    parser.add_argument(
+        "--workers", type=int, help="Ray: number of workers; default: one per GPU, or two on a machine without a GPU"
+    )
+    parser.add_argument("--attempts", type=int, default=3, help="Ray: how many times a job is tried if its worker dies")
     parser.add_argument(
         "--shared", default="{}", help='what all jobs share, as a JSON object: {"checkpoint": ..., "vae": ...}'
     )

@@ -47,7 +47,7 @@ def add_timing(group: argparse._ArgumentGroup) -> None:
 
 
 def add_start(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("start", "instead of from the prompt alone")
+    group = parser.add_argument_group("start", "begin with an image or a video instead of the prompt alone")
     start = group.add_mutually_exclusive_group()
     start.add_argument("--start-image", metavar="FILE", help="begin with this image, which the video shows first")
     start.add_argument(
@@ -56,24 +56,27 @@ def add_start(parser: argparse.ArgumentParser) -> None:
         help="continue from the end of this video; the result shows only what is new",
     )
     start.add_argument(
-        "--repaint-video",
+        "--video-to-video",
         metavar="FILE",
-        help="video to video: regenerate this video from partial noise, see --strength",
+        help="regenerate this video from partial noise, see --denoise",
     )
     group.add_argument(
-        "--given-seconds", type=float, default=3.0, help="how many seconds of --continue-video's end the model is given"
+        "--given-seconds",
+        type=float,
+        default=3.0,
+        help="how many seconds from the end of --continue-video the model is given",
     )
     group.add_argument(
-        "--strength",
+        "--denoise",
         type=float,
         default=0.75,
-        help="denoise: share of the denoising steps that --repaint-video runs, 0 to 1",
+        help="share of the denoising steps that --video-to-video runs, 0 to 1; 1 keeps nothing of the video",
     )
 
 
 def check_start(options: argparse.Namespace) -> None:
     """PackForcingError for numbers of `add_start` that are out of their range."""
-    for name in ("given_seconds", "strength"):
+    for name in ("given_seconds", "denoise"):
         in_range(name, getattr(options, name))
 
 
@@ -97,7 +100,7 @@ def timed_script(settings: Settings, recipe: Recipe, encode: Encode, console: Co
 
 def begun(options: argparse.Namespace, recipe: Recipe, vae: WanVAE, console: Console) -> Recipe:
     """The recipe with what the options say it begins from, encoded; says what is changed about that on the way."""
-    given = options.start_image or options.continue_video or options.repaint_video
+    given = options.start_image or options.continue_video or options.video_to_video
     for note in probe(given).notes if given else ():
         console.print(f"{Path(given).name}: {note}", style="yellow")
     start = _start(options, recipe, vae)
@@ -113,8 +116,8 @@ def _start(options: argparse.Namespace, recipe: Recipe, vae: WanVAE) -> Start | 
         count = pixel_frames(blocks_in(options.given_seconds, g) * g.frames_per_block)
         last = last_frames(read_frames(film), float(probe(film).fps), g.fps, count)
         return Start(given_by_frames(vae, last, g), left_out=True)
-    if options.repaint_video:
-        film = Path(options.repaint_video)
+    if options.video_to_video:
+        film = Path(options.video_to_video)
         frames = at_rate(read_frames(film), float(probe(film).fps), g.fps)
-        return Start(repainted=repainted_by_frames(vae, frames, g), strength=options.strength)
+        return Start(repainted=repainted_by_frames(vae, frames, g), denoise=options.denoise)
     return None

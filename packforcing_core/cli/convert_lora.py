@@ -1,4 +1,4 @@
-"""Rename a LoRA of a family (LongLive's lora.pt and the like) to what ComfyUI's native LoRA nodes read."""
+"""Convert a family's own LoRA (such as LongLive's lora.pt) to the layout that ComfyUI's LoRA nodes read."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_timing(text)
     parser.add_argument("--seconds", type=float, default=120.0, help="length; rounded to whole blocks")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help=shared.SEED_HELP)
     parser.add_argument(
         "--dtype", choices=("auto", *DTYPES), default="auto", help="auto: bf16 on a CPU with units for it, else fp32"
     )

@@ -1,4 +1,4 @@
-"""Say what a checkpoint file is, how it would be sampled, and what to do with it."""
+"""Show what a checkpoint file is, how it would be sampled, and what to do with it."""
 
 from __future__ import annotations
 

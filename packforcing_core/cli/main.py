@@ -37,17 +37,24 @@ def commands() -> dict[str, ModuleType]:
     return found
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Says a default where there is one to say."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False, [], {}) else super()._get_help_string(action)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="packforcing", description="Minutes of video from block-by-block Wan2.1 models in constant memory."
+        prog="packforcing",
+        description="Long videos from autoregressive (block-by-block) Wan2.1 models, in VRAM that does not grow with "
+        "their length.",
     )
     parser.add_argument("--version", action="version", version=f"packforcing {__version__}")
     choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in commands().items():
         summary = (module.__doc__ or name).splitlines()[0]
-        command = choices.add_parser(
-            name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        command = choices.add_parser(name, help=summary, description=summary, formatter_class=Help)
         module.add_arguments(command)
     return parser
 

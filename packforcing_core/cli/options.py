@@ -16,6 +16,8 @@ from ..render.output import checked_output
 from ..render.render import Place
 from ..video.format import CODECS, VideoFormat
 
+SEED_HELP = "the same seed gives the same video, whatever its length"
+
 
 def add_size(parser: argparse.ArgumentParser, *, width: int, height: int, seconds: float) -> None:
     size = parser.add_argument_group("size")
@@ -28,12 +30,12 @@ def add_size(parser: argparse.ArgumentParser, *, width: int, height: int, second
 def add_policy(parser: argparse.ArgumentParser) -> None:
     """`--policy` and one option for every knob of every policy; a knob of another policy is an error."""
     memory = parser.add_argument_group("KV cache policy", "which past frames a block attends to; -1 means automatic")
-    titles = "; ".join(f"{name}: {policy.title}, {policy.keeps}" for name, policy in POLICIES.items())
+    titles = " ".join(f"{name} ({policy.title}): {policy.keeps}." for name, policy in POLICIES.items())
     memory.add_argument(
         "--policy",
         choices=("auto", *POLICIES),
         default="auto",
-        help=f"auto: what the preset was trained with; {titles}",
+        help=f"auto: what the preset was trained with. {titles}",
     )
     for name, knobs in _knobs().items():
         memory.add_argument(
@@ -105,10 +107,12 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     sampling.add_argument("--frames-per-block", type=int, help="latent frames per block; default: the preset's")
     sampling.add_argument(
-        "--timesteps", type=_parse_steps, help="denoising steps, for example 1000,750,500,250; default: the preset's"
+        "--timesteps",
+        type=_parse_steps,
+        help="from noise (1000) to clean, one forward pass each, for example 1000,750,500,250; default: the preset's",
     )
-    sampling.add_argument("--shift", type=float, help="time shift; default: the preset's")
-    sampling.add_argument("--seed", type=int, default=0)
+    sampling.add_argument("--shift", type=float, help="time shift of the schedule; default: the preset's")
+    sampling.add_argument("--seed", type=int, default=0, help=SEED_HELP)
 
 
 def _parse_steps(text: str) -> tuple[float, ...]:
@@ -123,27 +127,30 @@ def add_output(parser: argparse.ArgumentParser, default: str, zoom: int = 1) -> 
     output.add_argument(
         "--output", default=default, help="the video to write (.mp4); a name that is taken gets a number"
     )
-    output.add_argument("--codec", choices=tuple(CODECS), default="h264")
+    codecs = "; ".join(f"{name}: {codec.about}" for name, codec in CODECS.items())
+    output.add_argument("--codec", choices=tuple(CODECS), default="h264", help=codecs)
     output.add_argument("--quality", type=int, help="constant rate factor, lower is better; default: the codec's")
-    output.add_argument("--zoom", type=int, default=zoom, help="enlarge every pixel so many times, for tiny videos")
+    output.add_argument("--zoom", type=int, default=zoom, help="enlarge every pixel this many times, for tiny videos")
     output.add_argument(
         "--blocks-per-segment", type=int, default=4, help="blocks after which the video on disk is safe from a crash"
     )
 
 
 def add_folder(parser: argparse.ArgumentParser) -> None:
-    folder = parser.add_argument_group("going on", "the same command again goes on where it stopped, after any crash")
+    folder = parser.add_argument_group(
+        "resuming", "run the same command again: it resumes where it stopped, after any crash"
+    )
     folder.add_argument(
         "--folder",
-        help="the render's folder, with all it takes to resume, extend and retake; default: one beside the video, "
-        "found by the settings, removed when the video is finished",
+        help="the render's folder, which holds everything needed to resume, extend and retake; default: one beside "
+        "the video, found by its settings and removed when the video is finished",
     )
     folder.add_argument(
         "--render-mode",
         choices=MODES,
         default="resume",
         help="resume: continue, or start; new: start over, the existing render is renamed to NAME.1; extend: make it "
-        "--seconds long; retake: keep what comes before --retake-from, make the rest again with this seed and prompt",
+        "--seconds long; retake: keep what comes before --retake-from, render the rest again with this seed and prompt",
     )
     folder.add_argument(
         "--retake-from", type=float, default=0.0, help="seconds: the moment that --render-mode retake goes back to"

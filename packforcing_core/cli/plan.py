@@ -1,4 +1,4 @@
-"""Say what a render will take, before anything runs: frames, blocks, tokens, bytes."""
+"""Show what a render will need before anything runs: frames, blocks, tokens, bytes."""
 
 from __future__ import annotations
 

@@ -50,11 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--compressor", help="trained compressor weights for --policy packforcing; without: zero-shot")
     add_text(parser)
     add_start(parser)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="where the model runs, such as cuda, cuda:1 or cpu",
+    )
     parser.add_argument(
         "--decode-device",
-        help="where the VAE decodes, and encodes for compression: a second GPU, such as cuda:1, works beside the first "
-        "and leaves it the VAE's memory (default: --device)",
+        help="where the VAE decodes, and encodes for compression; a second GPU, such as cuda:1, works while the first "
+        "one samples, and keeps the VAE out of its VRAM (default: --device)",
     )
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="auto: bf16 on a GPU, fp32 on a CPU")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""List the renders in a folder with size, age and state, and remove those that are named."""
+"""List the renders in a folder with size, age and state, or remove the ones that you name."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class Recipe:
         if self.denoising.repainted_blocks:
             schedule = self.denoising.of_block(0)
             return (
-                f"{told}; the first {self.denoising.repainted_blocks} of them are repainted from noise level "
+                f"{told}; the first {self.denoising.repainted_blocks} of them are regenerated from noise level "
                 f"{100 * schedule.sigmas[0]:.0f}% in {len(schedule)} steps"
             )
         return told

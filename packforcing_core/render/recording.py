@@ -60,7 +60,7 @@ def wanted_manifest(
         "rolling": denoising.rolling,
         "start": start.kind,
         "start in latent frames": 0 if start.latents is None else start.latents.shape[2],
-        "denoise": start.strength,
+        "denoise": start.denoise,
         **identity,
     }
     storage = "policy bank_storage"

@@ -54,7 +54,7 @@ class Denoising:
     """How a block becomes clean. `first_block` replaces `schedule` for block 0 where a family asks for it. `rolling`
     denoises as many blocks together as there are steps, each at its own.
 
-    The first `repainted_blocks` run the last `strength` (0..1) of their steps only.
+    The first `repainted_blocks` run the last `denoise` (0..1) of their steps only.
     """
 
     schedule: Schedule
@@ -62,7 +62,7 @@ class Denoising:
     context_noise: float = 0.0
     rolling: bool = False
     repainted_blocks: int = 0
-    strength: float = 1.0
+    denoise: float = 1.0
 
     def __post_init__(self):
         if self.rolling and self.first_block is not None:
@@ -82,7 +82,7 @@ class Denoising:
 
     def of_block(self, block: int) -> Schedule:
         whole = self.first_block if block == 0 and self.first_block is not None else self.schedule
-        return whole.last_steps(self.strength) if block < self.repainted_blocks else whole
+        return whole.last_steps(self.denoise) if block < self.repainted_blocks else whole
 
     @property
     def window_blocks(self) -> int:

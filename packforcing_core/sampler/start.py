@@ -17,19 +17,19 @@ class Start:
     `left_out` they are no part of the video.
 
     `repainted` [1, 16, m B_f, h, w]: the first m blocks begin at a later denoising step, from these latents with the
-    noise of that step on them; `strength` in 0..1 is the share of the steps that is run. Latents in model space.
+    noise of that step on them; `denoise` in 0..1 is the share of the steps that is run. Latents in model space.
     """
 
     given: Tensor | None = None
     left_out: bool = False
     repainted: Tensor | None = None
-    strength: float = 1.0
+    denoise: float = 1.0
 
     def __post_init__(self):
         if self.given is not None and self.repainted is not None:
-            raise PackForcingError("A render begins from given blocks or repaints a video; got both. Choose one.")
-        if not 0 < self.strength <= 1:
-            raise PackForcingError(f"The strength is {self.strength:g}; expected more than 0 and at most 1.")
+            raise PackForcingError("A render begins from given blocks or regenerates a video; got both. Choose one.")
+        if not 0 < self.denoise <= 1:
+            raise PackForcingError(f"denoise is {self.denoise:g}; expected more than 0 and at most 1.")
 
     @property
     def latents(self) -> Tensor | None:
@@ -68,7 +68,7 @@ class Start:
     def denoising(self, denoising: Denoising, frames_per_block: int) -> Denoising:
         """`denoising` with the repainted blocks begun later."""
         blocks = len(self.blocks_of(self.repainted, frames_per_block))
-        return replace(denoising, repainted_blocks=blocks, strength=self.strength)
+        return replace(denoising, repainted_blocks=blocks, denoise=self.denoise)
 
     def noise(self, noise: NoiseSource, denoising: Denoising, frames_per_block: int) -> NoiseSource:
         """`noise` with the repainted blocks' latents under the first of theirs: (1 - sigma) x0 + sigma eps."""

@@ -49,7 +49,7 @@ CODECS: dict[str, Codec] = {
     for codec in (
         Codec(
             name="h264",
-            about="H.264 4:2:0: plays everywhere",
+            about="H.264 4:2:0, plays everywhere",
             arguments=(
                 *("-c:v", "libx264", "-preset", "medium", "-bf", "0", "-threads", "4"),
                 *("-x264-params", "cpu-independent=1:open-gop=0"),
@@ -60,7 +60,7 @@ CODECS: dict[str, Codec] = {
         ),
         Codec(
             name="h265",
-            about="H.265 4:2:0: smaller files, slower, not in every browser",
+            about="H.265 4:2:0, smaller files, slower, not in every browser",
             arguments=(
                 *("-c:v", "libx265", "-preset", "medium", "-tag:v", "hvc1"),
                 # info=0: the information record names the CPU, which would make equal videos differ.
@@ -72,7 +72,7 @@ CODECS: dict[str, Codec] = {
         ),
         Codec(
             name="av1",
-            about="AV1 4:2:0: smallest files, new browsers and players",
+            about="AV1 4:2:0, smallest files, recent browsers and players only",
             arguments=("-c:v", "libsvtav1", "-preset", "8", "-svtav1-params", "lp=4"),
             filters=_TO_YUV,
             default_quality=24,

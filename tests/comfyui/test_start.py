@@ -102,7 +102,7 @@ def test_repainting_makes_a_film_over_another(comfy: ComfyServer, files: Files, 
     (light, told), (full, _) = repainted(0.25), repainted(1.0)
     plain, _ = film(comfy, files, None, **steps)
     print(told.splitlines()[0])
-    assert "repainted from noise level 62% in 1 steps" in told
+    assert "regenerated from noise level 62% in 1 steps" in told
     assert np.array_equal(full, plain)
     assert np.abs(light - plain).mean() > 1
 

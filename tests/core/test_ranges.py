@@ -28,7 +28,7 @@ TABLE = {
     "timesteps": ([1000, 0], [1500], [NAN], [250, 1000]),
     "shift": (0, -1, 100.5, NAN, INF),
     "blend_seconds": (-1, 36_001, NAN, INF),
-    "strength": (0, -0.5, 1.01, NAN),
+    "denoise": (0, -0.5, 1.01, NAN),
     "given_seconds": (0, -1, 1e9, NAN),
     "retake_from": (-1, 36_001, NAN, INF),
     "blocks_per_segment": (0, -1, 1001),
@@ -40,7 +40,7 @@ TABLE = {
 """Names of widgets and options, and what is beside their range."""
 CASES = [(name, value) for name, values in TABLE.items() for value in values]
 POLICIES = {"window_frames": "window", "top_k_blocks": "packforcing"}
-PYTHON = {"quality": api.VideoFormat, "zoom": api.VideoFormat, "strength": api.Start, "retake_from": api.Place}
+PYTHON = {"quality": api.VideoFormat, "zoom": api.VideoFormat, "denoise": api.Start, "retake_from": api.Place}
 PYTHON["blocks_per_segment"] = api.Place
 
 

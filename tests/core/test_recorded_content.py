@@ -38,7 +38,7 @@ STARTS = {
     "noise": Start(),
     "given": Start(GIVEN),
     "left out": Start(GIVEN, left_out=True),
-    "repainted": Start(repainted=GIVEN, strength=0.5),
+    "repainted": Start(repainted=GIVEN, denoise=0.5),
 }
 
 

@@ -27,7 +27,7 @@ class MemRoPE(Policy):
     keeps = "a small sink, the newest frames, and two frames that average everything in between"
 
     sink_frames: int = knob(3, "The first latent frames, always in view.")
-    recent_frames: int = knob(4, "The newest latent frames; neither sink nor current block counts.", minimum=1)
+    recent_frames: int = knob(4, "The newest latent frames; sink and current block not included.", minimum=1)
     slow_rate: float = knob(
         0.01,
         "Share of each frame that leaves the recent ones in the slow average.",

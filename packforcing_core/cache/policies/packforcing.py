@@ -45,8 +45,8 @@ class PackForcing(Policy):
     )
     recent_frames: int = knob(
         AUTO,
-        "The newest latent frames at full resolution, in whole blocks, at least one; neither sink nor current block "
-        "counts. -1: 4, rounded to whole blocks.",
+        "The newest latent frames at full resolution, in whole blocks, at least one block; sink and current block not "
+        "included. -1: 4, rounded to whole blocks.",
         minimum=AUTO,
     )
     top_k_blocks: int = knob(

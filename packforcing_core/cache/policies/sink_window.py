@@ -26,7 +26,7 @@ class SinkWindow(Policy):
     sink_frames: int = knob(3, "The first latent frames of the video, always in view (LongLive: 3).")
     realign: bool = knob(
         True,
-        "Close the gap in time between the sink and the window. Off leaves the sink at its old position: "
+        "Closes the gap in time between the sink and the window. Off leaves the sink at its old position: "
         "StreamingLLM-style sinks, which lose their hold as the video grows.",
         advanced=True,
     )

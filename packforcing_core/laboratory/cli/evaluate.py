@@ -1,4 +1,4 @@
-"""Measure videos: drift, flicker, motion, consistency, and whether videos of the toy world show what was asked for."""
+"""Measure videos: drift, flicker, motion, consistency, and whether toy world videos show what the prompt says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train the miniature, or Wan 1.3B on your own videos, stage by stage; the same command again goes on."""
+"""Train the miniature, or Wan 1.3B on your own videos, stage by stage; run the same command again to resume."""
 
 from __future__ import annotations
 

@@ -61,9 +61,9 @@ def test_a_film_goes_on_and_shows_what_is_new(files, tmp_path, boat, capsys):
 
 
 def test_a_film_is_repainted(files, tmp_path, boat, capsys):
-    start = ("--repaint-video", str(boat / "boat.mp4"), "--strength", "0.5", "--timesteps", "1000,750,500,250")
+    start = ("--video-to-video", str(boat / "boat.mp4"), "--denoise", "0.5", "--timesteps", "1000,750,500,250")
     assert render(files, tmp_path / "film.mp4", "--seconds", "2", *start) == 0
-    assert "the first 2 of them are repainted from noise level 83% in 2 steps" in capsys.readouterr().out
+    assert "the first 2 of them are regenerated from noise level 83% in 2 steps" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_film_is_repainted(files, tmp_path, boat, capsys):
         (("--prompt", "[0s] a [0.1s] b"), "same block"),
         (("--prompt", "[0s] a [1s] b", "--blend-seconds", "-1"), "blend_seconds is -1"),
         (("--prompt", "a", "--start-image", "no.png"), "no.png"),
-        (("--prompt", "a", "--repaint-video", "{boat}", "--strength", "0"), "strength is 0"),
+        (("--prompt", "a", "--video-to-video", "{boat}", "--denoise", "0"), "denoise is 0"),
         (("--prompt", "a", "--continue-video", "{boat}", "--given-seconds", "-1"), "given_seconds is -1.0"),
     ],
 )

@@ -13,7 +13,7 @@ def test_help_is_there_for_every_command(capsys, command):
     assert left.value.code == 0
     said = " ".join(capsys.readouterr().out.split())
     assert said.startswith(" ".join(("usage: packforcing", *command)))
-    summary = commands()[command[0]].__doc__.splitlines()[0] if command else "Minutes of video"
+    summary = commands()[command[0]].__doc__.splitlines()[0] if command else "Long videos from"
     assert summary in said
 
 

@@ -43,7 +43,7 @@ CHANGES = {
     "height": replace(RECIPE, geometry=replace(RECIPE.geometry, height=48)),
     "seed": replace(RECIPE, seed=8),
     "start": replace(RECIPE, start=Start(CLIP)),
-    "denoise": replace(RECIPE, start=Start(repainted=CLIP, strength=0.5)),
+    "denoise": replace(RECIPE, start=Start(repainted=CLIP, denoise=0.5)),
 }
 
 

@@ -65,9 +65,7 @@ def test_it_is_clean_commits_by_hand():
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
-@pytest.mark.parametrize(
-    "start", [Start(latents(2)), Start(repainted=latents(4), strength=0.5)], ids=["given", "paint"]
-)
+@pytest.mark.parametrize("start", [Start(latents(2)), Start(repainted=latents(4), denoise=0.5)], ids=["given", "paint"])
 def test_shorter_and_resumed_renders_are_the_same(policy, start):
     whole = made(recipe(start, 8, policy))
     short = made(recipe(start, 5, policy))
@@ -76,10 +74,10 @@ def test_shorter_and_resumed_renders_are_the_same(policy, start):
     assert all(torch.equal(a.latents, b.latents) for a, b in zip(resumed, whole, strict=True))
 
 
-@pytest.mark.parametrize(("strength", "steps"), [(0.01, 1), (0.25, 1), (0.5, 2), (0.75, 3), (1.0, 4)])
-def test_strength_is_the_share_of_the_steps(strength, steps):
+@pytest.mark.parametrize(("denoise", "steps"), [(0.01, 1), (0.25, 1), (0.5, 2), (0.75, 3), (1.0, 4)])
+def test_strength_is_the_share_of_the_steps(denoise, steps):
     source = latents(2)
-    wanted = recipe(Start(repainted=source, strength=strength), 4)
+    wanted = recipe(Start(repainted=source, denoise=denoise), 4)
     counted = [event.block for event in events(wanted) if isinstance(event, StepDone)]
     assert [counted.count(block) for block in range(4)] == [steps, steps, 4, 4]
     sigma = wanted.denoising.of_block(0).sigmas[0]
@@ -93,10 +91,8 @@ def test_strength_is_the_share_of_the_steps(strength, steps):
 def test_a_weaker_repaint_stays_nearer_to_the_film():
     """On a random model, of which the correlation with the source still tells how much noise was on it."""
     source, likeness = latents(3), []
-    for strength in (0.25, 0.5, 0.75, 1.0):
-        done = torch.cat(
-            [block.latents for block in made(recipe(Start(repainted=source, strength=strength), 3))], dim=2
-        )
+    for denoise in (0.25, 0.5, 0.75, 1.0):
+        done = torch.cat([block.latents for block in made(recipe(Start(repainted=source, denoise=denoise), 3))], dim=2)
         likeness.append(torch.corrcoef(torch.stack([done.flatten(), source.flatten()]))[0, 1].item())
     print("correlation with the source:", " ".join(f"{value:.2f}" for value in likeness))
     assert likeness[0] > 0.3 > likeness[1]
@@ -119,8 +115,8 @@ def test_what_is_left_out_is_made_besides():
         (lambda: recipe(Start(latents(4)), 4), "4 blocks are given and the render has 4"),
         (lambda: recipe(Start(latents(2)[:, :, :4]), 4), "4 latent frames does not divide into blocks of 3"),
         (lambda: Start(latents(1), repainted=latents(1)), "got both"),
-        (lambda: Start(repainted=latents(1), strength=0.0), "strength is 0"),
-        (lambda: Start(repainted=latents(1), strength=1.5), "strength is 1.5"),
+        (lambda: Start(repainted=latents(1), denoise=0.0), "denoise is 0"),
+        (lambda: Start(repainted=latents(1), denoise=1.5), "denoise is 1.5"),
     ],
 )
 def test_a_start_that_cannot_be_is_refused(broken, message):
