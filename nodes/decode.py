@@ -13,14 +13,14 @@ from comfy.cli_args import args
 from comfy_api.v0_0_2 import InputImpl, io, ui
 from PIL import Image
 
-from ..packforcing_core.drawing.telemetry import as_image, telemetry_picture
+from ..packforcing_core.drawing.chart import as_image, telemetry_picture
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.render.filming import FilmedBlock, FilmJob, Finished, filmed_render, growing_film
 from ..packforcing_core.video.format import CODECS, VideoFormat
 from . import host
 from .feedback import RenderFeedback
 from .growing import GrowingVideo
-from .output import fill_widgets, film_path
+from .output_paths import fill_widgets, film_path
 from .sockets import CATEGORY, StreamSocket
 from .stream import LatentStream
 

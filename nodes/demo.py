@@ -9,7 +9,7 @@ from . import host
 from .loader import DTYPES, build_model
 from .sockets import CATEGORY
 from .tell import say
-from .words import words_clip
+from .words_clip import words_clip
 
 NAME = "PackForcing miniature"
 

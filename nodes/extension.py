@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.v0_0_2 import ComfyExtension, io
 from server import PromptServer
 
-from . import tell, window
+from . import cache_panel, tell
 from .collect import CollectLatents
 from .decode import StreamingVAEDecode
 from .demo import DemoModels
@@ -22,7 +22,7 @@ class PackForcingExtension(ComfyExtension):
         # Tools that only list nodes have no server.
         if hasattr(PromptServer, "instance"):
             tell.add_route(PromptServer.instance.routes)
-            window.add_route(PromptServer.instance.routes)
+            cache_panel.add_route(PromptServer.instance.routes)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

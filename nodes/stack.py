@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.video import CODECS, probe
 from ..packforcing_core.video.stack import stack_films
-from .output import film_path, video_file
+from .output_paths import film_path, video_file
 from .sockets import CATEGORY
 
 MOST = 6

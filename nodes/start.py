@@ -28,7 +28,7 @@ from ..packforcing_core.source import (
 )
 from ..packforcing_core.vae.wan_vae import WanVAE
 from ..packforcing_core.video import probe, read_frames
-from .output import video_file
+from .output_paths import video_file
 from .sockets import CATEGORY, StartSocket
 from .tell import say
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ..packforcing_core.drawing.window import Moment, draw_window, selected_shares
+from ..packforcing_core.drawing.past import Moment, draw_window, selected_shares
 from ..packforcing_core.sampler.denoising import BlockDone
 from .stream import LatentStream
 from .tell import Line

@@ -20,7 +20,7 @@ from packforcing_core.recipe.plan import RenderPlan, plan_render
 from packforcing_core.recipe.recipe import Recipe
 from packforcing_core.sampler.denoising import Denoising
 from packforcing_core.vae.config import VAEConfig
-from packforcing_core.vae.memory import vae_bytes
+from packforcing_core.vae.decode_bytes import vae_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -30,7 +30,7 @@ from .mid import MidMemory
 from .packed import PackedKV, Workspace
 from .partitions import PRUNED, BlockWindow, Partitions
 from .queries import Queries
-from .recall import Queued
+from .queued_choice import Queued
 from .rule import KV, Chooser, Rule
 
 Selection = tuple[Sequence[int], ...]

@@ -17,7 +17,7 @@ from .moments import aligned, empty_moments, measured, pooled
 from .packed import PackedKV
 from .partitions import BankPlan, BlockWindow, Partitions
 from .queries import Queries
-from .recall import Queued, Recall, Shown, queues
+from .queued_choice import Queued, Recall, Shown, queues
 from .rule import KV
 from .select import READS_QUERIES, SELECTORS, Question, choose
 

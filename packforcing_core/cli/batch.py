@@ -9,8 +9,8 @@ import secrets
 from pathlib import Path
 
 from ..ranges import in_range
-from .film import build_console
 from .jobs import RAY_ADDRESS, read_jobs, render_job
+from .progress import build_console
 
 ENGINES = ("auto", "local", "ray")
 

@@ -21,8 +21,8 @@ from ray.util.metrics import Gauge
 from rich.console import Console
 
 from ..folder.blocks import numbered_files
-from .film import build_console
 from .jobs import RAY_ADDRESS, Job, render_job
+from .progress import build_console
 
 LOOPBACK = "127.0.0.1"
 WORKERS_WITHOUT_GPU = 2

@@ -25,8 +25,8 @@ from ..render.render import Models, open_video
 from ..text.timeline import parse_timeline
 from ..text.words import WordEncoder
 from . import options as shared
-from .content import add_timing, timed_script
-from .film import build_console, run_render
+from .content_options import add_timing, timed_script
+from .progress import build_console, run_render
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

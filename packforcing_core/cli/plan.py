@@ -15,7 +15,7 @@ from ..geometry import GB
 from ..model.config import WAN_SIZES, WanConfig
 from ..recipe.plan import RenderPlan, plan_render
 from ..vae.config import VAEConfig
-from ..vae.memory import vae_bytes
+from ..vae.decode_bytes import vae_bytes
 from . import options as shared
 
 KV_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -28,8 +28,8 @@ from ..text.context import load_context
 from ..text.script import Script
 from ..vae.load import load_vae
 from . import options as shared
-from .content import add_start, add_text, begun, check_start, encoder, timed_script
-from .film import build_console, run_render
+from .content_options import add_start, add_text, begun, check_start, encoder, timed_script
+from .progress import build_console, run_render
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

@@ -32,7 +32,7 @@ from ..recipe.settings import Encode, Settings
 from ..sampler.denoising import Event
 from ..sampler.start import Start
 from ..text.script import Script
-from ..vae.memory import vae_bytes
+from ..vae.decode_bytes import vae_bytes
 from ..vae.wan_vae import WanVAE
 from ..video.format import VideoFormat
 from .filming import FilmJob, RenderEvent, filmed_render, growing_film

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .memory import decode_bytes
+from .decode_bytes import decode_bytes
 from .streaming import StreamingDecoder
 from .tiny import TinyDecoder, TinyVAE, tiny_decode_bytes
 from .wan_vae import WanVAE

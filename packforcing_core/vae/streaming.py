@@ -9,7 +9,7 @@ from torch import Tensor
 from ..errors import PackForcingError
 from ..geometry import LATENT_CHANNELS, PIXEL_FRAMES_PER_LATENT, VAE_SPATIAL_STRIDE
 from .config import normalise, unnormalise
-from .memory import frames_at_once
+from .decode_bytes import frames_at_once
 from .state import CausalState, memory_format
 from .wan_vae import TOGETHER, WanVAE, is_small
 

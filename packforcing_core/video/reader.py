@@ -15,8 +15,8 @@ import numpy as np
 from .boxes import FilmError
 from .images import is_image, read_image
 from .packets import Packets, input_arguments, read_packets
-from .plain import Plain, look
 from .process import LastWords, failure, start_ffmpeg, stderr_of, stdout_of
+from .rgb import Plain, look
 
 _FPS_OF_AN_IMAGE = Fraction(25)
 

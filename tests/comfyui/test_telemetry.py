@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from packforcing_core.drawing.telemetry import LINES, LOOKED_AT, WIDTH
+from packforcing_core.drawing.chart import LINES, LOOKED_AT, WIDTH
 from tests.comfyui.graphs import Graph
 from tests.comfyui.server import ComfyServer
 from tests.comfyui.small_graphs import Files, decode, our_loader, stream

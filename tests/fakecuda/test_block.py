@@ -7,7 +7,7 @@ import pytest
 from packforcing_core.cache.config import PackForcing
 from packforcing_core.recipe.plan import plan_render
 from packforcing_core.vae.config import VAEConfig
-from packforcing_core.vae.memory import weight_bytes
+from packforcing_core.vae.decode_bytes import weight_bytes
 from tests.fakecuda.ledger import Part
 from tests.fakecuda.render import Case, counted_block, counted_decode, for_layers, moved_by, table
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from packforcing_core.vae.config import VAEConfig
-from packforcing_core.vae.memory import decode_bytes, weight_bytes
+from packforcing_core.vae.decode_bytes import decode_bytes, weight_bytes
 from tests.fakecuda.device import DEVICE
 from tests.fakecuda.render import HEIGHT, WIDTH, counted_decode, table
 

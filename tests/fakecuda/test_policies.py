@@ -12,7 +12,7 @@ from packforcing_core.cache.config import POLICIES, PackForcing
 from packforcing_core.model.config import WAN_SIZES
 from packforcing_core.recipe.plan import plan_render
 from packforcing_core.vae.config import VAEConfig
-from packforcing_core.vae.memory import weight_bytes
+from packforcing_core.vae.decode_bytes import weight_bytes
 from tests.fakecuda.render import Case, counted_block, for_layers, table
 
 pytestmark = [pytest.mark.budget, pytest.mark.long]

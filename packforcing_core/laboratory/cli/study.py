@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ...cli.film import build_console
+from ...cli.progress import build_console
 from ...errors import PackForcingError
 from ...miniature.load import fast_dtype
 from ..study.archive import pack, unpack

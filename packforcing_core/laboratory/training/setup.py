@@ -23,7 +23,7 @@ from .data import LatentFolder
 from .loop import Stage, Training
 from .precision import training_precision
 from .presets import Course, Size
-from .words import word_encoder
+from .word_tables import word_encoder
 
 CPU = torch.device("cpu")
 

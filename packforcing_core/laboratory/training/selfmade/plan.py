@@ -24,15 +24,15 @@ from ....model.ops import TorchOps, build_on_meta
 from ....model.wan import Wan
 from ....recipe.plan import parameter_count, plan_render
 from ....vae.config import VAEConfig
-from ....vae.memory import decode_bytes
+from ....vae.decode_bytes import decode_bytes
 from ....vae.wan_vae import WanVAE
 from ..learner import Optimisation
 from ..live_bytes import LiveBytes
 from ..memory import trained_bytes
 from ..wan import TrainedWan
 from .base import Base
+from .clip_layouts import MOST_BETWEEN, Layout, Sample, memory_blocks
 from .clips import clip_bytes
-from .layouts import MOST_BETWEEN, Layout, Sample, memory_blocks
 from .stage import flow_error
 
 COUNTED_LAYERS = 2, 3

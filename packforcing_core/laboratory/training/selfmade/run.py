@@ -30,9 +30,9 @@ from ..setup import CPU
 from ..wan import TrainedWan
 from . import card
 from .base import Base, read_base, require_vae
+from .clip_prompts import miniature_prompts, read_prompts, shipped_prompts
 from .clips import Clips
 from .plan import SelfmadePlan, Ways, plan_run, require_disk, require_vram
-from .prompts import miniature_prompts, read_prompts, shipped_prompts
 from .score import Examiner, Score, Scores, plot
 from .stage import SelfmadeStage
 from .state import State

@@ -20,8 +20,8 @@ from ....geometry import PIXEL_FRAMES_PER_LATENT
 from ....model.causal import CausalWan
 from ..randomness import step_generator
 from .base import FPS, Base
+from .clip_layouts import MOST_BETWEEN, Layout, arranged, memory_blocks
 from .clips import Clips
-from .layouts import MOST_BETWEEN, Layout, arranged, memory_blocks
 from .stage import flow_error
 from .texts import Texts
 

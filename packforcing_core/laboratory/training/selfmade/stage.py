@@ -24,8 +24,8 @@ from ..parts import seen_twins
 from ..randomness import step_generator
 from ..wan import TrainedWan
 from .base import Base
+from .clip_layouts import Sample, arranged, drawn_layout
 from .clips import Clips
-from .layouts import Sample, arranged, drawn_layout
 from .texts import Texts
 
 

@@ -9,7 +9,7 @@ import torch
 
 from packforcing_core.compressor.low_res import low_res_latents
 from packforcing_core.errors import PackForcingError
-from packforcing_core.laboratory.training.selfmade import prompts as lists
+from packforcing_core.laboratory.training.selfmade import clip_prompts
 from packforcing_core.laboratory.training.selfmade.clips import Clips, clip_bytes, rolled_out
 from packforcing_core.laboratory.training.selfmade.texts import Texts, encoded_texts
 from packforcing_core.miniature.load import load_text
@@ -91,10 +91,10 @@ def test_contexts_are_made_once_and_read_as_the_encoder_gave_them(tmp_path):
 
 
 def test_the_prompts_that_ship_are_many_and_the_miniatures_are_its_own_words():
-    shipped = lists.shipped_prompts()
+    shipped = clip_prompts.shipped_prompts()
     assert len(shipped) == len(set(shipped)) == 200
     words = load_text()
-    assert not {word for prompt in lists.miniature_prompts() for word in words.unknown(prompt)}
+    assert not {word for prompt in clip_prompts.miniature_prompts() for word in words.unknown(prompt)}
 
 
 @pytest.mark.parametrize(
@@ -109,4 +109,4 @@ def test_the_prompts_that_ship_are_many_and_the_miniatures_are_its_own_words():
 def test_prompts_that_say_nothing_are_refused(name, text, message, tmp_path):
     (tmp_path / name).write_text(text)
     with pytest.raises(PackForcingError, match=message):
-        lists.read_prompts(tmp_path / name)
+        clip_prompts.read_prompts(tmp_path / name)

@@ -9,8 +9,7 @@ from packforcing_core.cache.config import Full
 from packforcing_core.compressor.high_res import build_high_res
 from packforcing_core.laboratory.training.compressor import twin_tokens
 from packforcing_core.laboratory.training.functional_cache import FunctionalCache, teacher_forced_views
-from packforcing_core.laboratory.training.selfmade.clips import Clip
-from packforcing_core.laboratory.training.selfmade.layouts import (
+from packforcing_core.laboratory.training.selfmade.clip_layouts import (
     MOST_BETWEEN,
     Layout,
     Shares,
@@ -18,6 +17,7 @@ from packforcing_core.laboratory.training.selfmade.layouts import (
     drawn_layout,
     memory_blocks,
 )
+from packforcing_core.laboratory.training.selfmade.clips import Clip
 from packforcing_core.laboratory.training.selfmade.stage import flow_error, made_twins
 from tests.core.laboratory.training.selfmade.parts import small_base, small_clips, small_stage, small_texts
 from tests.small import CONFIG, small_model

@@ -7,7 +7,7 @@ import pytest
 
 from packforcing_core.cache.config import POLICY_PRESETS
 from packforcing_core.checkpoint.families import FAMILIES
-from packforcing_core.drawing.window import (
+from packforcing_core.drawing.past import (
     HEIGHT,
     WIDTH,
     Moment,

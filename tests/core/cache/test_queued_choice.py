@@ -9,7 +9,7 @@ import random
 import pytest
 import torch
 
-from packforcing_core.cache import mid, recall
+from packforcing_core.cache import mid, queued_choice
 from packforcing_core.cache.config import PackForcing
 from packforcing_core.cache.select import choose
 from packforcing_core.kernels import plain
@@ -57,7 +57,9 @@ def test_a_render_that_chooses_on_the_device_is_that_of_the_host(storage, select
 @pytest.mark.parametrize("batch", [1, 2])
 def test_slots_fetches_and_the_number_of_waits(batch, monkeypatch):
     reads = []
-    monkeypatch.setattr(recall.Recall, "read", lambda self, read=recall.Recall.read: reads.append(1) or read(self))
+    monkeypatch.setattr(
+        queued_choice.Recall, "read", lambda self, read=queued_choice.Recall.read: reads.append(1) or read(self)
+    )
     caches, chosen = [], []
     for queued in (False, True):
         monkeypatch.setattr(mid, "queues", lambda banks, device, queued=queued: queued)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .window import selected_shares
+from .past import selected_shares
 
 WIDTH = 960
 LEFT, RIGHT, TITLE = 64, 16, 30

@@ -21,7 +21,7 @@ from ..packforcing_core.cache.config import POLICY_PRESETS, Policy
 from ..packforcing_core.checkpoint.families import FAMILIES, Family
 from ..packforcing_core.checkpoint.load import inspect
 from ..packforcing_core.compressor.weights import trained_span
-from ..packforcing_core.drawing.window import draw_window
+from ..packforcing_core.drawing.past import draw_window
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.miniature import load as miniature
 from ..packforcing_core.model.config import WAN_SIZES, WanConfig

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from packforcing_core.errors import PackForcingError
-from packforcing_core.laboratory.training import words
-from packforcing_core.laboratory.training.words import word_encoder
+from packforcing_core.laboratory.training import word_tables
+from packforcing_core.laboratory.training.word_tables import word_encoder
 from packforcing_core.miniature import load as miniature
 from packforcing_core.miniature.world import WORDS
 from packforcing_core.text.words import WordEncoder
@@ -17,7 +17,7 @@ PROMPT = ["a red circle bounces on a dark background"]
 
 
 def grown(monkeypatch, *more: str) -> None:
-    monkeypatch.setattr(words, "WORDS", (*WORDS, *more))
+    monkeypatch.setattr(word_tables, "WORDS", (*WORDS, *more))
 
 
 def test_old_words_keep_their_vectors_when_the_vocabulary_grows(tmp_path, monkeypatch):

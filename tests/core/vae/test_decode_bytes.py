@@ -5,7 +5,7 @@ from packforcing_core.laboratory.training.live_bytes import LiveBytes
 from packforcing_core.vae import state as state_module
 from packforcing_core.vae import wan_vae
 from packforcing_core.vae.config import VAEConfig
-from packforcing_core.vae.memory import decode_bytes, state_bytes
+from packforcing_core.vae.decode_bytes import decode_bytes, state_bytes
 from packforcing_core.vae.streaming import StreamingDecoder
 from tests.vaes import random_latents, random_vae
 

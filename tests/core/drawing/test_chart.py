@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from packforcing_core.drawing.telemetry import (
+from packforcing_core.drawing.chart import (
     LEFT,
     LINES,
     LOOKED_AT,
