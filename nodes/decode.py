@@ -15,12 +15,12 @@ from PIL import Image
 
 from ..packforcing_core.drawing.chart import as_image, telemetry_picture
 from ..packforcing_core.errors import PackForcingError
-from ..packforcing_core.render.filming import FilmedBlock, FilmJob, Finished, filmed_render, growing_film
+from ..packforcing_core.render.writing import Finished, VideoJob, WrittenBlock, growing_video, written_render
 from ..packforcing_core.video.format import CODECS, VideoFormat
 from . import host
 from .feedback import RenderFeedback
 from .growing import GrowingVideo
-from .output_paths import fill_widgets, film_path
+from .output_paths import fill_widgets, video_path
 from .sockets import CATEGORY, StreamSocket
 from .stream import LatentStream
 
@@ -80,8 +80,8 @@ class StreamingVAEDecode(io.ComfyNode):
         decode_device: str = host.OWN_DEVICE,
     ) -> io.NodeOutput:
         geometry = stream.recipe.geometry
-        path, subfolder = film_path(fill_widgets(filename_prefix, cls.hidden.prompt), geometry.width, geometry.height)
-        job = FilmJob(
+        path, subfolder = video_path(fill_widgets(filename_prefix, cls.hidden.prompt), geometry.width, geometry.height)
+        job = VideoJob(
             path,
             VideoFormat(codec, None if quality == DEFAULT_QUALITY else quality, geometry.fps),
             blocks_per_segment,
@@ -91,7 +91,7 @@ class StreamingVAEDecode(io.ComfyNode):
             keep_growing=stream.named,
             metadata=_workflow(cls.hidden),
         )
-        tail, told, path = _film(stream, vae, job, cls.hidden.unique_id)
+        tail, told, path = _write_video(stream, vae, job, cls.hidden.unique_id)
         saved = ui.PreviewVideo([ui.SavedResult(path.name, subfolder, io.FolderType.output)]).as_dict()
         picture = torch.from_numpy(as_image(_telemetry(stream)))
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), tail, picture, ui={**saved, "text": (told,)})
@@ -141,19 +141,19 @@ def _encoder_inputs() -> list[io.Input]:
     ]
 
 
-def _film(stream: LatentStream, vae, job: FilmJob, node_id: str) -> tuple[torch.Tensor, str, Path]:
+def _write_video(stream: LatentStream, vae, job: VideoJob, node_id: str) -> tuple[torch.Tensor, str, Path]:
     """Runs the render; returns the last frames as IMAGE [N, H, W, 3] in 0..1, what was told, and the video's file."""
     folder = stream.folder
     folder.ensure()
-    growing = growing_film(folder, job)
+    growing = growing_video(folder, job)
     g = stream.recipe.geometry
     feedback = RenderFeedback(stream, node_id, GrowingVideo(growing, job.path, g.width, g.height, g.fps))
     tail: deque[np.ndarray] = deque(maxlen=job.tail_frames)
     try:
-        filmed = filmed_render(folder, stream.recipe, job, partial(stream.events, vae, job.vae))
-        with feedback, closing(filmed) as events:
+        written = written_render(folder, stream.recipe, job, partial(stream.events, vae, job.vae))
+        with feedback, closing(written) as events:
             for event in events:
-                if isinstance(event, FilmedBlock):
+                if isinstance(event, WrittenBlock):
                     tail.extend(event.frames)
                 elif isinstance(event, Finished):
                     path = event.path

@@ -9,8 +9,8 @@ import comfy.model_management
 import comfy.utils
 
 from ..packforcing_core.geometry import size_text
-from ..packforcing_core.render.filming import Finished, Note, RenderEvent
 from ..packforcing_core.render.recording import Replayed
+from ..packforcing_core.render.writing import Finished, Note, RenderEvent
 from ..packforcing_core.sampler.denoising import BlockDone, StepDone
 from .growing import GrowingVideo, as_told
 from .preview import MovingPreview

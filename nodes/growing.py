@@ -9,7 +9,7 @@ from typing import Any
 
 import folder_paths
 
-from ..packforcing_core.video.boxes import FilmError, scan_film
+from ..packforcing_core.video.boxes import VideoError, scan_video
 from ..packforcing_core.video.codec_name import codec_name
 
 
@@ -41,8 +41,8 @@ class GrowingVideo:
         if finished:
             return {**known, "file": as_viewed(self.path), "segments": []}
         try:
-            video = scan_film(self.growing)
-        except FilmError:  # Nothing is written yet.
+            video = scan_video(self.growing)
+        except VideoError:  # Nothing is written yet.
             return {**known, "file": as_viewed(self.growing), "segments": []}
         frames, segments = 0, []
         for segment in video.segments:

@@ -21,7 +21,7 @@ LONGEST_VALUE = 80
 _DATE_PARTS = {"yyyy": "%Y", "yy": "%y", "MM": "%m", "dd": "%d", "hh": "%H", "mm": "%M", "ss": "%S"}
 
 
-def film_path(filename_prefix: str, width: int, height: int) -> tuple[Path, str]:
+def video_path(filename_prefix: str, width: int, height: int) -> tuple[Path, str]:
     """A free mp4 name below ComfyUI's output folder, and its subfolder. PackForcingError where it cannot be written.
 
     %date:yyyy-MM-dd% and ComfyUI's %year%, %width% and the like are filled in.

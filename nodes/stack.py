@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.video import CODECS, probe
-from ..packforcing_core.video.stack import stack_films
-from .output_paths import film_path, video_file
+from ..packforcing_core.video.stack import stack_videos
+from .output_paths import video_file, video_path
 from .sockets import CATEGORY
 
 MOST = 6
@@ -65,12 +65,12 @@ class StackVideos(io.ComfyNode):
     def execute(cls, captions: str, filename_prefix: str, codec: str, **videos) -> io.NodeOutput:
         given = [videos[name] for name in sorted(videos) if videos[name] is not None]
         with ExitStack() as stack:
-            films = [video_file(video, stack) for video in given]
-            infos = [probe(film) for film in films]
-            path, subfolder = film_path(filename_prefix, sum(info.width for info in infos), infos[0].height)
+            videos = [video_file(video, stack) for video in given]
+            infos = [probe(video) for video in videos]
+            path, subfolder = video_path(filename_prefix, sum(info.width for info in infos), infos[0].height)
             bar = comfy.utils.ProgressBar(max(info.frames for info in infos), node_id=cls.hidden.unique_id)
             pictures = caption_pictures(captions, [info.width for info in infos])
-            for written in stack.enter_context(closing(stack_films(films, path, codec, pictures))):
+            for written in stack.enter_context(closing(stack_videos(videos, path, codec, pictures))):
                 bar.update_absolute(written)
                 comfy.model_management.throw_exception_if_processing_interrupted()
         saved = ui.SavedResult(path.name, subfolder, io.FolderType.output)

@@ -19,9 +19,9 @@ from .miniature import load as shipped
 from .recipe.plan import RenderPlan, plan_render
 from .recipe.recipe import Recipe
 from .recipe.settings import Settings
-from .render.filming import FilmedBlock, Finished, Note, RenderEvent
 from .render.recording import Replayed
 from .render.render import Models, Place, Render, open_video, render
+from .render.writing import Finished, Note, RenderEvent, WrittenBlock
 from .sampler.denoising import BlockDone, StepDone
 from .sampler.start import Start
 from .text.umt5 import encode_prompts
@@ -30,7 +30,6 @@ from .video.format import VideoFormat
 
 __all__ = [
     "BlockDone",
-    "FilmedBlock",
     "Finished",
     "Models",
     "Note",
@@ -45,6 +44,7 @@ __all__ = [
     "Start",
     "StepDone",
     "VideoFormat",
+    "WrittenBlock",
     "load_miniature",
     "load_models",
     "open_video",

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import psutil
 
-from packforcing_core.video import FilmError, SegmentedWriter, VideoFormat, scan_film
+from packforcing_core.video import SegmentedWriter, VideoError, VideoFormat, scan_video
 
 
 def picture(start: int, frames: int = 4, width: int = 64, height: int = 48) -> np.ndarray:
@@ -50,8 +50,8 @@ def kill_encoders() -> None:
 def closed_segments(path: Path) -> int:
     """How many segments of a growing film are complete; none before its first bytes are there."""
     try:
-        return len(scan_film(path).segments)
-    except FilmError:
+        return len(scan_video(path).segments)
+    except VideoError:
         return 0
 
 

@@ -19,9 +19,9 @@ from packforcing_core.folder.fingerprint import fingerprint
 from packforcing_core.folder.folder import FINISHED, Mode, RenderFolder, open_render
 from packforcing_core.geometry import VideoGeometry
 from packforcing_core.recipe.recipe import Recipe
-from packforcing_core.render.filming import FilmJob, filmed_render
 from packforcing_core.render.parts import build_twins
 from packforcing_core.render.recording import recorded_events, wanted_manifest
+from packforcing_core.render.writing import VideoJob, written_render
 from packforcing_core.text.script import Cue, Script
 from packforcing_core.video import VideoFormat, read_frames
 from tests.policies import ROWS
@@ -87,10 +87,10 @@ class Small:
         wanted = wanted_manifest(recipe, identity, content, torch.device("cpu"))
         return open_render(root, name, self.mode, wanted, content, recipe.geometry.block_shape, self.retake_block)
 
-    def job(self, root: Path, folder: RenderFolder, vae, output: str = "") -> FilmJob:
+    def job(self, root: Path, folder: RenderFolder, vae, output: str = "") -> VideoJob:
         video_format = VideoFormat(self.codec, fps=16)
         path = root / (output or f"{folder.path.name}.mp4")
-        return FilmJob(path, video_format, self.segment_blocks, vae, "small")
+        return VideoJob(path, video_format, self.segment_blocks, vae, "small")
 
     def events(self, root: Path, name: str = "film", model=None, vae=None, output: str = "") -> Iterator:
         """Opens the folder and runs the render to its end, with the parts of the settings or others."""
@@ -102,7 +102,7 @@ class Small:
             return recorded_events(model, recipe, folder, twins, first=first, frugal=frugal)
 
         with torch.inference_mode():
-            yield from filmed_render(folder, recipe, self.job(root, folder, vae, output), source)
+            yield from written_render(folder, recipe, self.job(root, folder, vae, output), source)
 
     def run(self, root: Path, name: str = "film", **parts) -> list:
         return list(self.events(root, name, **parts))

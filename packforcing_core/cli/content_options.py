@@ -112,12 +112,12 @@ def _start(options: argparse.Namespace, recipe: Recipe, vae: WanVAE) -> Start | 
     if options.start_image:
         return Start(given_by_frames(vae, [next(read_frames(Path(options.start_image)))], g))
     if options.continue_video:
-        film = Path(options.continue_video)
+        video = Path(options.continue_video)
         count = pixel_frames(blocks_in(options.given_seconds, g) * g.frames_per_block)
-        last = last_frames(read_frames(film), float(probe(film).fps), g.fps, count)
+        last = last_frames(read_frames(video), float(probe(video).fps), g.fps, count)
         return Start(given_by_frames(vae, last, g), left_out=True)
     if options.video_to_video:
-        film = Path(options.video_to_video)
-        frames = at_rate(read_frames(film), float(probe(film).fps), g.fps)
+        video = Path(options.video_to_video)
+        frames = at_rate(read_frames(video), float(probe(video).fps), g.fps)
         return Start(repainted=repainted_by_frames(vae, frames, g), denoise=options.denoise)
     return None

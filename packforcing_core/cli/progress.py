@@ -13,15 +13,15 @@ from rich.text import Text
 
 from ..geometry import size_text
 from ..recipe.recipe import Recipe
-from ..render.filming import FilmedBlock, Finished, Note, RenderEvent
 from ..render.recording import Replayed
 from ..render.render import Render
+from ..render.writing import Finished, Note, RenderEvent, WrittenBlock
 from ..sampler.denoising import StepDone
 
 
 class _SecondsPerBlock(ProgressColumn):
     def render(self, task: Task) -> Text:
-        blocks = task.fields["blocks_filmed"]
+        blocks = task.fields["blocks_written"]
         return Text(f"{task.elapsed / blocks:.2f} s/block" if blocks and task.elapsed else "- s/block")
 
 
@@ -44,9 +44,9 @@ def run_render(render: Render, console: Console) -> Path:
     return path
 
 
-def _say_done(film: Path, recipe: Recipe, took: float, console: Console) -> None:
-    frames = recipe.film_frames
-    console.print(f"{film.resolve()}: {frames} frames, {frames / recipe.geometry.fps:.2f} s of video in {took:.1f} s")
+def _say_done(video: Path, recipe: Recipe, took: float, console: Console) -> None:
+    frames = recipe.video_frames
+    console.print(f"{video.resolve()}: {frames} frames, {frames / recipe.geometry.fps:.2f} s of video in {took:.1f} s")
 
 
 def _show(events: Iterator[RenderEvent], recipe: Recipe, cache_bytes: int, console: Console) -> Path:
@@ -68,18 +68,18 @@ def _show(events: Iterator[RenderEvent], recipe: Recipe, cache_bytes: int, conso
             block=0,
             blocks=geometry.blocks,
             seconds=0.0,
-            total_seconds=recipe.film_frames / geometry.fps,
-            blocks_filmed=0,
+            total_seconds=recipe.video_frames / geometry.fps,
+            blocks_written=0,
         )
         for event in events:
             if isinstance(event, StepDone):
                 progress.update(
                     task, block=event.block + 1, completed=event.block + (event.step + 1) / (event.steps + 1)
                 )
-            elif isinstance(event, FilmedBlock):
+            elif isinstance(event, WrittenBlock):
                 done = event.block + 1
-                filmed = recipe.frames_before(done) / geometry.fps
-                progress.update(task, seconds=filmed, blocks_filmed=done)
+                written = recipe.frames_before(done) / geometry.fps
+                progress.update(task, seconds=written, blocks_written=done)
             elif isinstance(event, Replayed):
                 progress.update(task, block=event.block + 1, completed=event.block + 1)
             elif isinstance(event, Note):

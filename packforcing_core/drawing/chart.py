@@ -45,9 +45,9 @@ class Chart:
 
 def telemetry_picture(lines: Iterable[Mapping[str, Any]], title: str = "") -> Image.Image:
     """An RGB image, 960 pixels wide."""
-    made, filmed = _newest(lines)
-    blocks = max([*made, *filmed, 0]) + 1
-    charts = [_time_chart(made), _memory_chart(made), _drift_chart(filmed)]
+    made, written = _newest(lines)
+    blocks = max([*made, *written, 0]) + 1
+    charts = [_time_chart(made), _memory_chart(made), _drift_chart(written)]
     height = TITLE + len(charts) * (CHART + GAP) + GAP + MAP + GAP
     picture = Image.new("RGB", (WIDTH, height), PAPER)
     draw = ImageDraw.Draw(picture)
@@ -89,13 +89,13 @@ def _memory_chart(made: Mapping[int, Mapping]) -> Chart:
     return Chart(f"memory of {where}, GB (highest {highest:.2f})", {"memory": points}, 0, highest * 1.15)
 
 
-def _drift_chart(filmed: Mapping[int, Mapping]) -> Chart:
-    colours = {block: line["colour"] for block, line in filmed.items() if _is_colour(line.get("colour"))}
+def _drift_chart(written: Mapping[int, Mapping]) -> Chart:
+    colours = {block: line["colour"] for block, line in written.items() if _is_colour(line.get("colour"))}
     series = {
         name: [(block, colour[channel] - colours[min(colours)][channel]) for block, colour in colours.items()]
         for channel, name in enumerate(("red", "green", "blue"))
     }
-    contrast = _values(filmed, "contrast")
+    contrast = _values(written, "contrast")
     series["contrast"] = [(block, value - contrast[0][1]) for block, value in contrast]
     reach = max((abs(value) for points in series.values() for _, value in points), default=0.0)
     return Chart(f"drift from the first block, of 255 (most {reach:.1f})", series, -max(reach, 1.0), max(reach, 1.0))

@@ -57,7 +57,7 @@ class RenderFolder:
         return [block for block, take in takes if not self.blocks.has(block, take)]
 
     @property
-    def film_folder(self) -> Path:
+    def video_folder(self) -> Path:
         return self.path / "film"
 
     def ensure(self) -> None:

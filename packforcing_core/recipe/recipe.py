@@ -56,7 +56,7 @@ class Recipe:
         return self.start.left_out_blocks(self.geometry.frames_per_block)
 
     @property
-    def film_frames(self) -> int:
+    def video_frames(self) -> int:
         """Pixel frames of the video."""
         return self.frames_before(self.geometry.blocks)
 
@@ -91,7 +91,7 @@ class Recipe:
         g, given = self.geometry, len(self.given)
         if self.left_out_blocks:
             return (
-                f"{wished_seconds:g} s at {g.fps:g} FPS became {self.film_frames / g.fps:.2f} s: {self.film_frames} "
+                f"{wished_seconds:g} s at {g.fps:g} FPS became {self.video_frames / g.fps:.2f} s: {self.video_frames} "
                 f"frames in {g.blocks - given} blocks of {g.frames_per_block} latent frames, behind {given} given "
                 "blocks that are left out of the video"
             )

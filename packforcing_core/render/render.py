@@ -1,7 +1,7 @@
 """The front door: settings in, events on the way, a finished file at the end.
 
 for event in render(models, Settings("a lighthouse at dusk", seconds=120), "lighthouse.mp4"):
-    ...  # StepDone, BlockDone, Replayed, FilmedBlock, Note, Finished
+    ...  # StepDone, BlockDone, Replayed, WrittenBlock, Note, Finished
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from ..text.script import Script
 from ..vae.decode_bytes import vae_bytes
 from ..vae.wan_vae import WanVAE
 from ..video.format import VideoFormat
-from .filming import FilmJob, RenderEvent, filmed_render, growing_film
 from .output import checked_output
 from .parts import build_twins
 from .recording import Replayed, recorded_events, wanted_manifest
+from .writing import RenderEvent, VideoJob, growing_video, written_render
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,19 +100,22 @@ class Render:
     models: Models
     recipe: Recipe
     folder: RenderFolder
-    job: FilmJob
+    job: VideoJob
     plan: RenderPlan
     named: bool
 
     @property
     def growing(self) -> Path:
         """The video while it is made."""
-        return growing_film(self.folder, self.job)
+        return growing_video(self.folder, self.job)
 
     def events(self) -> Generator[RenderEvent, None, None]:
         """Runs it; the last event is `Finished` with the file's path. Whatever is raised, opening it again resumes."""
         self.folder.ensure()
-        with torch.inference_mode(), closing(filmed_render(self.folder, self.recipe, self.job, self._blocks)) as events:
+        with (
+            torch.inference_mode(),
+            closing(written_render(self.folder, self.recipe, self.job, self._blocks)) as events,
+        ):
             yield from events
         if not self.named:
             self.folder.remove()
@@ -136,7 +139,7 @@ def open_video(models: Models, settings: Settings, place: Place, recipe: Recipe,
         path = Path(place.folder).absolute()
         folder = open_render(path.parent, path.name, place.mode, wanted, content, shape, block)
     g, model = recipe.geometry, models.model
-    job = FilmJob(
+    job = VideoJob(
         place.path,
         place.video_format or VideoFormat(fps=g.fps),
         place.blocks_per_segment,

@@ -14,8 +14,8 @@ LARGEST_BYTES = 50_000_000
 class SegmentSums:
     """One [end, checksum] a segment: the bytes from the end of the one before on, the video's head in the first."""
 
-    def __init__(self, film: Path):
-        self._film, self._path = film, film.with_suffix(".sums.json")
+    def __init__(self, video: Path):
+        self._video, self._path = video, video.with_suffix(".sums.json")
         self._sums: list[list] = []
         with suppress(FolderError):
             content = read_json(self._path, LARGEST_BYTES)
@@ -38,7 +38,7 @@ class SegmentSums:
     def append(self) -> None:
         """The segment that ends where the file now ends has been closed."""
         start = self._sums[-1][0] if self._sums else 0
-        end = self._film.stat().st_size
+        end = self._video.stat().st_size
         self._sums.append([end, self._sum(start, end)])
         write_json(self._path, self._sums)
 
@@ -50,15 +50,15 @@ class SegmentSums:
         """The growing video is gone."""
         self._path.unlink(missing_ok=True)
 
-    def copy_to(self, film: Path, segments: int) -> None:
+    def copy_to(self, video: Path, segments: int) -> None:
         """Another video begins with the first `segments` of this one."""
-        other = SegmentSums(film)
+        other = SegmentSums(video)
         other._sums = self._sums[:segments]
         write_json(other._path, other._sums)
 
     def _sum(self, start: int, end: int) -> str:
         digest = hashlib.blake2b(digest_size=16)
-        with open(self._film, "rb") as file:
+        with open(self._video, "rb") as file:
             file.seek(start)
             while (left := end - file.tell()) > 0 and (data := file.read(min(left, 1 << 20))):
                 digest.update(data)

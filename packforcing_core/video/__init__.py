@@ -1,6 +1,6 @@
 """Frames to a file that plays while it grows, and back."""
 
-from .boxes import Film, FilmError, Segment, scan_film
+from .boxes import ScannedVideo, Segment, VideoError, scan_video
 from .format import CODECS, Codec, VideoFormat
 from .process import FfmpegError
 from .reader import VideoInfo, probe, read_frames
@@ -10,13 +10,13 @@ __all__ = [
     "CODECS",
     "Codec",
     "FfmpegError",
-    "Film",
-    "FilmError",
+    "ScannedVideo",
     "Segment",
     "SegmentedWriter",
+    "VideoError",
     "VideoFormat",
     "VideoInfo",
     "probe",
     "read_frames",
-    "scan_film",
+    "scan_video",
 ]

@@ -22,7 +22,7 @@ _LONG_HEADER = 16
 _LARGEST_INDEX = 64 * 2**20
 
 
-class FilmError(PackForcingError):
+class VideoError(PackForcingError):
     """A file is not a video that the writer began, or holds fewer closed segments than asked for."""
 
 
@@ -35,7 +35,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Film:
+class ScannedVideo:
     """What a growing video consists of, up to the last segment that is complete."""
 
     init: bytes
@@ -57,23 +57,23 @@ class _Box:
     end: int
 
 
-def scan_film(path: Path) -> Film:
+def scan_video(path: Path) -> ScannedVideo:
     """Read which segments of a growing video are complete; a tail cut off by a crash is left out.
 
-    Reads the boxes' headers and skips the images. Raises FilmError if the file does not begin as a video.
+    Reads the boxes' headers and skips the images. Raises VideoError if the file does not begin as a video.
     """
     try:
         with open(path, "rb") as file:
             return _scan(file)
     except OSError as error:
-        raise FilmError(f"The video {path} cannot be read: {error}.") from error
+        raise VideoError(f"The video {path} cannot be read: {error}.") from error
 
 
-def _scan(file: BinaryIO) -> Film:
+def _scan(file: BinaryIO) -> ScannedVideo:
     boxes = _file_boxes(file, os.fstat(file.fileno()).st_size)
     init = b"".join(_read(file, box) for box in (next(boxes, None), next(boxes, None)) if box)
     if [box.kind for box in _boxes(init)] != [b"ftyp", b"moov"]:
-        raise FilmError(f"{file.name} is not a growing video: it does not begin with the boxes ftyp and moov.")
+        raise VideoError(f"{file.name} is not a growing video: it does not begin with the boxes ftyp and moov.")
     segments: list[Segment] = []
     for moof, mdat in zip(boxes, boxes, strict=False):
         if (moof.kind, mdat.kind) != (b"moof", b"mdat") or moof.end - moof.start > _LARGEST_INDEX:
@@ -82,7 +82,7 @@ def _scan(file: BinaryIO) -> Film:
         if not frames:
             break
         segments.append(Segment(end=mdat.end, frames=frames))
-    return Film(init, tuple(segments))
+    return ScannedVideo(init, tuple(segments))
 
 
 def _file_boxes(file: BinaryIO, size: int) -> Iterator[_Box]:
@@ -139,11 +139,11 @@ def _frames_in(moof: bytes) -> int:
 
 
 def split_segment(encoded: bytes) -> tuple[bytes, bytearray, int]:
-    """An encoder's whole output as (init boxes, the moof mdat pair, frames in it). Raises FilmError."""
+    """An encoder's whole output as (init boxes, the moof mdat pair, frames in it). Raises VideoError."""
     boxes = list(_boxes(encoded))
     kinds = [box.kind for box in boxes]
     if kinds != [b"ftyp", b"moov", b"moof", b"mdat"] or boxes[-1].end != len(encoded):
-        raise FilmError(f"The encoder returned the boxes {kinds} but expected ftyp, moov, one moof and one mdat.")
+        raise VideoError(f"The encoder returned the boxes {kinds} but expected ftyp, moov, one moof and one mdat.")
     init = encoded[: boxes[1].end]
     media = bytearray(encoded[boxes[1].end :])
     return init, media, _frames_in(encoded[boxes[2].start : boxes[2].end])
@@ -155,6 +155,6 @@ def place_segment(media: bytearray, segment: int, first_tick: int) -> None:
         struct.pack_into(">I", media, box.body + 4, (segment + 1) % 2**32)
     for box in _inside(media, b"moof", b"traf", b"tfdt"):
         if media[box.body] != 1:
-            raise FilmError("The encoder wrote a 32-bit decode time; a long video needs a newer ffmpeg (5 or later).")
+            raise VideoError("The encoder wrote a 32-bit decode time; a long video needs a newer ffmpeg (5 or later).")
         (own,) = struct.unpack_from(">Q", media, box.body + 4)
         struct.pack_into(">Q", media, box.body + 4, own + first_tick)

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from .boxes import FilmError
+from .boxes import VideoError
 from .format import VideoFormat
 from .packets import read_packets
-from .process import film_url, run_ffmpeg
+from .process import run_ffmpeg, video_url
 
 # use_metadata_tags: ComfyUI's front end finds the keys prompt and workflow only in that form of the metadata.
 _FINAL = ("-movflags", "+faststart+use_metadata_tags")
@@ -22,7 +22,7 @@ def write_final(
 ) -> None:
     """Write `path` from the growing video; it appears whole or not at all, and the growing video is only read.
 
-    Raises FilmError if the result does not have `frames` frames at the format's rate, FfmpegError, OSError.
+    Raises VideoError if the result does not have `frames` frames at the format's rate, FfmpegError, OSError.
     """
     unfinished = path.with_name(f"{path.stem}.unfinished.mp4")
     try:
@@ -39,16 +39,16 @@ def write_final(
 
 def _arguments(growing: Path, target: Path, video_format: VideoFormat) -> list[str]:
     return [
-        *("-v", "error", "-y", "-f", "mov", "-i", film_url(growing), "-f", "ffmetadata", "-i", "pipe:0"),
+        *("-v", "error", "-y", "-f", "mov", "-i", video_url(growing), "-f", "ffmetadata", "-i", "pipe:0"),
         *("-map", "0:v:0", "-map_metadata", "1", "-c", "copy", "-bitexact", *_FINAL),
-        *("-video_track_timescale", str(video_format.timescale), "-f", "mp4", film_url(target)),
+        *("-video_track_timescale", str(video_format.timescale), "-f", "mp4", video_url(target)),
     ]
 
 
 def _check(path: Path, frames: int, video_format: VideoFormat) -> None:
     packets = read_packets(path)
     if (packets.frames, packets.rate) != (frames, video_format.rate):
-        raise FilmError(
+        raise VideoError(
             f"The final file has {packets.frames} frames at {packets.rate} frames per second "
             f"but expected {frames} at {video_format.rate}"
         )

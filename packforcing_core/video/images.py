@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .boxes import FilmError
+from .boxes import VideoError
 
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "AVIF")
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")
@@ -37,7 +37,7 @@ def is_image(path: Path) -> bool:
 
 
 def read_image(path: Path) -> StillImage:
-    """The image in a file, turned as its metadata says. Raises FilmError where it cannot be read."""
+    """The image in a file, turned as its metadata says. Raises VideoError where it cannot be read."""
     try:
         with Image.open(path, formats=[name for name in _FORMATS if name in _readable()]) as image:
             more = getattr(image, "n_frames", 1) - 1
@@ -47,13 +47,13 @@ def read_image(path: Path) -> StillImage:
             pixels, shown = _rgb(upright)
             return StillImage(pixels, image.format or "image", (*notes, *told, *shown))
     except UnidentifiedImageError as error:
-        raise FilmError(
+        raise VideoError(
             f"The image {path} cannot be read: it is damaged, or of a format that is not read here (HEIC photos are "
             "such). Save it as JPEG or PNG."
         ) from error
     # Decoders of image formats raise what they like where a file is damaged.
     except Exception as error:
-        raise FilmError(f"The image {path} cannot be read: {error}. Save it again as JPEG or PNG.") from error
+        raise VideoError(f"The image {path} cannot be read: {error}. Save it again as JPEG or PNG.") from error
 
 
 def _readable() -> set[str]:

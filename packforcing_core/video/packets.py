@@ -9,8 +9,8 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from statistics import median_low
 
-from .boxes import FilmError
-from .process import FfmpegError, film_url, run_ffmpeg
+from .boxes import VideoError
+from .process import FfmpegError, run_ffmpeg, video_url
 
 # The containers and bare streams that are read, by ffmpeg's names. What is not here can make ffmpeg open other files or
 # addresses (playlists, scripts, image sequences, session descriptions), whatever the file calls itself.
@@ -46,19 +46,19 @@ class _Packet:
 
 
 def read_packets(path: Path) -> Packets:
-    """Counts and times a video's frames by reading every packet. Raises FilmError if it cannot be read."""
+    """Counts and times a video's frames by reading every packet. Raises VideoError if it cannot be read."""
     try:
         listing = run_ffmpeg([*input_arguments(path), "-c", "copy", "-f", "framecrc", "pipe:1"])
     except FfmpegError as error:
         if "not on whitelist" in str(error):
-            raise FilmError(
+            raise VideoError(
                 f"The video {path} cannot be read: it is a playlist, a script or of a format that is not read here. "
                 "Convert it to .mp4, .mov, .mkv or .webm."
             ) from error
-        raise FilmError(f"The video {path} cannot be read: {error}") from error
+        raise VideoError(f"The video {path} cannot be read: {error}") from error
     header, packets = _parse(listing.decode("utf-8", "replace"))
     if not packets:
-        raise FilmError(f"The video {path} cannot be read: it holds no frames.")
+        raise VideoError(f"The video {path} cannot be read: it holds no frames.")
     return _timed(packets, Fraction(header["tb 0"]), header["codec_id 0"])
 
 
@@ -66,7 +66,7 @@ def input_arguments(path: Path, level: str = "error") -> list[str]:
     """How ffmpeg opens the first video stream of a stranger's file: that file alone, and only as a video."""
     return [
         *("-v", level, "-nostats", "-protocol_whitelist", "file", "-format_whitelist", _CONTAINERS),
-        *("-i", film_url(path), "-map", "0:V:0"),
+        *("-i", video_url(path), "-map", "0:V:0"),
     ]
 
 

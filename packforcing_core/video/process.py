@@ -34,7 +34,7 @@ class FfmpegError(PackForcingError):
     """ffmpeg is missing, was killed, or refused: the message ends with its last words."""
 
 
-def film_url(path: Path) -> str:
+def video_url(path: Path) -> str:
     """The path as ffmpeg takes it: never read as an option or as another protocol, whatever its first letters."""
     return f"file:{path.absolute()}"
 

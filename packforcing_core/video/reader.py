@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .boxes import FilmError
+from .boxes import VideoError
 from .images import is_image, read_image
 from .packets import Packets, input_arguments, read_packets
 from .process import LastWords, failure, start_ffmpeg, stderr_of, stdout_of
@@ -43,7 +43,7 @@ class VideoInfo:
 
 
 def probe(path: Path | str) -> VideoInfo:
-    """Count and measure a video: every packet is read, one frame decoded. Raises FilmError if it cannot be read."""
+    """Count and measure a video: every packet is read, one frame decoded. Raises VideoError if it cannot be read."""
     path = Path(path)
     if is_image(path):
         image = read_image(path)
@@ -55,7 +55,7 @@ def probe(path: Path | str) -> VideoInfo:
 
 
 def read_frames(path: Path | str) -> Iterator[np.ndarray]:
-    """Decode a video or an image frame by frame: uint8 [H, W, 3], RGB. Raises FilmError if it cannot be read.
+    """Decode a video or an image frame by frame: uint8 [H, W, 3], RGB. Raises VideoError if it cannot be read.
 
     Frames come at the constant rate that `probe` tells. Of a growing video it reads the closed segments.
     """
@@ -87,4 +87,4 @@ def _decoded(path: Path, plain: Plain) -> Iterator[np.ndarray]:
             raise
         lines = words.lines()
     if process.returncode != 0:
-        raise FilmError(f"The video {path} cannot be decoded: {failure(process.returncode, lines)}")
+        raise VideoError(f"The video {path} cannot be decoded: {failure(process.returncode, lines)}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 
-from .boxes import FilmError
+from .boxes import VideoError
 from .packets import input_arguments
 from .process import FfmpegError, ffmpeg_says, has_filter
 
@@ -38,16 +38,16 @@ class Plain:
 
 
 def look(path: Path) -> Plain:
-    """Decodes the first frame of a video. Raises FilmError where there is none."""
+    """Decodes the first frame of a video. Raises VideoError where there is none."""
     arguments = [*input_arguments(path, "info"), "-frames:v", "1", "-vf", "showinfo", "-f", "null", "-"]
     try:
         said = ffmpeg_says(arguments)
     except FfmpegError as error:
-        raise FilmError(f"The video {path} cannot be decoded: {error}") from error
+        raise VideoError(f"The video {path} cannot be decoded: {error}") from error
     holds = list(takewhile(lambda line: not line.startswith("Output #"), said))
     frame = next((found for line in said if (found := _FRAME.search(line))), None)
     if frame is None:
-        raise FilmError(f"The video {path} cannot be decoded: ffmpeg finds no frame in it.")
+        raise VideoError(f"The video {path} cannot be decoded: ffmpeg finds no frame in it.")
     colours = next((found for line in said if (found := _COLOURS.search(line))), None)
     space, curve = colours.groups() if colours else ("unknown", "unknown")
     plain = _plain(frame.groups(), space, curve)

@@ -16,20 +16,20 @@ from .writer import SegmentedWriter
 FRAMES_PER_SEGMENT = 64
 
 
-def stack_films(
-    films: Sequence[Path], target: Path, codec: str = "h264", captions: Sequence[np.ndarray] | None = None
+def stack_videos(
+    videos: Sequence[Path], target: Path, codec: str = "h264", captions: Sequence[np.ndarray] | None = None
 ) -> Generator[int, None, None]:
-    """Writes the `films`, left to right, as one video `target`, which is there when the iterator ends.
+    """Writes the `videos`, left to right, as one video `target`, which is there when the iterator ends.
 
     Yields the number of frames written, after each. `captions` are images uint8 [h, W, 3], one as wide as each video,
     that stand above it. A video that ends early shows its last frame until the longest ends. Raises PackForcingError
     for videos of different height or frame rate.
     """
-    infos = [probe(film) for film in films]
-    _require_alike(films, infos)
+    infos = [probe(video) for video in videos]
+    _require_alike(videos, infos)
     width, height = sum(info.width for info in infos), infos[0].height + (captions[0].shape[0] if captions else 0)
     with SegmentedWriter(target, width, height, VideoFormat(codec, fps=float(infos[0].fps))) as writer:
-        for number, row in enumerate(_rows(films, captions), start=1):
+        for number, row in enumerate(_rows(videos, captions), start=1):
             writer.write(row[None])
             if number % FRAMES_PER_SEGMENT == 0:
                 writer.end_segment()
@@ -37,10 +37,10 @@ def stack_films(
         writer.finish()
 
 
-def _rows(films: Sequence[Path], captions: Sequence[np.ndarray] | None) -> Iterator[np.ndarray]:
+def _rows(videos: Sequence[Path], captions: Sequence[np.ndarray] | None) -> Iterator[np.ndarray]:
     """Each moment of all videos as one image."""
     shown: list[np.ndarray] = []
-    for frames in zip_longest(*map(read_frames, films)):
+    for frames in zip_longest(*map(read_frames, videos)):
         shown = [old if new is None else new for old, new in zip(shown or frames, frames, strict=True)]
         if captions is None:
             yield np.concatenate(shown, axis=1)
@@ -48,12 +48,13 @@ def _rows(films: Sequence[Path], captions: Sequence[np.ndarray] | None) -> Itera
             yield np.concatenate([np.concatenate(pair, axis=0) for pair in zip(captions, shown, strict=True)], axis=1)
 
 
-def _require_alike(films: Sequence[Path], infos: Sequence[VideoInfo]) -> None:
-    if len(films) < 2:
-        raise PackForcingError(f"Got {len(films)} video to stack; expected two or more.")
-    for film, info in zip(films, infos, strict=True):
+def _require_alike(videos: Sequence[Path], infos: Sequence[VideoInfo]) -> None:
+    if len(videos) < 2:
+        raise PackForcingError(f"Got {len(videos)} video to stack; expected two or more.")
+    for video, info in zip(videos, infos, strict=True):
         if (info.height, info.fps) != (infos[0].height, infos[0].fps):
             raise PackForcingError(
-                f"{Path(film).name} is {info.height} pixels high at {float(info.fps):g} FPS and {Path(films[0]).name} "
-                f"{infos[0].height} at {float(infos[0].fps):g}; videos side by side must agree. Render them alike."
+                f"{Path(video).name} is {info.height} pixels high at {float(info.fps):g} FPS and "
+                f"{Path(videos[0]).name} {infos[0].height} at "
+                f"{float(infos[0].fps):g}; videos side by side must agree. Render them alike."
             )

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import PackForcingError
-from .boxes import Film, FilmError, place_segment, scan_film, split_segment
+from .boxes import ScannedVideo, VideoError, place_segment, scan_video, split_segment
 from .final import write_final
 from .format import VideoFormat
 from .process import Encoder, FfmpegError, has_encoder
@@ -69,11 +69,11 @@ class SegmentedWriter:
         self._open_frames = 0
         self._problem = ""
         self._init = self._try_encoder()
-        film = self._film_to_continue(first_segment)
+        video = self._video_to_continue(first_segment)
         self.segments = first_segment
-        self._closed_frames = film.frames(first_segment)
-        self._size = film.end(first_segment)
-        self._file = self._open_film(new=first_segment == 0)
+        self._closed_frames = video.frames(first_segment)
+        self._size = video.end(first_segment)
+        self._file = self._open_video(new=first_segment == 0)
 
     @property
     def frames_written(self) -> int:
@@ -184,23 +184,23 @@ class SegmentedWriter:
                 f"Codec {self.format.codec} cannot encode {self.width}x{self.height} here: {error}"
             ) from error
 
-    def _film_to_continue(self, first_segment: int) -> Film:
+    def _video_to_continue(self, first_segment: int) -> ScannedVideo:
         if not first_segment:
-            return Film(self._init, ())
-        film = scan_film(self.growing_path)
-        if len(film.segments) < first_segment:
-            raise FilmError(
-                f"The video {self.growing_path} has {len(film.segments)} complete segments but {first_segment} were "
-                f"expected: continue from segment {len(film.segments)} or earlier."
+            return ScannedVideo(self._init, ())
+        video = scan_video(self.growing_path)
+        if len(video.segments) < first_segment:
+            raise VideoError(
+                f"The video {self.growing_path} has {len(video.segments)} complete segments but {first_segment} were "
+                f"expected: continue from segment {len(video.segments)} or earlier."
             )
-        if film.init != self._init:
-            raise FilmError(
+        if video.init != self._init:
+            raise VideoError(
                 f"The video {self.growing_path} was begun with another size, codec, quality or frame rate, or by "
                 "another ffmpeg: continue it with the same, or start a new video."
             )
-        return film
+        return video
 
-    def _open_film(self, new: bool):
+    def _open_video(self, new: bool):
         """The growing video, cut to what is kept. Unbuffered: after a failed write nothing may follow later."""
         try:
             for folder in (self.path.parent, self.growing_path.parent):
@@ -229,14 +229,14 @@ class SegmentedWriter:
             self._encoder = None
             init, media, frames = split_segment(encoded)
             if init != self._init or (strict and frames != self._open_frames):
-                raise FilmError(f"The encoder returned {frames} of {self._open_frames} frames, or changed its format.")
+                raise VideoError(f"The encoder returned {frames} of {self._open_frames} frames, or changed its format.")
             self._append(media, frames)
         except (PackForcingError, OSError) as error:
             self._fail(error)
 
     def _append(self, media: bytearray, frames: int) -> None:
         if not self.growing_path.exists():
-            raise FilmError(f"{self.growing_path} was removed while it was being written")
+            raise VideoError(f"{self.growing_path} was removed while it was being written")
         place_segment(media, self.segments, self._closed_frames * self.format.ticks_per_frame)
         header = media[: len(_UNTIL_THE_END)]
         media[: len(_UNTIL_THE_END)] = _UNTIL_THE_END

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from packforcing_core.video import SegmentedWriter, VideoFormat, probe, scan_film
+from packforcing_core.video import SegmentedWriter, VideoFormat, probe, scan_video
 from packforcing_core.video.codec_name import codec_name
 from tests.comfyui.browser import PAGE_TIMEOUT_S, FrontEnd
 from tests.comfyui.graphs import Graph
@@ -257,7 +257,7 @@ def test_of_ten_minutes_a_window_is_held_wherever_it_is_watched(comfy: ComfyServ
     show(front_end, graph)
     with SegmentedWriter(comfy.output / "ten.mp4", 64, 48, VideoFormat(fps=16.0)) as writer:
         write_segments(writer, range(60), 160)
-    video = scan_film(writer.growing_path)
+    video = scan_video(writer.growing_path)
     seen = {
         "width": 64,
         "height": 48,

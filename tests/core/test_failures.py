@@ -20,7 +20,7 @@ from packforcing_core.errors import PackForcingError
 from packforcing_core.folder.files import FolderError
 from packforcing_core.folder.folder import RenderFolder
 from packforcing_core.model.causal import CausalWan
-from packforcing_core.render.filming import FilmedBlock, Note
+from packforcing_core.render.writing import Note, WrittenBlock
 from packforcing_core.sampler.denoising import BlockDone, StepDone
 from packforcing_core.video import read_frames
 from tests.films import kill_encoders
@@ -166,7 +166,7 @@ def test_a_folder_that_vanishes_is_noticed_and_when_it_is_back_the_render_goes_o
     def take_it_away() -> None:
         nonlocal stood
         for event in SMALL.events(tmp_path):
-            if isinstance(event, FilmedBlock) and event.block == 2:
+            if isinstance(event, WrittenBlock) and event.block == 2:
                 stood = len(list((tmp_path / "film" / "blocks").glob("*.safetensors")))
                 (tmp_path / what).rename(tmp_path / "elsewhere")
 

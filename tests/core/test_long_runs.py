@@ -16,9 +16,9 @@ from packforcing_core.folder.fingerprint import fingerprint
 from packforcing_core.folder.folder import open_render
 from packforcing_core.geometry import VideoGeometry
 from packforcing_core.recipe.recipe import Recipe
-from packforcing_core.render.filming import FilmedBlock, FilmJob, filmed_render
 from packforcing_core.render.parts import build_twins
 from packforcing_core.render.recording import recorded_events, wanted_manifest
+from packforcing_core.render.writing import VideoJob, WrittenBlock, written_render
 from packforcing_core.sampler.denoising import Denoising
 from packforcing_core.sampler.schedule import Schedule
 from packforcing_core.text.script import Script
@@ -43,11 +43,11 @@ def test_ten_thousand_blocks_are_flat_in_memory_handles_threads_and_time(tmp_pat
     def source(*, first: int, frugal: bool):
         return recorded_events(model, recipe, folder, build_twins(model, vae, None), first=first, frugal=frugal)
 
-    job = FilmJob(tmp_path / "long.mp4", VideoFormat(fps=16), 100, vae, "tiny")
+    job = VideoJob(tmp_path / "long.mp4", VideoFormat(fps=16), 100, vae, "tiny")
     process, started, rows = psutil.Process(), time.process_time(), []
     with torch.inference_mode():
-        for event in filmed_render(folder, recipe, job, source):
-            if isinstance(event, FilmedBlock) and (event.block + 1) % EVERY == 0:
+        for event in written_render(folder, recipe, job, source):
+            if isinstance(event, WrittenBlock) and (event.block + 1) % EVERY == 0:
                 gc.collect()
                 rss = process.memory_info().rss / 1e6
                 rows.append((time.process_time() - started, rss, process.num_fds(), process.num_threads()))

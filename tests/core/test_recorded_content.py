@@ -13,9 +13,9 @@ from packforcing_core.folder.content import Content
 from packforcing_core.folder.folder import open_render
 from packforcing_core.geometry import VideoGeometry
 from packforcing_core.recipe.recipe import Recipe
-from packforcing_core.render.filming import FilmJob, filmed_render
 from packforcing_core.render.parts import build_twins
 from packforcing_core.render.recording import recorded_events, wanted_manifest
+from packforcing_core.render.writing import VideoJob, written_render
 from packforcing_core.sampler.denoising import BlockDone
 from packforcing_core.sampler.start import Start
 from packforcing_core.text.script import Cue, Script
@@ -50,14 +50,14 @@ def events(root: Path, start: str, policy: str, name: str, script: Script = SCRI
     wanted = wanted_manifest(recipe, {"model": "small"}, content, torch.device("cpu"))
     folder = open_render(root, name, "resume", wanted, content, recipe.geometry.block_shape)
     recipe = recipe.begun_with(folder.content.start)
-    job = FilmJob(root / f"{name}.mp4", VideoFormat("lossless", fps=16), 2, vae, "small")
+    job = VideoJob(root / f"{name}.mp4", VideoFormat("lossless", fps=16), 2, vae, "small")
 
     def source(*, first: int, frugal: bool):
         twins = build_twins(model, vae, None) if recipe.partitions.bank else None
         return recorded_events(model, recipe, folder, twins, first=first, frugal=frugal)
 
     with torch.inference_mode():
-        yield from filmed_render(folder, recipe, job, source)
+        yield from written_render(folder, recipe, job, source)
 
 
 def stop_after(block: int, *arguments) -> None:

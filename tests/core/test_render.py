@@ -15,8 +15,8 @@ from packforcing_core.errors import PackForcingError
 from packforcing_core.geometry import VideoGeometry
 from packforcing_core.recipe.plan import plan_render
 from packforcing_core.recipe.recipe import Recipe, default_policy
-from packforcing_core.render.filming import FilmedBlock, film_events
 from packforcing_core.render.parts import build_cache, latent_events
+from packforcing_core.render.writing import WrittenBlock, written_events
 from packforcing_core.sampler.denoising import BlockDone, Denoising, StepDone
 from packforcing_core.sampler.noise import seeded_noise
 from packforcing_core.sampler.rollout import rollout
@@ -100,11 +100,11 @@ def test_a_film_is_the_decoded_latents_frame_by_frame(tmp_path):
     g = wanted.geometry
     with SegmentedWriter(tmp_path / "film.mp4", g.width, g.height, VideoFormat("lossless", fps=g.fps)) as writer:
         latents = latent_events(model, small_context(), wanted)
-        events = list(film_events(latents, StreamingDecoder(vae), writer, blocks_per_segment=3))
+        events = list(written_events(latents, StreamingDecoder(vae), writer, blocks_per_segment=3))
         assert writer.segments == 1
         film = writer.finish()
     expected = to_frames(decode(vae, torch.cat(rendered(events), dim=2)))
-    filmed = [event for event in events if isinstance(event, FilmedBlock)]
+    filmed = [event for event in events if isinstance(event, WrittenBlock)]
     assert [event.block for event in filmed] == [0, 1, 2, 3]
     assert [len(event.frames) for event in filmed] == [9, 12, 12, 12]
     frames = list(read_frames(film))
@@ -120,7 +120,7 @@ def test_stopping_leaves_the_finished_blocks_in_a_playable_film(tmp_path):
 
     def stop_in_block_3() -> None:
         latents = latent_events(small_model(), small_context(), wanted)
-        for event in film_events(latents, StreamingDecoder(random_vae(TINY)), writer, blocks_per_segment=2):
+        for event in written_events(latents, StreamingDecoder(random_vae(TINY)), writer, blocks_per_segment=2):
             if isinstance(event, StepDone) and event.block == 3:
                 raise KeyboardInterrupt
 

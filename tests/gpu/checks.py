@@ -19,8 +19,8 @@ from packforcing_core.laboratory.bench.clock import seconds_of
 from packforcing_core.laboratory.bench.subject import Scale, build_model, build_vae
 from packforcing_core.model.config import WanConfig
 from packforcing_core.recipe.recipe import Recipe
-from packforcing_core.render.filming import FilmedBlock, film_events
 from packforcing_core.render.parts import build_twins, latent_events
+from packforcing_core.render.writing import WrittenBlock, written_events
 from packforcing_core.sampler.denoising import BlockDone, Denoising
 from packforcing_core.vae import streaming
 from packforcing_core.vae.config import VAEConfig
@@ -145,8 +145,8 @@ def streams(device: torch.device) -> str:
         def end_segment(self) -> None: ...
 
     with torch.no_grad():
-        film = film_events(iter(bare), StreamingDecoder(vae), Discard(), blocks_per_segment=2)
-        beside = [event.frames for event in film if isinstance(event, FilmedBlock)]
+        film = written_events(iter(bare), StreamingDecoder(vae), Discard(), blocks_per_segment=2)
+        beside = [event.frames for event in film if isinstance(event, WrittenBlock)]
         alone = StreamingDecoder(vae)
         after = [to_frames(alone.push(each.latents)) for each in bare]
     different = sum(int((a != b).sum()) for a, b in zip(beside, after, strict=True))

@@ -15,7 +15,7 @@ from ...attention import Capability, attention_named
 from ...cache.config import TRAINED_FRAMES, Window
 from ...geometry import PIXEL_FRAMES_PER_LATENT
 from ...model.causal import CausalWan
-from ...render.filming import film_events
+from ...render.writing import written_events
 from ...sampler.denoising import BlockDone
 from ...sampler.rollout import rollout
 from ...vae.streaming import StreamingDecoder
@@ -164,7 +164,7 @@ def _beside(plan: Plan, model: CausalWan, vae) -> float:
             twins=replace(stream.twins, decoder=stream.decoder),
             stop=blocks,
         )
-        film = film_events(events, StreamingDecoder(vae), _Discard(), blocks_per_segment=blocks)
+        film = written_events(events, StreamingDecoder(vae), _Discard(), blocks_per_segment=blocks)
         while not isinstance(next(film), BlockDone):
             continue  # The first decode of a render does other work than the rest.
         seconds = seconds_of(lambda: list(film), plan.device)

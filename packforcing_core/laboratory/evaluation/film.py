@@ -59,7 +59,7 @@ def evaluate_film(
     models: Models | None = None,
     vbench_dimensions: tuple[str, ...] | list[str] = (),
 ) -> FilmEvaluation:
-    """Reads a video once (once more for the checker). Raises FilmError where it cannot be read."""
+    """Reads a video once (once more for the checker). Raises VideoError where it cannot be read."""
     path = Path(path)
     info = probe(path)
     fps = float(info.fps)

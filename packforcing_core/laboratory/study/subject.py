@@ -85,10 +85,10 @@ def _digest(*paths: Path) -> str:
 def render_row(subject: Subject, row: Row, case: Case, seconds: float) -> np.ndarray:
     """The frames uint8 [T, 64, 128, 3] of a row's video."""
     recipe = subject.recipe(row, case.seed, seconds)
-    return film_frames(subject, row, case.prompt, recipe, StreamingDecoder(subject.vae))
+    return video_frames(subject, row, case.prompt, recipe, StreamingDecoder(subject.vae))
 
 
-def film_frames(subject: Subject, row: Row, prompt: str, recipe: Recipe, decoder: Decoder) -> np.ndarray:
+def video_frames(subject: Subject, row: Row, prompt: str, recipe: Recipe, decoder: Decoder) -> np.ndarray:
     """The frames uint8 [T, 64, 128, 3] of a recipe with a row's compressor, given blocks and all."""
     twins = twins_of(subject, row, decoder)
     frames = []

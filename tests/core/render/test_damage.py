@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from packforcing_core.folder.files import FolderError
-from packforcing_core.render.filming import FilmedBlock
+from packforcing_core.render.writing import WrittenBlock
 from packforcing_core.sampler.denoising import BlockDone
 from tests.survivor import Small, difference, frames
 
@@ -114,7 +114,7 @@ def test_a_changed_segment_of_the_video_costs_what_comes_from_it_on(copied, fini
     raw[len(raw) // 2] ^= 1
     film.write_bytes(raw)
     (copied / "film.mp4").unlink()
-    filmed = [event.block for event in SMALL.run(copied) if isinstance(event, FilmedBlock)]
+    filmed = [event.block for event in SMALL.run(copied) if isinstance(event, WrittenBlock)]
     print(f"filmed again: {filmed}")
     assert 0 < len(filmed) < 6
     assert filmed[-1] == 5

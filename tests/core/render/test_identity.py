@@ -15,8 +15,8 @@ from packforcing_core.folder.fingerprint import fingerprint
 from packforcing_core.folder.manifest import difference
 from packforcing_core.geometry import VideoGeometry
 from packforcing_core.recipe.recipe import Recipe
-from packforcing_core.render.filming import film_events
 from packforcing_core.render.recording import wanted_manifest
+from packforcing_core.render.writing import written_events
 from packforcing_core.sampler.denoising import BlockDone, Denoising
 from packforcing_core.sampler.schedule import Schedule
 from packforcing_core.sampler.start import Start
@@ -92,7 +92,7 @@ def test_segments_are_counted_from_the_first_block_that_the_video_shows(left_out
     def note(done: BlockDone, frames: np.ndarray) -> None:
         filmed.append((done.block, writer.said[-1] == "end"))
 
-    list(film_events(blocks, Grey(), writer, 2, left_out=left_out, filmed=note))
+    list(written_events(blocks, Grey(), writer, 2, left_out=left_out, written=note))
     assert [block for block, _ in filmed] == list(range(left_out, 6))
     assert [block for block, ended in filmed if ended] == ends
 

@@ -101,12 +101,12 @@ def test_a_weaker_repaint_stays_nearer_to_the_film():
 
 def test_what_is_left_out_is_made_besides():
     wanted = recipe(Start(latents(2), left_out=True), 6)
-    assert (wanted.geometry.blocks, wanted.left_out_blocks, wanted.film_frames) == (8, 2, 72)
+    assert (wanted.geometry.blocks, wanted.left_out_blocks, wanted.video_frames) == (8, 2, 72)
     assert [wanted.frames_before(block) for block in (0, 2, 3, 8)] == [0, 0, 12, 72]
     assert [wanted.block_at(seconds) for seconds in (0.0, 0.74, 0.76)] == [2, 2, 3]
     print(wanted.describe_length(4.5))
     kept = recipe(Start(latents(2)), 6)
-    assert (kept.geometry.blocks, kept.left_out_blocks, kept.film_frames) == (6, 0, 69)
+    assert (kept.geometry.blocks, kept.left_out_blocks, kept.video_frames) == (6, 0, 69)
 
 
 @pytest.mark.parametrize(

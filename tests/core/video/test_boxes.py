@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from packforcing_core.video import FilmError, VideoFormat, scan_film
+from packforcing_core.video import VideoError, VideoFormat, scan_video
 from tests.films import grown_film
 
 
@@ -17,7 +17,7 @@ def film(tmp_path_factory):
 
 
 def test_the_segments_of_a_film_are_found_by_reading_it(film):
-    found = scan_film(film)
+    found = scan_video(film)
     assert [segment.frames for segment in found.segments] == [4, 4, 4]
     assert found.end(3) == film.stat().st_size
     assert found.frames(2) == 8
@@ -25,12 +25,12 @@ def test_the_segments_of_a_film_are_found_by_reading_it(film):
 
 
 def test_any_cut_leaves_exactly_the_segments_before_it(film, tmp_path):
-    data, whole = film.read_bytes(), scan_film(film)
+    data, whole = film.read_bytes(), scan_video(film)
     cut = tmp_path / "cut.mp4"
     for size in range(len(whole.init), len(data), 97):
         cut.write_bytes(data[:size])
         expected = tuple(segment for segment in whole.segments if segment.end <= size)
-        assert scan_film(cut).segments == expected
+        assert scan_video(cut).segments == expected
 
 
 def test_segments_are_numbered_in_the_order_they_are_shown(film):
@@ -45,7 +45,7 @@ def test_a_box_without_a_length_ends_the_film_before_it(film, tmp_path):
     struct.pack_into(">I", data, second - 4, 0)
     damaged = tmp_path / "damaged.mp4"
     damaged.write_bytes(data)
-    assert len(scan_film(damaged).segments) == 1
+    assert len(scan_video(damaged).segments) == 1
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -58,8 +58,8 @@ def test_a_damaged_film_never_breaks_the_scan(film, tmp_path, edits):
     damaged = tmp_path / "damaged.mp4"
     damaged.write_bytes(data)
     try:
-        found = scan_film(damaged)
-    except FilmError:
+        found = scan_video(damaged)
+    except VideoError:
         return
     assert found.end(len(found.segments)) <= len(data)
 
@@ -68,10 +68,10 @@ def test_a_damaged_film_never_breaks_the_scan(film, tmp_path, edits):
 def test_other_files_are_refused(tmp_path, content):
     other = tmp_path / "other.mp4"
     other.write_bytes(content)
-    with pytest.raises(FilmError, match="not a growing video"):
-        scan_film(other)
+    with pytest.raises(VideoError, match="not a growing video"):
+        scan_video(other)
 
 
 def test_a_missing_film_is_named(tmp_path):
-    with pytest.raises(FilmError, match=r"gone\.mp4"):
-        scan_film(tmp_path / "gone.mp4")
+    with pytest.raises(VideoError, match=r"gone\.mp4"):
+        scan_video(tmp_path / "gone.mp4")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from packforcing_core.errors import PackForcingError
-from packforcing_core.video import SegmentedWriter, VideoFormat, probe, read_frames, scan_film
+from packforcing_core.video import SegmentedWriter, VideoFormat, probe, read_frames, scan_video
 from tests.films import grown_film, kill_encoders, picture, write_segments
 
 pytestmark = pytest.mark.integration
@@ -68,17 +68,17 @@ def test_a_crash_in_the_middle_of_a_write_leaves_a_film_that_plays(tmp_path, roo
     growing = tmp_path / "film.growing.mp4"
     closed = grown_film(tmp_path / "unbroken.mp4", VideoFormat(), segments=2)
     assert growing.stat().st_size == closed.stat().st_size + room
-    assert len(scan_film(growing).segments) == 2
+    assert len(scan_video(growing).segments) == 2
     assert np.array_equal(np.stack(list(read_frames(growing))), np.stack(list(read_frames(closed))))
 
 
 def test_a_film_cut_at_any_byte_can_be_continued_from_its_closed_segments(tmp_path):
     unbroken = grown_film(tmp_path / "film.mp4", VideoFormat(), segments=3)
-    data, whole = unbroken.read_bytes(), scan_film(unbroken)
+    data, whole = unbroken.read_bytes(), scan_video(unbroken)
     cut = tmp_path / "cut.growing.mp4"
     for size in random.Random(0).sample(range(whole.end(1), len(data)), 5):
         cut.write_bytes(data[:size])
-        closed = len(scan_film(cut).segments)
+        closed = len(scan_video(cut).segments)
         with SegmentedWriter(tmp_path / "cut.mp4", 64, 48, VideoFormat(), first_segment=closed) as writer:
             write_segments(writer, range(closed, 3))
         assert cut.read_bytes() == data
@@ -94,7 +94,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_film_that_continues_exactly(tmp_
             time.sleep(pause)
             process.kill()
         growing = path.with_name(f"killed{attempt}.growing.mp4")
-        film = scan_film(growing)
+        film = scan_video(growing)
         assert len(film.segments) >= 2
         assert probe(growing).frames >= film.frames(len(film.segments))
         with SegmentedWriter(path, 64, 48, VideoFormat(), first_segment=2) as writer:

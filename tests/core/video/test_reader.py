@@ -7,7 +7,7 @@ import numpy as np
 import psutil
 import pytest
 
-from packforcing_core.video import FilmError, SegmentedWriter, VideoFormat, probe, read_frames
+from packforcing_core.video import SegmentedWriter, VideoError, VideoFormat, probe, read_frames
 from tests.films import picture, write_segments
 
 
@@ -53,5 +53,5 @@ def test_what_is_no_video_is_refused_by_name(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     for read in (probe, lambda path: next(read_frames(path))):
-        with pytest.raises(FilmError, match=r"thing\.mp4 cannot be read"):
+        with pytest.raises(VideoError, match=r"thing\.mp4 cannot be read"):
             read(path)

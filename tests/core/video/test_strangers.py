@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from packforcing_core.source import at_rate
-from packforcing_core.video import FilmError, probe, read_frames
+from packforcing_core.video import VideoError, probe, read_frames
 from packforcing_core.video.packets import _Packet, _timed
 
 WIDTH, HEIGHT = 64, 32
@@ -178,7 +178,7 @@ def test_images_of_every_mode_and_what_is_transparent(tmp_path):
 def test_an_image_that_cannot_be_read_says_how_to_save_it(tmp_path, content):
     (tmp_path / "photo.jpg").write_bytes(content)
     for read in (probe, lambda path: next(read_frames(path))):
-        with pytest.raises(FilmError, match=r"photo\.jpg cannot be read.*JPEG or PNG"):
+        with pytest.raises(VideoError, match=r"photo\.jpg cannot be read.*JPEG or PNG"):
             read(tmp_path / "photo.jpg")
 
 
@@ -313,7 +313,7 @@ def test_a_playlist_that_calls_itself_a_video_opens_no_other_file(still, tmp_pat
     path = tmp_path / "holiday.mp4"
     path.write_text(text)
     for read in (probe, lambda path: next(read_frames(path))):
-        with pytest.raises(FilmError, match=r"holiday\.mp4 cannot be read"):
+        with pytest.raises(VideoError, match=r"holiday\.mp4 cannot be read"):
             read(path)
 
 
@@ -362,6 +362,6 @@ def test_any_damage_to_a_video_is_refused_or_read(still, tmp_path, data):
     try:
         info = probe(path)
         shapes = {frame.shape for frame, _ in zip(read_frames(path), range(40), strict=False)}
-    except FilmError:
+    except VideoError:
         return
     assert shapes <= {(info.height, info.width, 3)}

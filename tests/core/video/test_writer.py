@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from packforcing_core.errors import PackForcingError
-from packforcing_core.video import CODECS, FilmError, SegmentedWriter, VideoFormat, probe, read_frames, scan_film
+from packforcing_core.video import CODECS, SegmentedWriter, VideoError, VideoFormat, probe, read_frames, scan_video
 from tests.films import encoders, grown_film, picture, timestamps, write_segments
 
 FFMPEG_NAMES = {"h264": "h264", "h265": "hevc", "av1": "av1", "lossless": "h264"}
@@ -248,7 +248,7 @@ def test_finishing_without_frames_is_refused(tmp_path):
 def test_continuing_beyond_what_is_there_says_how_far_it_goes(tmp_path):
     growing = grown_film(tmp_path / "film.mp4", VideoFormat(), segments=2)
     before = growing.read_bytes()
-    with pytest.raises(FilmError, match="has 2 complete segments but 3 were expected: continue from segment 2"):
+    with pytest.raises(VideoError, match="has 2 complete segments but 3 were expected: continue from segment 2"):
         SegmentedWriter(tmp_path / "film.mp4", 64, 48, VideoFormat(), first_segment=3)
     assert growing.read_bytes() == before
 
@@ -257,10 +257,10 @@ def test_continuing_beyond_what_is_there_says_how_far_it_goes(tmp_path):
 def test_continuing_with_other_settings_is_refused(tmp_path, other):
     growing = grown_film(tmp_path / "film.mp4", VideoFormat(), segments=2)
     before = growing.read_bytes()
-    with pytest.raises(FilmError, match="another size, codec, quality or frame rate"):
+    with pytest.raises(VideoError, match="another size, codec, quality or frame rate"):
         SegmentedWriter(tmp_path / "film.mp4", 64, 48, other, first_segment=1)
     assert growing.read_bytes() == before
-    assert len(scan_film(growing).segments) == 2
+    assert len(scan_video(growing).segments) == 2
 
 
 def test_an_encoder_that_this_ffmpeg_lacks_is_named_with_the_remedy(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ from packforcing_core.laboratory.study.answers import (
 )
 from packforcing_core.laboratory.study.recall import AWAY, MADE_BLOCKS, Question, drawn, recalled
 from packforcing_core.laboratory.study.rows import FRAMES_PER_BLOCK, SINK, TRAINED, Row
-from packforcing_core.laboratory.study.subject import film_frames
+from packforcing_core.laboratory.study.subject import video_frames
 from packforcing_core.miniature.world import COLOURS, FPS
 from packforcing_core.sampler.start import Start
 from packforcing_core.vae.streaming import StreamingDecoder
@@ -175,8 +175,8 @@ def test_what_is_kept_of_a_question_changes_no_frame(row: Row):
     blocks = question.block + MADE_BLOCKS
     recipe = subject.recipe(row, question.seed, pixel_frames(blocks * FRAMES_PER_BLOCK) / FPS)
     recipe = replace(recipe, start=Start(given=given.latents))
-    kept = film_frames(subject, row, question.prompt, recipe, Replayed(given))
-    again = film_frames(subject, row, question.prompt, recipe, StreamingDecoder(subject.vae))
+    kept = video_frames(subject, row, question.prompt, recipe, Replayed(given))
+    again = video_frames(subject, row, question.prompt, recipe, StreamingDecoder(subject.vae))
     print(f"largest difference {np.abs(kept.astype(int) - again).max()}")
     assert len(kept) == pixel_frames(blocks * FRAMES_PER_BLOCK)
     assert np.array_equal(kept, again)

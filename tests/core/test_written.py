@@ -12,9 +12,9 @@ import torch
 from packforcing_core.errors import PackForcingError
 from packforcing_core.folder.files import FolderError
 from packforcing_core.recipe.plan import plan_render
-from packforcing_core.render.filming import FilmedBlock
+from packforcing_core.render.writing import WrittenBlock
 from packforcing_core.sampler.denoising import BlockDone, StepDone
-from packforcing_core.video import SegmentedWriter, VideoFormat, read_frames, scan_film
+from packforcing_core.video import SegmentedWriter, VideoFormat, read_frames, scan_video
 from tests.small import CONFIG
 from tests.survivor import FRAMES_PER_BLOCK, POLICIES, Small, difference, frames
 
@@ -61,7 +61,7 @@ def copied(source: Path, root: Path) -> Path:
     return Path(shutil.copytree(source, root, dirs_exist_ok=True))
 
 
-STOPS = [(StepDone, 0), (BlockDone, 1), (StepDone, 4), (FilmedBlock, 5), (BlockDone, 7)]
+STOPS = [(StepDone, 0), (BlockDone, 1), (StepDone, 4), (WrittenBlock, 5), (BlockDone, 7)]
 
 
 @pytest.mark.parametrize(
@@ -208,11 +208,11 @@ def test_a_render_that_is_being_worked_on_is_left_alone(tmp_path):
 
 
 def test_a_film_that_was_taken_away_or_damaged_is_made_again(tmp_path, unbroken):
-    stop_after(Small(), tmp_path / "stopped", FilmedBlock, 5)
+    stop_after(Small(), tmp_path / "stopped", WrittenBlock, 5)
     for damage in ("removed", "overwritten", "cut"):
         root = copied(tmp_path / "stopped", tmp_path / damage)
         (film,) = (root / "film" / "film").glob("*.growing.mp4")
-        assert len(scan_film(film).segments) >= 3
+        assert len(scan_video(film).segments) >= 3
         if damage == "removed":
             film.unlink()
         else:
@@ -227,6 +227,6 @@ def test_a_segment_that_an_interruption_closed_early_is_made_again_whole(tmp_pat
     (film,) = (tmp_path / "film" / "film").glob("*.growing.mp4")
     with SegmentedWriter(tmp_path / "film.mp4", 48, 32, VideoFormat("h264", fps=16), 1, film) as writer:
         writer.write(unbroken["packforcing"][21:26])
-    assert [segment.frames for segment in scan_film(film).segments] == [21, 5]
+    assert [segment.frames for segment in scan_video(film).segments] == [21, 5]
     Small().run(tmp_path)
     assert difference(frames(tmp_path), unbroken["packforcing"]) == 0

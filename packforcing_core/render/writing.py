@@ -27,7 +27,7 @@ from ..vae.receptive import frames_looked_back, warm_up
 from ..vae.streaming import StreamingDecoder, to_frames
 from ..vae.tiny import TinyDecoder, TinyVAE
 from ..vae.wan_vae import WanVAE
-from ..video.boxes import FilmError, scan_film
+from ..video.boxes import VideoError, scan_video
 from ..video.format import VideoFormat
 from ..video.writer import SegmentedWriter
 from .beside import overlapped
@@ -54,7 +54,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class FilmedBlock:
+class WrittenBlock:
     """A block has been decoded and handed to the encoder: `frames` uint8 [T, H, W, 3]."""
 
     block: int
@@ -75,11 +75,11 @@ class Finished:
     path: Path
 
 
-RenderEvent = Event | Replayed | FilmedBlock | Note | Finished
+RenderEvent = Event | Replayed | WrittenBlock | Note | Finished
 
 
 @dataclass(frozen=True)
-class FilmJob:
+class VideoJob:
     """Which video to make of a render: `path` the finished file (a name that is taken gets a number), `vae` what
     decodes and `vae_name` its fingerprint.
 
@@ -109,7 +109,7 @@ class FilmJob:
         return f"{made_of.codec}-{fingerprint(parts)[:8]}"
 
 
-def film_events(
+def written_events(
     events: Iterator[Event | Replayed],
     decoder: StreamingDecoder | TinyDecoder,
     writer: FrameWriter,
@@ -117,13 +117,13 @@ def film_events(
     *,
     left_out: int = 0,
     before: Before = lambda block, frames: (),
-    filmed: Callable[[BlockDone, np.ndarray], None] = lambda done, frames: None,
+    written: Callable[[BlockDone, np.ndarray], None] = lambda done, frames: None,
     frugal: bool = False,
-) -> Generator[Event | Replayed | FilmedBlock, None, None]:
+) -> Generator[Event | Replayed | WrittenBlock, None, None]:
     """Decodes and encodes each block while the next one is made, and closes a segment every `blocks_per_segment`.
 
     A block that brings its video along is not decoded again. Those before `left_out` are no part of the video. The
-    decoder is fresh and is warmed up with the latents `before` the first block. `filmed` hears of every block that was
+    decoder is fresh and is warmed up with the latents `before` the first block. `written` hears of every block that was
     written. `frugal` decodes in the smallest steps and lets the rollout wait for it.
     """
     beside = _side_stream(decoder.device)
@@ -137,17 +137,17 @@ def film_events(
             warm_up(decoder, before(done.block, frames_looked_back(decoder.vae)))
         return decode_block(decoder, done.latents, frugal)
 
-    def film(done: BlockDone) -> FilmedBlock:
+    def write(done: BlockDone) -> WrittenBlock:
         with beside:
-            made = FilmedBlock(done.block, to_frames(decoded(done)))
+            made = WrittenBlock(done.block, to_frames(decoded(done)))
         if done.block >= left_out:
             writer.write(made.frames)
             if (done.block + 1 - left_out) % blocks_per_segment == 0:
                 writer.end_segment()
-            filmed(done, made.frames)
+            written(done, made.frames)
         return made
 
-    return overlapped(events, BlockDone, film, ahead=0 if frugal else 1)
+    return overlapped(events, BlockDone, write, ahead=0 if frugal else 1)
 
 
 def decode_block(decoder: StreamingDecoder | TinyDecoder, latents: Tensor, frugal: bool) -> Tensor:
@@ -166,17 +166,17 @@ def _side_stream(device: torch.device) -> AbstractContextManager:
     return torch.cuda.stream(stream)
 
 
-def growing_film(folder: RenderFolder, job: FilmJob) -> Path:
+def growing_video(folder: RenderFolder, job: VideoJob) -> Path:
     """The video so far; each take has its own."""
-    return _film_of_take(folder, job, len(folder.manifest.takes) - 1)
+    return _video_of_take(folder, job, len(folder.manifest.takes) - 1)
 
 
-def _film_of_take(folder: RenderFolder, job: FilmJob, take: int) -> Path:
-    return folder.film_folder / f"{job.name}-{take}.growing.mp4"
+def _video_of_take(folder: RenderFolder, job: VideoJob, take: int) -> Path:
+    return folder.video_folder / f"{job.name}-{take}.growing.mp4"
 
 
-def filmed_render(
-    folder: RenderFolder, recipe: Recipe, job: FilmJob, source: Source
+def written_render(
+    folder: RenderFolder, recipe: Recipe, job: VideoJob, source: Source
 ) -> Generator[RenderEvent, None, None]:
     """Runs the render into its video; the last event is `Finished`.
 
@@ -223,37 +223,39 @@ def free_memory() -> None:
             kind.empty_cache()
 
 
-def _progress(folder: RenderFolder, job: FilmJob) -> tuple[int, int]:
-    film = growing_film(folder, job)
-    return folder.known_blocks, film.stat().st_size if film.exists() else 0
+def _progress(folder: RenderFolder, job: VideoJob) -> tuple[int, int]:
+    video = growing_video(folder, job)
+    return folder.known_blocks, video.stat().st_size if video.exists() else 0
 
 
-def _attempt(folder: RenderFolder, recipe: Recipe, job: FilmJob, source: Source, frugal: bool) -> Iterator[RenderEvent]:
+def _attempt(
+    folder: RenderFolder, recipe: Recipe, job: VideoJob, source: Source, frugal: bool
+) -> Iterator[RenderEvent]:
     """One way through the render: the events of the blocks that the video lacks; at its end the video is finished."""
-    film = growing_film(folder, job)
+    video = growing_video(folder, job)
     _continue_earlier_take(folder, recipe, job)
-    segments = good_segments(film, folder, recipe, job)
+    segments = good_segments(video, folder, recipe, job)
     try:
         writer = _writer(folder, recipe, job, segments)
-    except FilmError:  # Another ffmpeg began it: its frames are still to be had from the latents.
+    except VideoError:  # Another ffmpeg began it: its frames are still to be had from the latents.
         segments, writer = 0, _writer(folder, recipe, job, 0)
-    sums = SegmentSums(film)
+    sums = SegmentSums(video)
     sums.cut(segments)
 
-    def filmed(done: BlockDone, frames: np.ndarray) -> None:
+    def written(done: BlockDone, frames: np.ndarray) -> None:
         folder.telemetry.film(done.block, folder.manifest.take_of(done.block), frames)
         if writer.segments > sums.segments:
             sums.append()
 
     with writer, closing(source(first=_block_of(recipe, job, segments), frugal=frugal)) as latents:
-        events = film_events(
+        events = written_events(
             latents,
             streaming_decoder(job.vae),
             writer,
             job.blocks_per_segment,
             left_out=recipe.left_out_blocks,
             before=lambda block, frames: latents_before(folder, block, frames),
-            filmed=filmed,
+            written=written,
             frugal=frugal,
         )
         # Closed before the writer is left: the thread that encodes must not meet a writer that is being closed.
@@ -266,27 +268,27 @@ def _attempt(folder: RenderFolder, recipe: Recipe, job: FilmJob, source: Source,
     yield Finished(finished)
 
 
-def _writer(folder: RenderFolder, recipe: Recipe, job: FilmJob, first_segment: int) -> SegmentedWriter:
+def _writer(folder: RenderFolder, recipe: Recipe, job: VideoJob, first_segment: int) -> SegmentedWriter:
     g = recipe.geometry
     # A name of this render's alone: two that want the same output do not meet on the way there.
     path = job.path.with_name(f"{job.path.stem[:60]}.{folder.manifest.identity[:8]}.mp4")
-    return SegmentedWriter(path, g.width, g.height, job.video_format, first_segment, growing_film(folder, job))
+    return SegmentedWriter(path, g.width, g.height, job.video_format, first_segment, growing_video(folder, job))
 
 
-def good_segments(film: Path, folder: RenderFolder, recipe: Recipe, job: FilmJob) -> int:
+def good_segments(video: Path, folder: RenderFolder, recipe: Recipe, job: VideoJob) -> int:
     """Whole, undamaged segments of finished blocks, so many that enough is left to make for `tail_frames`.
 
     A segment that an exception closed early, or the short last one of a clip that is made longer, is not whole.
     """
-    if not film.exists():
+    if not video.exists():
         return 0
     try:
-        segments = scan_film(film).segments
-    except FilmError:
+        segments = scan_video(video).segments
+    except VideoError:
         return 0
     missing = folder.missing_blocks()
     known = missing[0] if missing else folder.manifest.blocks
-    total, good, sound = recipe.frames_before(folder.manifest.blocks), 0, SegmentSums(film).sound()
+    total, good, sound = recipe.frames_before(folder.manifest.blocks), 0, SegmentSums(video).sound()
     for number, segment in enumerate(segments[:sound]):
         first, following = (_block_of(recipe, job, n) for n in (number, number + 1))
         end = recipe.frames_before(following)
@@ -297,21 +299,21 @@ def good_segments(film: Path, folder: RenderFolder, recipe: Recipe, job: FilmJob
     return good
 
 
-def _block_of(recipe: Recipe, job: FilmJob, segment: int) -> int:
+def _block_of(recipe: Recipe, job: VideoJob, segment: int) -> int:
     """The first block of a segment of the video."""
     return recipe.left_out_blocks + segment * job.blocks_per_segment
 
 
-def _continue_earlier_take(folder: RenderFolder, recipe: Recipe, job: FilmJob) -> None:
+def _continue_earlier_take(folder: RenderFolder, recipe: Recipe, job: VideoJob) -> None:
     """A retake's video begins as a copy of the segments that it keeps; the earlier take keeps its own video."""
-    manifest, film = folder.manifest, growing_film(folder, job)
+    manifest, video = folder.manifest, growing_video(folder, job)
     first_block = manifest.takes[-1].first_block
-    if film.exists() or first_block == 0:
+    if video.exists() or first_block == 0:
         return
-    earlier = _film_of_take(folder, job, manifest.take_of(first_block - 1))
+    earlier = _video_of_take(folder, job, manifest.take_of(first_block - 1))
     kept = min(
         good_segments(earlier, folder, recipe, job), (first_block - recipe.left_out_blocks) // job.blocks_per_segment
     )
     if kept > 0:
-        SegmentSums(earlier).copy_to(film, kept)
-        copy_start(earlier, film, scan_film(earlier).end(kept))
+        SegmentSums(earlier).copy_to(video, kept)
+        copy_start(earlier, video, scan_video(earlier).end(kept))
