@@ -12,7 +12,7 @@ from ..packforcing_core.folder.folder import RenderFolder
 from ..packforcing_core.folder.room import room_notes
 from ..packforcing_core.recipe.plan import RenderPlan, plan_render
 from ..packforcing_core.recipe.recipe import Recipe
-from ..packforcing_core.render.parts import build_twins
+from ..packforcing_core.render.parts import build_compression
 from ..packforcing_core.render.recording import Replayed, known_events, recorded_events
 from ..packforcing_core.sampler.denoising import BlockDone, Event
 from ..packforcing_core.vae.tiny import TinyVAE
@@ -77,11 +77,13 @@ class LatentStream:
             host.make_room()
             room *= 2  # Then ComfyUI leaves more of the weights in system RAM.
         with host.loaded(self.model, room) as model:
-            twins = None
+            compression = None
             if self.recipe.partitions.bank is not None:
                 own = network if shared and isinstance(network, WanVAE) else host.vae_network(self.vae)
-                twins = build_twins(model, own, host.compressor_network(self.model))
-            events = recorded_events(model, self.recipe, self.folder, twins, first=first, decoded=shared, frugal=frugal)
+                compression = build_compression(model, own, host.compressor_network(self.model))
+            events = recorded_events(
+                model, self.recipe, self.folder, compression, first=first, decoded=shared, frugal=frugal
+            )
             for event in events:
                 # Only the decoder of these very weights makes the video that is wanted.
                 yield replace(event, video=None) if isinstance(event, BlockDone) and not shared else event

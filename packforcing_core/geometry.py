@@ -139,7 +139,7 @@ class VideoGeometry:
         return compressed_grid(self.frames_per_block, self.latent_height, self.latent_width)
 
     @property
-    def twin_tokens(self) -> int:
+    def compressed_tokens(self) -> int:
         """Tokens of a block's compressed form (N_c): 182 for 4 latent frames at 832x480."""
         return math.prod(self.compressed_grid)
 

@@ -21,7 +21,7 @@ from packforcing_core.model.wan import Wan
 from packforcing_core.rope import GridRope
 from packforcing_core.sampler.denoising import BlockDone, Denoising
 from packforcing_core.sampler.noise import seeded_noise
-from packforcing_core.sampler.rollout import Twins, rollout
+from packforcing_core.sampler.rollout import Compression, rollout
 from packforcing_core.sampler.schedule import Schedule
 
 CONFIG = WanConfig(dim=128, ffn_dim=192, num_layers=2, num_heads=2, text_dim=32, freq_dim=32)
@@ -54,7 +54,7 @@ def small_shape(frames_per_block: int, config: WanConfig = CONFIG, grid: tuple[i
         config.head_dim,
         grid[0] * grid[1],
         torch.float32,
-        twin_tokens=math.prod(compressed_grid(frames_per_block, 2 * grid[0], 2 * grid[1])),
+        compressed_tokens=math.prod(compressed_grid(frames_per_block, 2 * grid[0], 2 * grid[1])),
     )
 
 
@@ -108,9 +108,9 @@ def render_blocks(
     model = small_model()
     cache = small_cache(policy, frames_per_block, (clip or blocks) * frames_per_block)
     noise = seeded_noise(seed, block_shape(frames_per_block))
-    twins = Twins(SmallCompressor(frames_per_block), SmallDecoder())
+    compression = Compression(SmallCompressor(frames_per_block), SmallDecoder())
     found = {done.block: done for done in known}
-    events = rollout(model, small_context(), cache, noise, DENOISING, blocks, found.get, twins)
+    events = rollout(model, small_context(), cache, noise, DENOISING, blocks, found.get, compression)
     return [event for event in events if isinstance(event, BlockDone)]
 
 

@@ -19,7 +19,7 @@ from packforcing_core.folder.fingerprint import fingerprint
 from packforcing_core.folder.folder import FINISHED, Mode, RenderFolder, open_render
 from packforcing_core.geometry import VideoGeometry
 from packforcing_core.recipe.recipe import Recipe
-from packforcing_core.render.parts import build_twins
+from packforcing_core.render.parts import build_compression
 from packforcing_core.render.recording import recorded_events, wanted_manifest
 from packforcing_core.render.writing import VideoJob, written_render
 from packforcing_core.text.script import Cue, Script
@@ -98,8 +98,8 @@ class Small:
         model, vae = model or small_model(seed=self.weights), vae or random_vae(TINY)
 
         def source(*, first: int, frugal: bool):
-            twins = build_twins(model, vae, None) if recipe.partitions.bank else None
-            return recorded_events(model, recipe, folder, twins, first=first, frugal=frugal)
+            compression = build_compression(model, vae, None) if recipe.partitions.bank else None
+            return recorded_events(model, recipe, folder, compression, first=first, frugal=frugal)
 
         with torch.inference_mode():
             yield from written_render(folder, recipe, self.job(root, folder, vae, output), source)

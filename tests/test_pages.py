@@ -70,7 +70,7 @@ def test_the_readmes_table_is_the_planners(card):
 def test_how_much_is_compressed_and_how_long_two_minutes_are():
     for frames, text in ((3, "compressed 26x"), (4, "34x with the paper's blocks of 4")):
         geometry = VideoGeometry.from_seconds(120, width=832, height=480, fps=16.0, frames_per_block=frames)
-        ratio = frames * geometry.tokens_per_frame / geometry.twin_tokens
+        ratio = frames * geometry.tokens_per_frame / geometry.compressed_tokens
         print(f"blocks of {frames}: {ratio:.1f}")
         assert f"{ratio:.0f}x" in text
         assert text in README

@@ -16,7 +16,7 @@ from .eight_bits import TokenRows, quantise, row_bytes
 
 
 @dataclass(frozen=True)
-class TwinShape:
+class CompressedShape:
     """The keys (or the values) of one compressed block in one layer: [batch, tokens, heads, head_dim] of `dtype`."""
 
     batch: int
@@ -34,12 +34,12 @@ class TwinShape:
         return 2 * math.prod(self.sizes[:3]) * row_bytes(self.head_dim, self.dtype, storage.endswith("int8"))
 
 
-class TwinRows:
+class CompressedRows:
     """A fixed number of slots for keys (or values) of compressed blocks, [B, tokens, heads, head_dim] each, as they
     are or in 8 bits.
     """
 
-    def __init__(self, shape: TwinShape, slots: int, storage: str, device: torch.device):
+    def __init__(self, shape: CompressedShape, slots: int, storage: str, device: torch.device):
         place = torch.device("cpu") if storage.startswith("ram") else device
         self._device, self._dtype = device, shape.dtype
         self._int8 = storage.endswith("int8")
@@ -122,15 +122,15 @@ class LayerBank:
     head_dim] float32.
     """
 
-    def __init__(self, shape: TwinShape, slots: int, storage: str, device: torch.device, copies: SideStream):
-        self._keys = TwinRows(shape, slots, storage, device)
-        self._values = TwinRows(shape, slots, storage, device)
+    def __init__(self, shape: CompressedShape, slots: int, storage: str, device: torch.device, copies: SideStream):
+        self._keys = CompressedRows(shape, slots, storage, device)
+        self._values = CompressedRows(shape, slots, storage, device)
         self._copies = copies
         self._arrival: Moment = ()
         self.mean_keys = torch.zeros(slots, shape.batch, shape.heads, shape.head_dim, device=device)
 
     @property
-    def twin_bytes(self) -> int:
+    def compressed_bytes(self) -> int:
         return self._keys.nbytes + self._values.nbytes
 
     def write(self, slot: int, keys: Tensor, values: Tensor) -> None:
@@ -169,11 +169,11 @@ class LayerBank:
         self._copies.wait(self._copies.mark())
 
     def recall_keys(self, slots: Tensor, held: Tensor, out: Tensor) -> None:
-        """`TwinRows.recall` of the keys."""
+        """`CompressedRows.recall` of the keys."""
         self._keys.recall(slots, held, out)
 
     def recall_values(self, slots: Tensor, held: Tensor, out: Tensor) -> None:
-        """`TwinRows.recall` of the values."""
+        """`CompressedRows.recall` of the values."""
         self._values.recall(slots, held, out)
 
     def wait(self) -> None:

@@ -5,8 +5,8 @@
     flow = model.flow(x, ..., view)       # denoising steps read through the view
     with cache.commit(view) as writer:    # the clean block's keys and values become the past
         model.commit(x0, ..., writer)
-    if cache.due_twin is not None:        # a block has left the recent frames
-        with cache.commit_twin() as writer:
+    if cache.due_block is not None:        # a block has left the recent frames
+        with cache.commit_compressed() as writer:
             model.commit_tokens(tokens, ..., writer)
 
 Views and writers are each a `History` (`history.py`): a model pass cannot tell them apart, and reading cannot change
@@ -64,7 +64,7 @@ class KVCache:
         plan = partitions.rule
         self.rule: Rule = plan.build(partitions, shape, rope, self.device) if plan else Rule()
         self.committed_frames = 0
-        self.due_twin: int | None = None
+        self.due_block: int | None = None
         self._position_of_slot: dict[int, float] = {}
         self._selected_by: dict[int, Selection] = {}  # By blocks that are still to be compressed.
         self._cut_blocks = 0
@@ -87,7 +87,7 @@ class KVCache:
     @property
     def host_nbytes(self) -> int:
         """Bytes of the bank in system RAM, equal to `shape.host_bytes(partitions)`."""
-        return self.mid.twin_bytes if self.mid and self.mid.plan.bank_storage.startswith("ram") else 0
+        return self.mid.compressed_bytes if self.mid and self.mid.plan.bank_storage.startswith("ram") else 0
 
     def begin_block(self, selection: Selection | None = None, blocks: int = 1) -> BlockView:
         """The view of the next block. Frames whose position moved are rotated afresh from their unrotated keys.
@@ -101,9 +101,9 @@ class KVCache:
                 "A commit was interrupted half way, so the cache no longer matches any block. "
                 "Start a new cache and commit the finished blocks again."
             )
-        if self.due_twin is not None:
+        if self.due_block is not None:
             raise PackForcingError(
-                f"Block {self.due_twin} has left the recent frames but its compressed form was not committed. "
+                f"Block {self.due_block} has left the recent frames but its compressed form was not committed. "
                 "Give the rollout a compressor, or choose a policy without a bank."
             )
         if selection is not None and len(selection) != self.shape.layers:
@@ -176,19 +176,19 @@ class KVCache:
             selection = view.selection()
             if view.first_frame >= self.partitions.sink_frames:
                 self._selected_by.setdefault(view.block, selection)
-            self.due_twin = self._leaving_block(self.committed_frames)
+            self.due_block = self._leaving_block(self.committed_frames)
 
     @contextmanager
-    def commit_twin(self) -> Iterator[TwinWriter]:
-        """A writer for the pass over the compressed tokens of block `due_twin`, which then is in the bank."""
-        if self.mid is None or self.due_twin is None:
-            raise PackForcingError("No block is due for compression; commit blocks until `due_twin` names one.")
-        writer = TwinWriter(self, self.mid, self._selected_by.pop(self.due_twin))
+    def commit_compressed(self) -> Iterator[CompressedWriter]:
+        """A writer for the pass over the compressed tokens of block `due_block`, which then is in the bank."""
+        if self.mid is None or self.due_block is None:
+            raise PackForcingError("No block is due for compression; commit blocks until `due_block` names one.")
+        writer = CompressedWriter(self, self.mid, self._selected_by.pop(self.due_block))
         self._torn = True
         yield writer
         self._torn = False
-        self.mid.admit(self.due_twin, writer.slot)
-        self.due_twin = None
+        self.mid.admit(self.due_block, writer.slot)
+        self.due_block = None
 
     def blocks_in_view(self) -> tuple[int, ...]:
         """The blocks of the video of which whole frames are in view, in order."""
@@ -209,8 +209,8 @@ class KVCache:
         The bank stays, out of sight until they are committed, since its blocks come between them; a flush empties it.
         Positions begin at zero, which closes the gap of a sink whose position was left as it was, and of cuts.
         """
-        if self.due_twin is not None:
-            raise PackForcingError(f"Block {self.due_twin} is due for compression; commit that first.")
+        if self.due_block is not None:
+            raise PackForcingError(f"Block {self.due_block} is due for compression; commit that first.")
         blocks = self.blocks_in_view()
         if flush:
             sink = [b for b in blocks if b * self.partitions.frames_per_block < self.partitions.sink_frames]
@@ -346,7 +346,7 @@ class BlockWriter:
             self._cache.mid.store(layer, kv.tokens_per_frame, self._first, sums.sum(dim=1), timeless, v)
 
 
-class TwinWriter:
+class CompressedWriter:
     """The pass over a block's compressed tokens: they see the sink, the mid blocks that the block had selected and are
     still remembered, and themselves; each layer's keys and values go to the bank.
 
@@ -357,17 +357,17 @@ class TwinWriter:
         self._cache = cache
         self._mid = mid
         self._choices = [mid.remembered(choice) for choice in selection]
-        self.slot = mid.slot_for_twin()
+        self.slot = mid.slot_for_next()
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        kv, rope, choice = self._cache.layers[layer], self._mid.twin_rope, self._choices[layer]
+        kv, rope, choice = self._cache.layers[layer], self._mid.compressed_rope, self._choices[layer]
         first, span = self._cache.partitions.sink_frames, self._mid.plan.mid_span
         self._mid.show_at(layer, kv, [first + i * span for i in range(len(choice))], choice)
         # Copies of the next layer's blocks run beside this layer's work; the last layer looks at none.
         if layer + 2 < len(self._choices):
             self._mid.fetch(layer + 1, self._cache.layers[layer + 1], self._choices[layer + 1])
         position = first + len(choice) * span
-        keys, values = kv.seen_by_twin(len(choice))
+        keys, values = kv.seen_by_compressed(len(choice))
         timeless = rope.spatial(k)
         rotate_into(keys[:, -k.shape[1] :], timeless, rope.time(position))
         values[:, -k.shape[1] :] = v
@@ -376,4 +376,4 @@ class TwinWriter:
         return out
 
     def keep(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        self._mid.write(layer, self.slot, self._mid.twin_rope.spatial(k), v)
+        self._mid.write(layer, self.slot, self._mid.compressed_rope.spatial(k), v)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import PackForcingError
 from ..rope import Rotation, rotate, rotate_into
-from .bank import TwinShape
+from .bank import CompressedShape
 from .eight_bits import Rows, row_bytes
 from .moments import moments_bytes
 from .partitions import BlockWindow, Part, Partitions
@@ -22,7 +22,7 @@ FLOAT_BYTES = 4
 class KVShape:
     """What a cache must hold keys and values for. `dtype` is that of the stored keys and values.
 
-    `twin_tokens` is the number of tokens of a block's compressed form; only plans with a bank read it.
+    `compressed_tokens` is the number of tokens of a block's compressed form; only plans with a bank read it.
     """
 
     layers: int
@@ -31,7 +31,7 @@ class KVShape:
     tokens_per_frame: int
     dtype: torch.dtype = torch.bfloat16
     batch: int = 1
-    twin_tokens: int = 0
+    compressed_tokens: int = 0
 
     @property
     def row_bytes(self) -> int:
@@ -44,14 +44,14 @@ class KVShape:
         return self.tokens_per_frame * self.row_bytes
 
     @property
-    def twin(self) -> TwinShape:
+    def compressed(self) -> CompressedShape:
         """One layer's compressed block; PackForcingError when the shape does not say how many tokens it has."""
-        if self.twin_tokens < 1:
+        if self.compressed_tokens < 1:
             raise PackForcingError(
-                f"twin_tokens is {self.twin_tokens}, but this policy keeps compressed blocks. "
-                "Give KVShape the compressed grid's tokens (geometry.VideoGeometry.twin_tokens)."
+                f"compressed_tokens is {self.compressed_tokens}, but this policy keeps compressed blocks. "
+                "Give KVShape the compressed grid's tokens (geometry.VideoGeometry.compressed_tokens)."
             )
-        return TwinShape(self.batch, self.twin_tokens, self.heads, self.head_dim, self.dtype)
+        return CompressedShape(self.batch, self.compressed_tokens, self.heads, self.head_dim, self.dtype)
 
     def attended_tokens(self, partitions: Partitions) -> int:
         """Tokens that a denoising pass attends to once all slots are full, its own block or blocks included."""
@@ -68,7 +68,7 @@ class KVShape:
         return partitions.past_frames * self.tokens_per_frame + self._mid_tokens(partitions)
 
     def _mid_tokens(self, partitions: Partitions) -> int:
-        return partitions.mid_slots * self.twin.tokens if partitions.bank else 0
+        return partitions.mid_slots * self.compressed.tokens if partitions.bank else 0
 
     def cache_bytes(self, partitions: Partitions) -> int:
         """Bytes of what is kept of the past and attended, once all slots are full."""
@@ -84,12 +84,12 @@ class KVShape:
 
     def bank_bytes(self, partitions: Partitions) -> int:
         """Bytes of the mid bank: compressed blocks and their mean keys, wherever they are."""
-        return self._twin_bytes(partitions) + self._mean_key_bytes(partitions)
+        return self._compressed_bytes(partitions) + self._mean_key_bytes(partitions)
 
     def host_bytes(self, partitions: Partitions) -> int:
         """The part of `bank_bytes` that is in system RAM."""
         on_host = partitions.bank is not None and partitions.bank.bank_storage.startswith("ram")
-        return self._twin_bytes(partitions) if on_host else 0
+        return self._compressed_bytes(partitions) if on_host else 0
 
     def buffer_bytes(self, partitions: Partitions) -> int:
         """All bytes that a cache allocates on its device: the attended buffer with the current blocks, keys without
@@ -115,9 +115,9 @@ class KVShape:
         places = partitions.bank.bank_blocks + partitions.sink_frames
         return sums + self.layers * moments_bytes(places, self.batch, self.heads, self.head_dim)
 
-    def _twin_bytes(self, partitions: Partitions) -> int:
+    def _compressed_bytes(self, partitions: Partitions) -> int:
         plan = partitions.bank
-        return self.layers * plan.bank_blocks * self.twin.stored_bytes(plan.bank_storage) if plan else 0
+        return self.layers * plan.bank_blocks * self.compressed.stored_bytes(plan.bank_storage) if plan else 0
 
     def _mean_key_bytes(self, partitions: Partitions) -> int:
         plan = partitions.bank
@@ -127,7 +127,7 @@ class KVShape:
     def _resident_bytes(self, partitions: Partitions) -> int:
         """Keys of the selected compressed blocks that stay on the device when the bank does not."""
         on_host = self.host_bytes(partitions) > 0
-        return self.row_bytes * self.twin.tokens * partitions.mid_slots if on_host else 0
+        return self.row_bytes * self.compressed.tokens * partitions.mid_slots if on_host else 0
 
 
 class RowLayout:
@@ -135,8 +135,8 @@ class RowLayout:
 
     def __init__(self, shape: KVShape, partitions: Partitions):
         self.tokens_per_frame = shape.tokens_per_frame
-        self._twin_tokens = shape.twin.tokens if partitions.bank else 0
-        self._mid_tokens = self._twin_tokens * partitions.mid_slots
+        self._compressed_tokens = shape.compressed.tokens if partitions.bank else 0
+        self._mid_tokens = self._compressed_tokens * partitions.mid_slots
         self._past_frames = partitions.past_frames
         self._ring_frames = partitions.ring_frames
 
@@ -146,8 +146,8 @@ class RowLayout:
 
     def mid(self, slot: int, slots: int = 1) -> slice:
         """The token rows of `slots` mid slots from mid slot `slot` on."""
-        first = self._past_frames * self.tokens_per_frame + slot * self._twin_tokens
-        return slice(first, first + slots * self._twin_tokens)
+        first = self._past_frames * self.tokens_per_frame + slot * self._compressed_tokens
+        return slice(first, first + slots * self._compressed_tokens)
 
     def copy(self, window: BlockWindow, index: int) -> slice:
         """The token rows of the copied frame `index` of `window`."""
@@ -163,7 +163,7 @@ class RowLayout:
         """The token rows that the current blocks see, themselves included, which are the last of them."""
         return slice(self.tokens(self._past_frames - window.past_frames).start, self.current(window).stop)
 
-    def attended_by_twin(self, mid_blocks: int) -> slice:
+    def attended_by_compressed(self, mid_blocks: int) -> slice:
         """The rows that a compressed block sees: sink, `mid_blocks` mid slots and itself, which is last."""
         return slice(self.tokens(self._ring_frames).start, self.mid(mid_blocks).stop)
 
@@ -236,9 +236,9 @@ class LayerKV(RowLayout):
         rows = self.attended(window)
         return self.k[:, rows], self.v[:, rows]
 
-    def seen_by_twin(self, mid_blocks: int) -> tuple[Tensor, Tensor]:
+    def seen_by_compressed(self, mid_blocks: int) -> tuple[Tensor, Tensor]:
         """The same for a compressed block behind `mid_blocks` mid slots."""
-        rows = self.attended_by_twin(mid_blocks)
+        rows = self.attended_by_compressed(mid_blocks)
         return self.k[:, rows], self.v[:, rows]
 
     def timeless_keys(self, rows: Rows) -> Tensor:

@@ -37,7 +37,7 @@ def pair_centres(frames: int) -> list[float]:
     return [(first + min(first + 1, frames - 1)) / 2 for first in range(0, frames, 2)]
 
 
-class TwinRope:
+class CompressedRope:
     """Coordinates of a compressed block's tokens: where their regions lie in the full grid."""
 
     def __init__(self, rope: GridRope, plan: BankPlan, frames_per_block: int):
@@ -94,19 +94,20 @@ class MidMemory:
 
     def __init__(self, plan: BankPlan, partitions: Partitions, shape: KVShape, rope: GridRope, device: torch.device):
         self.plan = plan
-        self.twin_rope = TwinRope(rope, plan, partitions.frames_per_block)
-        if self.twin_rope.tokens != shape.twin.tokens:
+        self.compressed_rope = CompressedRope(rope, plan, partitions.frames_per_block)
+        if self.compressed_rope.tokens != shape.compressed.tokens:
             raise PackForcingError(
-                f"KVShape.twin_tokens is {shape.twin.tokens}, but blocks of {partitions.frames_per_block} latent "
-                f"frames of {rope.grid[0]} x {rope.grid[1]} tokens compress to {self.twin_rope.tokens}. "
-                "Take it from geometry.VideoGeometry.twin_tokens."
+                f"KVShape.compressed_tokens is {shape.compressed.tokens}, but blocks of {partitions.frames_per_block} "
+                f"latent frames of {rope.grid[0]} x {rope.grid[1]} tokens compress to {self.compressed_rope.tokens}. "
+                "Take it from geometry.VideoGeometry.compressed_tokens."
             )
         copies = SideStream(device)
         self._banks = [
-            LayerBank(shape.twin, plan.bank_blocks, plan.bank_storage, device, copies) for _ in range(shape.layers)
+            LayerBank(shape.compressed, plan.bank_blocks, plan.bank_storage, device, copies)
+            for _ in range(shape.layers)
         ]
         far = plan.bank_storage.startswith("ram") and not partitions.int8  # Packed mid slots hold such keys themselves.
-        resident = (plan.top_k_blocks, *shape.twin.sizes) if far else (0,)
+        resident = (plan.top_k_blocks, *shape.compressed.sizes) if far else (0,)
         self._resident = [torch.zeros(resident, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
         self._shown: list[list[Shown]] = [[None] * plan.top_k_blocks for _ in range(shape.layers)]
         self._rope = rope
@@ -129,17 +130,17 @@ class MidMemory:
         return self._fetched + self.recall.fetched
 
     @property
-    def twin_bytes(self) -> int:
+    def compressed_bytes(self) -> int:
         """Bytes of the compressed blocks, wherever they are stored."""
-        return sum(bank.twin_bytes for bank in self._banks)
+        return sum(bank.compressed_bytes for bank in self._banks)
 
     @property
     def device_bytes(self) -> int:
         """Bytes on the device besides the compressed blocks, and the compressed blocks where they are stored there."""
         means = sum(bank.mean_keys.nbytes for bank in self._banks)
-        twins = 0 if self.plan.bank_storage.startswith("ram") else self.twin_bytes
+        compressed = 0 if self.plan.bank_storage.startswith("ram") else self.compressed_bytes
         beside = sum(t.nbytes for t in (*self._resident, *self._running, *self._moments))
-        return means + beside + twins
+        return means + beside + compressed
 
     def choose(self, layer: int, kv: KV, window: BlockWindow, queries: Queries, block: int) -> Choice | Queued:
         """What `layer` selects for block `block`, from its queries; `Queued` where the device chose."""
@@ -155,7 +156,7 @@ class MidMemory:
         )
         scores, positions = SELECTORS[selector](question), window.mid_positions
         if self._queues and isinstance(scores, Tensor) and isinstance(kv, LayerKV):
-            return self.recall.choose(layer, kv, scores, self.blocks, self.twin_rope.places(positions), positions)
+            return self.recall.choose(layer, kv, scores, self.blocks, self.compressed_rope.places(positions), positions)
         return choose(scores, self.blocks, len(positions))
 
     def _with(self, layer: int, query_sum: Tensor, tokens: int) -> Tensor:
@@ -214,7 +215,7 @@ class MidMemory:
         if isinstance(kv, PackedKV):
             slot_of = {tag[0]: slot for slot, tag in enumerate(shown) if tag}
             if choice:
-                kv.show_mid([slot_of[block] for block in choice], self.twin_rope.times(positions))
+                kv.show_mid([slot_of[block] for block in choice], self.compressed_rope.times(positions))
             return
         wanted = dict(zip(choice, positions, strict=True))
         tags = [tag for tag in shown[: len(choice)] if tag]  # All of them, now that they were fetched.
@@ -224,7 +225,7 @@ class MidMemory:
         # All slots between the first and the last in one: what stands right among them comes out the same.
         first, slots = stale[0], range(stale[0], stale[-1] + 1)
         blocks = [tags[slot][0] for slot in slots]
-        rotation = self.twin_rope.times([wanted[block] for block in blocks])
+        rotation = self.compressed_rope.times([wanted[block] for block in blocks])
         rotate_into(kv.k[:, kv.mid(first, len(slots))], self._timeless(layer, slots, blocks), rotation)
         for slot, block in zip(slots, blocks, strict=True):
             shown[slot] = block, wanted[block]
@@ -272,7 +273,7 @@ class MidMemory:
         moments[sink + slot] = measured(keys, values)
         return keys, values
 
-    def slot_for_twin(self) -> int:
+    def slot_for_next(self) -> int:
         """The bank slot that the next compressed block takes: a free one, or the oldest one's."""
         if len(self.blocks) < self.plan.bank_blocks:
             return len(self.blocks)

@@ -154,9 +154,9 @@ class PackedKV(RowLayout):
         self._bring_mid(len(window.mid_positions))
         return buffer.k[:, rows], buffer.v[:, rows]
 
-    def seen_by_twin(self, mid_blocks: int) -> tuple[Tensor, Tensor]:
-        """As `LayerKV.seen_by_twin`; good until the next layer's."""
-        rows = self.attended_by_twin(mid_blocks)
+    def seen_by_compressed(self, mid_blocks: int) -> tuple[Tensor, Tensor]:
+        """As `LayerKV.seen_by_compressed`; good until the next layer's."""
+        rows = self.attended_by_compressed(mid_blocks)
         self._bring_sink(rows.start)
         self._bring_mid(mid_blocks)
         return self._workspace.k[:, rows], self._workspace.v[:, rows]
@@ -174,15 +174,15 @@ class PackedKV(RowLayout):
 
     def fetch_mid(self, slot: int, bank: LayerBank, bank_slot: int) -> None:
         """Begins to bring a compressed block into mid slot `slot`; `bank.wait` before it is read."""
-        first = slot * self._twin_tokens
+        first = slot * self._compressed_tokens
         mid = self._parts["mid"]
-        bank.fetch_into(bank_slot, mid.keys, mid.values, slice(first, first + self._twin_tokens))
+        bank.fetch_into(bank_slot, mid.keys, mid.values, slice(first, first + self._compressed_tokens))
 
     def show_mid(self, slots: list[int], rotation: Rotation) -> None:
         """What is in the mid slots `slots` is seen in that order, keys turned by `rotation` in time."""
         if self._mid_slots != slots:
-            firsts = torch.tensor(slots, device=self.query_sums.device) * self._twin_tokens
-            rows = firsts[:, None] + torch.arange(self._twin_tokens, device=firsts.device)
+            firsts = torch.tensor(slots, device=self.query_sums.device) * self._compressed_tokens
+            rows = firsts[:, None] + torch.arange(self._compressed_tokens, device=firsts.device)
             self._mid_slots, self._mid_rows = slots, rows.flatten()
         self._mid_rotation = rotation
 

@@ -56,7 +56,7 @@ def parts_in_view(geometry: VideoGeometry, partitions: Partitions, block: int) -
     n = geometry.tokens_per_frame
     return {
         "sink": n * sink,
-        "mid": geometry.twin_tokens * len(window.mid_positions),
+        "mid": geometry.compressed_tokens * len(window.mid_positions),
         "recent": n * (window.past_frames + len(window.copied) - sink),
         "current": n * together * geometry.frames_per_block,
     }

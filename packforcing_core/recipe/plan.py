@@ -94,7 +94,7 @@ def plan_render(
     g, partitions = recipe.geometry, recipe.partitions
     shape = kv_shape(config, g, dtype)
     n = g.tokens_per_frame
-    mid_tokens = g.twin_tokens * partitions.mid_slots
+    mid_tokens = g.compressed_tokens * partitions.mid_slots
     mid_span = partitions.bank.mid_span if partitions.bank else 0.0
     buffer_bytes = shape.buffer_bytes(partitions)
     weights = parameter_count(config) * dtype.itemsize
@@ -136,7 +136,7 @@ def block_disk_bytes(config: WanConfig, recipe: Recipe, dtype: torch.dtype) -> i
     if partitions.pruning:
         kept = partitions.pruning.budget_frames - partitions.pruning.recent_frames - partitions.sink_frames
         chosen = config.num_layers * kept * g.tokens_per_frame
-    tokens = g.twin_tokens * config.dim * dtype.itemsize if partitions.bank else 0
+    tokens = g.compressed_tokens * config.dim * dtype.itemsize if partitions.bank else 0
     return 4 * latents + 4 * chosen + 8 * config.num_layers + tokens + HEADER_BYTES
 
 

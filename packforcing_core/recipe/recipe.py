@@ -146,5 +146,5 @@ def kv_shape(config: WanConfig, geometry: VideoGeometry, dtype) -> KVShape:
         config.head_dim,
         geometry.tokens_per_frame,
         dtype,
-        twin_tokens=geometry.twin_tokens,
+        compressed_tokens=geometry.compressed_tokens,
     )

@@ -16,7 +16,7 @@ from ..queued import SideStream
 from ..recipe.recipe import Recipe, kv_shape
 from ..rope import GridRope
 from ..sampler.denoising import BlockDone, Event
-from ..sampler.rollout import Twins, rollout
+from ..sampler.rollout import Compression, rollout
 from ..text.script import Script
 from ..vae.streaming import StreamingDecoder, encode
 from ..vae.wan_vae import WanVAE
@@ -29,12 +29,12 @@ def build_cache(model: CausalWan, recipe: Recipe, partitions: Partitions | None 
     return KVCache(partitions or recipe.partitions, shape, rope, model.attention, model.device)
 
 
-def build_twins(model: CausalWan, vae: WanVAE, high_res: HighRes | None) -> Twins:
+def build_compression(model: CausalWan, vae: WanVAE, high_res: HighRes | None) -> Compression:
     """What a policy with a bank needs besides the model: the trained compressor, or without one its zero-shot form."""
     branches: Branches = "low_res" if high_res is None else "both"
     compressor = Compressor(model, branches, high_res=high_res, encode=partial(encode, vae))
     decoder = StreamingDecoder(vae)
-    return Twins(compressor, decoder, SideStream(model.device, decoder.device))
+    return Compression(compressor, decoder, SideStream(model.device, decoder.device))
 
 
 def latent_events(
@@ -42,11 +42,11 @@ def latent_events(
     text: Tensor | Script,
     recipe: Recipe,
     known: Sequence[BlockDone] = (),
-    twins: Twins | None = None,
+    compression: Compression | None = None,
 ) -> Iterator[Event]:
     """The rollout of `recipe` that nothing is kept of, for the embeddings `text` [1, 512, text_dim], or for several.
-    Blocks in `known` are not denoised again. `twins` is required by policies with a bank.
+    Blocks in `known` are not denoised again. `compression` is required by policies with a bank.
     """
     found = {done.block: done for done in (*recipe.given, *known)}
     cache, blocks = build_cache(model, recipe), recipe.geometry.blocks
-    return rollout(model, text, cache, recipe.noise(), recipe.denoising, blocks, found.get, twins)
+    return rollout(model, text, cache, recipe.noise(), recipe.denoising, blocks, found.get, compression)

@@ -26,7 +26,7 @@ from ..folder.manifest import Manifest, Setting, Take
 from ..model.causal import CausalWan
 from ..recipe.recipe import Recipe
 from ..sampler.denoising import BlockDone, Event
-from ..sampler.rollout import Twins, rollout
+from ..sampler.rollout import Compression, rollout
 from ..vae.receptive import frames_looked_back, warm_up
 from ..vae.streaming import StreamingDecoder
 from ..vae.tiny import TinyDecoder
@@ -132,7 +132,7 @@ def recorded_events(
     model: CausalWan,
     recipe: Recipe,
     folder: RenderFolder,
-    twins: Twins | None,
+    compression: Compression | None,
     *,
     first: int = 0,
     decoded: bool = True,
@@ -140,7 +140,8 @@ def recorded_events(
 ) -> Generator[Event | Replayed, None, None]:
     """Events of the blocks from `first` on; those in the folder are not denoised again, new ones are put there.
 
-    Where `twins` decode, blocks from `first` on bring their video if `decoded`. `frugal` keeps the bank in system RAM.
+    Where `compression` decodes, blocks from `first` on bring their video if `decoded`. `frugal` keeps the bank in
+    system RAM.
     Raises PackForcingError when the folder cannot be read or written, and for what the rollout refuses; what is in the
     folder stands.
     """
@@ -150,10 +151,12 @@ def recorded_events(
         with Disk() as disk:
             recording = Recording(recipe, folder, disk)
             decoded_from = _decoded_from(recipe, folder, missing, first if decoded else manifest.blocks)
-            if twins and isinstance(twins.decoder, StreamingDecoder | TinyDecoder):  # Others remember nothing.
-                frames = frames_looked_back(twins.decoder.vae)
-                with twins.beside.beside():  # Where it decodes later: its memory belongs to that stream.
-                    warm_up(twins.decoder, recording.latents_before(decoded_from, frames))
+            if compression and isinstance(
+                compression.decoder, StreamingDecoder | TinyDecoder
+            ):  # Others remember nothing.
+                frames = frames_looked_back(compression.decoder.vae)
+                with compression.beside.beside():  # Where it decodes later: its memory belongs to that stream.
+                    warm_up(compression.decoder, recording.latents_before(decoded_from, frames))
             disk.put(partial(folder.telemetry.append, "started", known=manifest.blocks - len(missing), frugal=frugal))
             cache = build_cache(model, recipe, bank_on_host(recipe.partitions) if frugal else recipe.partitions)
             for take, last in manifest.pieces():
@@ -170,7 +173,7 @@ def recorded_events(
                     recipe.denoising,
                     end,
                     recording,
-                    twins,
+                    compression,
                     stop=stop,
                     decoded_from=decoded_from,
                 ):

@@ -36,7 +36,7 @@ from ..vae.decode_bytes import vae_bytes
 from ..vae.wan_vae import WanVAE
 from ..video.format import VideoFormat
 from .output import checked_output
-from .parts import build_twins
+from .parts import build_compression
 from .recording import Replayed, recorded_events, wanted_manifest
 from .writing import RenderEvent, VideoJob, growing_video, written_render
 
@@ -121,10 +121,10 @@ class Render:
             self.folder.remove()
 
     def _blocks(self, *, first: int, frugal: bool) -> Generator[Event | Replayed, None, None]:
-        models, twins = self.models, None
+        models, compression = self.models, None
         if self.recipe.partitions.bank:
-            twins = build_twins(models.model, models.vae, models.high_res)
-        return recorded_events(models.model, self.recipe, self.folder, twins, first=first, frugal=frugal)
+            compression = build_compression(models.model, models.vae, models.high_res)
+        return recorded_events(models.model, self.recipe, self.folder, compression, first=first, frugal=frugal)
 
 
 def open_video(models: Models, settings: Settings, place: Place, recipe: Recipe, script: Script) -> Render:

@@ -36,7 +36,7 @@ class Compressor(Protocol):
 
 
 @dataclass(frozen=True)
-class Twins:
+class Compression:
     """What makes the compressed tokens of a block. With a decoder every block is decoded once, by the rollout, and its
     video goes on with the block, and the work of both is queued `beside` the pass over the block that follows it.
     `waiting` has the tokens of the newest blocks, whose pass is still to come.
@@ -79,7 +79,7 @@ def rollout(
     denoising: Denoising,
     blocks: int,
     known: Known = lambda block: None,
-    twins: Twins | None = None,
+    compression: Compression | None = None,
     *,
     stop: int | None = None,
     decoded_from: int = 0,
@@ -90,13 +90,14 @@ def rollout(
     Blocks that are `known` are not denoised again, only committed, with what they had selected and the compressed
     tokens they had: that is exact. The last block is not committed, for nothing reads it. `stop` ends before that
     block, so that another rollout can go on with the same cache. Blocks from `decoded_from` on are decoded, where
-    `twins` has a decoder: earlier ones must be known and bring their tokens, and the decoder must have been warmed up.
+    `compression` has a decoder: earlier ones must be known and bring their tokens, and the decoder must have been
+    warmed up.
 
-    Raises PackForcingError when the policy needs `twins` that were not given, when prompts change in a rolling rollout,
-    when the policy allows no cut, or when a block has values that are not finite; the blocks before it stand.
+    Raises PackForcingError when the policy needs a `compression` and none is given, when prompts change in a rolling
+    rollout, when the policy allows no cut, or when a block has values that are not finite; the blocks before it stand.
     """
     script, sampler = Script.of(prompts), _sampler(model, cache, noise, denoising)
-    require_parts(cache.partitions, twins)
+    require_parts(cache.partitions, compression)
     require_followable(script, denoising)
     if script.cuts:
         cache.partitions.require_cuts()
@@ -115,7 +116,7 @@ def rollout(
             else:
                 made = replace(found, reused=True)
                 sampler.passed(made)
-            done, moment = _compressed(made, cache, twins, block >= decoded_from)
+            done, moment = _compressed(made, cache, compression, block >= decoded_from)
             if block + 1 < blocks:
                 # Queued before the host waits for what is made beside it: a GPU works on both, and on this while the
                 # consumer has the block.
@@ -123,8 +124,8 @@ def rollout(
                 commit_block(model, text, cache, view, made.latents, denoising.context_noise)
                 # A block that was given, not sampled, chose when it was committed.
                 done = replace(done, selection=made.selection or view.selection())
-                if twins and cache.mid:
-                    commit_due_twin(model, text, cache, twins.waiting)
+                if compression and cache.mid:
+                    commit_due_block(model, text, cache, compression.waiting)
             if script.recaches:
                 recent[block] = done.latents
                 for old in set(recent).difference(cache.blocks_in_view(), (block,)):
@@ -163,24 +164,26 @@ def _in_view(cache: KVCache, recent: Mapping[int, Tensor], known: Known) -> dict
     return found
 
 
-def _compressed(made: BlockDone, cache: KVCache, twins: Twins | None, decoded: bool) -> tuple[BlockDone, Moment]:
-    """The block with latents on the CPU and, where there are `twins`, its video and its compressed tokens: queued, and
-    there at the moment that is returned.
+def _compressed(
+    made: BlockDone, cache: KVCache, compression: Compression | None, decoded: bool
+) -> tuple[BlockDone, Moment]:
+    """The block with latents on the CPU and, where there is a `compression`, its video and its compressed tokens:
+    queued, and there at the moment that is returned.
     """
     done = replace(made, latents=made.latents.cpu())
-    if twins is None:
+    if compression is None:
         return done, ()
     tokens = made.tokens
-    with twins.beside.beside(made.latents):
-        video = twins.decoder.push(made.latents) if twins.decoder and decoded else None
+    with compression.beside.beside(made.latents):
+        video = compression.decoder.push(made.latents) if compression.decoder and decoded else None
         if cache.mid and made.block * cache.partitions.frames_per_block >= cache.partitions.sink_frames:
             if tokens is None:
-                tokens = twins.compressor.tokens(made.latents, video, made.block == 0)
-            twins.waiting[made.block] = tokens
+                tokens = compression.compressor.tokens(made.latents, video, made.block == 0)
+            compression.waiting[made.block] = tokens
             tokens = tokens.to("cpu", non_blocking=True)
-    if made.block in twins.waiting:
-        twins.beside.hand_over(twins.waiting[made.block])
-    return replace(done, video=video, tokens=tokens), twins.beside.mark()
+    if made.block in compression.waiting:
+        compression.beside.hand_over(compression.waiting[made.block])
+    return replace(done, video=video, tokens=tokens), compression.beside.mark()
 
 
 def _there(moment: Moment) -> None:
@@ -189,9 +192,9 @@ def _there(moment: Moment) -> None:
         event.synchronize()
 
 
-def require_parts(partitions: Partitions, twins: Twins | None) -> None:
+def require_parts(partitions: Partitions, compression: Compression | None) -> None:
     """PackForcingError when the policy needs what was not given."""
-    if partitions.bank and twins is None:
+    if partitions.bank and compression is None:
         raise PackForcingError(
             "This policy remembers compressed blocks, which takes a compressor and the VAE that it encodes with. "
             "Connect a VAE, or choose a policy without a bank."
@@ -215,17 +218,17 @@ def commit_block(
         model.commit(latents, frame_timesteps(context_noise, latents), text, writer)
 
 
-def commit_due_twin(model: CausalWan, text: list[TextKV], cache: KVCache, waiting: dict[int, Tensor]) -> None:
+def commit_due_block(model: CausalWan, text: list[TextKV], cache: KVCache, waiting: dict[int, Tensor]) -> None:
     """Brings the block that has left the recent frames into the bank, compressed, if one has.
 
     `waiting` has the compressed tokens [1, N_c, D] of the newest blocks; what is needed no more is taken out.
     """
-    if cache.due_twin is None:
+    if cache.due_block is None:
         return
-    tokens = waiting[cache.due_twin]
-    for block in [block for block in waiting if block <= cache.due_twin]:
+    tokens = waiting[cache.due_block]
+    for block in [block for block in waiting if block <= cache.due_block]:
         del waiting[block]
-    with cache.commit_twin() as writer:
+    with cache.commit_compressed() as writer:
         model.commit_tokens(tokens, torch.zeros(tokens.shape[0], 1), text, writer)
 
 

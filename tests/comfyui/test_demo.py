@@ -10,7 +10,7 @@ from packforcing_core.cache.config import POLICY_PRESETS
 from packforcing_core.geometry import VideoGeometry
 from packforcing_core.miniature import load as miniature
 from packforcing_core.recipe.recipe import Recipe
-from packforcing_core.render.parts import build_twins, latent_events
+from packforcing_core.render.parts import build_compression, latent_events
 from packforcing_core.sampler.denoising import BlockDone, Denoising
 from packforcing_core.vae.config import unnormalise
 from packforcing_core.video import probe
@@ -83,9 +83,9 @@ def test_the_film_is_the_one_that_is_made_without_comfyui(comfy: ComfyServer):
     geometry = VideoGeometry.from_seconds(6.0, width=WIDTH, height=HEIGHT, fps=16.0, frames_per_block=4)
     policy = POLICY_PRESETS["PackForcing"].beside(miniature.MEMORY.mid_span)
     recipe = Recipe(geometry, policy, Denoising.of_family(miniature.FAMILY), 7)
-    twins = build_twins(model, vae, compressor and compressor.high_res)
+    compression = build_compression(model, vae, compressor and compressor.high_res)
     with torch.inference_mode():
-        events = latent_events(model, context, recipe, twins=twins)
+        events = latent_events(model, context, recipe, compression=compression)
         ours = torch.cat([event.latents for event in events if isinstance(event, BlockDone)], dim=2)
     difference = (unnormalise(ours) - theirs).abs().max().item()
     print(f"{list(ours.shape)}, largest difference {difference:.1e}, of latents of {theirs.std().item():.2f}")

@@ -86,7 +86,7 @@ def test_a_trained_compressor_rides_along_with_the_model(comfy: ComfyServer, fil
     difference = np.abs(films[0] - films[1]).mean(axis=(1, 2, 3))
     first_changed = int(np.argmax(difference > 0))
     print(f"first changed frame {first_changed}, mean difference at the end {difference[-1]:.2f}")
-    assert first_changed >= 4 * 3 * 3 - 3, "the first twin is seen by the block after sink and recent"
+    assert first_changed >= 4 * 3 * 3 - 3, "the first compressed block is seen by the block after sink and recent"
     assert difference[-1] > 0
 
 

@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from packforcing_core import devices
-from packforcing_core.cache.bank import TwinRows, TwinShape
+from packforcing_core.cache.bank import CompressedRows, CompressedShape
 from packforcing_core.devices import has_complex, is_out_of_memory, widest_float
 from packforcing_core.rope import GridRope, rotate, rotate_into
 from packforcing_core.sampler.denoising import denoise_block, without_noise
@@ -135,7 +135,7 @@ def test_a_bank_in_host_memory_needs_no_cudart(monkeypatch, device):
         raise RuntimeError("Torch not compiled with CUDA enabled")
 
     monkeypatch.setattr(torch.cuda, "cudart", missing)
-    rows = TwinRows(TwinShape(1, 2, 1, 4, torch.float32), 3, "ram", torch.device(device))
+    rows = CompressedRows(CompressedShape(1, 2, 1, 4, torch.float32), 3, "ram", torch.device(device))
     assert rows.nbytes == 3 * 8 * 4
 
 
@@ -157,7 +157,7 @@ def test_a_pin_that_fails_leaves_no_error_for_the_next_kernel(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "cudart", Cudart)
     monkeypatch.setattr(torch, "zeros", kernel)
-    TwinRows(TwinShape(1, 2, 1, 4, torch.float32), 3, "ram", torch.device("cuda"))
+    CompressedRows(CompressedShape(1, 2, 1, 4, torch.float32), 3, "ram", torch.device("cuda"))
     assert ran == [torch.device("cuda")]
     assert torch.zeros(1, device="cuda").sum() == 0
 

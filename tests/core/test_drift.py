@@ -20,7 +20,7 @@ from packforcing_core.miniature.world import FPS
 from packforcing_core.model.causal import CausalWan
 from packforcing_core.model.ops import TorchOps
 from packforcing_core.recipe.recipe import Recipe
-from packforcing_core.render.parts import build_cache, build_twins
+from packforcing_core.render.parts import build_cache, build_compression
 from packforcing_core.sampler.denoising import BlockDone, Denoising
 from packforcing_core.sampler.rollout import rollout
 from packforcing_core.vae.streaming import StreamingDecoder, to_frames
@@ -60,10 +60,12 @@ def blocks_of(model: CausalWan, vae: WanVAE):
     geometry = VideoGeometry(WIDTH, HEIGHT, fps=16.0, frames_per_block=3, blocks=BLOCKS)
     policy = POLICY_PRESETS["PackForcing"]
     recipe = Recipe(geometry, policy, Denoising.of_family(DEFAULT_FAMILY), seed=0)
-    twins = build_twins(model, vae, None)
+    compression = build_compression(model, vae, None)
     text = word_context("a red circle and a blue square")
     with torch.inference_mode():
-        events = rollout(model, text, build_cache(model, recipe), recipe.noise(), recipe.denoising, BLOCKS, twins=twins)
+        events = rollout(
+            model, text, build_cache(model, recipe), recipe.noise(), recipe.denoising, BLOCKS, compression=compression
+        )
         for event in events:
             if isinstance(event, BlockDone):
                 yield event.latents, event.selection
@@ -91,10 +93,12 @@ def film_of(kv_int8: str, dtype: torch.dtype):
     policy = replace(miniature.MEMORY, kv_int8=kv_int8)
     recipe = Recipe(geometry, policy, Denoising.of_family(miniature.FAMILY), seed=0)
     trained = miniature.load_compressor(dtype=dtype)
-    twins = build_twins(model, vae, trained.high_res if trained else None)
+    compression = build_compression(model, vae, trained.high_res if trained else None)
     text, decoder = miniature.load_text()([miniature.PROMPT]), StreamingDecoder(vae)
     with torch.inference_mode():
-        events = rollout(model, text, build_cache(model, recipe), recipe.noise(), recipe.denoising, BLOCKS, twins=twins)
+        events = rollout(
+            model, text, build_cache(model, recipe), recipe.noise(), recipe.denoising, BLOCKS, compression=compression
+        )
         for event in events:
             if isinstance(event, BlockDone):
                 video = decoder.push(event.latents.to(dtype)) if event.video is None else event.video

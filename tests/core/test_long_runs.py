@@ -16,7 +16,7 @@ from packforcing_core.folder.fingerprint import fingerprint
 from packforcing_core.folder.folder import open_render
 from packforcing_core.geometry import VideoGeometry
 from packforcing_core.recipe.recipe import Recipe
-from packforcing_core.render.parts import build_twins
+from packforcing_core.render.parts import build_compression
 from packforcing_core.render.recording import recorded_events, wanted_manifest
 from packforcing_core.render.writing import VideoJob, WrittenBlock, written_render
 from packforcing_core.sampler.denoising import Denoising
@@ -41,7 +41,7 @@ def test_ten_thousand_blocks_are_flat_in_memory_handles_threads_and_time(tmp_pat
     folder = open_render(tmp_path, "long", "resume", wanted, content, shape)
 
     def source(*, first: int, frugal: bool):
-        return recorded_events(model, recipe, folder, build_twins(model, vae, None), first=first, frugal=frugal)
+        return recorded_events(model, recipe, folder, build_compression(model, vae, None), first=first, frugal=frugal)
 
     job = VideoJob(tmp_path / "long.mp4", VideoFormat(fps=16), 100, vae, "tiny")
     process, started, rows = psutil.Process(), time.process_time(), []

@@ -13,7 +13,7 @@ from packforcing_core.folder.content import Content
 from packforcing_core.folder.folder import open_render
 from packforcing_core.geometry import VideoGeometry
 from packforcing_core.recipe.recipe import Recipe
-from packforcing_core.render.parts import build_twins
+from packforcing_core.render.parts import build_compression
 from packforcing_core.render.recording import recorded_events, wanted_manifest
 from packforcing_core.render.writing import VideoJob, written_render
 from packforcing_core.sampler.denoising import BlockDone
@@ -53,8 +53,8 @@ def events(root: Path, start: str, policy: str, name: str, script: Script = SCRI
     job = VideoJob(root / f"{name}.mp4", VideoFormat("lossless", fps=16), 2, vae, "small")
 
     def source(*, first: int, frugal: bool):
-        twins = build_twins(model, vae, None) if recipe.partitions.bank else None
-        return recorded_events(model, recipe, folder, twins, first=first, frugal=frugal)
+        compression = build_compression(model, vae, None) if recipe.partitions.bank else None
+        return recorded_events(model, recipe, folder, compression, first=first, frugal=frugal)
 
     with torch.inference_mode():
         yield from written_render(folder, recipe, job, source)

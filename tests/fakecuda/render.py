@@ -34,7 +34,7 @@ from packforcing_core.sampler import denoising as denoising_module
 from packforcing_core.sampler import rollout as rollout_module
 from packforcing_core.sampler.denoising import BlockDone, Denoising
 from packforcing_core.sampler.noise import seeded_noise
-from packforcing_core.sampler.rollout import Twins, rollout
+from packforcing_core.sampler.rollout import Compression, rollout
 from packforcing_core.vae.config import VAEConfig
 from packforcing_core.vae.load import channels_last
 from packforcing_core.vae.streaming import StreamingDecoder, encode
@@ -118,7 +118,7 @@ def parts_named(ledger: Ledger) -> Iterator[None]:
     places = [
         (denoising_module, "denoise_block", stepwise),
         (rollout_module, "commit_block", partial(plain, "commit")),
-        (rollout_module, "commit_due_twin", partial(plain, "twin")),
+        (rollout_module, "commit_due_block", partial(plain, "twin")),
         (Compressor, "tokens", partial(plain, "compress")),
     ]
     patches = [patch.object(place, name, wrap(getattr(place, name))) for place, name, wrap in places]
@@ -137,25 +137,25 @@ def plausible_choices(cache: KVCache) -> None:
     cache.mid.recall.read = lambda: [draw.sample(cache.mid.blocks, len(row)) for row in read()]
 
 
-def skip(cache: KVCache, twins: Twins | None, tokens: Tensor, blocks: int) -> None:
+def skip(cache: KVCache, compression: Compression | None, tokens: Tensor, blocks: int) -> None:
     """Lets `blocks` blocks pass without the model."""
     shape, frames = cache.shape, cache.partitions.frames_per_block
     sizes = (shape.batch, shape.tokens_per_frame * frames, shape.heads, shape.head_dim)
     made = [torch.empty(sizes, dtype=shape.dtype, device=DEVICE) for _ in range(3)]
     for _ in range(blocks):
         view = cache.begin_block()
-        if twins:
-            twins.waiting[view.block] = tokens
+        if compression:
+            compression.waiting[view.block] = tokens
         with cache.commit(view) as writer:
             for layer in range(shape.layers):
                 writer.keep(layer, *made)
-        if cache.due_twin is None:
+        if cache.due_block is None:
             continue
-        for block in [b for b in twins.waiting if b <= cache.due_twin]:
-            del twins.waiting[block]
-        with cache.commit_twin() as writer:
+        for block in [b for b in compression.waiting if b <= cache.due_block]:
+            del compression.waiting[block]
+        with cache.commit_compressed() as writer:
             for layer in range(shape.layers):
-                writer.keep(layer, *(rows[:, : shape.twin_tokens] for rows in made))
+                writer.keep(layer, *(rows[:, : shape.compressed_tokens] for rows in made))
 
 
 class Undecoded:
@@ -170,14 +170,16 @@ def counted_block(case: Case, build: Callable[[Case], CausalWan] = fake_model) -
     with fake_cuda() as ledger, torch.no_grad(), parts_named(ledger):
         recipe, model = case.recipe, build(case)
         prompt = torch.empty(1, case.config.text_len, case.config.text_dim)
-        cache, shape, twins = build_cache(model, recipe), recipe.geometry.block_shape, None
-        tokens = torch.empty(1, recipe.geometry.twin_tokens, case.config.dim, dtype=case.dtype, device=DEVICE)
+        cache, shape, compression = build_cache(model, recipe), recipe.geometry.block_shape, None
+        tokens = torch.empty(1, recipe.geometry.compressed_tokens, case.config.dim, dtype=case.dtype, device=DEVICE)
         if recipe.partitions.bank:
             plausible_choices(cache)
             vae = fake_vae(case.dtype)
-            twins = Twins(Compressor(model, "low_res", encode=partial(encode, vae)), Undecoded())
-        skip(cache, twins, tokens, case.block - 1)
-        events = rollout(model, prompt, cache, seeded_noise(0, shape), recipe.denoising, case.block + 2, twins=twins)
+            compression = Compression(Compressor(model, "low_res", encode=partial(encode, vae)), Undecoded())
+        skip(cache, compression, tokens, case.block - 1)
+        events = rollout(
+            model, prompt, cache, seeded_noise(0, shape), recipe.denoising, case.block + 2, compression=compression
+        )
         _run_block(events, case.block - 1)  # What follows finds the slots as a render leaves them.
         ledger.forget_counts()
         ledger.peak = ledger.live

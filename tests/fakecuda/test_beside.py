@@ -9,7 +9,7 @@ import torch
 
 from packforcing_core.cache.config import PackForcing
 from packforcing_core.queued import SideStream
-from packforcing_core.render.parts import build_cache, build_twins
+from packforcing_core.render.parts import build_cache, build_compression
 from packforcing_core.sampler import rollout as rollout_module
 from packforcing_core.sampler.denoising import BlockDone
 from packforcing_core.sampler.noise import seeded_noise
@@ -34,11 +34,11 @@ def rendered(device: torch.device, waits: bool = True) -> Ledger:
         model = fake_model(case)
         cache = build_cache(model, case.recipe)
         plausible_choices(cache)
-        twins = build_twins(model, fake_vae(device=device, config=SHALLOW), None)
+        compression = build_compression(model, fake_vae(device=device, config=SHALLOW), None)
         noise = seeded_noise(0, case.recipe.geometry.block_shape)
         prompt = torch.empty(1, case.config.text_len, case.config.text_dim)
         ledger.forget_counts()
-        for event in rollout(model, prompt, cache, noise, case.recipe.denoising, BLOCKS, twins=twins):
+        for event in rollout(model, prompt, cache, noise, case.recipe.denoising, BLOCKS, compression=compression):
             if isinstance(event, BlockDone):
                 assert event.video.device == device
                 event.video.cpu()

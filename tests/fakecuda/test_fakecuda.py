@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
-from packforcing_core.cache.bank import LayerBank, TwinShape
+from packforcing_core.cache.bank import CompressedShape, LayerBank
 from packforcing_core.queued import SideStream
 from tests.fakecuda.device import DEVICE, fake_cuda
 
@@ -140,7 +140,7 @@ def test_the_host_must_not_write_what_a_copy_still_reads():
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_bank_that_is_read_before_it_has_arrived_is_reported(waits):
     with fake_cuda() as ledger, torch.no_grad():
-        shape = TwinShape(1, 182, 12, 128, torch.bfloat16)
+        shape = CompressedShape(1, 182, 12, 128, torch.bfloat16)
         bank = LayerBank(shape, 4, "ram", DEVICE, SideStream(DEVICE))
         keys, values, to_keys, to_values = (
             torch.zeros(shape.sizes, dtype=torch.bfloat16, device=DEVICE) for _ in range(4)

@@ -19,7 +19,7 @@ from packforcing_core.laboratory.bench.clock import seconds_of
 from packforcing_core.laboratory.bench.subject import Scale, build_model, build_vae
 from packforcing_core.model.config import WanConfig
 from packforcing_core.recipe.recipe import Recipe
-from packforcing_core.render.parts import build_twins, latent_events
+from packforcing_core.render.parts import build_compression, latent_events
 from packforcing_core.render.writing import WrittenBlock, written_events
 from packforcing_core.sampler.denoising import BlockDone, Denoising
 from packforcing_core.vae import streaming
@@ -112,7 +112,7 @@ def _latents(device: torch.device, policy: PackForcing, blocks: int = 8) -> tupl
     recipe = Recipe(geometry, policy, Denoising.of_family(replace(DEFAULT_FAMILY, frames_per_block=2)), 0)
     text = numbers(CPU, 1, SMALL.config.text_len, SMALL.config.text_dim)
     with torch.no_grad():
-        events = latent_events(model, text, recipe, twins=build_twins(model, vae, None))
+        events = latent_events(model, text, recipe, compression=build_compression(model, vae, None))
         done = [event for event in events if isinstance(event, BlockDone)]
     return torch.cat([each.latents for each in done], dim=2), done
 

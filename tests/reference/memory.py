@@ -34,7 +34,7 @@ def at_time(positions: Tensor, time: float | Tensor) -> Tensor:
     return moved
 
 
-def twin_positions(frames: int, grid: tuple[int, int], span: float) -> Tensor:
+def compressed_positions(frames: int, grid: tuple[int, int], span: float) -> Tensor:
     """[N_c, 3] of a twin that starts at time 0: centres of the regions that its tokens stand for."""
     height, width = grid
     rows, columns = max(1, 2 * height // 8), max(1, 2 * width // 8)
@@ -82,7 +82,7 @@ class PackForcingOracle:
         self.top_k, self.bank, self.span, self.grid = top_k, bank, span, grid
         self.n = grid[0] * grid[1]
         self.made = [{} for _ in range(layers)]  # (layer) frame -> (q, k, v)
-        self.twins = [{} for _ in range(layers)]  # (layer) block -> (k, v)
+        self.compressed = [{} for _ in range(layers)]  # (layer) block -> (k, v)
         self.selected = [{} for _ in range(layers)]  # (layer) block -> chosen blocks; a test may give them
         self.own = [{} for _ in range(layers)]  # (layer) block -> the blocks that it chooses itself
         self.scores = [{} for _ in range(layers)]
@@ -125,9 +125,9 @@ class PackForcingOracle:
             self._add(keys, values, "sink", *self.made[layer][frame][1:], grid_positions([time], self.grid))
             time += 1
         time += gap
-        offsets = twin_positions(self.per_block, self.grid, self.span)
+        offsets = compressed_positions(self.per_block, self.grid, self.span)
         for block in chosen:
-            self._add(keys, values, "mid", *self.twins[layer][block], at_time(offsets, offsets[:, 0] + time))
+            self._add(keys, values, "mid", *self.compressed[layer][block], at_time(offsets, offsets[:, 0] + time))
             time += self.span
         return keys, values, time
 
@@ -141,14 +141,14 @@ class PackForcingOracle:
         values.append(rounded(v) if int8 else v)
 
     def _attend_twin(self, layer, q, k, v):
-        chosen = [b for b in self.selected[layer][self.block] if b in self.twins[layer]]
+        chosen = [b for b in self.selected[layer][self.block] if b in self.compressed[layer]]
         keys, values, time = self._sink_and_mid(layer, chosen, self.block * self.per_block)
-        offsets = twin_positions(self.per_block, self.grid, self.span)
+        offsets = compressed_positions(self.per_block, self.grid, self.span)
         own = at_time(offsets, offsets[:, 0] + time)
         out = plain_attention(rope(q, own), torch.cat([*keys, rope(k, own)], 1), torch.cat([*values, v], 1))
-        if len(self.twins[layer]) == self.bank:
-            del self.twins[layer][min(self.twins[layer])]
-        self.twins[layer][self.block] = k, v
+        if len(self.compressed[layer]) == self.bank:
+            del self.compressed[layer][min(self.compressed[layer])]
+        self.compressed[layer][self.block] = k, v
         return out
 
     def _select(self, layer, q):
@@ -157,8 +157,10 @@ class PackForcingOracle:
         queries = [rope(x, spatial) for x in q.split(self.n, dim=1)]
         recent = range(max(self.sink, first - self.recent), first)
         queries += [rope(self.made[layer][frame][0], spatial) for frame in recent]
-        offsets = at_time(twin_positions(self.per_block, self.grid, self.span), 0.0)
-        scores = {b: affinity(torch.cat(queries, dim=1), rope(k, offsets)) for b, (k, _) in self.twins[layer].items()}
+        offsets = at_time(compressed_positions(self.per_block, self.grid, self.span), 0.0)
+        scores = {
+            b: affinity(torch.cat(queries, dim=1), rope(k, offsets)) for b, (k, _) in self.compressed[layer].items()
+        }
         self.scores[layer][self.block] = scores
         best = sorted(scores, key=lambda b: (scores[b], b), reverse=True)[: self.top_k]
         return sorted(best)

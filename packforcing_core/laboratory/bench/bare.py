@@ -43,8 +43,8 @@ class BarePasses:
         self._twin: StaticHistory | None = None
         if cache.mid:
             recent = cache.partitions.recent_frames + frames
-            seen_by_twin = seen - recent * shape.tokens_per_frame + shape.twin_tokens
-            spatial, one = cache.mid.twin_rope.rotation(0), keys[:, :, :seen_by_twin]
+            seen_by_compressed = seen - recent * shape.tokens_per_frame + shape.compressed_tokens
+            spatial, one = cache.mid.compressed_rope.rotation(0), keys[:, :, :seen_by_compressed]
             self._twin = StaticHistory(one[0], one[1], spatial, model.attention)
 
     @torch.no_grad()
@@ -54,5 +54,5 @@ class BarePasses:
             model.flow(latents, frame_timesteps(timestep, latents), text, self._block)
         model.commit(latents, frame_timesteps(0.0, latents), text, self._block)
         if self._twin:
-            tokens = self._stream.twins.compressor.tokens(latents, None, False)
+            tokens = self._stream.compression.compressor.tokens(latents, None, False)
             model.commit_tokens(tokens, torch.zeros(tokens.shape[0], 1), text, self._twin)

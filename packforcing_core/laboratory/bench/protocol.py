@@ -161,7 +161,7 @@ def _beside(plan: Plan, model: CausalWan, vae) -> float:
             stream.noise,
             stream.denoising,
             blocks + 1,
-            twins=replace(stream.twins, decoder=stream.decoder),
+            compression=replace(stream.compression, decoder=stream.decoder),
             stop=blocks,
         )
         film = written_events(events, StreamingDecoder(vae), _Discard(), blocks_per_segment=blocks)

@@ -30,7 +30,7 @@ from ...recipe.recipe import Recipe
 from ...render.parts import build_cache
 from ...sampler.denoising import Denoising, denoise_block
 from ...sampler.noise import seeded_noise
-from ...sampler.rollout import Twins, commit_block, commit_due_twin
+from ...sampler.rollout import Compression, commit_block, commit_due_block
 from ...vae.config import VAEConfig
 from ...vae.load import channels_last
 from ...vae.streaming import StreamingDecoder, encode, to_frames
@@ -180,9 +180,9 @@ class Stream:
         generator = torch.Generator().manual_seed(SEED)
         self.context = random_text(scale)
         self.text = model.encode_text(self.context)
-        self.twins = Twins(_compressor(model, scale, vae))
+        self.compression = Compression(_compressor(model, scale, vae))
         self._latents = torch.randn(scale.geometry.block_shape, generator=generator).to(model.device)
-        tokens = self.cache.shape.twin_tokens
+        tokens = self.cache.shape.compressed_tokens
         self._tokens = torch.randn(1, tokens, scale.config.dim, generator=generator).to(model.device, model.dtype)
         self._there: tuple[KVCache, dict[int, Tensor]] | None = None
 
@@ -210,9 +210,9 @@ class Stream:
         commit_block(self.model, self.text, self.cache, view, latents, self.denoising.context_noise)
         laps.mark("commit")
         if self.cache.mid:
-            self.twins.waiting[view.block] = self.twins.compressor.tokens(latents, video, view.block == 0)
+            self.compression.waiting[view.block] = self.compression.compressor.tokens(latents, video, view.block == 0)
             laps.mark("compress")
-            commit_due_twin(self.model, self.text, self.cache, self.twins.waiting)
+            commit_due_block(self.model, self.text, self.cache, self.compression.waiting)
             laps.mark("twin")
 
     def placed(self, number: int) -> Stream:
@@ -226,7 +226,7 @@ class Stream:
 
     def stay(self) -> Stream:
         """This stream, which `again` brings back to here."""
-        self._there = copy.deepcopy(self.cache), dict(self.twins.waiting)
+        self._there = copy.deepcopy(self.cache), dict(self.compression.waiting)
         return self
 
     def again(self) -> None:
@@ -235,8 +235,8 @@ class Stream:
             raise PackForcingError("The stream was not told to stay anywhere.")
         cache, waiting = self._there
         self.cache = copy.deepcopy(cache)
-        self.twins.waiting.clear()
-        self.twins.waiting.update(waiting)
+        self.compression.waiting.clear()
+        self.compression.waiting.update(waiting)
 
     @torch.no_grad()
     def skip(self, blocks: int) -> None:
@@ -250,16 +250,16 @@ class Stream:
         made = torch.randn(sizes, generator=generator, device=self.model.device, dtype=shape.dtype)
         for _ in range(blocks):
             view = cache.begin_block()
-            self.twins.waiting[view.block] = self._tokens
+            self.compression.waiting[view.block] = self._tokens
             with cache.commit(view) as writer:
                 for layer in range(shape.layers):
                     writer.keep(layer, *made)
-            if cache.due_twin is not None:
-                for block in [b for b in self.twins.waiting if b <= cache.due_twin]:
-                    del self.twins.waiting[block]
-                with cache.commit_twin() as writer:
+            if cache.due_block is not None:
+                for block in [b for b in self.compression.waiting if b <= cache.due_block]:
+                    del self.compression.waiting[block]
+                with cache.commit_compressed() as writer:
                     for layer in range(shape.layers):
-                        writer.keep(layer, *made[:, :, : shape.twin_tokens])
+                        writer.keep(layer, *made[:, :, : shape.compressed_tokens])
 
 
 def _compressor(model: CausalWan, scale: Scale, vae: WanVAE | None) -> Compressor:

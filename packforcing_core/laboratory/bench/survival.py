@@ -14,7 +14,7 @@ import torch
 from ...folder.content import Content
 from ...folder.folder import RenderFolder, open_render
 from ...model.causal import CausalWan
-from ...render.parts import build_cache, build_twins
+from ...render.parts import build_cache, build_compression
 from ...render.recording import Replayed, recorded_events, wanted_manifest
 from ...sampler.denoising import BlockDone, Event
 from ...sampler.rollout import rollout
@@ -42,22 +42,24 @@ class _Renders:
 
     def bare(self) -> _Events:
         cache, recipe = build_cache(self.model, self.recipe), self.recipe
-        blocks, twins = recipe.geometry.blocks, self._twins()
-        return rollout(self.model, self._script, cache, recipe.noise(), recipe.denoising, blocks, twins=twins)
+        blocks, compression = recipe.geometry.blocks, self._compression()
+        return rollout(
+            self.model, self._script, cache, recipe.noise(), recipe.denoising, blocks, compression=compression
+        )
 
     def recorded(self, name: str = "", first: int = 0) -> _Events:
         """In the folder `name`, by default a new one."""
         self._count += 1
         folder = self._open(name or f"render-{self._count}")
-        return recorded_events(self.model, self.recipe, folder, self._twins(), first=first)
+        return recorded_events(self.model, self.recipe, folder, self._compression(), first=first)
 
     def _open(self, name: str) -> RenderFolder:
         content = Content(self._script)
         wanted = wanted_manifest(self.recipe, {"model": "random"}, content, self.model.device)
         return open_render(self.root, name, "resume", wanted, content, self.recipe.geometry.block_shape)
 
-    def _twins(self):
-        return build_twins(self.model, self._vae, self._high_res)
+    def _compression(self):
+        return build_compression(self.model, self._vae, self._high_res)
 
 
 def survival(plan: Plan, model: CausalWan) -> dict[str, Any]:

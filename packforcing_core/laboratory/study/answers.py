@@ -21,7 +21,7 @@ from ...sampler.start import Start
 from ...vae.streaming import StreamingDecoder, encode, to_frames
 from .recall import MADE_BLOCKS, Question, drawn, recalled
 from .rows import FRAMES_PER_BLOCK, SINK, Row
-from .subject import Subject, twins_of
+from .subject import Subject, compression_of
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,12 @@ def made_blocks(
     """The blocks from `first` on, with their videos, after those that the recipe has been given. What they select of
     the bank's blocks they are `told`, given how many; otherwise they choose.
     """
-    cache, twins = build_cache(subject.model, recipe), twins_of(subject, row, decoder)
+    cache, compression = build_cache(subject.model, recipe), compression_of(subject, row, decoder)
     known, blocks = {done.block: done for done in recipe.given}, recipe.geometry.blocks
     make = partial(rollout, subject.model, subject.texts([prompt]), cache, recipe.noise(), recipe.denoising, blocks)
     with torch.inference_mode():
-        for event in make(known.get, twins, stop=first):
-            if twins is None and isinstance(event, BlockDone):
+        for event in make(known.get, compression, stop=first):
+            if compression is None and isinstance(event, BlockDone):
                 decoder.push(event.latents)
         begin = cache.begin_block
         if told:
@@ -135,7 +135,7 @@ def made_blocks(
             cache.begin_block = lambda selection=None, blocks=1: begin(  # type: ignore[method-assign]
                 selection or _told(cache, told), blocks
             )
-        for event in make(known.get, twins):
+        for event in make(known.get, compression):
             if isinstance(event, BlockDone):
                 yield event if event.video is not None else replace(event, video=decoder.push(event.latents))
 

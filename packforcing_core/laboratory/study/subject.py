@@ -21,7 +21,7 @@ from ...model.causal import CausalWan
 from ...recipe.recipe import Recipe
 from ...render.parts import latent_events
 from ...sampler.denoising import BlockDone, Denoising
-from ...sampler.rollout import Twins
+from ...sampler.rollout import Compression
 from ...vae.decoders import Decoder
 from ...vae.streaming import StreamingDecoder, encode, to_frames
 from ...vae.wan_vae import WanVAE
@@ -90,20 +90,20 @@ def render_row(subject: Subject, row: Row, case: Case, seconds: float) -> np.nda
 
 def video_frames(subject: Subject, row: Row, prompt: str, recipe: Recipe, decoder: Decoder) -> np.ndarray:
     """The frames uint8 [T, 64, 128, 3] of a recipe with a row's compressor, given blocks and all."""
-    twins = twins_of(subject, row, decoder)
+    compression = compression_of(subject, row, decoder)
     frames = []
     with torch.inference_mode():
-        for event in latent_events(subject.model, subject.texts([prompt]), recipe, twins=twins):
+        for event in latent_events(subject.model, subject.texts([prompt]), recipe, compression=compression):
             if isinstance(event, BlockDone):
                 video = decoder.push(event.latents) if event.video is None else event.video
                 frames.append(to_frames(video))
     return np.concatenate(frames)
 
 
-def twins_of(subject: Subject, row: Row, decoder: Decoder) -> Twins | None:
+def compression_of(subject: Subject, row: Row, decoder: Decoder) -> Compression | None:
     """What makes a row's compressed blocks; None where it has none."""
     if row.branches is None:
         return None
     high_res = subject.high_res if row.needs_training else None
     encoder = partial(encode, subject.vae)
-    return Twins(Compressor(subject.model, row.branches, high_res=high_res, encode=encoder), decoder)
+    return Compression(Compressor(subject.model, row.branches, high_res=high_res, encode=encoder), decoder)

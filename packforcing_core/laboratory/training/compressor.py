@@ -30,7 +30,7 @@ from .flow import Batches, CausalStage, autocast, noised
 from .functional_cache import FunctionalCache, FunctionalView, SideBySide, teacher_forced_views
 from .learner import Optimisation
 from .loop import Update
-from .parts import seen_twins
+from .parts import seen_compressed
 from .randomness import SampleNoise
 
 
@@ -63,7 +63,7 @@ def block_of(latents: Tensor, block: int, frames_per_block: int) -> Tensor:
     return latents[:, :, block * frames_per_block : (block + 1) * frames_per_block]
 
 
-def twin_tokens(
+def compressed_tokens(
     model: CausalWan,
     high_res: HighRes | None,
     latents: Tensor,
@@ -124,7 +124,7 @@ class TwinsStage(CausalStage):
     def flow(self, history: Tensor, x: Tensor, sigma: Tensor, batch: LatentBatch, policy: Policy) -> Tensor:
         plan, seen = self.plan(policy, history.shape[2] // self.frames_per_block)
         small = small_latents(batch, plan.twins, self.frames_per_block, self.vae)
-        twins = twin_tokens(self.model, self.high_res, history, small, self.frames_per_block)
+        twins = compressed_tokens(self.model, self.high_res, history, small, self.frames_per_block)
         before = padded(self.model.embed(history), twins.values(), plan.padding_tokens)
         clean = sigma.new_zeros(len(sigma), history.shape[2] + plan.twin_frames)
         timesteps = torch.cat((clean, 1000 * sigma), dim=1)
@@ -221,9 +221,9 @@ class CompressorStage:
     def views(self, policy: Policy, text: list[TextKV], batch: LatentBatch) -> list[FunctionalView]:
         """What every block of the clean clip sees under `policy`; the gradient goes through its compressed blocks."""
         cache, x0 = self._cache(policy), batch.latents.to(self.model.device)
-        twins = seen_twins(cache.partitions, x0.shape[2] // self.frames_per_block)
+        twins = seen_compressed(cache.partitions, x0.shape[2] // self.frames_per_block)
         small = small_latents(batch, twins, self.frames_per_block, self.vae)
-        tokens = twin_tokens(self.model, self.high_res, x0, small, self.frames_per_block)
+        tokens = compressed_tokens(self.model, self.high_res, x0, small, self.frames_per_block)
         return teacher_forced_views(self.model, text, cache, x0, tokens.__getitem__)
 
     def _cache(self, policy: Policy) -> FunctionalCache:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...cache.config import Policy
 from ...model.causal import CausalWan, TextKV
 from ...sampler.schedule import Schedule
-from .compressor import TwinsStage, small_latents, twin_tokens
+from .compressor import TwinsStage, compressed_tokens, small_latents
 from .data import LatentBatch
 from .flow import autocast, noised
 from .functional_cache import FunctionalCache, SideBySide, teacher_forced_views
@@ -86,7 +86,7 @@ class DistillationStage(TwinsStage):
         plan, _ = self.plan(policy, history.shape[2] // self.frames_per_block)
         cache = FunctionalCache(plan.partitions, self.teacher.config.num_layers, self.rope, self.teacher.attention)
         small = small_latents(batch, plan.twins, self.frames_per_block, self.vae)
-        tokens = twin_tokens(self.teacher, self.high_res, history, small, self.frames_per_block)
+        tokens = compressed_tokens(self.teacher, self.high_res, history, small, self.frames_per_block)
         return text, SideBySide(teacher_forced_views(self.teacher, text, cache, history, tokens.__getitem__))
 
     def _teacher_flow(self, x: Tensor, sigma: Tensor, text: list[TextKV], history: SideBySide) -> Tensor:

@@ -5,11 +5,11 @@
     flow = model.flow(x, ..., view)       # with or without a graph, as often as wanted, also after later commits
     with cache.commit(view) as writer:    # the block's keys and values are kept detached
         model.commit(x0, ..., writer)
-    if cache.due_twin is not None:        # the compressed block's keys and values keep the graph of this pass
-        with cache.commit_twin() as writer:
+    if cache.due_block is not None:        # the compressed block's keys and values keep the graph of this pass
+        with cache.commit_compressed() as writer:
             model.commit_tokens(tokens, ..., writer)
 
-The calls are those of `KVCache`, so the sampler's `commit_block` and `commit_due_twin` serve both. A view holds what
+The calls are those of `KVCache`, so the sampler's `commit_block` and `commit_due_block` serve both. A view holds what
 was there when it began: a clip may commit all its clean blocks first and denoise them afterwards, each through its own
 view.
 """
@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...attention import Attention, sdpa
 from ...cache.cache import Selection
-from ...cache.mid import Choice, TwinRope
+from ...cache.mid import Choice, CompressedRope
 from ...cache.partitions import BankPlan, BlockWindow, Partitions, Placement
 from ...cache.select import SELECTORS, Question, choose
 from ...errors import PackForcingError
@@ -84,11 +84,11 @@ class FunctionalCache:
         self.partitions, self.layers, self.rope, self.attention = partitions, layers, rope, attention
         self.recompute = recompute
         self.bank = partitions.bank
-        self.twin_rope = TwinRope(rope, self.bank, partitions.frames_per_block) if self.bank else None
+        self.compressed_rope = CompressedRope(rope, self.bank, partitions.frames_per_block) if self.bank else None
         self.tokens_per_frame = rope.grid[0] * rope.grid[1]
         self.spatial = rope.spatial(partitions.frames_per_block)
         self.committed_frames = 0
-        self.due_twin: int | None = None
+        self.due_block: int | None = None
         # Replaced, never changed: views hold on to those they began with.
         self.past: Mapping[int, tuple[Rows, ...]] = {}
         self.twins: Mapping[int, tuple[Rows, ...]] = {}
@@ -97,11 +97,11 @@ class FunctionalCache:
         self.query_totals: Mapping[int, tuple[Tensor, int]] = {}
 
     @property
-    def compressed(self) -> tuple[BankPlan, TwinRope]:
+    def compressed(self) -> tuple[BankPlan, CompressedRope]:
         """The plan of the compressed blocks and their coordinates; PackForcingError where the policy has none."""
-        if self.bank is None or self.twin_rope is None:
+        if self.bank is None or self.compressed_rope is None:
             raise PackForcingError("This policy keeps no compressed blocks.")
-        return self.bank, self.twin_rope
+        return self.bank, self.compressed_rope
 
     @property
     def next_block(self) -> int:
@@ -110,8 +110,8 @@ class FunctionalCache:
 
     def begin_block(self, selection: Selection | None = None) -> FunctionalView:
         """The view of the next block; with `selection`, what an earlier run selected."""
-        if self.due_twin is not None:
-            raise PackForcingError(f"Block {self.due_twin} is due for compression; commit that first.")
+        if self.due_block is not None:
+            raise PackForcingError(f"Block {self.due_block} is due for compression; commit that first.")
         window = self.partitions.window(self.committed_frames, len(self.twins))
         return FunctionalView(self, window, selection)
 
@@ -135,22 +135,22 @@ class FunctionalCache:
             selection = view.selection()
             self._selected_by[view.block] = selection
             leaving = newest - frames
-            self.due_twin = leaving // frames if leaving >= partitions.sink_frames else None
+            self.due_block = leaving // frames if leaving >= partitions.sink_frames else None
 
     @contextmanager
-    def commit_twin(self) -> Iterator[FunctionalTwinWriter]:
-        """A writer for the pass over the compressed tokens of block `due_twin`; what it keeps has its graph."""
-        if self.bank is None or self.due_twin is None:
-            raise PackForcingError("No block is due for compression; commit blocks until `due_twin` names one.")
-        selection = self._selected_by.pop(self.due_twin)
+    def commit_compressed(self) -> Iterator[FunctionalCompressedWriter]:
+        """A writer for the pass over the compressed tokens of block `due_block`; what it keeps has its graph."""
+        if self.bank is None or self.due_block is None:
+            raise PackForcingError("No block is due for compression; commit blocks until `due_block` names one.")
+        selection = self._selected_by.pop(self.due_block)
         choices = [tuple(block for block in choice if block in self.twins) for choice in selection]
-        writer = FunctionalTwinWriter(self, choices)
+        writer = FunctionalCompressedWriter(self, choices)
         yield writer
         twins = dict(self.twins)
         if len(twins) == self.bank.bank_blocks:
             del twins[min(twins)]
-        self.twins = {**twins, self.due_twin: writer.rows()}
-        self.due_twin = None
+        self.twins = {**twins, self.due_block: writer.rows()}
+        self.due_block = None
 
     def _counted(self, block: int) -> Mapping[int, tuple[Tensor, int]]:
         """The totals with the queries of `block`, which was just committed."""
@@ -286,7 +286,7 @@ class FunctionalWriter(Keeper):
         self._kept[layer] = Rows(rotate(k, cache.spatial), v.detach(), sums)
 
 
-class FunctionalTwinWriter(Keeper):
+class FunctionalCompressedWriter(Keeper):
     """The pass over a compressed block: it sees the sink, the mid blocks that its block had selected and that are
     still there, and itself, at the place behind them.
     """
@@ -361,12 +361,12 @@ def teacher_forced_views(
         views.append(cache.begin_block())
         with torch.no_grad():
             commit_block(model, text, cache, views[-1], block, 0.0)
-        if tokens is not None and cache.due_twin is not None:
-            commit_twin(model, text, cache, tokens(cache.due_twin))
+        if tokens is not None and cache.due_block is not None:
+            commit_compressed(model, text, cache, tokens(cache.due_block))
     return [*views, cache.begin_block()]
 
 
-def commit_twin(model: CausalWan, text: list[TextKV], cache: FunctionalCache, tokens: Tensor) -> None:
+def commit_compressed(model: CausalWan, text: list[TextKV], cache: FunctionalCache, tokens: Tensor) -> None:
     """Brings the compressed block that is due, of hidden `tokens` [B, N_c, D], into the bank."""
-    with cache.commit_twin() as writer:
+    with cache.commit_compressed() as writer:
         model.commit_tokens(tokens, torch.zeros(tokens.shape[0], 1), text, writer)

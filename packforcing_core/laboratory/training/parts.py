@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...attention import Attention, sdpa
-from ...cache.mid import TwinRope
+from ...cache.mid import CompressedRope
 from ...cache.partitions import BankPlan, Partitions
 from ...errors import PackForcingError
 from ...rope import GridRope, Rotation, rotate
@@ -85,16 +85,16 @@ class PartsHistory(Repeatable):
         return torch.cat(outputs, dim=1)
 
 
-def made_twins(partitions: Partitions, block: int) -> int:
+def compressed_blocks(partitions: Partitions, block: int) -> int:
     """How many compressed blocks there have been when `block` begins."""
     left = block * partitions.frames_per_block - partitions.past_frames
     return max(0, left // partitions.frames_per_block) if partitions.bank else 0
 
 
-def seen_twins(partitions: Partitions, blocks: int) -> range:
+def seen_compressed(partitions: Partitions, blocks: int) -> range:
     """The blocks whose compressed forms some block of a clip of `blocks` blocks sees."""
     first = partitions.sink_frames // partitions.frames_per_block
-    return range(first, first + made_twins(partitions, blocks - 1))
+    return range(first, first + compressed_blocks(partitions, blocks - 1))
 
 
 class PartsPlan:
@@ -109,7 +109,9 @@ class PartsPlan:
         self.partitions, self.blocks, self.rope = partitions, blocks, rope
         self.tokens_per_frame = rope.grid[0] * rope.grid[1]
         self.block_tokens = partitions.frames_per_block * self.tokens_per_frame
-        self.twin_rope = TwinRope(rope, partitions.bank, partitions.frames_per_block) if partitions.bank else None
+        self.compressed_rope = (
+            CompressedRope(rope, partitions.bank, partitions.frames_per_block) if partitions.bank else None
+        )
         self._rotations: dict[tuple, Rotation] = {}
         if partitions.rule:
             raise PackForcingError(
@@ -118,15 +120,15 @@ class PartsPlan:
             )
 
     @property
-    def _compressed(self) -> tuple[BankPlan, TwinRope]:
-        if self.partitions.bank is None or self.twin_rope is None:
+    def _compressed(self) -> tuple[BankPlan, CompressedRope]:
+        if self.partitions.bank is None or self.compressed_rope is None:
             raise PackForcingError("This policy keeps no compressed blocks.")
-        return self.partitions.bank, self.twin_rope
+        return self.partitions.bank, self.compressed_rope
 
     @property
     def twins(self) -> range:
         """The blocks whose compressed forms some block of the clip sees."""
-        return seen_twins(self.partitions, self.blocks)
+        return seen_compressed(self.partitions, self.blocks)
 
     def parts(self, noisy_copies: int = 1) -> list[Part]:
         """Clean blocks, compressed blocks and the noisy blocks of every copy."""
@@ -142,15 +144,15 @@ class PartsPlan:
     @property
     def twin_frames(self) -> int:
         """Frames' worth of tokens that the compressed blocks and the padding behind them take."""
-        return -(-self._twin_tokens // self.tokens_per_frame)
+        return -(-self._compressed_tokens // self.tokens_per_frame)
 
     @property
     def padding_tokens(self) -> int:
-        return -self._twin_tokens % self.tokens_per_frame
+        return -self._compressed_tokens % self.tokens_per_frame
 
     @property
-    def _twin_tokens(self) -> int:
-        return self.twin_rope.tokens * len(self.twins) if self.twin_rope else 0
+    def _compressed_tokens(self) -> int:
+        return self.compressed_rope.tokens * len(self.twins) if self.compressed_rope else 0
 
     def _padding(self, end: int) -> list[Part]:
         tokens = self.padding_tokens
@@ -158,7 +160,7 @@ class PartsPlan:
         return [Part(Reading(slice(end - tokens, end), rotation))] if tokens else []
 
     def _block(self, block: int, start: int) -> Part:
-        banked = made_twins(self.partitions, block)
+        banked = compressed_blocks(self.partitions, block)
         window = self.partitions.window(block * self.partitions.frames_per_block, banked)
         past = sorted((p.frame, p.position) for p in window.past)
         frames_per_block = self.partitions.frames_per_block
@@ -178,15 +180,15 @@ class PartsPlan:
         bank, and itself.
         """
         sink, block, (bank, _) = self.partitions.sink_frames, self.partitions.frames_per_block, self._compressed
-        seen = self._seen_twins(self.twins[index])
+        seen = self._seen_compressed(self.twins[index])
         seen = range(max(seen.start, index - bank.bank_blocks), seen.stop)
         sees = [self._frames([(first + i, first + i) for i in range(block)]) for first in range(0, sink, block)]
         sees += [self._twin_reading(i, sink + at * bank.mid_span) for at, i in enumerate(seen)]
         return Part(self._twin_reading(index, sink + len(seen) * bank.mid_span), tuple(sees))
 
-    def _seen_twins(self, block: int) -> range:
+    def _seen_compressed(self, block: int) -> range:
         """Which compressed blocks `block` sees: the newest, where there are more than it may see."""
-        banked = made_twins(self.partitions, block)
+        banked = compressed_blocks(self.partitions, block)
         return range(max(0, banked - self._compressed[0].top_k_blocks), banked)
 
     def _twin_reading(self, index: int, position: float) -> Reading:

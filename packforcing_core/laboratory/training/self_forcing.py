@@ -25,8 +25,8 @@ from ...sampler.rollout import commit_block
 from ...sampler.schedule import Schedule
 from ...vae.streaming import StreamingDecoder, encode
 from ...vae.wan_vae import WanVAE
-from .functional_cache import FunctionalCache, FunctionalView, commit_twin
-from .parts import seen_twins
+from .functional_cache import FunctionalCache, FunctionalView, commit_compressed
+from .parts import seen_compressed
 
 PAPERS_MEMORY = PackForcing(mid_span=FULL_SPAN)
 FOUR_STEPS = Schedule.warped((1000.0, 750.0, 500.0, 250.0), shift=5.0)
@@ -61,7 +61,7 @@ class SelfForcing:
     def _rollout(self, text: list[TextKV], draw: Draw, exits: Sequence[int]) -> Tensor:
         partitions = self.memory.partitions(self.frames_per_block)
         cache = FunctionalCache(partitions, self.model.config.num_layers, self.rope, self.model.attention)
-        twins = Twins(self, seen_twins(partitions, len(exits)))
+        twins = Twins(self, seen_compressed(partitions, len(exits)))
         made: list[Tensor] = []
         for block, step in enumerate(exits):
             view = cache.begin_block()
@@ -71,8 +71,8 @@ class SelfForcing:
                 with torch.no_grad():
                     commit_block(self.model, text, cache, view, clean, 0.0)
                     twins.push(block, clean)
-                if cache.due_twin is not None:
-                    commit_twin(self.model, text, cache, twins.tokens(cache.due_twin))
+                if cache.due_block is not None:
+                    commit_compressed(self.model, text, cache, twins.tokens(cache.due_block))
         return torch.cat(made, dim=2)
 
     def _denoised(self, text: list[TextKV], view: FunctionalView, draw: Draw, last: int) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from packforcing_core.cache.bank import TwinRows, TwinShape
+from packforcing_core.cache.bank import CompressedRows, CompressedShape
 from packforcing_core.cache.config import PackForcing
 from packforcing_core.cache.select import SELECTORS, Question, choose
 from packforcing_core.errors import PackForcingError
@@ -18,7 +18,7 @@ SHAPE = (CONFIG.num_heads, CONFIG.head_dim)
 
 
 def run(cache, blocks: int, seed: int = 0) -> list:
-    """Random blocks and twins through the cache; the selection of each block."""
+    """Random blocks and compressed blocks through the cache; the selection of each block."""
     selections = []
     generator = torch.Generator().manual_seed(seed)
     tokens = cache.partitions.frames_per_block * GRID[0] * GRID[1]
@@ -28,10 +28,10 @@ def run(cache, blocks: int, seed: int = 0) -> list:
             for layer in range(CONFIG.num_layers):
                 writer.attend(layer, *torch.randn(3, cache.shape.batch, tokens, *SHAPE, generator=generator))
         selections.append(view.selection())
-        if cache.due_twin is not None:
-            with cache.commit_twin() as writer:
+        if cache.due_block is not None:
+            with cache.commit_compressed() as writer:
                 for layer in range(CONFIG.num_layers):
-                    sizes = 3, cache.shape.batch, cache.shape.twin_tokens, *SHAPE
+                    sizes = 3, cache.shape.batch, cache.shape.compressed_tokens, *SHAPE
                     writer.attend(layer, *torch.randn(sizes, generator=generator))
     return selections
 
@@ -52,7 +52,7 @@ def test_only_misses_are_fetched():
     run(cache, 10)
     fetched = cache.mid.fetched - before
     blocks, layers = 10, CONFIG.num_layers
-    print(f"{fetched} twins fetched for {blocks * layers} choices of 3 and as many twin passes")
+    print(f"{fetched} compressed blocks fetched for {blocks * layers} choices of 3 and as many of their passes")
     # The pass over a twin gets one block back that its block had selected; the next block gets the two newest.
     assert fetched == 3 * blocks * layers
 
@@ -71,11 +71,11 @@ def test_the_mid_slots_show_the_banks_keys_as_if_each_was_turned_alone(storage, 
             view.choose(layer, view.queries(queries))
             shown = dict(zip(view.choices.get(layer, ()), view.window.mid_positions, strict=True))
             keys = {block: cache.mid._banks[layer].keys(cache.mid.blocks.index(block)) for block in shown}
-            alone = [cache.mid.twin_rope.at(position, keys[block]) for block, position in shown.items()]
+            alone = [cache.mid.compressed_rope.at(position, keys[block]) for block, position in shown.items()]
             slots = [kv.k[:, kv.mid(slot)] for slot in range(len(shown))]
             assert all(any(torch.equal(own, slot) for slot in slots) for own in alone)
             checked += len(alone)
-    print(f"{checked} twins bit-equal")
+    print(f"{checked} compressed blocks bit-equal")
     assert checked > 80
 
 
@@ -96,7 +96,7 @@ def test_eight_bits_come_back_within_half_a_step(dtype):
     torch.manual_seed(0)
     rows = torch.randn(1, 50, 4, 128).to(dtype)
     rows[0, 0] = 0
-    store = TwinRows(TwinShape(1, 50, 4, 128, dtype), 3, "vram_int8", torch.device("cpu"))
+    store = CompressedRows(CompressedShape(1, 50, 4, 128, dtype), 3, "vram_int8", torch.device("cpu"))
     store.write(1, rows)
     back = store.read(1)
     step = rows.float().abs().amax(-1, keepdim=True) / 127
@@ -163,5 +163,5 @@ def test_a_twin_that_never_came_is_missed():
                 writer.attend(layer, *tokens)
     with pytest.raises(PackForcingError, match="Block 1 has left the recent frames"):
         cache.begin_block()
-    with pytest.raises(PackForcingError, match="No block is due"), small_cache(PackForcing(), 3).commit_twin():
+    with pytest.raises(PackForcingError, match="No block is due"), small_cache(PackForcing(), 3).commit_compressed():
         pass

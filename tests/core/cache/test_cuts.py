@@ -87,9 +87,9 @@ def committed(policy, blocks: int):
     clean = {block: torch.randn(block_shape(3)) for block in range(blocks)}
     for latents in clean.values():
         commit_block(model, text, cache, cache.begin_block(), latents, 0.0)
-        if cache.due_twin is not None:
-            tokens = torch.randn(1, cache.shape.twin_tokens, CONFIG.dim)
-            with cache.commit_twin() as writer:
+        if cache.due_block is not None:
+            tokens = torch.randn(1, cache.shape.compressed_tokens, CONFIG.dim)
+            with cache.commit_compressed() as writer:
                 model.commit_tokens(tokens, torch.zeros(1, 1), text, writer)
     return model, cache, clean
 

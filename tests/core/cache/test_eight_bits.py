@@ -32,7 +32,7 @@ from packforcing_core.render.recording import wanted_manifest
 from packforcing_core.rope import GridRope
 from packforcing_core.sampler.denoising import BlockDone, Denoising, frame_timesteps
 from packforcing_core.sampler.noise import seeded_noise
-from packforcing_core.sampler.rollout import Twins, commit_block, commit_due_twin, rollout
+from packforcing_core.sampler.rollout import Compression, commit_block, commit_due_block, rollout
 from packforcing_core.sampler.schedule import Schedule
 from packforcing_core.text.script import Script
 from tests.exactness import DEEP, SHALLOW, STEP, steps_off
@@ -71,9 +71,9 @@ def rendered(
     if choices:
         begin = cache.begin_block
         cache.begin_block = lambda *_: begin(choices[cache.committed_frames // FRAMES].selection)
-    twins = Twins(SmallCompressor(FRAMES), SmallDecoder())
+    compression = Compression(SmallCompressor(FRAMES), SmallDecoder())
     noise = seeded_noise(7, block_shape(FRAMES))
-    events = rollout(model, small_context(), cache, noise, denoising, blocks, twins=twins)
+    events = rollout(model, small_context(), cache, noise, denoising, blocks, compression=compression)
     assert cache.nbytes == cache.shape.buffer_bytes(plan)
     return [event for event in events if isinstance(event, BlockDone)]
 
@@ -131,12 +131,12 @@ def test_every_pass_equals_attention_over_keys_rounded_in_float64(policy, parts)
         for oracle in oracles:
             oracle.mode = "commit"
             model.commit(latents, frame_timesteps(0.0, latents), text, oracle)
-            if cache.due_twin is not None:
-                oracle.block, oracle.mode = cache.due_twin, "twin"
-                tokens = waiting[cache.due_twin]
+            if cache.due_block is not None:
+                oracle.block, oracle.mode = cache.due_block, "twin"
+                tokens = waiting[cache.due_block]
                 model.commit_tokens(tokens, torch.zeros(1, 1), text, oracle)
-        if cache.due_twin is not None:
-            commit_due_twin(model, text, cache, waiting)
+        if cache.due_block is not None:
+            commit_due_block(model, text, cache, waiting)
     print(f"{parts}: {off:.1f} rounding steps of float32 from 8 bits in float64, {lost:.0f} from no 8 bits")
     # A number between two of the 256 levels may fall to either side; one that does moves little of what is rounded.
     assert off < lost / 4
@@ -257,7 +257,7 @@ def test_planned_bytes_are_the_allocated_ones_for_every_choice(name, own):
 
 
 def test_at_the_papers_sizes_half_the_past_and_no_current_block_in_each_layer():
-    shape = KVShape(30, 12, 128, 1560, twin_tokens=182)
+    shape = KVShape(30, 12, 128, 1560, compressed_tokens=182)
     told = partial("{:.2f}".format)
     plain, packed = (PackForcing(kv_int8=choice).partitions(4) for choice in ("none", "all"))
     got = [told(f(plan) / 1e9) for f in (shape.cache_bytes, shape.buffer_bytes) for plan in (plain, packed)]

@@ -7,13 +7,13 @@ import torch
 
 from packforcing_core.attention import sdpa
 from packforcing_core.cache.config import Full, PackForcing
-from packforcing_core.cache.mid import TwinRope
+from packforcing_core.cache.mid import CompressedRope
 from packforcing_core.cache.select import Question, mean_affinity
 from packforcing_core.rope import GridRope, rotate
 from packforcing_core.sampler.denoising import frame_timesteps
-from packforcing_core.sampler.rollout import commit_block, commit_due_twin
+from packforcing_core.sampler.rollout import commit_block, commit_due_block
 from tests.exactness import DEEP, SHALLOW, STEP, steps_off
-from tests.reference.memory import PackForcingOracle, affinity, at_time, twin_positions
+from tests.reference.memory import PackForcingOracle, affinity, at_time, compressed_positions
 from tests.reference.wan import rope as rope_reference
 from tests.small import (
     CONFIG,
@@ -74,11 +74,11 @@ def test_every_pass_equals_attention_over_concatenated_and_freshly_rotated_keys(
         oracle.mode = "commit"
         model.commit(latents, frame_timesteps(0.0, latents), text, oracle)
         waiting[block] = compressor.tokens(latents, None, block == 0)
-        if cache.due_twin is not None:
-            oracle.block, oracle.mode = cache.due_twin, "twin"
-            tokens = waiting[cache.due_twin]
+        if cache.due_block is not None:
+            oracle.block, oracle.mode = cache.due_block, "twin"
+            tokens = waiting[cache.due_block]
             model.commit_tokens(tokens, torch.zeros(1, 1), text, oracle)
-            commit_due_twin(model, text, cache, waiting)
+            commit_due_block(model, text, cache, waiting)
     print(f"{worst:.1f} rounding steps apart over {blocks} blocks with {mids} selections")
     assert worst < DEEP
     assert mids > 2 * CONFIG.num_layers
@@ -137,8 +137,8 @@ def test_moving_the_whole_window_changes_nothing():
 @pytest.mark.parametrize("span", [1.0, 4.0])
 def test_twins_are_rotated_to_the_centres_of_their_regions(frames, grid, span):
     plan = PackForcing(top_k_blocks=1, mid_span=span)
-    twin = TwinRope(GridRope(24, grid), plan, frames)
-    places = twin_positions(frames, grid, span)
+    twin = CompressedRope(GridRope(24, grid), plan, frames)
+    places = compressed_positions(frames, grid, span)
     keys = torch.randn(1, len(places), 2, 24)
     expected = rope_reference(keys.double(), at_time(places, places[:, 0] + 8))
     off = steps_off(twin.at(8.0, twin.spatial(keys)), expected)

@@ -21,8 +21,8 @@ STORAGES = ["ram", "vram", "ram_int8", "vram_int8"]
 
 def paper_shape() -> KVShape:
     geometry = VideoGeometry(832, 480, 16, 4, 120)
-    assert geometry.twin_tokens == 182
-    return KVShape(30, 12, 128, geometry.tokens_per_frame, twin_tokens=geometry.twin_tokens)
+    assert geometry.compressed_tokens == 182
+    return KVShape(30, 12, 128, geometry.tokens_per_frame, compressed_tokens=geometry.compressed_tokens)
 
 
 def test_the_papers_configuration_gives_its_headline_numbers():
@@ -71,13 +71,15 @@ def test_every_preset_allocates_what_is_planned(name, frames_per_block):
 def test_bank_bytes_are_those_allocated_mean_keys_included(storage, dtype):
     grid = (8, 12)
     tokens = math.prod(compressed_grid(4, 16, 24))
-    shape = KVShape(3, 2, 32, 96, dtype, batch=2, twin_tokens=tokens)
+    shape = KVShape(3, 2, 32, 96, dtype, batch=2, compressed_tokens=tokens)
     plan = PackForcing(bank_storage=storage, recent_frames=8).partitions(4)
     cache = KVCache(plan, shape, GridRope(32, grid), sdpa)
     means = 3 * 160 * 2 * 2 * 32 * 4
-    assert shape.bank_bytes(plan) == cache.mid.twin_bytes + means
+    assert shape.bank_bytes(plan) == cache.mid.compressed_bytes + means
     assert cache.nbytes == shape.buffer_bytes(plan)
-    assert cache.host_nbytes == shape.host_bytes(plan) == (cache.mid.twin_bytes if storage.startswith("ram") else 0)
+    assert (
+        cache.host_nbytes == shape.host_bytes(plan) == (cache.mid.compressed_bytes if storage.startswith("ram") else 0)
+    )
     if storage == "vram":
         assert shape.bank_bytes(plan) - means == 160 * tokens * 2 * 3 * 2 * 2 * 32 * dtype.itemsize
 
@@ -88,7 +90,7 @@ def test_attended_tokens_and_bytes_are_constant_from_block_20_on(storage, blocks
     cache, n = small_cache(policy, 4), GRID[0] * GRID[1]
     planned = cache.shape.buffer_bytes(cache.partitions), cache.shape.host_bytes(cache.partitions)
     made = torch.randn(3, 1, 4 * n, CONFIG.num_heads, CONFIG.head_dim)
-    twin = torch.randn(3, 1, cache.shape.twin_tokens, CONFIG.num_heads, CONFIG.head_dim)
+    twin = torch.randn(3, 1, cache.shape.compressed_tokens, CONFIG.num_heads, CONFIG.head_dim)
     attended, sink = [], None
     for block in range(blocks):
         view = cache.begin_block()
@@ -97,8 +99,8 @@ def test_attended_tokens_and_bytes_are_constant_from_block_20_on(storage, blocks
         with cache.commit(view) as writer:
             for layer in range(CONFIG.num_layers):
                 writer.attend(layer, *(made + block * 1e-3))
-        if cache.due_twin is not None:
-            with cache.commit_twin() as writer:
+        if cache.due_block is not None:
+            with cache.commit_compressed() as writer:
                 for layer in range(CONFIG.num_layers):
                     writer.attend(layer, *(twin - block * 1e-3))
         assert (cache.nbytes, cache.host_nbytes) == planned
@@ -132,10 +134,10 @@ def test_a_short_clip_allocates_just_what_it_fills(policy, blocks):
                     writer.attend(layer, *made)
         else:
             view.attend(0, *made)
-        if cache.due_twin is not None:
-            with cache.commit_twin() as writer:
+        if cache.due_block is not None:
+            with cache.commit_compressed() as writer:
                 for layer in range(CONFIG.num_layers):
-                    writer.attend(layer, *made[:, :, : cache.shape.twin_tokens])
+                    writer.attend(layer, *made[:, :, : cache.shape.compressed_tokens])
     if cache.mid:
         assert len(window.mid_positions) == cache.partitions.mid_slots
         assert len(cache.mid.blocks) == cache.mid.plan.bank_blocks
@@ -185,9 +187,9 @@ def test_zero_is_legal(settings):
 
 
 def test_a_twin_of_another_size_is_refused():
-    shape = KVShape(2, 2, 64, 6, torch.float32, twin_tokens=5)
+    shape = KVShape(2, 2, 64, 6, torch.float32, compressed_tokens=5)
     with pytest.raises(PackForcingError, match="compress to 2"):
         KVCache(PackForcing().partitions(4), shape, GridRope(64, GRID), sdpa)
-    with pytest.raises(PackForcingError, match="twin_tokens is 0"):
+    with pytest.raises(PackForcingError, match="compressed_tokens is 0"):
         KVShape(2, 2, 64, 6).buffer_bytes(PackForcing().partitions(4))
     assert KVShape(2, 2, 64, 6).bank_bytes(Full().partitions(4)) == 0

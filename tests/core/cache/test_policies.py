@@ -24,10 +24,10 @@ from packforcing_core.cache.policies.rolling_sink import shown_frame
 from packforcing_core.cache.policies.tether_cache import admitted
 from packforcing_core.errors import PackForcingError
 from packforcing_core.sampler.denoising import frame_timesteps
-from packforcing_core.sampler.rollout import commit_block, commit_due_twin
+from packforcing_core.sampler.rollout import commit_block, commit_due_block
 from tests.policies import ROWS, SMALL
 from tests.reference.frontier import admission, pulled, running_mean_affinity, statistics
-from tests.reference.memory import in_space, twin_positions
+from tests.reference.memory import compressed_positions, in_space
 from tests.reference.wan import grid_positions, rope
 from tests.small import (
     CONFIG,
@@ -113,10 +113,10 @@ def test_memory_is_flat_at_the_planned_bytes_over_300_blocks(policy):
         with cache.commit(view) as writer:
             for layer in range(CONFIG.num_layers):
                 writer.attend(layer, *(made * (1 + block % 7)))
-        if cache.due_twin is not None:
-            with cache.commit_twin() as writer:
+        if cache.due_block is not None:
+            with cache.commit_compressed() as writer:
                 for layer in range(CONFIG.num_layers):
-                    writer.attend(layer, *made[:, :, : cache.shape.twin_tokens])
+                    writer.attend(layer, *made[:, :, : cache.shape.compressed_tokens])
         assert cache.nbytes == planned
         if block >= 20:
             rows = cache.layers[0].attended(view.window)
@@ -204,7 +204,7 @@ def test_compressed_blocks_enter_the_bank_aligned_with_sink_and_bank():
     cache = small_cache(policy, frames_per_block)
     compressor, waiting, sink, bank, worst = SmallCompressor(frames_per_block), {}, None, {}, 0.0
     spatial = in_space(grid_positions([0.0] * frames_per_block, GRID))
-    offsets = in_space(twin_positions(frames_per_block, GRID, 1.0))
+    offsets = in_space(compressed_positions(frames_per_block, GRID, 1.0))
     for block in range(20):
         torch.manual_seed(block)
         latents = torch.randn(block_shape(frames_per_block))
@@ -214,10 +214,10 @@ def test_compressed_blocks_enter_the_bank_aligned_with_sink_and_bank():
         if block == 0:
             sink = rope(seen.k, spatial), seen.v
         waiting[block] = latents, None
-        due = cache.due_twin
+        due = cache.due_block
         if due is None:
             continue
-        with cache.commit_twin() as writer:
+        with cache.commit_compressed() as writer:
             twin = Seen(writer)
             tokens = compressor.tokens(*waiting[due], False)
             model.commit_tokens(tokens, torch.zeros(1, 1), text, twin)
@@ -274,7 +274,7 @@ def test_the_future_selector_asks_with_the_mean_of_all_queries(frames_per_block)
         asked.append(rope(clean.q, spatial))
         commit_block(model, text, cache, view.history, latents, 0.0)
         waiting[block] = compressor.tokens(latents, None, block == 0)
-        commit_due_twin(model, text, cache, waiting)
+        commit_due_block(model, text, cache, waiting)
     assert chosen >= 10
 
 

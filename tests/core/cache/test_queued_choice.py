@@ -1,5 +1,5 @@
 """Choosing on the device is choosing on the host: the same blocks in the same slots, bit for bit. Run on the CPU, where
-the operations' plain twins serve.
+the operations' plain compression serve.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import torch
 from packforcing_core.cache.config import AUTO, DeepForcing, PackForcing, Policy, SinkWindow, TetherCache
 from packforcing_core.sampler.denoising import BlockDone, frame_timesteps
 from packforcing_core.sampler.noise import seeded_noise
-from packforcing_core.sampler.rollout import Twins, rollout
+from packforcing_core.sampler.rollout import Compression, rollout
 from tests.policies import SMALL
 from tests.small import (
     DENOISING,
@@ -51,7 +51,7 @@ def run(policy: Policy, known=(), parts: tuple | None = None):
     """The blocks of a render, and its cache."""
     cache = small_cache(policy, FRAMES, BLOCKS * FRAMES)
     found = {done.block: done for done in known}
-    twins = Twins(*(parts or (SmallCompressor(FRAMES), SmallDecoder())))
+    compression = Compression(*(parts or (SmallCompressor(FRAMES), SmallDecoder())))
     noise = seeded_noise(7, block_shape(FRAMES))
     events = rollout(
         small_model(),
@@ -61,7 +61,7 @@ def run(policy: Policy, known=(), parts: tuple | None = None):
         DENOISING,
         BLOCKS,
         found.get,
-        twins,
+        compression,
         decoded_from=BLOCKS if parts else 0,
     )
     return [event for event in events if isinstance(event, BlockDone)], cache

@@ -224,7 +224,7 @@ def test_the_packforcing_memory_renders_with_and_without_a_trained_compressor(fi
     zero, trained = (np.stack(list(read_frames(tmp_path / f"{name}.mp4"))) for name in ("zero", "trained"))
     difference = np.abs(zero.astype(int) - trained.astype(int)).mean(axis=(1, 2, 3))
     print(f"first changed frame {int(np.argmax(difference > 0))}, mean difference at the end {difference[-1]:.2f}")
-    assert int(np.argmax(difference > 0)) >= 4 * 9 - 3, "sink, recent and current block see no twin"
+    assert int(np.argmax(difference > 0)) >= 4 * 9 - 3, "sink, recent and current block see no compressed one"
     assert difference[-1] > 0
 
 

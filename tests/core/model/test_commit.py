@@ -12,7 +12,7 @@ from packforcing_core.cache.config import DeepForcing, Full, PackForcing, Policy
 from packforcing_core.model.causal import CausalWan
 from packforcing_core.sampler.denoising import BlockDone
 from packforcing_core.sampler.noise import seeded_noise
-from packforcing_core.sampler.rollout import Twins, rollout
+from packforcing_core.sampler.rollout import Compression, rollout
 from tests.exactness import DEEP, steps_off
 from tests.kept import kept
 from tests.small import (
@@ -46,7 +46,7 @@ class WholeCommit(CausalWan):
 
 def rendered(model: CausalWan, policy: Policy, blocks: int = 12) -> tuple[torch.Tensor, KVCache]:
     cache = small_cache(policy, 3, 3 * blocks)
-    twins = Twins(SmallCompressor(3), SmallDecoder())
+    compression = Compression(SmallCompressor(3), SmallDecoder())
     events = rollout(
         model,
         small_context(),
@@ -54,7 +54,7 @@ def rendered(model: CausalWan, policy: Policy, blocks: int = 12) -> tuple[torch.
         seeded_noise(7, block_shape(3)),
         DENOISING,
         blocks,
-        twins=twins,
+        compression=compression,
     )
     return torch.cat([event.latents for event in events if isinstance(event, BlockDone)]), cache
 

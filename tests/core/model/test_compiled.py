@@ -10,7 +10,7 @@ from packforcing_core.laboratory.bench.protocol import compiled_graphs
 from packforcing_core.model.causal import CausalWan
 from packforcing_core.sampler.denoising import BlockDone
 from packforcing_core.sampler.noise import seeded_noise
-from packforcing_core.sampler.rollout import Twins, rollout
+from packforcing_core.sampler.rollout import Compression, rollout
 from tests.small import (
     CONFIG,
     DENOISING,
@@ -24,14 +24,14 @@ from tests.small import (
 
 BLOCKS = 24
 WARM = 6
-"""Blocks after which steps, commits and twins have all been."""
+"""Blocks after which steps, commits and compressed blocks have all been."""
 
 
 def blocks_of(model: CausalWan):
     cache = small_cache(PackForcing(top_k_blocks=3, bank_blocks=5), 3)
-    twins = Twins(SmallCompressor(3), SmallDecoder())
+    compression = Compression(SmallCompressor(3), SmallDecoder())
     noise = seeded_noise(7, block_shape(3))
-    events = rollout(model, small_context(), cache, noise, DENOISING, BLOCKS + 1, twins=twins, stop=BLOCKS)
+    events = rollout(model, small_context(), cache, noise, DENOISING, BLOCKS + 1, compression=compression, stop=BLOCKS)
     yield from (event.latents for event in events if isinstance(event, BlockDone))
 
 
@@ -45,5 +45,5 @@ def test_graphs_stop_growing_and_the_blocks_are_those_of_the_plain_layers():
         graphs.append(compiled_graphs() - began)
         differences.append((fast - next(plain)).abs().max().item())
     print(f"graphs after each block {graphs}; max difference {max(differences):.1e}")
-    assert graphs[WARM - 1 :] == [4] * (BLOCKS - WARM + 1)  # Two halves of a layer, for blocks and for twins.
+    assert graphs[WARM - 1 :] == [4] * (BLOCKS - WARM + 1)  # Two halves of a layer, for blocks and for compressed ones.
     assert max(differences) < 1e-3

@@ -83,7 +83,7 @@ def test_a_block_of_832x480_is_on_disk_as_large_as_planned_and_below_5_mb(tmp_pa
     recipe = Recipe(geometry, policy, DENOISING, seed=0)
     plan, partitions = plan_render(config, recipe), recipe.partitions
     chosen = {"packforcing": 16, "deep_forcing": 2 * geometry.tokens_per_frame, "window": 0}[policy.name]
-    tokens = torch.randn(1, geometry.twin_tokens, config.dim).bfloat16() if partitions.bank else None
+    tokens = torch.randn(1, geometry.compressed_tokens, config.dim).bfloat16() if partitions.bank else None
     done = BlockDone(0, torch.randn(geometry.block_shape), False, ((7,) * chosen,) * config.num_layers, tokens)
     manifest = Manifest({}, 120, (Take(0, 0, "0" * 32),))
     BlockStore(tmp_path, geometry.block_shape).save(done, 0, manifest)

@@ -11,7 +11,7 @@ import torch
 from packforcing_core.folder.content import Content
 from packforcing_core.folder.folder import Mode, RenderFolder
 from packforcing_core.folder.unnamed import open_unnamed
-from packforcing_core.render.parts import build_twins
+from packforcing_core.render.parts import build_compression
 from packforcing_core.render.recording import recorded_events, wanted_manifest
 from packforcing_core.sampler.denoising import StepDone
 from packforcing_core.sampler.start import Start
@@ -33,10 +33,10 @@ def opened(root: Path, small: Small, mode: Mode = "resume", start: torch.Tensor 
 def rendered(root: Path, small: Small) -> tuple[list[torch.Tensor], list[int]]:
     """The latents of all blocks, and which of them were denoised."""
     folder, recipe, model = opened(root, small), small.recipe(), small_model()
-    twins = build_twins(model, random_vae(TINY), None) if recipe.partitions.bank else None
+    compression = build_compression(model, random_vae(TINY), None) if recipe.partitions.bank else None
     denoised = []
     with torch.inference_mode():
-        for event in recorded_events(model, recipe, folder, twins):
+        for event in recorded_events(model, recipe, folder, compression):
             if isinstance(event, StepDone) and event.block not in denoised:
                 denoised.append(event.block)
     return [folder.blocks.load(block, 0, folder.manifest).latents for block in range(small.blocks)], denoised

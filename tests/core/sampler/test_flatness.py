@@ -14,7 +14,7 @@ from packforcing_core.cache.config import PackForcing
 from packforcing_core.model.config import WanConfig
 from packforcing_core.rope import GridRope
 from packforcing_core.sampler.denoising import frame_timesteps
-from packforcing_core.sampler.rollout import commit_block, commit_due_twin
+from packforcing_core.sampler.rollout import commit_block, commit_due_block
 from tests.small import SmallCompressor, small_context, small_model, small_shape
 
 CONFIG = WanConfig(dim=256, ffn_dim=512, num_layers=2, num_heads=4, text_dim=32, freq_dim=32)
@@ -40,18 +40,18 @@ class Run:
             self.model.flow(self.latents, frame_timesteps(timestep, self.latents), self.text, view)
         commit_block(self.model, self.text, self.cache, view, self.latents, 0.0)
         self.waiting[view.block] = self.compressor.tokens(self.latents, None, False)
-        commit_due_twin(self.model, self.text, self.cache, self.waiting)
+        commit_due_block(self.model, self.text, self.cache, self.waiting)
         return time.perf_counter() - began
 
     def skip(self, blocks: int) -> None:
         made = torch.randn(3, 1, 4 * GRID[0] * GRID[1], CONFIG.num_heads, CONFIG.head_dim)
-        twin = made[:, :, : self.cache.shape.twin_tokens]
+        twin = made[:, :, : self.cache.shape.compressed_tokens]
         for _ in range(blocks):
             view = self.cache.begin_block()
             self.waiting[view.block] = self.compressor.tokens(self.latents, None, False)
             self._write(self.cache.commit(view), made)
-            if self.cache.due_twin is not None:
-                self._write(self.cache.commit_twin(), twin)
+            if self.cache.due_block is not None:
+                self._write(self.cache.commit_compressed(), twin)
 
     def _write(self, opening, made):
         with opening as writer:

@@ -14,7 +14,7 @@ from packforcing_core.checkpoint.families import FAMILIES
 from packforcing_core.errors import PackForcingError
 from packforcing_core.sampler.denoising import BlockDone, Denoising, StepDone
 from packforcing_core.sampler.noise import seeded_noise
-from packforcing_core.sampler.rollout import Twins, rollout
+from packforcing_core.sampler.rollout import Compression, rollout
 from packforcing_core.sampler.schedule import Schedule
 from tests.exactness import DEEP, steps_off
 from tests.reference.memory import PackForcingOracle
@@ -48,13 +48,13 @@ def cache_for(policy, denoising: Denoising, blocks: int, size: int = 3):
     return small_cache(policy, size, blocks * size, current_blocks=denoising.window_blocks)
 
 
-def roll(policy, blocks: int, known=(), denoising: Denoising = THREE, size: int = 3, noise=None, twins=None):
+def roll(policy, blocks: int, known=(), denoising: Denoising = THREE, size: int = 3, noise=None, compression=None):
     model = small_model()
     cache = cache_for(policy, denoising, blocks, size)
     noise = noise or seeded_noise(7, block_shape(size))
-    twins = twins or Twins(SmallCompressor(size), SmallDecoder())
+    compression = compression or Compression(SmallCompressor(size), SmallDecoder())
     found = {done.block: done for done in known}
-    return rollout(model, small_context(), cache, noise, denoising, blocks, found.get, twins)
+    return rollout(model, small_context(), cache, noise, denoising, blocks, found.get, compression)
 
 
 @cache
@@ -121,7 +121,7 @@ def test_a_bank_serves_windows_as_the_definition_says(policy):
         oracle.block, oracle.mode = block, "read"
         timesteps = torch.tensor([[THREE.schedule.timesteps[step] for step in steps for _ in range(3)]])
         if len(noisy) < len(THREE.schedule):
-            assert not any(oracle.twins)
+            assert not any(oracle.compression)
         return model.flow(torch.cat(noisy, dim=2), timesteps, text, oracle).split(3, dim=2)
 
     def commit(block, x0):
@@ -133,7 +133,7 @@ def test_a_bank_serves_windows_as_the_definition_says(policy):
             model.commit_tokens(tokens, torch.zeros(1, 1), text, oracle)
 
     expected = plain_rolling(predict, commit, seeded_noise(7, block_shape(3)), THREE.schedule.sigmas, blocks)
-    ours = done(roll(policy, blocks, twins=Twins(SmallCompressor(3))))
+    ours = done(roll(policy, blocks, compression=Compression(SmallCompressor(3))))
     assert most_steps_off([b.latents for b in ours], expected) < DEEP
     chosen = [[list(choice) for choice in b.selection] for b in ours]
     assert chosen == [[selected[block] for selected in oracle.selected] for block in range(blocks)]
@@ -241,7 +241,7 @@ def test_what_is_allocated_and_attended_is_what_was_planned(policy, blocks):
     cache.attention = lambda q, k, v: attended.append((q.shape[1], k.shape[1])) or plain(q, k, v)
     model = small_model()
     noise = seeded_noise(7, block_shape(3))
-    list(rollout(model, small_context(), cache, noise, THREE, blocks, twins=Twins(SmallCompressor(3))))
+    list(rollout(model, small_context(), cache, noise, THREE, blocks, compression=Compression(SmallCompressor(3))))
     windows = [k for q, k in attended if q == 3 * 3 * 6]
     commits = [k - q for q, k in attended if q == 3 * 6]
     most = cache.shape.attended_tokens(cache.partitions)

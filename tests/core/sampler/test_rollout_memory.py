@@ -11,7 +11,7 @@ from packforcing_core.cache.config import POLICY_PRESETS, DeepForcing, PackForci
 from packforcing_core.errors import PackForcingError
 from packforcing_core.sampler.denoising import BlockDone, frame_timesteps
 from packforcing_core.sampler.noise import seeded_noise
-from packforcing_core.sampler.rollout import Twins, commit_block, commit_due_twin, recache, rollout
+from packforcing_core.sampler.rollout import Compression, commit_block, commit_due_block, recache, rollout
 from tests.small import (
     DENOISING,
     SmallCompressor,
@@ -54,9 +54,9 @@ def test_every_preset_rolls_out(name):
 def test_every_block_is_decoded_once_and_carries_its_video():
     model, decoder = small_model(), SmallDecoder()
     cache = small_cache(PackForcing(3, 3, 2, 4), 3, 15)
-    twins = Twins(SmallCompressor(3), decoder)
+    compression = Compression(SmallCompressor(3), decoder)
     noise = seeded_noise(1, block_shape(3))
-    events = list(rollout(model, small_context(), cache, noise, DENOISING, 5, twins=twins))
+    events = list(rollout(model, small_context(), cache, noise, DENOISING, 5, compression=compression))
     videos = [event.video for event in events if hasattr(event, "video")]
     assert decoder.pushed == len(videos) == 5
     assert all(video.shape == (1, 3, 12, 8, 8) for video in videos)
@@ -104,7 +104,7 @@ def test_recaching_keeps_the_bank_and_goes_on_with_the_blocks_of_the_video():
             latents[block] = torch.randn(block_shape(3))
             commit_block(model, text, cache, view, latents[block], 0.0)
             waiting[block] = compressor.tokens(latents[block], None, block == 0)
-            commit_due_twin(model, text, cache, waiting)
+            commit_due_block(model, text, cache, waiting)
 
     go_on(range(8), old)
     assert cache.blocks_in_view() == (0, 6, 7)
@@ -143,7 +143,7 @@ def test_a_selection_of_another_render_is_refused():
 
 def test_latents_that_are_not_finite_stop_the_render_and_name_the_block():
     model = small_model()
-    twins = Twins(SmallCompressor(3))
+    compression = Compression(SmallCompressor(3))
 
     def noise(block, step):
         return torch.full(block_shape(3), torch.nan) if block == 5 else seeded_noise(1, block_shape(3))(block, step)
@@ -151,6 +151,6 @@ def test_latents_that_are_not_finite_stop_the_render_and_name_the_block():
     done = []
     cache = small_cache(PackForcing(3, 3, 2, 4), 3)
     with pytest.raises(PackForcingError, match="Block 5"):
-        done.extend(rollout(model, small_context(), cache, noise, DENOISING, 8, twins=twins))
+        done.extend(rollout(model, small_context(), cache, noise, DENOISING, 8, compression=compression))
     blocks = [event.block for event in done if isinstance(event, BlockDone)]
     assert blocks == [0, 1, 2, 3, 4]

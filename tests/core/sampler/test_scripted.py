@@ -12,7 +12,7 @@ from packforcing_core.cache.config import DeepForcing, Full, MemRoPE, PackForcin
 from packforcing_core.errors import PackForcingError
 from packforcing_core.sampler.denoising import BlockDone, denoise_block
 from packforcing_core.sampler.noise import seeded_noise
-from packforcing_core.sampler.rollout import Twins, commit_block, recache, require_followable, rollout
+from packforcing_core.sampler.rollout import Compression, commit_block, recache, require_followable, rollout
 from packforcing_core.text.script import Cue, Script
 from tests.small import (
     DENOISING,
@@ -34,9 +34,9 @@ def scripted(script: Script, blocks: int, policy=None, known=(), model=None) -> 
     found = {done.block: done for done in known}
     cache = small_cache(policy, 3, blocks * 3)
     noise = seeded_noise(7, block_shape(3))
-    twins = Twins(SmallCompressor(3), SmallDecoder())
+    compression = Compression(SmallCompressor(3), SmallDecoder())
     model = model or small_model()
-    events = rollout(model, script, cache, noise, DENOISING, blocks, found.get, twins)
+    events = rollout(model, script, cache, noise, DENOISING, blocks, found.get, compression)
     return [event for event in events if isinstance(event, BlockDone)]
 
 

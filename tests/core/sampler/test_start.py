@@ -9,7 +9,7 @@ from packforcing_core.geometry import VideoGeometry
 from packforcing_core.recipe.recipe import Recipe
 from packforcing_core.render.parts import latent_events
 from packforcing_core.sampler.denoising import BlockDone, Denoising, StepDone
-from packforcing_core.sampler.rollout import Twins, commit_block
+from packforcing_core.sampler.rollout import Compression, commit_block
 from packforcing_core.sampler.schedule import Schedule
 from packforcing_core.sampler.start import Start
 from tests.small import SmallCompressor, SmallDecoder, block_shape, small_cache, small_context, small_model
@@ -29,8 +29,8 @@ def recipe(start: Start, blocks: int, policy=None) -> Recipe:
 
 
 def events(wanted: Recipe, known=()) -> list:
-    twins = Twins(SmallCompressor(3), SmallDecoder())
-    return list(latent_events(small_model(), small_context(), wanted, known, twins))
+    compression = Compression(SmallCompressor(3), SmallDecoder())
+    return list(latent_events(small_model(), small_context(), wanted, known, compression))
 
 
 def made(wanted: Recipe, known=()) -> list[BlockDone]:

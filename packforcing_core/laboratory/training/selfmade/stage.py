@@ -14,13 +14,13 @@ from ....compressor.high_res import HighRes
 from ....geometry import compressed_grid
 from ....model.causal import CausalWan, TextKV
 from ....sampler.rollout import commit_block
-from ..compressor import block_of, twin_tokens
+from ..compressor import block_of, compressed_tokens
 from ..flow import noised
-from ..functional_cache import FunctionalCache, FunctionalView, SideBySide, commit_twin
+from ..functional_cache import FunctionalCache, FunctionalView, SideBySide, commit_compressed
 from ..layouts import selection_loss
 from ..learner import Optimisation
 from ..loop import Update
-from ..parts import seen_twins
+from ..parts import seen_compressed
 from ..randomness import step_generator
 from ..wan import TrainedWan
 from .base import Base
@@ -165,22 +165,22 @@ def flow_error(
     with torch.no_grad():
         text = model.encode_text(texts(sample.prompts))
         wanted, _ = flow(Full(), sample.short, None)
-    tokens = made_twins(model, high_res, base, memory, sample)
+    tokens = compressed_blocks(model, high_res, base, memory, sample)
     given, view = flow(memory, sample.long, tokens.__getitem__)
     seeks = view.mean_queries and any(block in sought for block in view.twins)
     selection = selection_loss(view, sought)[0] if seeks else given.new_zeros(())
     return Asked((given - wanted).square().mean(), wanted.square().mean(), selection)
 
 
-def made_twins(
+def compressed_blocks(
     model: CausalWan, high_res: HighRes | None, base: Base, memory: Policy, sample: Sample
 ) -> dict[int, Tensor]:
     """The hidden tokens of every block of the sample that gets compressed under `memory`."""
     frames = base.clip.frames_per_block
     times = compressed_grid(frames, *sample.long.shape[3:])[0]
-    blocks = seen_twins(memory.partitions(frames), sample.long.shape[2] // frames + 1)
+    blocks = seen_compressed(memory.partitions(frames), sample.long.shape[2] // frames + 1)
     small = {block: block_of(sample.low_res, block, times) for block in blocks}
-    return twin_tokens(model, high_res, sample.long, small, frames)
+    return compressed_tokens(model, high_res, sample.long, small, frames)
 
 
 def last_view(
@@ -198,6 +198,6 @@ def last_view(
         with torch.no_grad():
             commit_block(model, text, cache, view, block, 0.0)
         del view
-        if tokens is not None and cache.due_twin is not None:
-            commit_twin(model, text, cache, tokens(cache.due_twin))
+        if tokens is not None and cache.due_block is not None:
+            commit_compressed(model, text, cache, tokens(cache.due_block))
     return cache.begin_block()

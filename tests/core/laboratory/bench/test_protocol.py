@@ -78,7 +78,7 @@ def test_a_skipped_stream_sees_what_a_rendered_one_does():
         rendered.block()
     assert skipped.cache.begin_block().window == rendered.cache.begin_block().window
     assert skipped.cache.mid.blocks == rendered.cache.mid.blocks
-    assert skipped.twins.waiting.keys() == rendered.twins.waiting.keys()
+    assert skipped.compression.waiting.keys() == rendered.compression.waiting.keys()
     skipped.block()
 
 

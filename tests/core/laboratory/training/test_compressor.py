@@ -77,10 +77,10 @@ def block_by_block(stage: TwinsStage, policy, history, x, sigma, batch: LatentBa
         flows.append(model.flow(block_of(x, block, FRAMES_PER_BLOCK), timesteps, text, view))
         # The commit sees what the clean block saw: its own choice, which without a limit is everything.
         commit_block(model, text, cache, view, block_of(history, block, FRAMES_PER_BLOCK), 0.0)
-        if cache.due_twin is not None:
-            due = block_of(history, cache.due_twin, FRAMES_PER_BLOCK)
-            tokens = fuse(model, stage.high_res, due, small[cache.due_twin])
-            with cache.commit_twin() as writer:
+        if cache.due_block is not None:
+            due = block_of(history, cache.due_block, FRAMES_PER_BLOCK)
+            tokens = fuse(model, stage.high_res, due, small[cache.due_block])
+            with cache.commit_compressed() as writer:
                 model.commit_tokens(tokens, torch.zeros(len(tokens), 1), text, writer)
     return torch.cat(flows, dim=2)
 

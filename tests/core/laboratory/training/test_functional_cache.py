@@ -13,7 +13,7 @@ from packforcing_core.laboratory.training.functional_cache import FunctionalCach
 from packforcing_core.rope import GridRope
 from packforcing_core.sampler.denoising import denoise_block
 from packforcing_core.sampler.noise import seeded_noise
-from packforcing_core.sampler.rollout import commit_block, commit_due_twin
+from packforcing_core.sampler.rollout import commit_block, commit_due_block
 from tests.exactness import DEEP, steps_off
 from tests.small import (
     CONFIG,
@@ -70,7 +70,7 @@ def rolled_out(cache: FunctionalCache | KVCache, frames_per_block: int, blocks: 
         yield latents, view.selection()
         waiting[block] = compressor.tokens(latents, None, block == 0)
         commit_block(model, text, cache, view, latents, 0.0)
-        commit_due_twin(model, text, cache, waiting)
+        commit_due_block(model, text, cache, waiting)
 
 
 @torch.no_grad()
@@ -102,7 +102,7 @@ def test_a_view_may_be_read_after_later_commits():
         views.append(view)
         waiting[block] = compressor.tokens(latents, None, block == 0)
         commit_block(model, text, cache, view, latents, 0.0)
-        commit_due_twin(model, text, cache, waiting)
+        commit_due_block(model, text, cache, waiting)
     for block, view in enumerate(views):
         again = model.flow(noise(block, 0), torch.full((1, frames), 500.0), text, view)
         assert torch.equal(again, before[block])
@@ -117,10 +117,10 @@ def test_full_rows_have_no_graph_and_twins_keep_theirs():
     for block in range(5):
         leaves[block] = noise(block, 0).requires_grad_()
         commit_block(model, text, cache, cache.begin_block(), leaves[block], 0.0)
-        if cache.due_twin is not None:
-            due = cache.due_twin
+        if cache.due_block is not None:
+            due = cache.due_block
             tokens[due] = SmallCompressor(frames).tokens(leaves[due].detach(), None, False).requires_grad_()
-            with cache.commit_twin() as writer:
+            with cache.commit_compressed() as writer:
                 model.commit_tokens(tokens[due], torch.zeros(1, 1), text, writer)
     assert not any(rows.k.requires_grad or rows.v.requires_grad for kept in cache.past.values() for rows in kept)
     model.flow(noise(5, 0), torch.full((1, frames), 500.0), text, cache.begin_block()).square().sum().backward()

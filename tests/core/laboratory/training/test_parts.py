@@ -14,7 +14,7 @@ from packforcing_core.laboratory.training.parts import PartsHistory, PartsPlan
 from packforcing_core.laboratory.training.wan import TrainedWan
 from packforcing_core.model.causal import CausalWan
 from packforcing_core.rope import GridRope
-from packforcing_core.sampler.rollout import commit_block, commit_due_twin
+from packforcing_core.sampler.rollout import commit_block, commit_due_block
 from tests.exactness import DEEP, steps_off
 from tests.small import CONFIG, GRID, SmallCompressor, small_cache, small_context, small_net
 
@@ -51,10 +51,10 @@ def by_cache(model: CausalWan, policy: Policy, frames: int) -> tuple[Tensor, dic
         view = cache.begin_block()
         flows.append(model.flow(noisy[block], 1000 * sigma[block], text, view))
         commit_block(model, text, cache, view, clean[block], 0.0)
-        if cache.due_twin is not None:
-            twins[cache.due_twin] = compressor.tokens(clean[cache.due_twin], None, False)
+        if cache.due_block is not None:
+            twins[cache.due_block] = compressor.tokens(clean[cache.due_block], None, False)
         waiting[block] = compressor.tokens(clean[block], None, block == 0)
-        commit_due_twin(model, text, cache, waiting)
+        commit_due_block(model, text, cache, waiting)
     return torch.cat(flows, dim=2), twins
 
 

@@ -15,7 +15,7 @@ from packforcing_core.model.causal import CausalWan
 from packforcing_core.rope import GridRope
 from packforcing_core.sampler.denoising import BlockDone, Denoising
 from packforcing_core.sampler.noise import seeded_noise
-from packforcing_core.sampler.rollout import Twins, rollout
+from packforcing_core.sampler.rollout import Compression, rollout
 from packforcing_core.sampler.schedule import Schedule
 from packforcing_core.vae.config import VAEConfig
 from packforcing_core.vae.streaming import StreamingDecoder, encode
@@ -67,8 +67,8 @@ def test_with_the_last_step_as_exit_it_is_the_samplers_rollout(memory):
     clip = own.rollout(small_context(), lambda: next(order), [LAST] * BLOCKS, gradient=False)
     compressor = Compressor(own.model, "both", high_res=high_res, encode=partial(encode, vae))
     cache = small_cache(memory, FRAMES_PER_BLOCK, BLOCKS * FRAMES_PER_BLOCK)
-    twins = Twins(compressor, StreamingDecoder(vae))
-    events = rollout(own.model, small_context(), cache, noise, Denoising(SCHEDULE), BLOCKS, twins=twins)
+    compression = Compression(compressor, StreamingDecoder(vae))
+    events = rollout(own.model, small_context(), cache, noise, Denoising(SCHEDULE), BLOCKS, compression=compression)
     expected = torch.cat([event.latents for event in events if isinstance(event, BlockDone)], dim=2)
     print(f"{memory.name}: {steps_off(clip, expected):.1f} rounding steps apart")
     assert steps_off(clip, expected) < DEEP

@@ -7,7 +7,7 @@ import torch
 
 from packforcing_core.cache.config import Full
 from packforcing_core.compressor.high_res import build_high_res
-from packforcing_core.laboratory.training.compressor import twin_tokens
+from packforcing_core.laboratory.training.compressor import compressed_tokens
 from packforcing_core.laboratory.training.functional_cache import FunctionalCache, teacher_forced_views
 from packforcing_core.laboratory.training.selfmade.clip_layouts import (
     MOST_BETWEEN,
@@ -18,7 +18,7 @@ from packforcing_core.laboratory.training.selfmade.clip_layouts import (
     memory_blocks,
 )
 from packforcing_core.laboratory.training.selfmade.clips import Clip
-from packforcing_core.laboratory.training.selfmade.stage import flow_error, made_twins
+from packforcing_core.laboratory.training.selfmade.stage import compressed_blocks, flow_error
 from tests.core.laboratory.training.selfmade.parts import small_base, small_clips, small_stage, small_texts
 from tests.small import CONFIG, small_model
 from tests.small_compressor import trained_high_res
@@ -107,12 +107,12 @@ def test_the_view_is_that_of_teacher_forcing(tmp_path):
         return model.flow(x, torch.full((1, 3), 800.0), text, views[-1])
 
     small = {block: sample.low_res[:, :, 2 * block : 2 * block + 2] for block in range(layout.length)}
-    twins = twin_tokens(model, branch, sample.long, small, 3)
+    twins = compressed_tokens(model, branch, sample.long, small, 3)
     wanted = flow(Full(), sample.short, None)
     slow = (flow(base.asked, sample.long, twins.__getitem__) - wanted).square().mean()
     print(f"error {error.item():.6e}, of the slow twin {slow.item():.6e}")
     assert abs(error.item() - slow.item()) < 1e-4 * slow.item()
-    assert set(made_twins(model, branch, base, base.asked, sample)) == {1, 2, 3, 4}
+    assert set(compressed_blocks(model, branch, base, base.asked, sample)) == {1, 2, 3, 4}
 
 
 def test_the_gradient_of_a_step_is_that_of_its_clips_together(tmp_path):
