@@ -65,12 +65,12 @@ class StackVideos(io.ComfyNode):
     def execute(cls, captions: str, filename_prefix: str, codec: str, **videos) -> io.NodeOutput:
         given = [videos[name] for name in sorted(videos) if videos[name] is not None]
         with ExitStack() as stack:
-            videos = [video_file(video, stack) for video in given]
-            infos = [probe(video) for video in videos]
+            files = [video_file(video, stack) for video in given]
+            infos = [probe(file) for file in files]
             path, subfolder = video_path(filename_prefix, sum(info.width for info in infos), infos[0].height)
             bar = comfy.utils.ProgressBar(max(info.frames for info in infos), node_id=cls.hidden.unique_id)
             pictures = caption_pictures(captions, [info.width for info in infos])
-            for written in stack.enter_context(closing(stack_videos(videos, path, codec, pictures))):
+            for written in stack.enter_context(closing(stack_videos(files, path, codec, pictures))):
                 bar.update_absolute(written)
                 comfy.model_management.throw_exception_if_processing_interrupted()
         saved = ui.SavedResult(path.name, subfolder, io.FolderType.output)
