@@ -90,8 +90,7 @@ def rollout(
     Blocks that are `known` are not denoised again, only committed, with what they had selected and the compressed
     tokens they had: that is exact. The last block is not committed, for nothing reads it. `stop` ends before that
     block, so that another rollout can go on with the same cache. Blocks from `decoded_from` on are decoded, where
-    `compression` has a decoder: earlier ones must be known and bring their tokens, and the decoder must have been
-    warmed up.
+    `compression` has a decoder, warmed up; earlier ones must be known and bring their tokens.
 
     Raises PackForcingError when the policy needs a `compression` and none is given, when prompts change in a rolling
     rollout, when the policy allows no cut, or when a block has values that are not finite; the blocks before it stand.
