@@ -12,7 +12,7 @@ import pytest
 from packforcing_core.cache.config import PackForcing
 from packforcing_core.recipe.plan import plan_render
 from packforcing_core.vae.config import VAEConfig
-from packforcing_core.vae.memory import weight_bytes
+from packforcing_core.vae.decode_bytes import weight_bytes
 from tests.comfyui.install import PACK, comfyui_folder
 from tests.fakecuda.render import Case
 
