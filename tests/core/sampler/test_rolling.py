@@ -121,7 +121,7 @@ def test_a_bank_serves_windows_as_the_definition_says(policy):
         oracle.block, oracle.mode = block, "read"
         timesteps = torch.tensor([[THREE.schedule.timesteps[step] for step in steps for _ in range(3)]])
         if len(noisy) < len(THREE.schedule):
-            assert not any(oracle.compression)
+            assert not any(oracle.compressed)
         return model.flow(torch.cat(noisy, dim=2), timesteps, text, oracle).split(3, dim=2)
 
     def commit(block, x0):
