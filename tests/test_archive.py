@@ -55,7 +55,11 @@ def test_it_holds_what_runs_and_nothing_else():
         "workflows",
     }
     assert [name for name in names if "laboratory" in name] == []
-    needed = {"nodes/web/kv_cache_panel.js", "locales/zh/nodeDefs.json", "workflows/text_to_long_video.json"}
+    needed = {
+        "nodes/web/kv_cache_panel.js",
+        "locales/zh/nodeDefs.json",
+        "workflows/packforcing_wan_text_to_long_video.json",
+    }
     needed |= {f"packforcing_core/miniature/weights/{part}.safetensors" for part in ("wan", "vae", "text")}
     assert needed <= set(names)
 

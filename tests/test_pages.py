@@ -77,7 +77,7 @@ def test_how_much_is_compressed_and_how_long_two_minutes_are():
     two_minutes = plan(PackForcing())
     assert f"120 s become {two_minutes.seconds:.2f} s ({two_minutes.pixel_frames:,} frames)" in README
     weights = two_minutes.weights_bytes
-    assert f"fp8 weights, as in low_memory, save another {weights / 2 / GB:.1f} GB" in README
+    assert f"fp8 weights, as in packforcing_wan_low_memory, save another {weights / 2 / GB:.1f} GB" in README
     assert f"1.3B; {2 * weights / GB:.1f} GB in fp32" in README
     assert plan(Full()).buffer_bytes > 20 * two_minutes.buffer_bytes
 

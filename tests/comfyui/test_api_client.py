@@ -41,7 +41,7 @@ def small_workflow(comfy: ComfyServer, name: str) -> dict:
 def test_it_changes_the_workflow_follows_the_render_and_downloads_the_film(comfy: ComfyServer, tmp_path: Path):
     done = run(
         comfy,
-        small_workflow(comfy, "timed_prompts"),
+        small_workflow(comfy, "packforcing_wan_timed_prompts"),
         tmp_path,
         "--prompt",
         "[0s] a boat [1.5s] rain",
@@ -60,7 +60,7 @@ def test_it_changes_the_workflow_follows_the_render_and_downloads_the_film(comfy
 
 
 def test_it_says_what_the_server_refuses_and_what_fails(comfy: ComfyServer, tmp_path: Path):
-    workflow = small_workflow(comfy, "deep_forcing")
+    workflow = small_workflow(comfy, "packforcing_wan_deep_forcing")
     refused = run(comfy, workflow, tmp_path, "--seconds", "-1")
     print(refused.stderr[:300])
     assert refused.returncode == 1

@@ -1,7 +1,7 @@
 """Renders a workflow on a running ComfyUI and downloads the videos: an example of use over the API.
 
     pip install websocket-client
-    python render.py text_to_long_video.json --prompt "a lighthouse at dusk" --seconds 60 --seed 7
+    python render.py packforcing_wan_text_to_long_video.json --prompt "a lighthouse at dusk" --seconds 60 --seed 7
 
 The workflow is one in API form (this folder, or Export (API) in ComfyUI). Exit code 1: what went wrong was printed.
 Ctrl-C cancels the job on the server; queuing the same again resumes it.
