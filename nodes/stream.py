@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import comfy.model_management
@@ -41,10 +42,14 @@ class LatentStream:
         """What the render takes on the MODEL's device, in its own dtype; a policy that compresses decodes too, which
         counts if it `decodes` there.
         """
-        own = host.decoder_bytes(self.vae, self.recipe.geometry) if self.vae is not None and decodes else 0
+        own = self._decoder_bytes if self.vae is not None and decodes else 0
         return plan_render(
             host.wan_config(self.model), self.recipe, self.model.model.get_dtype_inference(), max(own, decoder_bytes)
         )
+
+    @cached_property
+    def _decoder_bytes(self) -> int:
+        return host.decoder_bytes(self.vae, self.recipe.geometry)
 
     def notes(self) -> tuple[str, ...]:
         """What the user should know before the sampling: how the folder was opened, and whether the disk has room."""
@@ -70,7 +75,7 @@ class LatentStream:
             return
         shared = vae is self.vae and network is not None
         here = network is None or next(network.parameters()).device == vae.device
-        planned = host.decoder_bytes(vae, self.recipe.geometry) if vae is not None and here else 0
+        planned = host.decoder_bytes(vae, self.recipe.geometry) if vae not in (None, self.vae) and here else 0
         plan = self.plan(planned, decodes=here or not shared)
         room = plan.peak_bytes - plan.weights_bytes
         if frugal:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import torch
+from functools import lru_cache
 
-from ..geometry import LATENT_CHANNELS, VAE_SPATIAL_STRIDE
+import torch
+from torch import nn
+
+from ..geometry import VAE_SPATIAL_STRIDE
 from ..model.ops import build_on_meta
 from .config import VAEConfig
-from .state import CausalState
-from .wan_vae import TOGETHER, WanVAE, is_small
+from .state import lookback
+from .wan_vae import TOGETHER, WanVAE, is_small, stages_of
 
 # Full-resolution activations of one frame that exist together at the worst moment, which is a convolution in the last
 # stage: the block's input, the normalised input behind its tail of two frames (3), the output, and one for what waits
@@ -24,20 +27,28 @@ FLOAT_BYTES = 4
 
 
 def state_bytes(config: VAEConfig, height: int, width: int, dtype: torch.dtype) -> int:
-    """Bytes that a StreamingDecoder holds between pushes, exactly, for one video of height x width pixels.
-
-    Found by decoding two latent frames on the meta device, which computes shapes only.
-    """
-    vae = build_on_meta(lambda: WanVAE(config)).to(dtype)
-    size = (height // VAE_SPATIAL_STRIDE, width // VAE_SPATIAL_STRIDE)
-    state = CausalState()
-    latent = torch.empty(1, LATENT_CHANNELS, 1, *size, dtype=dtype, device="meta")
-    with torch.no_grad():
-        for _ in range(2):
-            vae.decode_frames(latent, state)
-    return sum(tail.nbytes for tail in state.tails.values())
+    """Bytes that a StreamingDecoder holds between pushes, exactly, for one video of height x width pixels."""
+    positions = (height // VAE_SPATIAL_STRIDE) * (width // VAE_SPATIAL_STRIDE)
+    return _state_per_position(config) * positions * dtype.itemsize
 
 
+@lru_cache(maxsize=16)
+def _state_per_position(config: VAEConfig) -> int:
+    """Numbers that the tails of a decoder hold for each latent position: each convolution's at its own resolution."""
+    decoder = build_on_meta(lambda: WanVAE(config)).decoder
+    stages: list[list[nn.Module]] = stages_of(decoder.upsamples)
+    stages[0] += [decoder.conv1, decoder.middle]
+    stages[-1].append(decoder.head)
+    return sum(
+        conv.in_channels * lookback(conv) * 4**stage
+        for stage, parts in enumerate(stages)
+        for part in parts
+        for conv in part.modules()
+        if isinstance(conv, nn.Conv3d)
+    )
+
+
+@lru_cache(maxsize=16)
 def weight_bytes(config: VAEConfig, dtype: torch.dtype) -> int:
     """Bytes of a VAE's weights."""
     return dtype.itemsize * sum(weight.numel() for weight in build_on_meta(lambda: WanVAE(config)).parameters())

@@ -50,12 +50,12 @@ class Encoder(nn.Module):
         # resampling merges: activations of four large frames never exist together.
         first = at_once if at_once >= TOGETHER else 1
         x = torch.cat([self._first_stage(frame, state) for frame in video.split(first, dim=2)], dim=2)
-        for stage in _stages(self.downsamples)[1:]:
+        for stage in stages_of(self.downsamples)[1:]:
             x = torch.cat([_run(stage, piece, state) for piece in x.split(max(2, first), dim=2)], dim=2)
         return _run_head(self.head, _run(self.middle, x, state), state)
 
     def _first_stage(self, frame: Tensor, state: CausalState) -> Tensor:
-        return _run(_stages(self.downsamples)[0], state.convolve(self.conv1, frame), state)
+        return _run(stages_of(self.downsamples)[0], state.convolve(self.conv1, frame), state)
 
 
 class Decoder(nn.Module):
@@ -79,7 +79,7 @@ class Decoder(nn.Module):
         x = _run(self.middle, state.convolve(self.conv1, latents), state)
         waiting = [x]
         del x
-        return torch.cat(list(self._frames(_stages(self.upsamples), waiting, state, at_once)), dim=2)
+        return torch.cat(list(self._frames(stages_of(self.upsamples), waiting, state, at_once)), dim=2)
 
     def _frames(
         self, stages: list[list[nn.Module]], waiting: list[Tensor], state: CausalState, together: int
@@ -141,7 +141,7 @@ def _head(ops: Ops, dim: int, out_dim: int) -> nn.Sequential:
     return nn.Sequential(RMSNorm(ops, dim, axes=3), nn.Identity(), causal_conv(ops, dim, out_dim))
 
 
-def _stages(layers: nn.Sequential) -> list[list[nn.Module]]:
+def stages_of(layers: nn.Sequential) -> list[list[nn.Module]]:
     """The layers of each resolution: a stage ends with the layer that resamples."""
     stages: list[list[nn.Module]] = [[]]
     for layer in layers:
