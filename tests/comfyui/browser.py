@@ -150,10 +150,10 @@ class FrontEnd:
         self._show_template(name, answer.value.json())
 
     def pick_template(self, pack: str, name: str) -> None:
-        """Opens a template as a user does: Templates in the side bar, the pack below Extensions, the picture."""
+        """Opens a template as a user does: Templates in the side bar, a search for the pack, the picture."""
         self.page.get_by_test_id("side-toolbar").get_by_text("Templates", exact=True).click()
         browser = self.page.get_by_role("dialog")
-        browser.get_by_text(pack, exact=True).click()
+        browser.get_by_placeholder("Search").fill(name.partition("_")[0])
         with self.page.expect_response(f"**/workflow_templates/{quote(pack)}/{quote(name)}.json") as answer:
             browser.get_by_test_id(f"template-workflow-{name}").click()
         browser.wait_for(state="hidden")

@@ -14,6 +14,7 @@ from tests.comfyui.layout import WINDOW
 from tests.comfyui.server import ComfyServer
 from tests.comfyui.test_render import film_of
 
+WIDGETS = ("BOOLEAN", "COMBO", "FLOAT", "INT", "STRING")
 OVERLAPS = """() => {
     const nodes = window.app.rootGraph.nodes, boxes = nodes.map(node => [...node.boundingRect]), found = [];
     boxes.forEach(([x, y, w, h], i) => boxes.slice(0, i).forEach(([X, Y, W, H], j) => {
@@ -80,6 +81,21 @@ def test_a_workflow_runs_over_the_api(comfy: ComfyServer, name: str):
         assert (info.frames, info.width, info.height) == (frames, width * (3 if stacked else 1), height + 32 * stacked)
     makers = {"PackForcingStreamingVAEDecode", "PackForcingStackVideos", "SaveVideo"}
     assert sorted(films) == sorted(number for number, node in workflow.items() if node["class_type"] in makers)
+
+
+def test_templates_set_every_widget_of_our_nodes(comfy: ComfyServer):
+    """A widget that is newer than a template would show its own default there."""
+    info = comfy.client.object_info()
+    for name in api_names():
+        for number, node in read_api(name).items():
+            if not node["class_type"].startswith("PackForcing"):
+                continue
+            known = {
+                **info[node["class_type"]]["input"]["required"],
+                **info[node["class_type"]]["input"].get("optional", {}),
+            }
+            widgets = {key for key, (kind, *_) in known.items() if isinstance(kind, list) or kind in WIDGETS}
+            assert widgets - set(node["inputs"]) == set(), (name, number)
 
 
 def test_every_node_is_used_by_a_workflow(comfy: ComfyServer):
