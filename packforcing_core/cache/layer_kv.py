@@ -68,7 +68,7 @@ class KVShape:
         return partitions.past_frames * self.tokens_per_frame + self._mid_tokens(partitions)
 
     def _mid_tokens(self, partitions: Partitions) -> int:
-        return partitions.mid_slots * self.compressed.tokens if partitions.bank else 0
+        return partitions.top_k_blocks * self.compressed.tokens if partitions.bank else 0
 
     def cache_bytes(self, partitions: Partitions) -> int:
         """Bytes of what is kept of the past and attended, once all slots are full."""
@@ -127,7 +127,7 @@ class KVShape:
     def _resident_bytes(self, partitions: Partitions) -> int:
         """Keys of the selected compressed blocks that stay on the device when the bank does not."""
         on_host = self.host_bytes(partitions) > 0
-        return self.row_bytes * self.compressed.tokens * partitions.mid_slots if on_host else 0
+        return self.row_bytes * self.compressed.tokens * partitions.top_k_blocks if on_host else 0
 
 
 class RowLayout:
@@ -136,7 +136,7 @@ class RowLayout:
     def __init__(self, shape: KVShape, partitions: Partitions):
         self.tokens_per_frame = shape.tokens_per_frame
         self._compressed_tokens = shape.compressed.tokens if partitions.bank else 0
-        self._mid_tokens = self._compressed_tokens * partitions.mid_slots
+        self._mid_tokens = self._compressed_tokens * partitions.top_k_blocks
         self._past_frames = partitions.past_frames
         self._ring_frames = partitions.ring_frames
 

@@ -229,7 +229,8 @@ class Partitions:
         return self.sink_frames + self.ring_frames
 
     @property
-    def mid_slots(self) -> int:
+    def top_k_blocks(self) -> int:
+        """Slots for compressed blocks, each layer's selection of the bank."""
         return self.bank.top_k_blocks if self.bank else 0
 
     @property
@@ -289,7 +290,7 @@ class Partitions:
             return self._pruned_window(self.pruning, committed)
         oldest_kept = max(self.sink_frames, committed - self.recent_frames)
         first_recent = max(oldest_kept, committed - self._recent_limit(blocks))
-        span, mid_blocks = (self.bank.mid_span, min(self.mid_slots, banked)) if self.bank else (0.0, 0)
+        span, mid_blocks = (self.bank.mid_span, min(self.top_k_blocks, banked)) if self.bank else (0.0, 0)
         extra = self.extra_frames if committed > self.sink_frames + self.recent_frames else 0
         between = first_recent - self.sink_frames - span * mid_blocks - extra
         left_open = min(self.sink_gap, max(0, between))

@@ -94,7 +94,7 @@ def plan_render(
     g, partitions = recipe.geometry, recipe.partitions
     shape = kv_shape(config, g, dtype)
     n = g.tokens_per_frame
-    mid_tokens = g.compressed_tokens * partitions.mid_slots
+    mid_tokens = g.compressed_tokens * partitions.top_k_blocks
     mid_span = partitions.bank.mid_span if partitions.bank else 0.0
     buffer_bytes = shape.buffer_bytes(partitions)
     weights = parameter_count(config) * dtype.itemsize
@@ -116,7 +116,7 @@ def plan_render(
         recent_tokens=n * partitions.rolling_recent_frames,
         current_tokens=n * partitions.current_frames,
         attended_tokens=shape.attended_tokens(partitions),
-        window_frames=(shape.attended_tokens(partitions) - mid_tokens) / n + partitions.mid_slots * mid_span,
+        window_frames=(shape.attended_tokens(partitions) - mid_tokens) / n + partitions.top_k_blocks * mid_span,
         cache_bytes=shape.cache_bytes(partitions),
         buffer_bytes=buffer_bytes,
         bank_bytes=shape.bank_bytes(partitions),
@@ -132,7 +132,7 @@ def block_disk_bytes(config: WanConfig, recipe: Recipe, dtype: torch.dtype) -> i
     """The most that one block's file holds: float32 latents, int32 selections, compressed tokens in `dtype`."""
     g, partitions = recipe.geometry, recipe.partitions
     latents = math.prod(g.block_shape) * partitions.current_blocks  # Those in flight behind it are with it.
-    chosen = config.num_layers * partitions.mid_slots
+    chosen = config.num_layers * partitions.top_k_blocks
     if partitions.pruning:
         kept = partitions.pruning.budget_frames - partitions.pruning.recent_frames - partitions.sink_frames
         chosen = config.num_layers * kept * g.tokens_per_frame

@@ -139,7 +139,7 @@ def test_a_short_clip_allocates_just_what_it_fills(policy, blocks):
                 for layer in range(CONFIG.num_layers):
                     writer.attend(layer, *made[:, :, : cache.shape.compressed_tokens])
     if cache.mid:
-        assert len(window.mid_positions) == cache.partitions.mid_slots
+        assert len(window.mid_positions) == cache.partitions.top_k_blocks
         assert len(cache.mid.blocks) == cache.mid.plan.bank_blocks
 
 
