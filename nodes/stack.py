@@ -84,7 +84,7 @@ def caption_pictures(captions: str, widths: Sequence[int]) -> list[np.ndarray] |
         return None
     if len(lines) != len(widths):
         raise PackForcingError(
-            f"Got {len(lines)} lines of captions for {len(widths)} videos; expected one line a video."
+            f"Got {len(lines)} lines of captions for {len(widths)} videos; expected one line per video."
         )
     pictures = []
     for line, width in zip(lines, widths, strict=True):

@@ -124,7 +124,7 @@ def repainted_by_frames(vae: WanVAE, frames: Iterable[np.ndarray], geometry: Vid
     whole = latents.shape[2] // geometry.frames_per_block * geometry.frames_per_block
     if whole == 0:
         raise PackForcingError(
-            f"The video to repaint has {latents.shape[2]} latent frames, and a block has {geometry.frames_per_block}: "
-            f"it needs {pixel_frames(geometry.frames_per_block)} frames at {geometry.fps:g} FPS at least."
+            f"The video to regenerate has {latents.shape[2]} latent frames, and a block has "
+            f"{geometry.frames_per_block}: it needs {pixel_frames(geometry.frames_per_block)} frames at {geometry.fps:g} FPS at least."
         )
     return latents[:, :, :whole]

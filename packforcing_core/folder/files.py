@@ -64,8 +64,8 @@ def _appearing(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             unfinished.unlink()
         raise FolderError(
-            f"{path} cannot be written: {error}. Free the disk or bring the folder back, then run the same again: "
-            "it resumes from what is there."
+            f"{path} cannot be written: {error}. Free some disk space or bring the folder back, then run the same "
+            "again: it resumes from what is there."
         ) from error
 
 

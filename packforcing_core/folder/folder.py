@@ -113,7 +113,7 @@ def open_render(
         return _opened(path, mode, wanted, content, block_shape, retake_block)
     except OSError as error:
         raise FolderError(
-            f"The folder {path} cannot be used: {error.strerror or error}. Mend that, or choose another folder."
+            f"The folder {path} cannot be used: {error.strerror or error}. Fix that, or choose another folder."
         ) from error
 
 

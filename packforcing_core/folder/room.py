@@ -23,8 +23,8 @@ def room_notes(folder: RenderFolder, block_bytes: int) -> tuple[str, ...]:
         return ()
     there = f"The disk of {folder.path} has {size_text(free)} free"
     if free < block_bytes:
-        raise FolderError(f"{there}, and one block of this render takes {size_text(block_bytes)}. Free the disk.")
+        raise FolderError(f"{there}, and one block of this render takes {size_text(block_bytes)}. Free disk space.")
     return (
         f"Warning: {there}, and this render may take {size_text(missing * block_bytes)} more: it will stop when the "
-        "disk is full. Free the disk; the same render resumes then.",
+        "disk is full. Free disk space; the same render then resumes.",
     )

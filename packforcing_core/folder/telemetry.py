@@ -30,7 +30,7 @@ class Telemetry:
                 torn = file.tell() > 0 and not _ends_line(file)
                 file.write((b"\n" if torn else b"") + line.encode("utf-8") + b"\n")
         except OSError as error:
-            raise FolderError(f"{self.path} cannot be written: {error}. Run the same again to go on.") from error
+            raise FolderError(f"{self.path} cannot be written: {error}. Run the same again to resume.") from error
 
     def film(self, block: int, take: int, frames: np.ndarray) -> None:
         """Colour (mean RGB) and contrast (deviation of brightness) of a block's frames uint8 [T, H, W, 3], and how far

@@ -32,7 +32,7 @@ def checked_output(path: Path) -> Path:
             f"Got the output {name[:60]!r}... of {size} bytes; expected a name of {LONGEST_NAME} at most, without NUL."
         )
     if WINDOWS and _NOT_ON_WINDOWS.fullmatch(name):
-        raise PackForcingError(f"Got the output {name[:60]!r}, which Windows takes for no file. Use another name.")
+        raise PackForcingError(f"Got the output {name[:60]!r}, which is no file name on Windows. Use another name.")
     return path
 
 
@@ -50,7 +50,7 @@ def require_writable(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise PackForcingError(
-            f"No video can be written to {path.parent}: {error.strerror or error}. Choose another folder, or mend that."
+            f"No video can be written to {path.parent}: {error.strerror or error}. Choose another folder, or fix that."
         ) from error
 
 

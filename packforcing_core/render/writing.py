@@ -197,9 +197,7 @@ def written_render(
                     raise
                 problem = str(error).partition("\n")[0] or "system RAM"
             except OSError as error:
-                raise FolderError(
-                    f"{folder.path} cannot be used: {error}. Mend that and run the same again."
-                ) from error
+                raise FolderError(f"{folder.path} cannot be used: {error}. Fix that and run the same again.") from error
             # Only behind the handler is the failed attempt, which the traceback held, free to go.
             if frugal and _progress(folder, job) == before:
                 raise FolderError(

@@ -67,7 +67,7 @@ def _in_flight(last: BlockDone, steps: int) -> list[Tensor]:
     if last.in_flight is None or last.in_flight.shape[2] != (steps - 1) * frames:
         raise PackForcingError(
             f"Block {last.block} is known, but not the {steps - 1} blocks that were in flight behind it, without which "
-            "a rolling render would go on differently. Give the `in_flight` of the last known block's `BlockDone`, "
+            "a rolling render would continue differently. Give the `in_flight` of the last known block's `BlockDone`, "
             "made with as many steps, or render from the start."
         )
     return list(last.in_flight.split(frames, dim=2))

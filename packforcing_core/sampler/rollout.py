@@ -195,7 +195,7 @@ def require_parts(partitions: Partitions, compression: Compression | None) -> No
     """PackForcingError when the policy needs what was not given."""
     if partitions.bank and compression is None:
         raise PackForcingError(
-            "This policy remembers compressed blocks, which takes a compressor and the VAE that it encodes with. "
+            "This policy keeps compressed blocks, which needs a compressor and the VAE that it encodes with. "
             "Connect a VAE, or choose a policy without a bank."
         )
 

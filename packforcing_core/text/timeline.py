@@ -102,7 +102,7 @@ def require_rising(times: Sequence[float]) -> None:
     for before, after in pairwise(times):
         if after <= before:
             raise PackForcingError(
-                f"A prompt at {after:g} s follows one at {before:g} s; expected times that rise. Order the prompts by "
+                f"A prompt at {after:g} s follows one at {before:g} s; expected rising times. Order the prompts by "
                 "time, one for each moment."
             )
 
@@ -152,7 +152,7 @@ def _short(prompt: str) -> str:
 def _prompt(seconds: float, parts: Sequence[str], own: str | None = None) -> TimedPrompt:
     prompt = " ".join(part.strip() for part in parts if part.strip())
     if own is not None and not own.strip():
-        raise PackForcingError(f"The prompt at {seconds:g} s is empty. Write what is to be seen behind its time.")
+        raise PackForcingError(f"The prompt at {seconds:g} s is empty. Write after the time what the video shows.")
     if len(prompt) > LONGEST_PROMPT:
         raise PackForcingError(
             f"The prompt at {seconds:g} s has {len(prompt):,} characters; expected at most {LONGEST_PROMPT:,} (the "

@@ -132,7 +132,9 @@ def test_a_disk_without_inodes_is_said_and_what_is_there_goes_on_when_there_are_
         assert difference(frames(root), unbroken) == 0
 
 
-@pytest.mark.parametrize(("free", "said"), [(10**9, None), (25_000, "Warning"), (9_999, "Free the disk"), (0, "Free")])
+@pytest.mark.parametrize(
+    ("free", "said"), [(10**9, None), (25_000, "Warning"), (9_999, "Free disk space"), (0, "Free")]
+)
 def test_a_disk_that_is_too_small_is_said_before_anything_is_sampled(tmp_path, monkeypatch, free, said):
     folder = SMALL.open(tmp_path)
     usage = namedtuple("usage", "total used free")
@@ -186,5 +188,5 @@ def test_a_link_in_the_place_of_what_a_render_writes_is_refused_before_anything_
 def test_names_that_windows_takes_for_something_else_are_refused_there(tmp_path, monkeypatch, name):
     assert checked_output(tmp_path / name)
     monkeypatch.setattr(output_module, "WINDOWS", True)
-    with pytest.raises(PackForcingError, match="which Windows takes for no file"):
+    with pytest.raises(PackForcingError, match="which is no file name on Windows"):
         checked_output(tmp_path / name)
