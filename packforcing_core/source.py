@@ -125,6 +125,7 @@ def repainted_by_frames(vae: WanVAE, frames: Iterable[np.ndarray], geometry: Vid
     if whole == 0:
         raise PackForcingError(
             f"The video to regenerate has {latents.shape[2]} latent frames, and a block has "
-            f"{geometry.frames_per_block}: it needs {pixel_frames(geometry.frames_per_block)} frames at {geometry.fps:g} FPS at least."
+            f"{geometry.frames_per_block}: it needs {pixel_frames(geometry.frames_per_block)} "
+            f"frames at {geometry.fps:g} FPS at least."
         )
     return latents[:, :, :whole]
