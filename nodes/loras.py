@@ -52,6 +52,12 @@ def with_unread_loras(model, prompt: Prompt | None, sampler: str) -> tuple:
                 "change nothing. Use a LoRA made for Wan2.1 T2V 1.3B, or remove the node."
             )
         _require_shapes(path, config)
+        unread = [own for own, native in _names(tensors, by_us=bool(renamed)).items() if not _reaches(native, keys)]
+        if unread:
+            notes.append(
+                f"Note: {len(unread)} of {len(tensors)} tensors of the LoRA {name} belong to nothing of this model and "
+                f"change nothing ({unread[0]!r} and the like)."
+            )
         if renamed:
             model = model.clone()
             model.add_patches(renamed, strength)
@@ -64,6 +70,20 @@ def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     parts = (names for front, names in group_names(tensors).items() if not is_critic(front))
     named = ((native_name(name), there) for names in parts for name, there in names.items())
     return {native: tensors[there] for native, there in named if native is not None}
+
+
+def _names(tensors: Mapping[str, Tensor], by_us: bool) -> dict[str, str | None]:
+    """The name under which each tensor of a LoRA is read, by its own: None for those that we cannot name."""
+    if not by_us:
+        return {name: name for name in tensors}
+    found = {there: native_name(name) for names in group_names(tensors).values() for name, there in names.items()}
+    return {name: found.get(name) for name in tensors}
+
+
+def _reaches(name: str | None, keys: Mapping[str, object]) -> bool:
+    """Whether ComfyUI finds the layer of a LoRA's tensor: its name begins with that of one of the `keys`."""
+    parts = (name or "").split(".")
+    return any(".".join(parts[:count]) in keys for count in range(len(parts), 0, -1))
 
 
 def _require_shapes(path: str, config: WanConfig) -> None:

@@ -39,11 +39,18 @@ class SideStream:
             for stream in self._streams:
                 for other in others:
                     stream.wait_stream(other)
-                for tensor in tensors:
-                    tensor.record_stream(stream)
+            self.lend(*tensors)
             for stream in reversed(self._streams):  # The first device is the current one inside.
                 entered.enter_context(torch.cuda.stream(stream))
             yield
+
+    def lend(self, *tensors: Tensor) -> None:
+        """`tensors`, made by others, for all that is queued here from now on: freed, their memory stays until it is
+        done.
+        """
+        for tensor in tensors:
+            for stream in self._streams if tensor.is_cuda else ():
+                tensor.record_stream(stream)
 
     def mark(self) -> Moment:
         """The moment at which all work until now is done."""

@@ -67,6 +67,10 @@ class CompressedRows:
             _forget_last_error(self._device)
 
     @property
+    def tensors(self) -> list[Tensor]:
+        return [self._rows] if self._scales is None else [self._rows, self._scales]
+
+    @property
     def nbytes(self) -> int:
         return self._rows.nbytes + (self._scales.nbytes if self._scales is not None else 0)
 
@@ -126,6 +130,7 @@ class LayerBank:
         self._keys = CompressedRows(shape, slots, storage, device)
         self._values = CompressedRows(shape, slots, storage, device)
         self._copies = copies
+        copies.lend(*self._keys.tensors, *self._values.tensors)
         self._arrival: Moment = ()
         self.mean_keys = torch.zeros(slots, shape.batch, shape.heads, shape.head_dim, device=device)
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..queued import to_device
+
 LEAST_DEVIATION = 1e-6
 FLOAT_BYTES = 4
 KINDS = 4
@@ -41,7 +43,7 @@ def pooled(moments: Tensor, tokens: Sequence[int]) -> Tensor:
 
     The variance of a union is the mean of the variances plus the variance of the means.
     """
-    weights = torch.tensor(tokens, dtype=torch.float32, device=moments.device) / sum(tokens)
+    weights = to_device(torch.tensor(tokens, dtype=torch.float32), moments.device) / sum(tokens)
     weights = weights.view(-1, 1, 1, 1, 1)
     means, variances = moments[:, 0::2], moments[:, 1::2]
     mean = (weights * means).sum(dim=0)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..queued import to_device
 from ..rope import GridRope, Rotation, rotate, rotate_into
 from .bank import LayerBank
 from .eight_bits import Rows, TokenRows
@@ -181,7 +182,7 @@ class PackedKV(RowLayout):
     def show_mid(self, slots: list[int], rotation: Rotation) -> None:
         """What is in the mid slots `slots` is seen in that order, keys turned by `rotation` in time."""
         if self._mid_slots != slots:
-            firsts = torch.tensor(slots, device=self.query_sums.device) * self._compressed_tokens
+            firsts = to_device(torch.tensor(slots), self.query_sums.device) * self._compressed_tokens
             rows = firsts[:, None] + torch.arange(self._compressed_tokens, device=firsts.device)
             self._mid_slots, self._mid_rows = slots, rows.flatten()
         self._mid_rotation = rotation

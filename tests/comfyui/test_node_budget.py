@@ -10,11 +10,8 @@ import sys
 import pytest
 
 from packforcing_core.cache.config import PackForcing
-from packforcing_core.recipe.plan import plan_render
-from packforcing_core.vae.config import VAEConfig
-from packforcing_core.vae.decode_bytes import weight_bytes
 from tests.comfyui.install import PACK, comfyui_folder
-from tests.fakecuda.render import Case
+from tests.fakecuda.render import Case, planned_peak
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.budget]
 
@@ -52,8 +49,7 @@ def test_launches_and_bytes_of_a_stock_model(counts):
 
 
 def test_the_peak_of_a_stock_model_is_what_is_planned(counts):
-    case = Case(PackForcing(), layers=LAYERS)
-    planned = plan_render(case.config, case.recipe, case.dtype).peak_bytes + weight_bytes(VAEConfig(), case.dtype)
+    planned = planned_peak(Case(PackForcing(), layers=LAYERS))
     peak = of_all_layers(counts, "peak")
     print(f"peak {peak / 1e9:.3f} GB, planned {planned / 1e9:.3f}: {peak / planned:.3f}")
     assert abs(peak / planned - 1) <= 0.02

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -56,6 +57,26 @@ def test_the_lora_changes_the_film_and_the_seed_repeats_it(comfy: ComfyServer, f
     difference = np.abs(plain.astype(int) - changed.astype(int)).mean()
     print(f"mean difference by the LoRA {difference:.1f} of 255")
     assert difference > 1
+
+
+def test_a_lora_that_fits_in_part_says_what_of_it_changes_nothing(comfy: ComfyServer, files: Files):
+    """As one made for image-to-video on a text-to-video model: its image keys have no layer here."""
+    whole = {f"diffusion_model.{name}": tensor for name, tensor in lora_tensors(SMALL_STOCK, 4, 5).items()}
+    image = {f"diffusion_model.blocks.0.cross_attn.k_img.lora_{half}.weight": torch.zeros(4, 4) for half in "AB"}
+    save_file({**whole, **image}, comfy.models("loras") / "i2v.safetensors")
+
+    def said(lora: str) -> str:
+        graph = Graph()
+        model = graph.add("LoraLoaderModelOnly", model=our_loader(graph, files), lora_name=lora, strength_model=0.7)[0]
+        latents = stream(graph, model, seconds=0.5, timesteps="1000", render_name=f"part-{lora}".replace(".", "-"))
+        decode(graph, latents, files)
+        (text,) = comfy.client.run(graph.prompt)["outputs"][latents[0]]["text"]
+        return text
+
+    told = f"Note: 2 of {len(whole) + 2} tensors of the LoRA i2v.safetensors belong to nothing of this model"
+    assert told in said("i2v.safetensors")
+    save_file(whole, comfy.models("loras") / "t2v.safetensors")
+    assert "belong to nothing" not in said("t2v.safetensors")
 
 
 @pytest.mark.parametrize("names", ["transformer.{}", "{}", "diffusers", "peft"])

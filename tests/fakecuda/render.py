@@ -28,6 +28,7 @@ from packforcing_core.model.causal import CausalWan
 from packforcing_core.model.config import WAN_SIZES, WanConfig
 from packforcing_core.model.ops import TorchOps, build_on_meta
 from packforcing_core.model.wan import Wan
+from packforcing_core.recipe.plan import plan_render
 from packforcing_core.recipe.recipe import Recipe
 from packforcing_core.render.parts import build_cache
 from packforcing_core.sampler import denoising as denoising_module
@@ -36,6 +37,7 @@ from packforcing_core.sampler.denoising import BlockDone, Denoising
 from packforcing_core.sampler.noise import seeded_noise
 from packforcing_core.sampler.rollout import Compression, rollout
 from packforcing_core.vae.config import VAEConfig
+from packforcing_core.vae.decode_bytes import weight_bytes
 from packforcing_core.vae.load import channels_last
 from packforcing_core.vae.streaming import StreamingDecoder, encode
 from packforcing_core.vae.wan_vae import WanVAE
@@ -163,6 +165,15 @@ class Undecoded:
 
     def push(self, latents: Tensor) -> Tensor:
         return torch.empty(1, 3, PIXEL_FRAMES_PER_LATENT * latents.shape[2], HEIGHT, WIDTH, device=DEVICE)
+
+
+def planned_peak(case: Case) -> int:
+    """What the plan gives for `counted_block`: with a bank the VAE's weights and the finished frames lie beside it."""
+    planned = plan_render(case.config, case.recipe, case.dtype).peak_bytes
+    if not case.recipe.partitions.bank:
+        return planned
+    finished = 3 * 4 * HEIGHT * WIDTH * PIXEL_FRAMES_PER_LATENT * case.frames_per_block
+    return planned + weight_bytes(VAEConfig(), case.dtype) + finished
 
 
 def counted_block(case: Case, build: Callable[[Case], CausalWan] = fake_model) -> Ledger:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from unittest.mock import patch
 
 import pytest
 import torch
 
+from packforcing_core.cache.bank import CompressedShape, LayerBank
 from packforcing_core.cache.config import PackForcing
 from packforcing_core.queued import SideStream
 from packforcing_core.render.parts import build_cache, build_compression
@@ -79,3 +81,15 @@ def test_streams_of_two_devices_wait_for_each_other_both_ways():
             assert (sum(ledger.races.values()) > found) != wait
         side.hand_over(y)
     assert len(ledger.clocks) >= 4
+
+
+@pytest.mark.parametrize("storage", ["vram", "ram"])
+def test_a_bank_that_is_let_go_while_it_is_written_races_with_nothing(storage):
+    """As when a render is cancelled: the bank's memory is another's as soon as nobody holds it."""
+    shape = CompressedShape(1, 8, 2, 4, torch.bfloat16)
+    with fake_cuda() as ledger, torch.no_grad():
+        bank = LayerBank(shape, 3, storage, DEVICE, SideStream(DEVICE))
+        bank.write(0, *(torch.empty(shape.sizes, dtype=shape.dtype, device=DEVICE) for _ in range(2)))
+        del bank
+        gc.collect()
+    assert not ledger.races, dict(ledger.races)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import pytest
 
 from packforcing_core.cache.config import PackForcing
-from packforcing_core.recipe.plan import plan_render
-from packforcing_core.vae.config import VAEConfig
-from packforcing_core.vae.decode_bytes import weight_bytes
 from tests.fakecuda.ledger import Part
-from tests.fakecuda.render import Case, counted_block, counted_decode, for_layers, moved_by, table
+from tests.fakecuda.render import Case, counted_block, counted_decode, for_layers, moved_by, planned_peak, table
 
 pytestmark = pytest.mark.budget
 
@@ -55,8 +52,7 @@ def test_nothing_but_latents_and_what_is_compressed_goes_to_the_host(blocks):
 def test_the_peak_of_a_block_is_what_is_planned(blocks):
     few, more = (ledger.peak for ledger in blocks)
     peak = few + (more - few) * (LAYERS - FEW)
-    case = Case(PackForcing(), layers=LAYERS)
-    planned = plan_render(case.config, case.recipe, case.dtype).peak_bytes + weight_bytes(VAEConfig(), case.dtype)
+    planned = planned_peak(Case(PackForcing(), layers=LAYERS))
     print(f"peak {peak / 1e9:.3f} GB, planned {planned / 1e9:.3f}: {peak / planned:.3f}")
     assert abs(peak / planned - 1) <= 0.02
 

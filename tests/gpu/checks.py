@@ -100,9 +100,11 @@ def _decoded(vae: WanVAE, latents: Tensor, at_once: int) -> Tensor:
         streaming.frames_at_once = chosen
 
 
-def _latents(device: torch.device, policy: PackForcing, blocks: int = 8) -> tuple[Tensor, list[BlockDone]]:
+def _latents(
+    device: torch.device, policy: PackForcing, blocks: int = 8, compiled: bool = False
+) -> tuple[Tensor, list[BlockDone]]:
     """A small render's latents, in float32."""
-    model = build_model(SMALL, device, torch.float32)
+    model = build_model(SMALL, device, torch.float32, compiled=compiled)
     vae = build_vae(SMALL, device, torch.float32)
     plain_model, plain_vae = (build_model(SMALL, CPU, torch.float32), build_vae(SMALL, CPU, torch.float32))
     for mine, theirs in ((model.net, plain_model.net), (vae, plain_vae)):
@@ -162,6 +164,14 @@ def repeats(device: torch.device) -> str:
         again, _ = _latents(device, policy)
         assert torch.equal(first, again), f"off by {(first - again).abs().max():.1e}"
     return "bit-equal three times"
+
+
+def compiled(device: torch.device) -> str:
+    """A render whose layers go through torch.compile, against the same without, on the same device."""
+    policy = PackForcing(sink_frames=2, recent_frames=2, top_k_blocks=8, bank_blocks=8)
+    plain, _ = _latents(device, policy)
+    made, _ = _latents(device, policy, compiled=True)
+    return off(made, plain, 0.05)
 
 
 @torch.no_grad()

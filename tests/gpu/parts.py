@@ -151,6 +151,18 @@ def _capped(result: Result, gigabytes: int, knobs: dict) -> str:
     return f"{16 / seconds:.2f} FPS decoded in turn, peak {peak / GB:.2f} GB"
 
 
+def compiled(result: Result) -> None:
+    """Layers through torch.compile: what they compute, and a block's time beside that of the plain layers."""
+    result.tried("largest difference from plain layers", lambda: checks.compiled(result.device))
+    for name, asked in (("plain", False), ("compiled", True)):
+        model = build_model(result.scale, result.device, result.dtype, compiled=asked)
+        stream = Stream(model, result.scale).placed(21)
+        with torch.no_grad():
+            result.tried(f"a block of {name} layers, s", lambda stream=stream: _median(stream.block, result.device))
+        del model, stream
+        _free(result.device)
+
+
 def profile(result: Result) -> None:
     """A trace of one block, and where its time goes."""
     from torch.profiler import ProfilerActivity, profile
@@ -195,6 +207,7 @@ PARTS = {
     "headline": Part(headline, 240, "1.3B, 832x480, blocks of 4, policy packforcing 8/4/16, random weights"),
     "backends": Part(backends, 90, "attention backends and decoder layouts, A against B"),
     "caps": Part(caps, 120, "within 12 and 8 GB"),
+    "compiled": Part(compiled, 150, "layers through torch.compile"),
     "profile": Part(profile, 90, "where the time of a block goes"),
 }
 

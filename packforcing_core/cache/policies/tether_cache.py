@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ...errors import PackForcingError
+from ...queued import to_device
 from ...rope import GridRope, Rotation
 from ..layer_kv import KVShape
 from ..moments import aligned, empty_moments, measured, moments_bytes, pooled
@@ -150,7 +151,7 @@ class FrameMemory(Rule):
         past = len(window.past)
         order = [*range(self._sink), *(self._sink + j for j in choice), *range(past - self._past_recent, past)]
         moments = self._moments[layer]
-        moments[: len(order)] = moments[order]
+        moments[: len(order)] = moments[to_device(torch.tensor(order), moments.device)]
         for place, keys, values in changed:
             kv.rewrite(kv.candidates(place, 1, source.device), keys, values)
             moments[self._sink + place] = measured(keys, values)
@@ -183,7 +184,7 @@ class FrameMemory(Rule):
         """Where the frames behind the sink will be, and where they are."""
         device, past = self._moments[0].device, len(window.past) - self._sink
         every = kv.candidates(0, past, device).view(past, -1)
-        kept = [*choice, *range(past - self._past_recent, past)]
+        kept = to_device(torch.tensor([*choice, *range(past - self._past_recent, past)]), device)
         return every[: len(kept)].flatten(), every[kept].flatten()
 
     def _times(self, place: int, frames: int) -> Rotation:
