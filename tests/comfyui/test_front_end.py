@@ -117,6 +117,7 @@ ALL_SAID = """where => {
 }"""
 
 
+@pytest.mark.quick
 def test_what_nodes_say_breaks_between_words_and_seven_lines_are_seen(
     comfy: ComfyServer, front_end: FrontEnd, files: Files, tmp_path: Path
 ):
@@ -143,7 +144,7 @@ def test_what_nodes_say_breaks_between_words_and_seven_lines_are_seen(
     assert front_end.problems == []
 
 
-@pytest.mark.parametrize("nodes", NODES_LIKE)
+@pytest.mark.parametrize("nodes", ["classic", pytest.param("vue", marks=pytest.mark.quick)])
 def test_the_panel_draws_the_plan_and_follows_the_widgets(
     comfy: ComfyServer, front_end: FrontEnd, files: Files, nodes: str, tmp_path: Path
 ):

@@ -56,7 +56,7 @@ SLOW = ", ".join(str(1000 - 80 * i) for i in range(12))
 """So many steps that there is something to see while it runs, on a quick machine too."""
 
 
-@pytest.mark.parametrize("nodes", NODES_LIKE)
+@pytest.mark.parametrize("nodes", [pytest.param("classic", marks=pytest.mark.quick), "vue"])
 def test_it_plays_while_it_grows_and_is_there_at_the_end_and_after_a_reload(
     comfy: ComfyServer, front_end: FrontEnd, files: Files, nodes: str, tmp_path: Path
 ):
@@ -169,6 +169,7 @@ def test_two_browsers_never_see_each_others_jobs(comfy: ComfyServer, front_end: 
     assert front_end.problems == []
 
 
+@pytest.mark.quick
 def test_an_interrupted_video_stays_and_says_that_run_continues(
     comfy: ComfyServer, front_end: FrontEnd, files: Files, tmp_path: Path
 ):
