@@ -51,6 +51,13 @@ class Optimisation:
         done = (step - self.warmup) / max(1, steps - self.warmup)
         return self.learning_rate * (self.final_rate + (1 - self.final_rate) * (1 + math.cos(math.pi * done)) / 2)
 
+    def decay(self, step: int) -> float:
+        """The average's decay after step `step` (from 0). It begins low, since where few steps were taken the average
+        would be mostly of the weights before them: (1 + n) / (10 + n) after n steps, as TensorFlow's averages have it.
+        """
+        past = step - self.average_from
+        return 0.0 if self.average is None or past < 0 else min(self.average, (1 + past) / (10 + past))
+
 
 def build_optimisers(network: nn.Module, optimisation: Optimisation) -> list[torch.optim.Optimizer]:
     """AdamW for the trainable parameters of `network`, or Muon for the matrices of its layers and AdamW for the rest.
@@ -165,7 +172,7 @@ class Learner:
         """One optimiser step along the gradients that are there."""
         self._move(self.optimisation.rate(step, steps))
         if self.average is not None and self.optimisation.average is not None:
-            decay = self.optimisation.average if step >= self.optimisation.average_from else 0.0
+            decay = self.optimisation.decay(step)
             torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
 
     def _move(self, rate: float) -> None:

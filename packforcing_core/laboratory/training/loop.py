@@ -121,6 +121,8 @@ class Training:
             for name, learner in learners.items():
                 learner.guard.take(norms[name])
                 learner.update(self.done, self._steps_in_all)
+        for learner in self.learners.values():
+            learner.clear()  # Gradients would lie in memory beside the next step's activations, and beside a score.
         refused = {f"refused/{name}": float(learner.guard.refused) for name, learner in learners.items()}
         return {**figures, **{f"gradient/{name}": norm for name, norm in norms.items()}, **refused}
 

@@ -28,7 +28,7 @@ def told(base: Base, clips: int, seed: int, licence: str, scores: Scores) -> dic
         "fusion": FUSION,
         "memory": json.dumps({"policy": base.asked.name, **asdict(base.asked)}),
         "size": f"{g.width}x{g.height}",
-        "clips": f"{clips} of {g.latent_frames} latent frames, made by the base model itself",
+        "clips": f"{clips} clips of {g.latent_frames} latent frames, made by the base model itself",
         "steps": str(best.steps if best else 0),
         "hours": f"{best.hours:.2f}" if best else "0",
         "data_seed": str(seed),

@@ -24,8 +24,7 @@ from ....model.ops import TorchOps, build_on_meta
 from ....model.wan import Wan
 from ....recipe.plan import parameter_count, plan_render
 from ....vae.config import VAEConfig
-from ....vae.decode_bytes import decode_bytes
-from ....vae.wan_vae import WanVAE
+from ....vae.decode_bytes import vae_bytes, weight_bytes
 from ..learner import Optimisation
 from ..live_bytes import LiveBytes
 from ..memory import trained_bytes
@@ -148,21 +147,23 @@ def plan_run(
     ways: Ways,
     clips: int,
     prompts: int,
+    device: torch.device | str = "cpu",
 ) -> SelfmadePlan:
-    """The plan of a run of `clips` clips of `prompts` prompts."""
+    """The plan of a run of `clips` clips of `prompts` prompts on `device`."""
     clip = base.clip
-    decoding = decode_bytes(vae, clip.height, clip.width, dtype) + 12 * clip.height * clip.width * clip.pixel_frames
-    vae_weights = dtype.itemsize * sum(p.numel() for p in build_on_meta(lambda: WanVAE(vae)).parameters())
-    making = plan_render(base.config, base.recipe(0), dtype, decoding).peak_bytes + vae_weights
+    rolling = plan_render(base.config, base.recipe(0), dtype).peak_bytes + weight_bytes(vae, dtype)
     weights = parameter_count(base.config) * dtype.itemsize
+    # The cache is freed before a clip is decoded.
+    decoding = weights + vae_bytes(vae, clip.height, clip.width, clip.frames_per_push, dtype, device)
     branch = build_on_meta(lambda: HighRes(base.config.dim))
     trained = trained_bytes(branch, optimisation)
-    learnt = trained.total - trained.gathered + trained.gradients  # a group's own gradients, and their sum
+    learnt = trained.total - trained.gathered  # with the sum of the groups' gradients; a group's own are counted
     activations = planned(base, dtype, ways)
     asked = planned(base, dtype, replace(ways, at_once=1), learns=False)
     kept = trained.total - trained.gathered - trained.gradients
     rows = (
-        ("clips are made: weights, cache, decoding", making),
+        ("clips are made: weights, cache, a pass", rolling),
+        ("clips are made: weights, decoding", decoding),
         ("it learns: the model's weights", weights),
         ("it learns: the compressor, gradients, moments, average", learnt),
         ("it learns: both pasts and activations, counted", activations),
@@ -172,7 +173,7 @@ def plan_run(
     texts = 2 * prompts * PROMPT_TOKENS * base.config.text_dim
     disk = clips * clip_bytes(base) + texts + (2 * 16 + 2) * numbers
     score = weights + kept + trained.weights + asked  # the averaged weights are asked, in a branch of their own
-    return SelfmadePlan(making, weights + learnt + activations, score, disk, rows)
+    return SelfmadePlan(max(rolling, decoding), weights + learnt + activations, score, disk, rows)
 
 
 def require_disk(folder: Path, needed: int) -> None:

@@ -122,7 +122,8 @@ class Job:
     def plan(self) -> SelfmadePlan:
         sizes, order = require_vae(self.order.vae), self.order
         optimisation = self.course.optimisation
-        return plan_run(self.base, sizes, optimisation, self.dtype, self.ways, order.clips, len(self.prompts))
+        amounts = order.clips, len(self.prompts)
+        return plan_run(self.base, sizes, optimisation, self.dtype, self.ways, *amounts, order.device)
 
     def state(self) -> State:
         order = self.order

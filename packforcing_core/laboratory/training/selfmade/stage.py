@@ -84,6 +84,7 @@ class SelfmadeStage:
             for gradient, part in zip(gradients, found, strict=True):
                 if part is not None:
                     gradient.add_(part)
+            del found, part  # They would lie beside the next group's activations.
             error += asked.error.item() / groups
             wanted += asked.wanted.item() / groups
             selection += asked.selection.item() / groups
@@ -164,7 +165,7 @@ def flow_error(
 
     with torch.no_grad():
         text = model.encode_text(texts(sample.prompts))
-        wanted, _ = flow(Full(), sample.short, None)
+        wanted = flow(Full(), sample.short, None)[0]  # Its view, which holds the whole past, goes at once.
     tokens = compressed_blocks(model, high_res, base, memory, sample)
     given, view = flow(memory, sample.long, tokens.__getitem__)
     seeks = view.mean_queries and any(block in sought for block in view.twins)
