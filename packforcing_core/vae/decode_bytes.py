@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import lru_cache
 
 import torch
@@ -21,6 +22,9 @@ WORKING_FRAMES = 1 + 3 + 1 + 1
 WORKING_FRAMES_OF_SMALL = 2 + 4 + 2 + 1 + 2
 # The same where four go together; 4 more wait with twice the channels at half the height and width.
 WORKING_FRAMES_TOGETHER = 4 + 6 + 4 + 4
+# Before Python 3.11 a caller holds what it handed to a call until that returns: a stage's input, as many frames as go
+# together, lives longer there.
+HELD_BY_CALLS = 1 if sys.version_info < (3, 11) else 0
 # Four go together on a GPU where what they take more is at most this part of its memory: from 16 GB on at 832x480.
 ROOM = 1 / 12
 FLOAT_BYTES = 4
@@ -80,6 +84,7 @@ def decode_bytes(
     rows, columns = height // VAE_SPATIAL_STRIDE, width // VAE_SPATIAL_STRIDE
     at_once = frames_at_once(config, rows, columns, dtype, torch.device(device))
     working = {1: WORKING_FRAMES, 2: WORKING_FRAMES_OF_SMALL, TOGETHER: WORKING_FRAMES_TOGETHER}[at_once]
+    working += at_once * HELD_BY_CALLS
     return state_bytes(config, height, width, dtype) + working * _frame_bytes(config, rows, columns, dtype)
 
 
