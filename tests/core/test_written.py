@@ -149,7 +149,7 @@ def test_other_settings_are_refused_with_the_difference(tmp_path):
         (Small(blocks=3, prompt=5), ["prompt: another text than the render has"]),
         (Small(blocks=3, weights=1), ["model: not the one that the render was begun with"]),
         (Small(blocks=4), ["seconds: the render has 2.06, now 2.81", "extend changes the length"]),
-        (Small("window", blocks=3), ["policy: the render has packforcing, now sink_window"]),
+        (Small("window", blocks=3), ["policy: the render has packforcing, now window"]),
         (Small(blocks=2, mode="extend"), ["only makes it longer"]),
         (Small(blocks=4, seed=8, mode="extend"), ["seed: the render has 7, now 8"]),
         (Small(blocks=9, mode="retake", retake_block=5), ["needs the blocks before it, and 3 are there"]),
