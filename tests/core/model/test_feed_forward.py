@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from packforcing_core.kernels import fast
 from packforcing_core.model.causal import feed_forward
 
 
@@ -44,7 +46,12 @@ def test_hooks_are_heard(place, kind):
     assert heard == [place]
 
 
-def test_gradients_pass():
-    ffn, x = ffn_of(), torch.randn(2, 5, 8, requires_grad=True)
-    made, expected = (torch.autograd.grad(run(x).sum(), x)[0] for run in (lambda x: feed_forward(ffn, x), ffn))
+def test_gradients_pass_by_the_kernel_that_has_none(monkeypatch):
+    """Also those of the weights alone, where `x` wants none."""
+    monkeypatch.setattr(fast, "serves", lambda x: True)
+    monkeypatch.setattr(fast, "linear_gelu", lambda x, weight, bias: F.linear(x, weight, bias).detach())
+    ffn, x = ffn_of(nn.Linear), torch.randn(2, 5, 8)
+    made, expected = (
+        torch.autograd.grad(run(x).sum(), ffn[0].weight)[0] for run in (lambda x: feed_forward(ffn, x), ffn)
+    )
     assert torch.equal(made, expected)
