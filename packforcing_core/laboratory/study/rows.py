@@ -10,7 +10,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-from ...cache.config import AUTO, DeepForcing, Full, PackForcing, Policy, SinkWindow, Window
+from ...cache.config import (
+    AUTO,
+    DeepForcing,
+    Full,
+    MemRoPE,
+    PackForcing,
+    Policy,
+    RollingSink,
+    SinkWindow,
+    TetherCache,
+    Window,
+)
 from ...compressor.compressor import Branches
 from ...errors import PackForcingError
 from ...miniature.load import FAMILY, MEMORY
@@ -20,8 +31,8 @@ TRAINED_WINDOW = 20
 """Latent frames that the miniature was trained with: no window of the study shows it more by its own choice."""
 SINK = 8
 POLICIES, SINKS, GAP, SELECTION, SPAN, BRANCHES = "policies", "sink", "sink gap", "selection", "mid_span", "branches"
-ORACLES = "oracles"
-GROUPS = (POLICIES, SINKS, GAP, SELECTION, SPAN, BRANCHES, ORACLES)
+ALIGNMENT, ORACLES = "alignment", "oracles"
+GROUPS = (POLICIES, SINKS, GAP, SELECTION, SPAN, ALIGNMENT, BRANCHES, ORACLES)
 PLANNED = ("window", "sink+window", "zero-shot", "no mid", "FIFO")
 """The rows that the trained memory was to be compared with before any test seed was rendered: these comparisons are
 corrected for each other, all others for each other.
@@ -61,6 +72,10 @@ OTHERS = (
     Row("sink+window", POLICIES, SinkWindow(TRAINED_WINDOW, SINK, realign=False)),
     Row("sink+window realigned", POLICIES, SinkWindow(TRAINED_WINDOW, SINK, realign=True)),
     Row("deep forcing", POLICIES, DeepForcing(window_frames=TRAINED_WINDOW)),
+    # The papers' sizes, in whole blocks of 4 and within the frames of the training.
+    Row("TetherCache", POLICIES, TetherCache(sink_frames=4, recent_frames=4, memory_frames=12)),
+    Row("MemRoPE", POLICIES, MemRoPE(sink_frames=4, recent_frames=4)),
+    Row("Rolling Sink", POLICIES, RollingSink(TRAINED_WINDOW)),
 )
 KNOBS = (
     ("sink 0", SINKS, {"sink_frames": 0}),
@@ -73,12 +88,14 @@ KNOBS = (
     ("FIFO", SELECTION, {"selector": "recency"}),
     ("random", SELECTION, {"selector": "random"}),
     ("attention mass", SELECTION, {"selector": "attention_mass"}),
+    ("running mean", SELECTION, {"selector": "future"}),
     ("top 4", SELECTION, {"top_k_blocks": 4}),
     ("top 16", SELECTION, {"top_k_blocks": 16}),
     ("span 1", SPAN, {"mid_span": 1.0}),
     ("span 2", SPAN, {"mid_span": 2.0}),
     ("span 4", SPAN, {"mid_span": 4.0}),
     ("span auto", SPAN, {"mid_span": float(AUTO)}),
+    ("aligned", ALIGNMENT, {"alignment": 0.35}),
 )
 PARTS: tuple[tuple[str, Branches], ...] = (("HR alone", "high_res"), ("LR alone", "low_res"))
 
