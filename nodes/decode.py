@@ -133,7 +133,7 @@ def _encoder_inputs() -> list[io.Input]:
             "decode_device",
             options=host.decode_devices(),
             default=host.OWN_DEVICE,
-            tooltip="Where the VAE decodes. A second GPU works beside the first and leaves it the VAE's memory. "
+            tooltip="Where the VAE decodes. A second GPU decodes while the first one samples, and saves VRAM on it. "
             "default: where ComfyUI has the VAE.",
             optional=True,
             advanced=True,

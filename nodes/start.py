@@ -126,7 +126,7 @@ class StartFromNode(io.ComfyNode):
                 io.Image.Input(
                     "start_image",
                     optional=True,
-                    tooltip="One image, or several as a clip at the sampler's fps. Scaled to cover the size and "
+                    tooltip="One image, or several images as a clip at the sampler's fps. Scaled to cover the size and "
                     "cropped to the middle.",
                 ),
                 io.Video.Input(

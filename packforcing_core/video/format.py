@@ -80,7 +80,7 @@ CODECS: dict[str, Codec] = {
         ),
         Codec(
             name="lossless",
-            about="H.264 RGB without loss: an archive for ffmpeg and editors, large, not in every player",
+            about="lossless H.264 in RGB: large files for archives and editors; does not play everywhere",
             arguments=(
                 *("-c:v", "libx264rgb", "-preset", "fast", "-bf", "0", "-threads", "4"),
                 *("-x264-params", "cpu-independent=1:open-gop=0"),

@@ -27,16 +27,21 @@ from ..rule import KV, Rule, counts_current
 class DeepForcing(Policy):
     name = "deep_forcing"
     title = "Deep Forcing"
-    keeps = "a deep sink, the newest frames, and the most attended tokens of what lies between"
+    keeps = "a deep sink, the newest frames, and the most attended tokens of everything in between"
 
     sink_frames: int = knob(10, "The first latent frames, always in view.")
     recent_frames: int = knob(
         4, "The newest latent frames, current block included, of which no token is dropped.", minimum=1
     )
     budget_frames: int = knob(
-        16, "Latent frames' worth of tokens left in view after dropping, all included.", minimum=1
+        16,
+        "How many latent frames' worth of tokens remain in view after tokens are dropped; sink and current block count "
+        "too.",
+        minimum=1,
     )
-    window_frames: int = knob(21, "Latent frames in view, all included, at which tokens are dropped.", minimum=1)
+    window_frames: int = knob(
+        21, "Tokens are dropped when this many latent frames are in view; sink and current block count too.", minimum=1
+    )
     kv_int8: str = int8_knob("sink", "recent")
 
     def partitions(self, frames_per_block: int, current_blocks: int = 1) -> Partitions:

@@ -30,13 +30,13 @@ class MemRoPE(Policy):
     recent_frames: int = knob(4, "The newest latent frames; sink and current block not included.", minimum=1)
     slow_rate: float = knob(
         0.01,
-        "Share of each frame that leaves the recent ones in the slow average.",
+        "How much each frame that leaves the recent ones counts in the slow average.",
         maximum=1,
         advanced=True,
     )
     fast_rate: float = knob(
         0.1,
-        "Share of each frame that leaves the recent ones in the fast average.",
+        "How much each frame that leaves the recent ones counts in the fast average.",
         maximum=1,
         advanced=True,
     )

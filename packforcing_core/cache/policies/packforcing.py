@@ -54,8 +54,8 @@ class PackForcing(Policy):
     )
     bank_blocks: int = knob(
         160,
-        "Compressed blocks that are remembered. 160 blocks of 3 latent frames are two minutes at 16 FPS; then the "
-        "oldest are forgotten.",
+        "How many compressed blocks are kept. 160 blocks of 3 latent frames are two minutes at 16 FPS; then the "
+        "oldest are dropped.",
     )
     mid_span: float = knob(
         float(AUTO),
@@ -66,14 +66,14 @@ class PackForcing(Policy):
     )
     selector: str = knob(
         "mean",
-        "How blocks are selected. mean: by the current queries; mean+newest: half of them so, half the newest; future: "
-        "by the running mean of all queries (Future Forcing); the others are for comparison.",
+        "How blocks are selected. mean: by the current queries; mean+newest: half by the current queries, half the "
+        "newest; future: by the running mean of all queries (Future Forcing); the others are for comparison.",
         choices=(*SELECTORS, NO_SELECTOR),
         advanced=True,
     )
     bank_storage: str = knob(
         "ram",
-        "Where the compressed blocks lie: system RAM or VRAM, in full precision or as int8.",
+        "Where compressed blocks are kept: system RAM or VRAM, in full precision or as int8.",
         choices=get_args(Storage),
         advanced=True,
     )
@@ -87,8 +87,8 @@ class PackForcing(Policy):
     )
     alignment: float = knob(
         0.0,
-        "Pulls the keys and values of a new compressed block towards the statistics of the sink and of the bank "
-        "(TetherCache), against drift. 0: off; 0.35 is TetherCache's.",
+        "Shifts the keys and values of a new compressed block towards the statistics of the sink and of the bank, "
+        "to reduce drift. 0: off; TetherCache uses 0.35.",
         maximum=1,
         advanced=True,
     )

@@ -26,7 +26,7 @@ from .window import window_partitions
 class RollingSink(Policy):
     name = "rolling_sink"
     title = "Rolling Sink"
-    keeps = "the newest block, and the frames of the first window, walked forward and backward"
+    keeps = "the newest block, and the frames of the first window in a forward and backward loop"
 
     window_frames: int = knob(TRAINED_FRAMES, "Latent frames in view, the current block included.", minimum=1)
     kv_int8: str = int8_knob()

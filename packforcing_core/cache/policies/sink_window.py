@@ -16,18 +16,19 @@ from .window import window_partitions
 class SinkWindow(Policy):
     name = "sink_window"
     title = "Sink + window"
-    keeps = "the first frames and the newest; what lies between is forgotten"
+    keeps = "the first frames and the newest; everything in between is forgotten"
 
     window_frames: int = knob(
         21,
-        "Latent frames in view, sink and current block (or all blocks that roll together) included (LongLive: 12).",
+        "Latent frames in view (LongLive: 12). Sink and current block count, too; with a rolling window all "
+        "its blocks.",
         minimum=1,
     )
     sink_frames: int = knob(3, "The first latent frames of the video, always in view (LongLive: 3).")
     realign: bool = knob(
         True,
-        "Closes the gap in time between the sink and the window. Off leaves the sink at its old position: "
-        "StreamingLLM-style sinks, which lose their hold as the video grows.",
+        "Numbers sink and window as neighbours in time. Off leaves the sink at its true position, as in "
+        "StreamingLLM; it then loses its effect as the video grows.",
         advanced=True,
     )
     kv_int8: str = int8_knob("sink", "recent")

@@ -34,18 +34,18 @@ from ..rule import KV, Past, Rule, counts_current
 class TetherCache(Policy):
     name = "tether_cache"
     title = "TetherCache"
-    keeps = "a small sink, the newest frames, and a memory of frames that are relevant and spread over time"
+    keeps = "a small sink, the newest frames, and kept frames in between that are relevant and spread over time"
 
     sink_frames: int = knob(3, "The first latent frames, always in view.")
     recent_frames: int = knob(4, "The newest latent frames, current block included.", minimum=1)
-    memory_frames: int = knob(14, "Latent frames of the memory in between.", minimum=1)
+    memory_frames: int = knob(14, "Latent frames that are kept between sink and recent frames.", minimum=1)
     diversity: float = knob(
-        0.35, "Weight of being far in time from other relevant frames, beside relevance.", maximum=100, advanced=True
+        0.35, "How much a frame gains by being far in time from other relevant frames.", maximum=100, advanced=True
     )
     alignment: float = knob(
         0.35,
-        "Pulls the keys and values of a frame that enters the memory towards the statistics of sink and memory, "
-        "against drift. 0: off.",
+        "Shifts the keys and values of a newly kept frame towards the statistics of the sink and of the kept frames, "
+        "to reduce drift. 0: off.",
         maximum=1,
         advanced=True,
     )

@@ -47,8 +47,8 @@ class Window(Policy):
 
     window_frames: int = knob(
         TRAINED_FRAMES,
-        "Latent frames in view, the current block (or all blocks that roll together) included. 21 is what Self-Forcing "
-        "was trained with.",
+        "Latent frames in view. The current block counts too; with a rolling window, all its blocks. Self-Forcing was "
+        "trained with 21.",
         minimum=1,
     )
     kv_int8: str = int8_knob()
