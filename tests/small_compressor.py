@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from packforcing_core.compressor.high_res import HighRes, build_high_res
+from packforcing_core.compressor.high_res import Fusion, HighRes, build_high_res
 from packforcing_core.compressor.low_res import block_video_shape
 from packforcing_core.vae.config import VAEConfig
 from packforcing_core.vae.streaming import encode
@@ -32,9 +32,13 @@ def random_video(latents: Tensor, first_block: bool = False, seed: int = 6) -> T
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def trained_high_res(dim: int = CONFIG.dim) -> HighRes:
-    """A branch whose last layer has left zero."""
-    branch = build_high_res(dim, seed=8)
+def trained_high_res(dim: int = CONFIG.dim, fusion: Fusion = "add") -> HighRes:
+    """A branch none of whose weights is where it starts."""
+    branch, generator = build_high_res(dim, seed=8, fusion=fusion), torch.Generator().manual_seed(9)
     with torch.no_grad():
-        branch.layers[-1].weight.normal_(std=0.1, generator=torch.Generator().manual_seed(9))
+        branch.layers[-1].weight.normal_(std=0.1, generator=generator)
+        if fusion == "concat":
+            branch.gate.normal_(generator=generator)
+            branch.join.weight.normal_(std=0.1, generator=generator)
+            branch.join.bias.normal_(std=0.1, generator=generator)
     return branch

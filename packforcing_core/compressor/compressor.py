@@ -1,9 +1,7 @@
-"""Both branches and their sum: a block's latents and decoded frames to the tokens that stand for it."""
+"""Both branches together: a block's latents and decoded frames to the tokens that stand for it."""
 
 from __future__ import annotations
 
-from functools import reduce
-from operator import add
 from typing import Literal, get_args
 
 import torch
@@ -74,16 +72,18 @@ class Compressor:
 
 
 def fuse(model: CausalWan, high_res: HighRes | None, latents: Tensor, small: Tensor | None) -> Tensor:
-    """The sum of the branches that are there as tokens [B, N_c, D] in the model's dtype: `high_res` of the block's
-    latents [B, 16, T, h, w], and the model's patch embedding of its `small` latents [B, 16, g_t, 2 g_h, 2 g_w].
+    """The branches that are there as tokens [B, N_c, D] in the model's dtype: the model's patch embedding of a block's
+    `small` latents [B, 16, g_t, 2 g_h, 2 g_w], and `high_res` of its `latents` [B, 16, T, h, w], joined as its fusion
+    says.
     """
-    grids: list[Tensor] = []
-    if small is not None:
-        grids.append(model.patches(small).float())
+    low_res = None if small is None else model.patches(small).float()
     if high_res is not None:
-        dtype = next(high_res.parameters()).dtype
-        grids.append(high_res(latents.to(model.device, dtype)).float())
-    return rearrange(reduce(add, grids).to(model.dtype), "b d t h w -> b (t h w) d")
+        grid = high_res(latents.to(model.device, next(high_res.parameters()).dtype), low_res)
+    elif low_res is not None:
+        grid = low_res
+    else:
+        raise PackForcingError("A compressed block is made of neither branch; give small latents or a trained branch.")
+    return rearrange(grid.to(model.dtype), "b d t h w -> b (t h w) d")
 
 
 def _require_high_res(branch: HighRes | None, branches: Branches, dim: int) -> HighRes:

@@ -1,10 +1,13 @@
-"""The trained branch: five convolutions over the block's latent at its own resolution, pooled to the grid."""
+"""The trained part: five convolutions over the block's latent at its own resolution, pooled to the grid, and how what
+they make meets the other branch.
+"""
 
 from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +23,12 @@ STRIDES = ((2, 1, 1), (1, 2, 2), (1, 2, 2), (1, 2, 2), (1, 1, 1))
 REFERENCE_DIM = 1536
 MIN_CHANNELS = 8
 
+Fusion = Literal["add", "concat"]
+FUSIONS: dict[Fusion, str] = {
+    "add": "the sum of both branches",
+    "concat": "both branches side by side through a trained layer, behind a gate",
+}
+
 
 def channels(dim: int) -> tuple[int, ...]:
     """Channels before and after the convolutions, for a model of width `dim`: the paper's, scaled, at least 8."""
@@ -31,24 +40,40 @@ class HighRes(nn.Module):
     """Latents [B, 16, T, h, w] to [B, dim, g_t, g_h, g_w], the grid of `compressed_grid`, for any T, h and w.
 
     Kernels of 3 with a padding of 1 make ceil(T/2) x ceil(h/8) x ceil(w/8) of it, at least one along each axis, and the
-    adaptive average pool brings that to the grid, which rounds down in space.
+    adaptive average pool brings that to the grid, which rounds down in space. With this H, and L what the
+    low-resolution branch makes of the block, a place of the grid becomes
+
+        add      L + H
+        concat   L + W [L; sigmoid(a) H] + b,    a [dim] the `gate`, W [dim, 2 dim] and b [dim] the layer `join`
+
+    where L is zero without that branch. "add" is the paper's. For "concat" see this folder's README.
     """
 
-    def __init__(self, dim: int, ops: Ops = TorchOps) -> None:
+    def __init__(self, dim: int, ops: Ops = TorchOps, fusion: Fusion = "add") -> None:
         super().__init__()
-        self.dim = dim
+        self.dim, self.fusion, self._ops = dim, fusion, ops
         self.layers = nn.ModuleList(
             ops.Conv3d(before, after, 3, stride=stride, padding=1)
             for (before, after), stride in zip(pairwise(channels(dim)), STRIDES, strict=True)
         )
 
-    def forward(self, latents: Tensor) -> Tensor:
+        if fusion == "concat":
+            self.gate = nn.Parameter(torch.empty(dim))
+            self.join = ops.Conv3d(2 * dim, dim, 1)
+
+    def forward(self, latents: Tensor, low_res: Tensor | None = None) -> Tensor:
+        """`low_res` [B, dim, g_t, g_h, g_w] float32 is the other branch; with it the sum is taken in float32."""
         first, *others = self.layers
         with _own_precision(latents.device):
             hidden = first(latents)
             for layer in others:
                 hidden = layer(F.silu(hidden))
-            return F.adaptive_avg_pool3d(hidden, compressed_grid(*latents.shape[2:]))
+            own = F.adaptive_avg_pool3d(hidden, compressed_grid(*latents.shape[2:]))
+            if self.fusion == "concat":
+                other = torch.zeros_like(own) if low_res is None else low_res.to(own.dtype)
+                gate = self._ops.cast(self.gate, own).sigmoid().view(-1, 1, 1, 1)
+                own = self.join(torch.cat((other, gate * own), dim=1))
+            return own if low_res is None else low_res + own.float()
 
 
 def _own_precision(device: torch.device) -> AbstractContextManager:
@@ -61,17 +86,25 @@ def _own_precision(device: torch.device) -> AbstractContextManager:
 
 
 @torch.no_grad()
-def build_high_res(dim: int, seed: int = 0) -> HighRes:
-    """An untrained branch for a model of width `dim`: its output is zero until the first step of training.
+def build_high_res(dim: int, seed: int = 0, fusion: Fusion = "add") -> HighRes:
+    """An untrained branch for a model of width `dim`, drawn on the CPU from `seed` alone.
 
-    The last layer starts at zero, the others as usual before a rectifier (He et al., arXiv 1502.01852), drawn on the
-    CPU from `seed` alone.
+    Layers start as usual before a rectifier (He et al., arXiv 1502.01852). With "add" the last starts at zero, so the
+    compressor is its low-resolution branch until the first step of training. With "concat" nothing that a gradient has
+    to pass is zero: the gate starts half open (a = 0), `join` as a random turn of H beside zeros for L.
     """
     # Allocated without torch's own initialisation, which would draw from the global generator.
-    branch = build_on_meta(lambda: HighRes(dim)).to_empty(device="cpu")
+    branch = build_on_meta(lambda: HighRes(dim, fusion=fusion)).to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
     for layer in branch.layers:
         nn.init.kaiming_normal_(layer.get_parameter("weight"), nonlinearity="relu", generator=generator)
         nn.init.zeros_(layer.get_parameter("bias"))
-    nn.init.zeros_(branch.layers[-1].get_parameter("weight"))
+    if fusion == "add":
+        nn.init.zeros_(branch.layers[-1].get_parameter("weight"))
+    else:
+        join = branch.join.get_parameter("weight")
+        nn.init.zeros_(join)
+        nn.init.normal_(join[:, dim:], std=dim**-0.5, generator=generator)
+        nn.init.zeros_(branch.join.get_parameter("bias"))
+        nn.init.zeros_(branch.gate)
     return branch

@@ -21,21 +21,23 @@ from ..errors import PackForcingError
 from ..model.config import WanConfig
 from ..model.ops import Ops, TorchOps, build_on_meta
 from . import base as bases
-from .high_res import HighRes
+from .high_res import FUSIONS, Fusion, HighRes
 
 FORMAT = "packforcing-compressor"
 FORMAT_VERSION = 1
 GRID_RULE = "ceil(T/2) x max(1, floor(h/8)) x max(1, floor(w/8))"
 KEY_PREFIX = "compressor.high_res."
+FUSION_PREFIX = "compressor.fusion."
+"""Of the tensors that only the fusion "concat" has."""
 DTYPES = ("F32", "F16", "BF16")
 METADATA_KEYS = ("format_version", "base_model", "base_dim", "frames_per_block", "grid", "trained_with")
 BASE_SAMPLES = "base_samples"
-FUSION = "sum of both branches"
+FUSION = "fusion"
+"""A key of FUSIONS; files without it are of "add"."""
 MID_SPAN = "mid_span"
 TOLD_KEYS = (
     MID_SPAN,
     "base_family",
-    "fusion",
     "memory",
     "size",
     "clips",
@@ -92,6 +94,7 @@ def save_compressor(path: str | PathLike[str], high_res: HighRes, info: Compress
         "frames_per_block": str(info.frames_per_block),
         "grid": GRID_RULE,
         "trained_with": info.trained_with,
+        FUSION: high_res.fusion,
         **info.told,
     }
     if info.base_samples:
@@ -119,7 +122,8 @@ def load_compressor(
 
     `device` and `dtype` None leave the weights as they are in the file. `base` are the model's own weights under their
     official names, where they are at hand. Raises PackForcingError for a file of another kind or project, of a newer
-    version, for another width, block length or `base`, or whose tensors do not fit exactly.
+    version, for another width, block length or `base`, or whose tensors do not fit exactly or are of another fusion
+    than its metadata says.
     """
     file = open_tensors(path)
     _refuse_foreign(file)
@@ -128,7 +132,8 @@ def load_compressor(
     samples = bases.parse(metadata[BASE_SAMPLES]) if BASE_SAMPLES in metadata else None
     if samples and base is not None:
         _require_same_base(file, samples, bases.sampled(base))
-    high_res = build_on_meta(lambda: HighRes(model_config.dim, ops))
+    fusion = _fusion(file)
+    high_res = build_on_meta(lambda: HighRes(model_config.dim, ops, fusion))
     keys = {name: _file_key(name) for name in high_res.state_dict()}
     shapes = {keys[name]: tuple(tensor.shape) for name, tensor in high_res.state_dict().items()}
     _require_exact_tensors(file, shapes)
@@ -143,12 +148,14 @@ def load_compressor(
 def described(path: str | PathLike[str]) -> Iterator[tuple[str, str]]:
     """(what, value) of all that a compressor file says of itself, for people; tensors are not read.
 
-    Raises PackForcingError for a file of another kind or project, or of a newer version.
+    Raises PackForcingError for a file of another kind or project, of a newer version, or whose tensors are of another
+    fusion than it says.
     """
     file = open_tensors(path)
     _refuse_foreign(file)
-    metadata = _require_metadata(file)
+    metadata, fusion = _require_metadata(file), _fusion(file)
     yield "trained for", fits(metadata)
+    yield "fusion", f"{fusion}: {FUSIONS[fusion]}"
     yield "trained with", metadata["trained_with"]
     yield from ((key.replace("_", " "), metadata[key]) for key in TOLD_KEYS if key in metadata)
     known = bases.parse(metadata.get(BASE_SAMPLES, ""))
@@ -177,8 +184,26 @@ def fits(metadata: Mapping[str, str]) -> str:
 
 
 def _file_key(name: str) -> str:
-    """`layers.N.weight` in the module -> `compressor.high_res.N.weight` in the file."""
-    return KEY_PREFIX + name.removeprefix("layers.")
+    """`layers.N.weight` in the module -> `compressor.high_res.N.weight` in the file; `gate` and what is in `join` ->
+    `compressor.fusion.`.
+    """
+    return KEY_PREFIX + name.removeprefix("layers.") if name.startswith("layers.") else FUSION_PREFIX + name
+
+
+def _fusion(file: TensorFile) -> Fusion:
+    """How the file's branches meet, on which its metadata and its tensors agree."""
+    said = file.metadata.get(FUSION, "add")
+    if said not in FUSIONS:
+        raise PackForcingError(
+            f"{file.path.name} is a compressor of fusion {said!r}; this version of PackForcing knows "
+            f"{', '.join(FUSIONS)}. Update PackForcing."
+        )
+    found = next((key for key in file.tensors if key.startswith(FUSION_PREFIX)), None)
+    if (found is not None) == (said == "concat"):
+        return said
+    says = f"says fusion '{said}'" if FUSION in file.metadata else "says no fusion, which is 'add'"
+    has = f"has {found}, which is of 'concat'" if found else f"has no tensor {FUSION_PREFIX}..., which 'concat' has"
+    raise PackForcingError(f"{file.path.name} contradicts itself: its metadata {says}, and it {has}; {EXPECTED}.")
 
 
 def _refuse_foreign(file: TensorFile) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -55,3 +56,23 @@ def high_res(latents: Tensor, weights: list[tuple[Tensor, Tensor]], grid: tuple[
         hidden = F.conv3d(F.pad(hidden, (1,) * 6), weight, bias, stride)
     assert hidden.shape[2] == grid[0]
     return area_mean(hidden, grid[1], grid[2])
+
+
+def concatenated(low: Tensor | None, high: Tensor, gate: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Grids [B, D, T, r, c] of both branches, one place at a time in float64: L + W [L; sigmoid(gate) H] + b, with an
+    L of zero where `low` is None.
+    """
+    high, gate, weight, bias = (
+        high.double(),
+        1 / (1 + torch.exp(-gate.double())),
+        weight.double().flatten(1),
+        bias.double(),
+    )
+    low = torch.zeros_like(high) if low is None else low.double()
+    out, dim = torch.empty_like(high), high.shape[1]
+    for place in itertools.product(*map(range, (high.shape[0], *high.shape[2:]))):
+        at = (place[0], slice(None), *place[1:])
+        from_low = sum(weight[:, d] * low[at][d] for d in range(dim))
+        from_high = sum(weight[:, dim + d] * gate[d] * high[at][d] for d in range(dim))
+        out[at] = low[at] + from_low + from_high + bias
+    return out

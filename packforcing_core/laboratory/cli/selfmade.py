@@ -97,6 +97,7 @@ def _order(options: argparse.Namespace):
         kv_int8=options.kv_int8,
         levels=levels,
         recompute=not options.keep_layers,
+        fusion=options.fusion or "add",
         steps=options.steps or math.inf,
         batch=options.batch,
         score_every=options.score_every,

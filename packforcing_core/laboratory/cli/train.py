@@ -49,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", action="store_true", help="fuse the VAE's norms; takes a C++ compiler")
     parser.add_argument("--weights", help="a checkpoint to begin with, instead of what the stage before left")
     parser.add_argument("--compressor", help="a compressor to begin with, instead of what the stage before left")
+    parser.add_argument(
+        "--fusion",
+        choices=("add", "concat"),
+        help="of a compressor that is made anew (stages twins, self-forcing, compressor): how its branches meet, the "
+        "paper's sum or side by side behind a gate that starts open. default: add",
+    )
     parser.add_argument("--text", help="text.safetensors of the weights to begin with, where the folder has none yet")
     parser.add_argument(
         "--teacher",
@@ -100,7 +106,7 @@ def _dry_run(options: argparse.Namespace) -> None:
             "what they take before they start."
         )
     samples = -(-(options.batch or options.ranks) // options.ranks)
-    for line in dry_run(SIZES[options.size], options.ranks, options.recompute, samples):
+    for line in dry_run(SIZES[options.size], options.ranks, options.recompute, samples, options.fusion or "add"):
         print(line)
 
 
@@ -108,7 +114,7 @@ def _run(options: argparse.Namespace, device: torch.device) -> None:
     from ..training import ranks
     from ..training.loop import Training
     from ..training.plans import plan_job
-    from ..training.stages import STAGES
+    from ..training.stages import NEW_COMPRESSORS, STAGES
 
     setup = _setup(options, device)
     if options.stage == "latents":
@@ -116,6 +122,11 @@ def _run(options: argparse.Namespace, device: torch.device) -> None:
         return
     if options.stage not in STAGES:
         raise PackForcingError(f"Got stage {options.stage!r}; expected one of latents, {', '.join(STAGES)}.")
+    if options.fusion and options.stage not in NEW_COMPRESSORS:
+        raise PackForcingError(
+            f"Got --fusion with stage '{options.stage}', which makes no compressor; expected one of "
+            f"{', '.join(NEW_COMPRESSORS)}."
+        )
     job = STAGES[options.stage](setup)
     if ranks.rank() == 0:
         print(plan_job(options.stage, job, setup))
@@ -153,6 +164,7 @@ def _setup(options: argparse.Namespace, device: torch.device):
         device,
         options.recompute,
         options.compile,
+        fusion=options.fusion,
         **given,
     )
 

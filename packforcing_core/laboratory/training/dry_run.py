@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from ...compressor.high_res import HighRes
+from ...compressor.high_res import Fusion, HighRes
 from ...model.ops import TorchOps, build_on_meta
 from ...model.wan import Wan
 from .learner import Optimisation
@@ -15,14 +15,14 @@ from .plans import measured_passes
 from .presets import Size
 
 
-def dry_run(size: Size, ranks: int, recompute: bool, samples: int = 1) -> Iterator[str]:
+def dry_run(size: Size, ranks: int, recompute: bool, samples: int = 1, fusion: Fusion = "add") -> Iterator[str]:
     """Lines that tell of Self-Forcing, the stage with the most networks: generator and compressor learn, a critic
     learns beside them, and a frozen teacher of their size judges.
     """
     course = size.courses["self-forcing"]
     networks: list[tuple[str, nn.Module, Optimisation | None]] = [
         ("generator", build_on_meta(lambda: Wan(size.model, TorchOps)), course.optimisation),
-        ("compressor", build_on_meta(lambda: HighRes(size.model.dim)), course.compressor),
+        ("compressor", build_on_meta(lambda: HighRes(size.model.dim, fusion=fusion)), course.compressor),
         ("critic", build_on_meta(lambda: Wan(size.model, TorchOps)), course.critic),
         ("teacher", build_on_meta(lambda: Wan(size.model, TorchOps)).bfloat16(), None),
     ]

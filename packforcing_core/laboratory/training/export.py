@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...compressor.high_res import HighRes, build_high_res
+from ...compressor.high_res import Fusion, HighRes, build_high_res
 from ...compressor.weights import CompressorInfo, save_compressor
 from . import ranks
 from .loop import Training
@@ -25,7 +25,7 @@ def exporter(setup: Setup, stage: str, files: Mapping[str, str]) -> Callable[[Tr
             learner, path = training.learners[network], setup.exported(stem)
             weights = learner.averaged()
             if isinstance(learner.network, HighRes):
-                write_compressor(path, weights, setup, stage)
+                write_compressor(path, weights, setup, stage, learner.network.fusion)
             else:
                 write_weights(path, weights)
             written.append(path)
@@ -34,9 +34,9 @@ def exporter(setup: Setup, stage: str, files: Mapping[str, str]) -> Callable[[Tr
     return export
 
 
-def write_compressor(path: Path, weights: Mapping[str, Tensor], setup: Setup, stage: str) -> None:
+def write_compressor(path: Path, weights: Mapping[str, Tensor], setup: Setup, stage: str, fusion: Fusion) -> None:
     if ranks.rank() == 0:
-        branch = build_high_res(setup.size.model.dim)
+        branch = build_high_res(setup.size.model.dim, fusion=fusion)
         branch.load_state_dict(weights)
         info = CompressorInfo(setup.size.name, setup.size.clips.frames_per_block, f"packforcing train {stage}")
         save_compressor(path, branch.bfloat16(), info)

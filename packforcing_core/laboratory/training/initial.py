@@ -143,13 +143,19 @@ def random_wan(config: WanConfig, seed: int) -> Wan:
 
 
 def build_branch(setup: Setup, path: Path | None) -> HighRes:
-    """The compressor's trained branch in float32: with the weights of `path`, or an untrained one, whose output is
-    zero.
+    """The compressor's trained branch in float32: with the weights of `path`, or an untrained one of the setup's
+    fusion. PackForcingError where the file's fusion is another than the one that is asked for.
     """
     size = setup.size
     if path is None:
-        return build_high_res(size.model.dim, setup.seed).to(setup.device)
+        return build_high_res(size.model.dim, setup.seed, setup.fusion or "add").to(setup.device)
     loaded = load_compressor(path, size.model, size.clips.frames_per_block, device=setup.device, dtype=torch.float32)
+    found = loaded.high_res.fusion
+    if setup.fusion not in (None, found):
+        raise PackForcingError(
+            f"Got --fusion {setup.fusion}, and the compressor to begin with, {path}, has fusion '{found}'. Leave it "
+            "out, or begin with another compressor or in another folder."
+        )
     return loaded.high_res.requires_grad_(True).train()
 
 

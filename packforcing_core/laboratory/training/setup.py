@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...attention import Attention
+from ...compressor.high_res import Fusion
 from ...errors import PackForcingError
 from ...rope import GridRope
 from .attention import training_attention
@@ -30,7 +31,9 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Setup:
-    """What a stage is built from. `steps` and `batch` None are the size's own; files that are None are the folder's."""
+    """What a stage is built from. `steps` and `batch` None are the size's own; files that are None are the folder's;
+    `fusion` None is that of the compressor to begin with, "add" of a new one.
+    """
 
     size: Size
     folder: Path
@@ -46,6 +49,7 @@ class Setup:
     critic: Path | None = None
     vae: Path | None = None
     text: Path | None = None
+    fusion: Fusion | None = None
 
     def course(self, stage: str) -> Course:
         """The stage's course at this size; PackForcingError where it has none."""

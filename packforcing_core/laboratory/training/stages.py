@@ -225,3 +225,5 @@ STAGES: dict[str, Builder] = {
     "self-forcing": build_self_forcing_job,
     "compressor": build_compressor_job,
 }
+NEW_COMPRESSORS = "twins", "self-forcing", "compressor"
+"""Stages that make a compressor where they begin with none."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from packforcing_core.compressor.compressor import Compressor
-from packforcing_core.compressor.high_res import build_high_res
+from packforcing_core.compressor.high_res import FUSIONS, build_high_res
 from packforcing_core.compressor.low_res import low_res_latents
 from packforcing_core.errors import PackForcingError
 from packforcing_core.geometry import compressed_grid
@@ -63,6 +63,23 @@ def test_the_branches_are_added():
     print(f"{off:.1f} rounding steps from the sum; spreads {low.std():.1e} and {high.std():.1e}")
     assert off < SHALLOW
     assert min(low.std(), high.std()) > 1e-3
+
+
+def test_the_branches_are_concatenated():
+    branch, latents, model = trained_high_res(fusion="concat"), random_latents(3, 16, 26), small_model()
+    video, grid = random_video(latents), compressed_grid(3, 16, 26)
+    low, both, high = (
+        build(branches, branch, model).tokens(latents, video, False) for branches in ("low_res", "both", "high_res")
+    )
+    weights = [(layer.weight, layer.bias) for layer in branch.layers]
+    places = low.unflatten(1, grid).permute(0, 4, 1, 2, 3)
+    with torch.no_grad():
+        own = reference.high_res(latents, weights, grid)
+        for tokens, other in ((both, places), (high, None)):
+            expected = reference.concatenated(other, own, branch.gate, branch.join.weight, branch.join.bias)
+            off = steps_off(tokens, expected.permute(0, 2, 3, 4, 1).flatten(1, 3))
+            print(f"{off:.1f} rounding steps from the formula, {'alone' if other is None else 'both'}")
+            assert off < DEEP
 
 
 def test_low_resolution_tokens_are_patches_in_order_of_time_rows_columns():
@@ -126,8 +143,9 @@ def test_it_works_in_inference_mode_as_a_host_calls_it():
     assert torch.equal(inside, compressor.tokens(latents, video, False))
 
 
-def test_training_moves_every_parameter_of_the_branch_and_nothing_else():
-    model, branch, latents = small_model(), build_high_res(CONFIG.dim), random_latents(4, 16, 16)
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_training_moves_every_parameter_of_the_branch_and_nothing_else(fusion):
+    model, branch, latents = small_model(), build_high_res(CONFIG.dim, fusion=fusion), random_latents(4, 16, 16)
     compressor, video = build("both", branch, model), random_video(latents)
     start = {name: parameter.detach().clone() for name, parameter in branch.named_parameters()}
     optimiser = torch.optim.SGD(branch.parameters(), lr=0.5)

@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import packforcing_core.compressor
-from packforcing_core.compressor.high_res import HighRes, build_high_res, channels
+from packforcing_core.compressor.high_res import FUSIONS, HighRes, build_high_res, channels
 from packforcing_core.geometry import compressed_grid
-from packforcing_core.model.ops import build_on_meta
+from packforcing_core.model.ops import TorchOps, build_on_meta
 from packforcing_core.vae.config import VAEConfig
 from packforcing_core.vae.streaming import encode
 from packforcing_core.vae.wan_vae import WanVAE
@@ -73,6 +73,37 @@ def test_an_untrained_branch_is_zero_and_comes_from_its_seed_alone():
     assert not torch.equal(branch.layers[0].weight, other.layers[0].weight)
 
 
+def test_an_untrained_concatenation_has_an_open_gate_and_the_other_forms_layers():
+    added, one, again, other = (
+        build_high_res(128, seed, form) for seed, form in ((1, "add"), *[(1, "concat")] * 2, (2, "concat"))
+    )
+    assert all(torch.equal(a.weight, b.weight) for a, b in zip(added.layers[:-1], one.layers[:-1], strict=True))
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in one.state_dict().items())
+    assert not torch.equal(one.join.weight, other.join.weight)
+    assert (one.gate.sigmoid() == 0.5).all()
+    assert not one.join.weight[:, :128].any()
+    high = one(random_latents(4, 16, 16)).std()
+    print(f"spread of what the untrained join adds: {high:.2f}")
+    assert 0.05 < high < 2
+
+
+@pytest.mark.parametrize("with_low", [True, False])
+def test_the_second_form_is_its_formula(with_low):
+    branch, latents = trained_high_res(fusion="concat"), random_latents(3, 10, 26, batch=2)
+    low = torch.randn(2, 128, *compressed_grid(3, 10, 26), generator=torch.Generator().manual_seed(1))
+    low = low if with_low else None
+    weights = [(layer.weight, layer.bias) for layer in branch.layers]
+    with torch.no_grad():
+        out = branch(latents, low)
+        high = reference.high_res(latents, weights, compressed_grid(3, 10, 26))
+        expected = reference.concatenated(low, high, branch.gate, branch.join.weight, branch.join.bias)
+        added = high if low is None else low + high
+    off = steps_off(out, expected)
+    print(f"{off:.1f} rounding steps from the formula in float64, spread {expected.std():.1e}")
+    assert off < DEEP
+    assert (expected - added).norm() > 0.1 * added.norm()
+
+
 def test_activations_keep_their_size_through_the_untrained_layers():
     branch, hidden = build_high_res(128), random_latents(4, 16, 16)
     for index, layer in enumerate(list(branch.layers)[:-1]):
@@ -88,8 +119,21 @@ def test_every_layer_comes_from_ops():
     class HostOps:
         Conv3d = HostConv3d
 
-    with_weights = [module for module in HighRes(128, HostOps).modules() if list(module.parameters(recurse=False))]
-    assert [type(module) for module in with_weights] == [HostConv3d] * 5
+    for fusion, layers in (("add", 5), ("concat", 6)):
+        modules = list(HighRes(128, HostOps, fusion).modules())[1:]
+        with_weights = [module for module in modules if list(module.parameters(recurse=False))]
+        assert [type(module) for module in with_weights] == [HostConv3d] * layers
+
+
+def test_the_gate_is_cast_by_the_hosts_ops():
+    class HostOps(TorchOps):
+        @staticmethod
+        def cast(parameter, like):
+            return TorchOps.cast(parameter, like) * 0
+
+    host, plain = HighRes(128, HostOps, "concat"), trained_high_res(fusion="concat")
+    host.load_state_dict(plain.state_dict())
+    assert torch.equal(host(random_latents(2, 8, 16))[0, :, 0, 0, 0], plain.join.bias)
 
 
 def test_the_items_of_a_batch_do_not_meet():
@@ -113,6 +157,23 @@ def test_gradients_reach_every_parameter_once_the_last_layer_has_left_zero():
     assert branch(latents).std() > 0
 
 
+def test_the_first_step_of_a_concatenation_reaches_everything_in_both_branches():
+    """And a closed gate would not, by which the test can fail."""
+    for gate in (0.0, -1e4):
+        branch, latents = build_high_res(128, fusion="concat"), random_latents(4, 16, 16)
+        nn.init.constant_(branch.gate, gate)
+        low = torch.randn(1, 128, 2, 2, 2, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        (branch(latents, low) - 1).square().mean().backward()
+        sides = branch.join.weight.grad.split(128, dim=1)
+        norms = {"low": low.grad, "join of L": sides[0], "join of H": sides[1]}
+        norms |= {name: p.grad for name, p in branch.named_parameters() if not name.startswith("join.w")}
+        norms = {name: float(gradient.norm()) for name, gradient in norms.items()}
+        print(f"gate {gate}: {', '.join(f'{name} {norm:.1e}' for name, norm in norms.items())}")
+        still = {name for name, norm in norms.items() if not norm}
+        blocked = {"gate", "join of H", *(f"layers.{n}.{kind}" for n in range(5) for kind in ("weight", "bias"))}
+        assert still == (blocked if gate else set())
+
+
 def test_nothing_is_written_in_place():
     branch, latents = trained_high_res(), random_latents(4, 8, 16)
     versions = []
@@ -129,17 +190,20 @@ def test_nothing_is_written_in_place():
 
 
 def test_the_readme_states_what_the_branches_cost():
-    branch = build_on_meta(lambda: HighRes(1536))
-    with FlopCounterMode(display=False) as high_res:
-        branch(torch.empty(1, 16, 4, 60, 104, device="meta"))
+    branches, costs = {}, {}
+    for fusion in FUSIONS:
+        branches[fusion] = build_on_meta(lambda fusion=fusion: HighRes(1536, fusion=fusion))
+        low = torch.empty(1, 1536, 2, 7, 13, device="meta")
+        with FlopCounterMode(display=False) as costs[fusion]:
+            branches[fusion](torch.empty(1, 16, 4, 60, 104, device="meta"), low)
     vae = build_on_meta(lambda: WanVAE(VAEConfig()))
     with FlopCounterMode(display=False) as low_res:
         encode(vae, torch.empty(1, 3, 9, 112, 208, device="meta"))
     text = README.read_text(encoding="utf-8")
     stated = {int(number.replace(",", "")) for number in re.findall(r"\d{1,3}(?:,\d{3}){2,}", text)}
     expected = {
-        "parameters": sum(parameter.numel() for parameter in branch.parameters()),
-        "operations of the high-resolution branch": high_res.get_total_flops(),
+        **{f"parameters, {fusion}": sum(p.numel() for p in branch.parameters()) for fusion, branch in branches.items()},
+        **{f"operations, {fusion}": counted.get_total_flops() for fusion, counted in costs.items()},
         "operations of the low-resolution branch": low_res.get_total_flops(),
     }
     print(expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import packforcing_core.compressor
-from packforcing_core.compressor.weights import CompressorInfo, load_compressor, save_compressor
+from packforcing_core.cli.main import main
+from packforcing_core.compressor.high_res import FUSIONS, Fusion
+from packforcing_core.compressor.weights import CompressorInfo, described, load_compressor, save_compressor
 from packforcing_core.errors import PackForcingError
 from tests.small import CONFIG, small_net
 from tests.small_compressor import random_latents, trained_high_res
@@ -23,8 +26,12 @@ README = Path(packforcing_core.compressor.__file__).with_name("README.md")
 
 @pytest.fixture
 def path(tmp_path) -> Path:
-    path = tmp_path / "compressor.safetensors"
-    save_compressor(path, trained_high_res(), INFO)
+    return written(tmp_path, "add")
+
+
+def written(folder: Path, fusion: Fusion) -> Path:
+    path = folder / "compressor.safetensors"
+    save_compressor(path, trained_high_res(fusion=fusion), INFO)
     return path
 
 
@@ -38,19 +45,27 @@ def rewrite(path: Path, tensors: dict | None = None, metadata: dict | None = Non
     save_file(content, path, header)
 
 
-def test_what_is_saved_is_what_is_loaded(path):
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_what_is_saved_is_what_is_loaded(tmp_path, fusion):
+    path = written(tmp_path, fusion)
     loaded, latents = load_compressor(path, CONFIG, 4), random_latents(4, 8, 16)
+    low = torch.randn(1, 128, 2, 1, 2, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        assert torch.equal(loaded.high_res(latents), trained_high_res()(latents))
+        assert torch.equal(loaded.high_res(latents, low), trained_high_res(fusion=fusion)(latents, low))
+    assert loaded.high_res.fusion == fusion
+    assert ("fusion", f"{fusion}: {FUSIONS[fusion]}") in described(path)
     assert loaded.info == INFO
     assert not any(parameter.requires_grad for parameter in loaded.high_res.parameters())
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_the_file_is_as_the_readme_documents_it(path):
-    with safe_open(path, framework="pt") as file:
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_the_file_is_as_the_readme_documents_it(tmp_path, fusion):
+    with safe_open(written(tmp_path, fusion), framework="pt") as file:
         keys, metadata = list(file.keys()), file.metadata()
-    assert sorted(keys) == sorted(f"compressor.high_res.{n}.{kind}" for n in range(5) for kind in ("weight", "bias"))
+    own = [f"compressor.fusion.{name}" for name in ("gate", "join.weight", "join.bias")] if fusion == "concat" else []
+    layers = [f"compressor.high_res.{n}.{kind}" for n in range(5) for kind in ("weight", "bias")]
+    assert sorted(keys) == sorted([*layers, *own])
     assert metadata == {
         "format": "packforcing-compressor",
         "format_version": "1",
@@ -59,6 +74,7 @@ def test_the_file_is_as_the_readme_documents_it(path):
         "frames_per_block": "4",
         "grid": "ceil(T/2) x max(1, floor(h/8)) x max(1, floor(w/8))",
         "trained_with": INFO.trained_with,
+        "fusion": fusion,
     }
     text = README.read_text(encoding="utf-8")
     assert [name for name in (*keys, *metadata) if f"`{name}`" not in text] == []
@@ -113,6 +129,40 @@ def test_another_block_length_is_refused(path):
 def test_other_metadata_is_refused(path, metadata, message):
     rewrite(path, metadata=metadata)
     with pytest.raises(PackForcingError, match=message):
+        load_compressor(path, CONFIG, 4)
+
+
+GATE = {"compressor.fusion.gate": torch.zeros(128)}
+
+
+@pytest.mark.parametrize(
+    ("fusion", "change", "message"),
+    [
+        ("add", {"metadata": {"fusion": "concat"}}, "says fusion 'concat', and it has no tensor compressor.fusion"),
+        ("add", {"tensors": GATE}, "says fusion 'add', and it has compressor.fusion.gate, which is of 'concat'"),
+        ("concat", {"metadata": {"fusion": "add"}}, "says fusion 'add', and it has compressor.fusion"),
+        ("concat", {"drop": "fusion"}, "says no fusion, which is 'add', and it has compressor.fusion"),
+        ("concat", {"metadata": {"fusion": "product"}}, "of fusion 'product'; this version .* knows add, concat"),
+    ],
+)
+def test_a_fusion_that_the_tensors_contradict_is_refused_and_seen_by_inspect(tmp_path, capsys, fusion, change, message):
+    path = written(tmp_path, fusion)
+    rewrite(path, **change)
+    with pytest.raises(PackForcingError, match=message):
+        load_compressor(path, CONFIG, 4)
+    main(["inspect", str(path)])
+    assert re.search(message, capsys.readouterr().out)
+
+
+def test_a_file_that_says_no_fusion_is_of_the_first_form(path):
+    rewrite(path, drop="fusion")
+    assert load_compressor(path, CONFIG, 4).high_res.fusion == "add"
+
+
+def test_a_concatenation_that_lacks_a_tensor_is_refused(tmp_path):
+    path = written(tmp_path, "concat")
+    rewrite(path, drop="compressor.fusion.join.bias")
+    with pytest.raises(PackForcingError, match=r"does not fit: missing compressor\.fusion\.join\.bias;"):
         load_compressor(path, CONFIG, 4)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ....checkpoint.kinds import size_name
 from ....compressor import base as bases
 from ....compressor.high_res import HighRes
-from ....compressor.weights import FUSION, MID_SPAN, CompressorInfo, save_compressor
+from ....compressor.weights import MID_SPAN, CompressorInfo, save_compressor
 from .base import Base
 from .score import Scores
 
@@ -25,7 +25,6 @@ def told(base: Base, clips: int, seed: int, licence: str, scores: Scores) -> dic
     return {
         MID_SPAN: f"{base.asked.mid_span:g}",
         "base_family": base.family.title,
-        "fusion": FUSION,
         "memory": json.dumps({"policy": base.asked.name, **asdict(base.asked)}),
         "size": f"{g.width}x{g.height}",
         "clips": f"{clips} clips of {g.latent_frames} latent frames, made by the base model itself",

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ....compressor.high_res import HighRes
+from ....compressor.high_res import Fusion, HighRes
 from ....errors import PackForcingError
 from ....geometry import GB, size_text
 from ....model.config import WanConfig
@@ -41,11 +41,14 @@ PROMPT_TOKENS = 48
 
 @dataclass(frozen=True)
 class Ways:
-    """How a step is computed: clips in one pass, noise levels of each, layers kept or computed again."""
+    """How a step is computed: clips in one pass, noise levels of each, layers kept or computed again, and by a
+    compressor of which fusion.
+    """
 
     at_once: int = 1
     levels: int = 2
     recompute: bool = True
+    fusion: Fusion = "add"
 
 
 class _Kernel(torch.autograd.Function):
@@ -98,7 +101,8 @@ def counted(base: Base, dtype: torch.dtype, ways: Ways, layers: int | None = Non
     nothing `learns`, of a question of the score.
     """
     config = replace(base.config, num_layers=layers or base.config.num_layers)
-    model, high_res = build_meta_model(config, dtype, ways.recompute), build_on_meta(lambda: HighRes(config.dim))
+    model = build_meta_model(config, dtype, ways.recompute)
+    high_res = build_on_meta(lambda: HighRes(config.dim, fusion=ways.fusion))
     sample, shape = longest_sample(base, ways.at_once), base.clip.block_shape[1:]
     text = torch.empty(ways.at_once, config.text_len, config.text_dim, device="meta")
     levels = torch.full((ways.at_once, ways.levels), 0.5)
@@ -155,7 +159,7 @@ def plan_run(
     weights = parameter_count(base.config) * dtype.itemsize
     # The cache is freed before a clip is decoded.
     decoding = weights + vae_bytes(vae, clip.height, clip.width, clip.frames_per_push, dtype, device)
-    branch = build_on_meta(lambda: HighRes(base.config.dim))
+    branch = build_on_meta(lambda: HighRes(base.config.dim, fusion=ways.fusion))
     trained = trained_bytes(branch, optimisation)
     learnt = trained.total - trained.gathered  # with the sum of the groups' gradients; a group's own are counted
     activations = planned(base, dtype, ways)

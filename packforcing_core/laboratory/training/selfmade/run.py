@@ -16,7 +16,7 @@ import torch
 from ....checkpoint.build import build_model
 from ....checkpoint.families import FAMILIES
 from ....checkpoint.load import Checkpoint, read_checkpoint
-from ....compressor.high_res import build_high_res
+from ....compressor.high_res import Fusion, build_high_res
 from ....errors import PackForcingError
 from ....folder.fingerprint import fingerprint
 from ....geometry import GB
@@ -83,6 +83,7 @@ class Order:
     kv_int8: bool = False
     levels: int = 2
     recompute: bool = True
+    fusion: Fusion = "add"
     steps: float = math.inf
     batch: int | None = None
     score_every: int | None = None
@@ -117,7 +118,7 @@ class Job:
     @property
     def ways(self) -> Ways:
         kept = self.small or not self.order.recompute
-        return Ways(self.course.at_once, self.order.levels, not kept)
+        return Ways(self.course.at_once, self.order.levels, not kept, self.order.fusion)
 
     def plan(self) -> SelfmadePlan:
         sizes, order = require_vae(self.order.vae), self.order
@@ -135,6 +136,7 @@ class Job:
             "memory of clips": str(self.base.memory),
             "prompts": fingerprint(self.prompts),
             "seed": str(order.seed),
+            "fusion": order.fusion,
             "batch": f"{self.course.batch} of {order.levels} levels",
         }
         return State.read(order.folder / "state.json", asked)
@@ -271,7 +273,7 @@ def learn(
 ) -> None:
     """Trains until the hours are used, the steps are done or the score no longer falls."""
     order, course = job.order, job.course
-    high_res = build_high_res(job.base.config.dim, order.seed).to(order.device)
+    high_res = build_high_res(job.base.config.dim, order.seed, order.fusion).to(order.device)
     training_clips = range(HELD, state.clips_made)
     stage = SelfmadeStage(
         model,
@@ -318,7 +320,7 @@ def _keep(
     """Saves all that a resume needs, scores the averaged weights, and writes the compressor where they are the best."""
     if training.done:
         training.save()
-    branch = build_high_res(job.base.config.dim).to(job.order.device)
+    branch = build_high_res(job.base.config.dim, fusion=job.order.fusion).to(job.order.device)
     branch.load_state_dict(training.learners["compressor"].averaged())
     errors = examiner.ask(branch.requires_grad_(False), job.base.asked)
     scores.add(Score(training.done, round(state.hours, 4), errors))

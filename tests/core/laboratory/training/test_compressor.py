@@ -11,7 +11,7 @@ import torch
 from packforcing_core.attention import sdpa
 from packforcing_core.cache.config import Full, PackForcing
 from packforcing_core.compressor.compressor import fuse
-from packforcing_core.compressor.high_res import build_high_res
+from packforcing_core.compressor.high_res import FUSIONS, build_high_res
 from packforcing_core.compressor.low_res import low_res_latents
 from packforcing_core.errors import PackForcingError
 from packforcing_core.laboratory.training.compressor import (
@@ -204,6 +204,21 @@ def test_alone_it_begins_at_the_low_resolution_branch():
     zero_shot.high_res = None
     assert untrained.step(0).loss.item() == zero_shot.step(0).loss.item()
     assert compressor_stage(trained_high_res()).step(0).loss.item() != zero_shot.step(0).loss.item()
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_alone_the_first_step_of_a_concatenation_reaches_every_weight(fusion):
+    """Through the frozen model. With the sum only the last layer is reached, as its zeros hide the others."""
+    branch = build_high_res(CONFIG.dim, fusion=fusion)
+    compressor_stage(branch, precision=torch.float32).step(0).loss.backward()
+    norms = {name: float(p.grad.norm()) for name, p in branch.named_parameters()}
+    print(", ".join(f"{name} {norm:.1e}" for name, norm in norms.items()))
+    reached = {name for name, norm in norms.items() if norm}
+    assert reached == (set(norms) if fusion == "concat" else {"layers.4.weight", "layers.4.bias"})
+    if fusion == "concat":
+        low, high = branch.join.weight.grad.split(CONFIG.dim, dim=1)
+        assert low.any()
+        assert high.any()
 
 
 def test_alone_with_the_full_history_as_its_memory_nothing_is_left_to_learn():

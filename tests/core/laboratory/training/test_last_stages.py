@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from packforcing_core.cli.main import main
 from packforcing_core.compressor.high_res import build_high_res
-from packforcing_core.compressor.weights import CompressorInfo, save_compressor
+from packforcing_core.compressor.weights import CompressorInfo, load_compressor, save_compressor
 from packforcing_core.geometry import compressed_grid
 from packforcing_core.laboratory.training.export import write_weights
 from packforcing_core.laboratory.training.presets import MINIATURE, Size
@@ -86,6 +86,27 @@ def test_a_stage_runs_says_what_it_takes_and_goes_on_bit_for_bit(stage, begun, t
     assert set(whole) == set(resumed)
     # The time that it took is saved too, for --minutes; it alone is never the same.
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == ["training.seconds"]
+
+
+def test_a_compressor_of_the_second_form_is_trained_and_goes_on_as_such(begun, tmp_path, capsys):
+    for path in begun.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    assert train("compressor", tmp_path, "--fusion", "concat", "--steps", "1") == 0
+    file = tmp_path / "compressor.safetensors"
+    loaded = load_compressor(file, TINY.model, TINY.clips.frames_per_block)
+    assert loaded.high_res.fusion == "concat"
+    untrained = build_high_res(TINY.model.dim, 0, "concat").bfloat16().state_dict()
+    still = [name for name, value in loaded.high_res.state_dict().items() if torch.equal(value, untrained[name])]
+    assert still == []
+    for options, message in (
+        (("compressor", "--steps", "2"), "is of another training: "),
+        (("self-forcing", "--fusion", "concat"), "twins-compressor.safetensors, has fusion 'add'"),
+        (("causal", "--fusion", "concat"), "makes no compressor; expected one of twins, self-forcing, compressor"),
+    ):
+        capsys.readouterr()
+        assert train(options[0], tmp_path, *options[1:]) == 1
+        assert message in capsys.readouterr().err
+    assert train("compressor", tmp_path, "--compressor", str(file), "--fusion", "concat", "--steps", "2") == 0
 
 
 def test_twins_go_on_from_the_shipped_miniature(tmp_path, capsys):

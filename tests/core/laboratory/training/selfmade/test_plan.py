@@ -14,7 +14,7 @@ from torch import Tensor
 
 from packforcing_core.cache.config import FULL_SPAN, PackForcing
 from packforcing_core.checkpoint.families import FAMILIES
-from packforcing_core.compressor.high_res import HighRes
+from packforcing_core.compressor.high_res import FUSIONS, Fusion, HighRes
 from packforcing_core.compressor.weights import load_compressor
 from packforcing_core.geometry import GB, VideoGeometry
 from packforcing_core.laboratory.training.loop import Training
@@ -62,9 +62,9 @@ def texts(prompts: list[str]) -> Tensor:
     return torch.zeros(len(prompts), config.text_len, config.text_dim)
 
 
-def dry_run(base: Base, folder: Path, patch: pytest.MonkeyPatch) -> MetaDevice:
+def dry_run(base: Base, folder: Path, patch: pytest.MonkeyPatch, fusion: Fusion) -> MetaDevice:
     """One clip, the score, one step of two clips, the score again and the file, measured."""
-    order = run.Order(base.path, base.path, folder, folder, 1.0, steps=1, batch=2, device=META)
+    order = run.Order(base.path, base.path, folder, folder, 1.0, steps=1, batch=2, device=META, fusion=fusion)
     job = run.Job(order, base, replace(run.WAN, batch=2), ["a prompt", "another"], torch.bfloat16)
     clips = Clips(folder / "clips", base, job.prompts, 0)
     with MetaDevice() as device:
@@ -77,7 +77,9 @@ def dry_run(base: Base, folder: Path, patch: pytest.MonkeyPatch) -> MetaDevice:
             shutil.copy(clips.path(0), clips.path(index))
         patch.setattr(run, "HELD", 1)
         patch.setattr(run, "plot", lambda *_: None)
-        patch.setattr(run, "build_high_res", lambda dim, seed=0: build_on_meta(lambda: HighRes(dim)))
+        patch.setattr(
+            run, "build_high_res", lambda dim, _=0, fusion="add": build_on_meta(lambda: HighRes(dim, fusion=fusion))
+        )
         patch.setattr(score, "BETWEEN", (plan.MOST_BETWEEN,))
         patch.setattr(stage, "drawn_layout", lambda *_: longest_layout(base))
         patch.setattr(Training, "save", lambda self: None)
@@ -104,8 +106,8 @@ def measured(device: MetaDevice, patch: pytest.MonkeyPatch, owner: type, name: s
     patch.setattr(owner, name, inner)
 
 
-def compared(base: Base, folder: Path, patch: pytest.MonkeyPatch) -> None:
-    wanted, device = wan_plan(base), dry_run(base, folder, patch)
+def compared(base: Base, folder: Path, patch: pytest.MonkeyPatch, fusion: Fusion = "add") -> None:
+    wanted, device = wan_plan(base, Ways(fusion=fusion)), dry_run(base, folder, patch, fusion)
     shares = {what: getattr(wanted, what) / peak for what, peak in device.peaks.items()}
     for what, share in shares.items():
         print(
@@ -116,7 +118,7 @@ def compared(base: Base, folder: Path, patch: pytest.MonkeyPatch) -> None:
     assert all(abs(share - 1) < 0.05 for share in shares.values())
     file = folder / "wan-compressor.safetensors"
     found = load_compressor(file, base.config, base.clip.frames_per_block)
-    assert found.high_res.dim == base.config.dim
+    assert (found.high_res.dim, found.high_res.fusion) == (base.config.dim, fusion)
     assert found.info.told["size"] == "832x480"
     file.unlink()
 
@@ -137,10 +139,11 @@ def _counted(base: Base, dtype: torch.dtype, ways: Ways, layers: int | None = No
     return _counts(replace(base, config=config), dtype, ways, None, learns)
 
 
-def test_a_dry_run_takes_what_the_plan_says(tmp_path, monkeypatch):
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_dry_run_takes_what_the_plan_says(fusion, tmp_path, monkeypatch):
     """Few layers and short layouts: the others take a minute."""
     monkeypatch.setattr(plan, "MOST_BETWEEN", 1)
-    compared(wan_base(3, layers=2, blocks=5), tmp_path, monkeypatch)
+    compared(wan_base(3, layers=2, blocks=5), tmp_path, monkeypatch, fusion)
 
 
 @pytest.mark.long
