@@ -26,18 +26,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--output", help="a folder for bench.md and bench.json")
     parser.add_argument("--plot", action="store_true", help="also bench.png in --output; needs matplotlib")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="auto: bf16 on a GPU, else fp32")
     parser.add_argument(
         "--scale",
         choices=("auto", *SCALES),
         default="auto",
-        help="auto: 1.3B on a GPU, small on a CPU, with --quick quick: half as many layers",
+        help="auto: 1.3B on a GPU, small on a CPU, quick (half the layers) with --quick",
     )
-    parser.add_argument("--attention", choices=("auto", *BACKENDS), default="auto", help="the transformer's backend")
+    parser.add_argument(
+        "--attention", choices=("auto", *BACKENDS), default="auto", help="the transformer's attention backend"
+    )
     parser.add_argument("--compile", action="store_true", help="run the layers through torch.compile")
-    parser.add_argument("--threads", type=int, default=1, help="of a CPU; with 1 what else runs hardly counts")
-    parser.add_argument("--rounds", type=int, help="blocks a stream; default: 30, on a CPU 50, with --quick 4")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; with 1, other programs disturb the least")
+    parser.add_argument("--rounds", type=int, help="blocks per stream; default: 30, on a CPU 50, with --quick 4")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -14,19 +14,21 @@ from ..evaluation.vbench_scores import available_dimensions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", metavar="FILE", help="videos, .mp4 (growing ones, too)")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="videos (.mp4), also ones that are still growing")
     parser.add_argument(
         "--prompt",
         action="append",
         default=[],
-        help="what the videos were made for: once for all of them, or once for each in their order",
+        help="the prompt of the videos: given once for all of them, or once per video in their order",
     )
     parser.add_argument(
-        "--models", metavar="FOLDER", help=f"a folder with CLIP or DINO as transformers saves them ({_kinds()})"
+        "--models", metavar="FOLDER", help=f"a folder with CLIP or DINO models in transformers' format ({_kinds()})"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON in place of a Markdown table")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a Markdown table")
     parser.add_argument(
-        "--output", metavar="FOLDER", help="write evaluation.md, evaluation.json, plots.png and sheet.png there, too"
+        "--output",
+        metavar="FOLDER",
+        help="also write evaluation.md, evaluation.json, plots.png and sheet.png there",
     )
 
 

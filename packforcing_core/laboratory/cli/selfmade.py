@@ -21,23 +21,23 @@ OTHERS = ("minutes", "worlds", "weights", "compressor", "text", "teacher", "crit
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     own = parser.add_argument_group(
         "a compressor from a checkpoint alone",
-        "train compressor --checkpoint FILE --vae FILE --text-encoder FOLDER --hours N --folder F: the model makes its "
-        "own clips, and the compressor learns on them; the same command again goes on",
+        "train compressor --checkpoint FILE --vae FILE --text-encoder FOLDER --hours N --folder F: the model generates "
+        "its own clips, and the compressor is trained on them; run the same command again to resume",
     )
     add = own.add_argument
-    add("--checkpoint", help="the block-by-block Wan checkpoint to make a compressor for")
-    add("--hours", type=float, help="of all runs together; it ends cleanly when they are used. default: 8")
-    add("--prompts", help="a file of prompts, one a line or a JSON list, instead of those that ship")
-    add("--preset", help="how the checkpoint is sampled, where its file does not tell")
-    add("--width", type=int, help="pixels of the clips. default: 832, the miniature's 128")
-    add("--height", type=int, help="pixels of the clips. default: 480, the miniature's 64")
-    add("--clip-frames", type=int, help="latent frames of a clip, in whole blocks. default: up to 21")
-    add("--levels", type=int, help="noise levels at which a block is asked; 1 takes less memory. default: 2")
-    add("--kv-int8", action="store_true", help="make the clips with a past in 8 bits, which takes less memory")
+    add("--checkpoint", help="the autoregressive Wan checkpoint to train a compressor for")
+    add("--hours", type=float, help="time limit of all runs together; default: 8")
+    add("--prompts", help="a file of prompts (one per line, or a JSON list) instead of the 200 that come along")
+    add("--preset", help="how the checkpoint is sampled, if its file does not say")
+    add("--width", type=int, help="of the clips, in pixels; default: 832 (miniature: 128)")
+    add("--height", type=int, help="of the clips, in pixels; default: 480 (miniature: 64)")
+    add("--clip-frames", type=int, help="latent frames per clip, in whole blocks; default: up to 21")
+    add("--levels", type=int, help="noise levels per block and step; 1 takes less memory; default: 2")
+    add("--kv-int8", action="store_true", help="generate the clips with an int8 KV cache, which takes less memory")
     add("--keep-layers", action="store_true", help="no gradient checkpointing: faster, several times the memory")
-    add("--score-every", type=int, help="steps between two held-out scores. default: 100, the miniature's 50")
-    add("--vram", type=float, help="GB to plan for. default: what the device has")
-    add("--licence", help="written into the file. default: that of the checkpoint")
+    add("--score-every", type=int, help="steps between two held-out scores; default: 100 (miniature: 50)")
+    add("--vram", type=float, help="GB of VRAM to plan for; default: what the device has")
+    add("--licence", help="licence to write into the file; default: that of the checkpoint")
 
 
 def refuse_without_checkpoint(options: argparse.Namespace) -> None:

@@ -34,43 +34,47 @@ FILMS, QUESTIONS_ALONE = "films", "questions"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quick", action="store_true", help="few rows, 4 seeds of 15 s: minutes, and decides nothing")
+    parser.add_argument("--quick", action="store_true", help="few rows, 4 seeds of 15 s: a trial that decides nothing")
     parser.add_argument(
-        "--output", metavar="FOLDER", help="for results, tables and images; default: study, or study-quick"
+        "--output",
+        metavar="FOLDER",
+        help="for results, tables and images; default: study, with --quick study-quick",
     )
-    parser.add_argument("--rows", help="their names, with commas between; default: all")
-    parser.add_argument("--seeds", type=int, help=f"how many; default: {SEEDS}")
+    parser.add_argument("--rows", help="names of rows, separated by commas; default: all")
+    parser.add_argument("--seeds", type=int, help=f"number of seeds; default: {SEEDS}")
     parser.add_argument(
         "--first-seed",
         type=int,
-        help=f"of videos and questions; default: {TEST_SEED}, where those begin that nothing was chosen by, or 0",
+        help=f"first seed; default: {TEST_SEED} (no choice was based on seeds from there on), or 0",
     )
     parser.add_argument("--seconds", type=float, help=f"length of a video; default: {SECONDS:g}")
-    parser.add_argument(
-        "--questions", type=int, help=f"how many of each kind what is recalled is asked with; default: {QUESTIONS}"
-    )
-    parser.add_argument("--reference", help="the row all others are compared with; default: trained, or zero-shot")
+    parser.add_argument("--questions", type=int, help=f"number of recall questions of each kind; default: {QUESTIONS}")
+    parser.add_argument("--reference", help="the row that all others are compared with; default: trained, or zero-shot")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of one core each")
     parser.add_argument(
         "--dtype",
         choices=("auto", *DTYPES),
         default="auto",
-        help="what to compute in; auto: what this processor is fast at",
+        help="dtype of the computation; auto: the faster one on this processor",
     )
     parser.add_argument(
-        "--only", choices=(FILMS, QUESTIONS_ALONE), help="make these alone; the tables show what there is of the others"
+        "--only",
+        choices=(FILMS, QUESTIONS_ALONE),
+        help="make only these; the tables show what exists of the others",
     )
     parser.add_argument(
         "--compressor",
         metavar="FILE",
-        help="study this compressor, not the package's; what does not use it is kept where the folder is the same",
+        help="use this compressor instead of the package's; results in the folder that use no compressor are kept",
     )
     parser.add_argument("--pack", metavar="FILE", help="write all results into one small file, without images")
-    parser.add_argument("--unpack", metavar="FILE", help="begin with the results of such a file")
-    parser.add_argument("--list", action="store_true", help="say what the rows are, and do nothing")
-    parser.add_argument("--tables", action="store_true", help="tables of what is there; render nothing")
+    parser.add_argument("--unpack", metavar="FILE", help="start from the results in a file of --pack")
+    parser.add_argument("--list", action="store_true", help="list the rows and stop")
+    parser.add_argument("--tables", action="store_true", help="write tables of the existing results; render nothing")
     parser.add_argument(
-        "--page", metavar="FILE", help="write the tables between the marks of this page, too, the images beside it"
+        "--page",
+        metavar="FILE",
+        help="also write the tables between the marks of this page, and images beside it",
     )
 
 

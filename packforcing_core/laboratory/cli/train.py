@@ -19,54 +19,53 @@ from . import selfmade
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "stage",
-        help="in this order: vae (the miniature's), latents (encodes the clips), teacher (a bidirectional model), "
-        "causal (teacher forcing), twins (with the compressor), distill (few steps from many), self-forcing (its own "
-        "rollouts, distribution matching); or compressor (the compressor alone, the model frozen; with --checkpoint "
-        "from that file alone, without any video)",
+        help="in this order: vae (of the miniature), latents (encodes the clips), teacher (a bidirectional model), "
+        "causal (teacher forcing), twins (model and compressor together), distill (few steps), self-forcing (own "
+        "rollouts, distribution matching). Or compressor: the compressor alone, with the model frozen; with "
+        "--checkpoint it needs that file alone and no video",
     )
-    parser.add_argument("--folder", required=True, help="where everything is written, and read by later stages")
+    parser.add_argument("--folder", required=True, help="the folder that all stages write to and read from")
     parser.add_argument("--size", default="miniature", help="miniature, or 1.3B")
-    parser.add_argument("--steps", type=int, help="default: the size's")
+    parser.add_argument("--steps", type=int, help="training steps; default: those of --size")
     parser.add_argument(
         "--minutes",
         type=float,
-        help="end after this time, if that is earlier, with the learning rate as low as at the end; a training that "
-        "goes on counts the time before. 0: only write the weights of the newest state. Stage vae then lacks its last "
-        "phases, of the longest clips; latents ends behind a shard, and the same command goes on",
+        help="end after this time if --steps takes longer; the learning rate is scheduled for it. Earlier runs in the "
+        "folder count too. 0: only write the weights of the newest state. Stage vae then skips its last phases (the "
+        "longest clips); stage latents ends after a shard, and the same command continues",
     )
-    parser.add_argument("--batch", type=int, help="clips a step, of all ranks together. default: the size's")
-    parser.add_argument("--clips", type=int, help="of stage latents: clips of the toy world. default: the size's")
+    parser.add_argument("--batch", type=int, help="clips per step, of all ranks together; default: that of --size")
+    parser.add_argument("--clips", type=int, help="stage latents: number of toy world clips; default: that of --size")
     parser.add_argument(
         "--worlds",
-        help="of stage latents: the mix of the toy world, of one, two, return, unnamed, hidden and pan, such as "
-        '"one=3,two=1,pan=2". '
-        "default: the size's, else as it comes",
+        help="stage latents: the mix of toy world clips (one, two, return, unnamed, hidden, pan), for example "
+        '"one=3,two=1,pan=2"; default: that of --size, else the toy world\'s own',
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     parser.add_argument("--device", default="cpu", help="for example cuda")
     parser.add_argument("--save-every", type=int, default=500, help="steps between two saved states")
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing: less memory, a third slower")
-    parser.add_argument("--compile", action="store_true", help="fuse the VAE's norms; takes a C++ compiler")
-    parser.add_argument("--weights", help="a checkpoint to begin with, instead of what the stage before left")
-    parser.add_argument("--compressor", help="a compressor to begin with, instead of what the stage before left")
+    parser.add_argument("--compile", action="store_true", help="fuse the norms of the VAE; needs a C++ compiler")
+    parser.add_argument("--weights", help="a checkpoint to start from, instead of the previous stage's")
+    parser.add_argument("--compressor", help="a compressor to start from, instead of the previous stage's")
     parser.add_argument(
         "--fusion",
         choices=("add", "concat"),
-        help="of a compressor that is made anew (stages twins, self-forcing, compressor): how its branches meet, the "
-        "paper's sum or side by side behind a gate that starts open. default: add",
+        help="for an untrained compressor (stages twins, self-forcing, compressor), how its branches are joined. add: "
+        "their sum, as in the paper; concat: side by side behind a gate that starts open; default: add",
     )
-    parser.add_argument("--text", help="text.safetensors of the weights to begin with, where the folder has none yet")
+    parser.add_argument("--text", help="text.safetensors that belongs to --weights, if the folder has none yet")
     parser.add_argument(
         "--teacher",
-        help="of stage self-forcing: the bidirectional model that judges, instead of the folder's, and of any size; of "
-        "stage distill: the causal model to learn from, instead of the one it begins with",
+        help="stage self-forcing: the bidirectional model that gives the real score, of any size, instead of the "
+        "folder's; stage distill: the causal model to learn from, instead of the one it starts from",
     )
-    parser.add_argument("--critic", help="of stage self-forcing: what the critic begins with. default: the teacher")
+    parser.add_argument("--critic", help="stage self-forcing: what the critic starts from; default: the teacher")
     parser.add_argument("--vae", help="a Wan VAE, instead of the folder's")
-    parser.add_argument("--videos", help="of stage latents: a folder of NAME.mp4, each with its prompt in NAME.txt")
+    parser.add_argument("--videos", help="stage latents: a folder of NAME.mp4, each with its prompt in NAME.txt")
     parser.add_argument("--text-encoder", help="with --videos: folder of umT5-XXL in transformers' format")
-    parser.add_argument("--negative", default="", help="with --videos: the prompt that guidance leads away from")
-    parser.add_argument("--dry-run", action="store_true", help="of stage self-forcing: only say what it would take")
+    parser.add_argument("--negative", default="", help="with --videos: the negative prompt of the guidance")
+    parser.add_argument("--dry-run", action="store_true", help="stage self-forcing: print the memory it takes and stop")
     parser.add_argument("--ranks", type=int, default=1, help="with --dry-run: processes that share the networks")
     selfmade.add_arguments(parser)
 
@@ -102,8 +101,8 @@ def _dry_run(options: argparse.Namespace) -> None:
 
     if options.stage != "self-forcing":
         raise PackForcingError(
-            f"Got --dry-run with stage '{options.stage}'; it is for self-forcing, which takes the most. The others say "
-            "what they take before they start."
+            f"Got --dry-run with stage '{options.stage}'; it is for self-forcing, which takes the most memory. The "
+            "other stages print what they take before they start."
         )
     samples = -(-(options.batch or options.ranks) // options.ranks)
     for line in dry_run(SIZES[options.size], options.ranks, options.recompute, samples, options.fusion or "add"):
@@ -124,14 +123,14 @@ def _run(options: argparse.Namespace, device: torch.device) -> None:
         raise PackForcingError(f"Got stage {options.stage!r}; expected one of latents, {', '.join(STAGES)}.")
     if options.fusion and options.stage not in NEW_COMPRESSORS:
         raise PackForcingError(
-            f"Got --fusion with stage '{options.stage}', which makes no compressor; expected one of "
+            f"Got --fusion with stage '{options.stage}', which trains no compressor; expected one of "
             f"{', '.join(NEW_COMPRESSORS)}."
         )
     job = STAGES[options.stage](setup)
     if ranks.rank() == 0:
         print(plan_job(options.stage, job, setup))
         for path in job.begins:
-            print(f"begins with {path}")
+            print(f"starts from {path}")
     training = Training(job.stage, job.steps, setup.folder / options.stage, options.save_every, options.minutes)
     for _ in training.run():
         pass
@@ -145,7 +144,7 @@ def _encode(options: argparse.Namespace, setup) -> None:
     for path in _latents(options, setup):
         print(path, flush=True)
         if options.minutes is not None and time.monotonic() - began >= 60 * options.minutes:
-            print(f"{options.minutes:g} minutes are over; the same command goes on with the next shard.")
+            print(f"{options.minutes:g} minutes are over; the same command continues with the next shard.")
             return
 
 

@@ -67,7 +67,7 @@ def as_markdown(tables: Tables | None, recall: RecallTables | None, rows: Sequen
         parts += [*_told_of_films(tables), *_claim_tables(tables), *_window_tables(tables)]
     parts.append(_row_table(rows))
     if tables:
-        parts.append(f"![what stays right over time]({CURVES_PICTURE})\n\n![a line for each row]({SHEET_PICTURE})")
+        parts.append(f"![what stays right over time]({CURVES_PICTURE})\n\n![one line per row]({SHEET_PICTURE})")
     return "\n\n".join(parts) + "\n"
 
 
@@ -85,18 +85,17 @@ def _told(facts: Facts) -> Iterator[str]:
     told = ", ".join(f"{name} {value}" for name, value in facts.settings.items())
     yield f"`{facts.command}`, {facts.date}: {told}; {facts.versions}."
     yield (
-        f"{facts.hours:.2g} hours of one core for all videos and answers. Means over seeds with intervals at "
-        f"{LEVEL:.0%}: exact ones of questions, of videos bootstrap intervals, resampled world by world; rates in "
-        "percent."
+        f"{facts.hours:.2g} hours of one core for all videos and answers. Means over seeds with {LEVEL:.0%} "
+        "intervals: exact for questions, bootstrap for videos (resampled within each world). Rates are in percent."
     )
     if facts.left_out:
-        yield f"Left out, for want of trained compressor weights: {', '.join(facts.left_out)}."
+        yield f"Left out, because they need trained compressor weights: {', '.join(facts.left_out)}."
 
 
 def _told_of_films(tables: Tables) -> Iterator[str]:
     yield f"Videos: {len(tables.seeds)} seeds ({_span(tables.seeds)}), the same for all rows."
     if len(tables.seeds) < 16:
-        yield "**Fewer than 16 seeds: this shows that the study runs, it decides nothing.**"
+        yield "**Fewer than 16 seeds: this shows that the study runs, but it decides nothing.**"
 
 
 def _without(rows: Sequence[Row], tables: Tables | None, recall: RecallTables | None) -> Iterator[str]:
@@ -114,7 +113,7 @@ def _span(seeds: Sequence[int]) -> str:
 
 
 def _recall_tables(recall: RecallTables) -> Iterator[str]:
-    yield "### Recalled: given videos, two blocks made, in which a thing comes back"
+    yield "### Questions: how often the returning object is recalled"
     heads = [f"{measure.title}, {frames / FPS:.0f} s away" for measure in RECALL for frames in AWAY.values()]
     columns = [(measure, recall.measures[measure.key][away]) for measure in RECALL for away in AWAY]
     names = list(columns[0][1])
@@ -125,7 +124,7 @@ def _recall_tables(recall: RecallTables) -> Iterator[str]:
     yield f"{len(recall.seeds)} questions ({_span(recall.seeds)}) of each kind, the same for all rows."
     if any(recall.claims.values()):
         yield _table(
-            [f"row less `{recall.reference}`", *(f"{frames / FPS:.0f} s away" for frames in AWAY.values())],
+            [f"row minus `{recall.reference}`", *(f"{frames / FPS:.0f} s away" for frames in AWAY.values())],
             [
                 [found[0].name, *(_difference(RECALL[0], each) for each in found)]
                 for found in zip(*(recall.claims[away] for away in AWAY), strict=True)
@@ -136,12 +135,12 @@ def _recall_tables(recall: RecallTables) -> Iterator[str]:
 
 def _claim_tables(tables: Tables) -> Iterator[str]:
     last = f"{tables.moments[-1]:g} s"
-    yield f"### Each row less `{tables.reference}`, last stretch before {last}"
+    yield f"### Each row minus `{tables.reference}`, last interval before {last}"
     yield from _differences(tables.claims)
     if tables.memory:
         worlds = " and ".join(MEMORY_WORLDS)
         count = len(tables.memory_seeds)
-        yield f"### The worlds that need recall ({worlds}; {count} seeds), last stretch before {last}"
+        yield f"### The worlds that need recall ({worlds}; {count} seeds), last interval before {last}"
         yield _table(
             ["row", *(measure.title for measure in MEASURES)],
             [
@@ -171,8 +170,8 @@ def _corrected(claims: Mapping[str, Sequence[Comparison]]) -> str:
     rest = f"the {len(every) - planned} others for each other"
     parts = ", and ".join(part for part, count in ((told, planned), (rest, len(every) - planned)) if count)
     return (
-        f"Differences seed by seed, corrected for their number, {parts}: intervals after Bonferroni, p by sign flips "
-        f"after Holm. Bold: the interval leaves zero out and p is below {1 - every[0].difference.level:.2g}."
+        f"Differences seed by seed, corrected for their number, {parts}: intervals by Bonferroni, p by sign flips and "
+        f"Holm. Bold: the interval excludes zero and p is below {1 - every[0].difference.level:.2g}."
     )
 
 

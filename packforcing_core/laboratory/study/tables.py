@@ -43,7 +43,7 @@ MEASURES = (
     Measure("count_right", "right count"),
     Measure("identity_kept", "identity kept"),
     Measure("moving", "moving (not frozen)"),
-    Measure("jumps_per_minute", "jumps a minute", share=False),
+    Measure("jumps_per_minute", "jumps per minute", share=False),
     Measure("colour_drift", "colour drift (CIE76)", share=False),
     Measure("contrast_drift", "contrast drift"),
     Measure("flicker", "flicker (CIE76)", share=False),

@@ -43,7 +43,7 @@ def test_the_page_says_what_was_measured_and_how():
         "| right, if back, 2 s away | right, if back, 7 s away |" in page
     )
     assert "| window | 50 [" in page
-    assert "Left out, for want of trained compressor weights: trained." in page
+    assert "Left out, because they need trained compressor weights: trained." in page
     assert "Fewer than 16 seeds" in page
     assert "Without" not in page
     assert "Without videos: deep forcing.\n\nWithout answers: deep forcing." in as_markdown(

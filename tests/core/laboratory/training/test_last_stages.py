@@ -75,7 +75,7 @@ def test_a_stage_runs_says_what_it_takes_and_goes_on_bit_for_bit(stage, begun, t
     assert train(stage, tmp_path, "--steps", str(steps)) == 0
     said = capsys.readouterr().out
     print(said)
-    assert f"begins with {tmp_path / 'twins.safetensors'}" in said
+    assert f"starts from {tmp_path / 'twins.safetensors'}" in said
     assert f"Memory of stage '{stage}'" in said
     for file in files:
         assert str(tmp_path / f"{file}.safetensors") in said
@@ -115,8 +115,8 @@ def test_twins_go_on_from_the_shipped_miniature(tmp_path, capsys):
     command = ["train", "twins", "--folder", str(tmp_path), "--batch", "1", "--steps", "2"]
     assert main([*command, *given]) == 0
     said = capsys.readouterr().out
-    assert f"begins with {MODEL}" in said
-    assert f"begins with {miniature.COMPRESSOR}" in said
+    assert f"starts from {MODEL}" in said
+    assert f"starts from {miniature.COMPRESSOR}" in said
     for stem, shipped in (("twins", miniature.MODEL), ("twins-compressor", miniature.COMPRESSOR)):
         before, after = load_file(shipped), load_file(tmp_path / f"{stem}.safetensors")
         moved = max((after[name].float() - before[name].float()).abs().max().item() for name in before)
