@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fusion",
         choices=("add", "concat"),
-        help="for an untrained compressor (stages twins, self-forcing, compressor), how its branches are joined. add: "
+        help="in stages that create an untrained compressor: how its two branches are joined. add: "
         "their sum, as in the paper; concat: side by side behind a gate that starts open; default: add",
     )
     parser.add_argument("--text", help="text.safetensors that belongs to --weights, if the folder has none yet")
