@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--checkpoint", required=True, help="a Wan2.1 T2V file (.safetensors, .pt), see `packforcing inspect`"
     )
-    files.add_argument("--vae", required=True, help="the Wan2.1 VAE (.safetensors, .pth), or a smaller one of its kind")
+    files.add_argument("--vae", required=True, help="the Wan2.1 VAE (.safetensors, .pth), or one with narrower layers")
     files.add_argument(
         "--lora",
         metavar="FILE[@STRENGTH]",
@@ -65,9 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--attention",
         choices=("auto", *BACKENDS),
         default="sdpa",
-        help="the transformer's kernel; see packforcing bench",
+        help="attention backend of the transformer; compare with `packforcing bench`",
     )
-    parser.add_argument("--compile", action="store_true", help="run the layers through torch.compile (a C++ compiler)")
+    parser.add_argument(
+        "--compile", action="store_true", help="run the layers through torch.compile (needs a C++ compiler)"
+    )
     shared.add_size(parser, width=832, height=480, seconds=30.0)
     shared.add_policy(parser)
     shared.add_sampling(parser)
