@@ -41,7 +41,7 @@ class RenderFeedback:
             self._ends.append(self._ends[-1] + denoising.calls(block) + 1)
         self._bar = comfy.utils.ProgressBar(self._ends[-1], node_id=node_id)
         self._line = Line.of(node_id)
-        self._started = time.monotonic()
+        self._since = time.monotonic()  # When the first block began that is not re-used.
         self._sampled = self._done = 0
         self._reused = False
         self._notes: list[str] = []
@@ -93,6 +93,8 @@ class RenderFeedback:
 
     def _block(self, block: int, reused: bool) -> None:
         self._done, self._reused = block + 1, reused
+        if not self._sampled:
+            self._since = time.monotonic()
         self._bar.update_absolute(self._ends[self._done])
         self._tell("running", self._progress())
 
@@ -113,7 +115,7 @@ class RenderFeedback:
 
     def _progress(self) -> str:
         g, done = self._geometry, self._done
-        pace = (time.monotonic() - self._started) / max(1, self._sampled)
+        pace = (time.monotonic() - self._since) / max(1, self._sampled)
         left = clock(pace * (g.blocks - done)).replace(" ", NO_BREAK)
         how = "re-used" if self._reused else f"{left}{NO_BREAK}left | {pace:.2f}{NO_BREAK}s per block"
         made = f"{self._made(done)} of {self._made(g.blocks)}"

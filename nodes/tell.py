@@ -26,6 +26,7 @@ MOST_CLIENTS, MOST_EVENTS = 64, 256
 
 _last: OrderedDict[str, OrderedDict[tuple, dict[str, Any]]] = OrderedDict()
 _lock = threading.Lock()
+_noted: dict[tuple[str, str], list[str]] = {}  # job and node -> lines
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,17 @@ class Line:
 
 
 def say(node_id: str, text: str) -> None:
-    """Shows `text` on the node, until it says something else."""
-    Line.of(node_id).tell(text=text)
+    """Shows `text` on the node, below what was noted on it in this job, until it says something else."""
+    line = Line.of(node_id)
+    line.tell(text="\n".join([*_noted_on(line), text]))
+
+
+def note(node_id: str, *lines: str) -> None:
+    """Shows more lines on the node, each once; without any, only what it said in an earlier job goes."""
+    line = Line.of(node_id)
+    noted = _noted_on(line)
+    noted += [text for text in lines if text not in noted]
+    line.tell(text="\n".join(noted))
 
 
 def add_route(routes: web.RouteTableDef) -> None:
@@ -80,6 +90,13 @@ def add_route(routes: web.RouteTableDef) -> None:
         with _lock:
             events = list(_last.get(request.query.get("client", ""), {}).values())
         return web.json_response(events)
+
+
+def _noted_on(line: Line) -> list[str]:
+    """What was noted on a node in the running job. Only the thread that runs jobs asks."""
+    for key in [key for key in _noted if key[0] != line.prompt]:
+        del _noted[key]
+    return _noted.setdefault((line.prompt, line.node), [])
 
 
 @lru_cache(maxsize=8)

@@ -13,7 +13,7 @@ from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..packforcing_core.text.words import WordEncoder
-from .tell import say
+from .tell import note
 
 KIND = "packforcing_words"
 
@@ -29,27 +29,25 @@ class _Tokenizer:
 
     def __init__(self, words: WordEncoder):
         self._words = words
+        self._known = f"It knows {', '.join(words.vocabulary)}."
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **_) -> dict[str, list[list[tuple]]]:
-        unknown = self._words.unknown(text)
-        if unknown:
-            _warn(
-                f"These words mean nothing to the PackForcing miniature: {', '.join(unknown)}. "
-                f"It knows {', '.join(self._words.vocabulary)}."
-            )
+        self._tell(self._words.unknown(text))
         rows = self._words.rows(text)
         return {KIND: [[(row, 1.0, place) if return_word_ids else (row, 1.0) for place, row in enumerate(rows, 1)]]}
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}
 
-
-def _warn(text: str) -> None:
-    """In the log, and on the node that encodes the text."""
-    logging.warning("%s", text)
-    context = get_executing_context()
-    if context is not None:
-        say(context.node_id, text)
+    def _tell(self, unknown: list[str]) -> None:
+        """In the log, and on the node that encodes the text; what that said of an earlier text goes."""
+        lines = ()
+        if unknown:
+            lines = f"These words mean nothing to the PackForcing miniature: {', '.join(unknown)}.", self._known
+            logging.warning("%s", " ".join(lines))
+        context = get_executing_context()
+        if context is not None:
+            note(context.node_id, *lines)
 
 
 class _TextModel(torch.nn.Module):

@@ -169,7 +169,8 @@ function settle() {
   const shown = new Set();
   for (const [id, event] of newest) {
     const node = nodeOf(id);
-    const view = node && (!event.known || node.comfyClass === MAKES_VIDEO) && viewOf(node);
+    const says = event.video || event.text; // An empty text takes back what was said.
+    const view = node && says && (!event.known || node.comfyClass === MAKES_VIDEO) && viewOf(node);
     if (!view) continue;
     view.show(event);
     shown.add(view);

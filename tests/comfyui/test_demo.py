@@ -169,10 +169,31 @@ def test_too_many_words_are_refused_and_unknown_ones_are_told(comfy: ComfyServer
         comfy.client.run(graph.prompt)
 
     graph = Graph()
-    text = encoded(graph, demo(graph)[1], "a red walrus bounces")
-    graph.add("PreviewAny", source=text)
+    models = demo(graph)
+    text = encoded(graph, models[1], "a red walrus bounces")
+    settings = {"prefix": "a red", "blend_seconds": 0.0, "recache": False}
+    timeline = "[0s] walrus bounces\n[1s] circle bounces\n[2s] otter bounces"
+    timed = graph.add("PackForcingTimedPrompts", clip=models[1], timeline=timeline, **settings)[0]
+    for shown in (text, timed):
+        graph.add("PreviewAny", source=shown)
+    first = told_on(comfy, graph)
+    assert "mean nothing to the PackForcing miniature: walrus." in comfy.log_text()
+    assert "walrus.\nIt knows a, " in first[text[0]][-1]
+    # What each of its texts lacks stands above what the node says itself.
+    lines = first[timed[0]][-1].splitlines()
+    assert [line.split(": ")[-1][:8] for line in lines[:3]] == ["walrus.", "It knows", "otter."]
+    assert lines[3:] == [f"{n} s: a red {what} bounces" for n, what in enumerate(("walrus", "circle", "otter"))]
+    graph.prompt[text[0]]["inputs"]["text"] = "a red circle bounces"
+    again = told_on(comfy, graph)
+    assert again[text[0]] == [""], "what was said of the text before is taken back"
+    assert timed[0] not in again, "it has not run again"
+
+
+def told_on(comfy: ComfyServer, graph: Graph) -> dict[str, list[str]]:
+    """Runs a graph; what its nodes said, in their order."""
     with comfy.client.events() as events:
         comfy.client.run(graph.prompt)
-    assert "mean nothing to the PackForcing miniature: walrus." in comfy.log_text()
-    (said,) = [told for node, told in events.texts if node == text[0]]
-    assert "walrus. It knows" in said
+    told: dict[str, list[str]] = {}
+    for node, text in events.texts:
+        told.setdefault(node, []).append(text)
+    return told

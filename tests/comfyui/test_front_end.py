@@ -144,6 +144,21 @@ def test_what_nodes_say_breaks_between_words_and_seven_lines_are_seen(
     assert front_end.problems == []
 
 
+def test_what_was_said_of_an_earlier_prompt_goes(comfy: ComfyServer, front_end: FrontEnd):
+    graph = Graph()
+    models = graph.add("PackForcingDemoModels", checkpoint="PackForcing miniature", weight_dtype="default")
+    prompt = graph.add("CLIPTextEncode", clip=models[1], text="a red walrus")
+    graph.add("PreviewAny", source=prompt[0])
+    show(front_end, graph)
+    said = "where => [...document.querySelectorAll(where)].some(said => said.innerText.includes('walrus'))"
+    for text, not_seen in (("a red walrus", ""), ("a red circle", "!")):
+        set_text = "([id, text]) => { window.app.rootGraph.getNodeById(id).widgets[0].value = text; }"
+        front_end.page.evaluate(set_text, [int(prompt.id), text])
+        front_end.run()
+        front_end.page.wait_for_function(f"where => {not_seen}({said})(where)", arg=SAID)
+    assert front_end.problems == []
+
+
 @pytest.mark.parametrize("nodes", ["classic", pytest.param("vue", marks=pytest.mark.quick)])
 def test_the_panel_draws_the_plan_and_follows_the_widgets(
     comfy: ComfyServer, front_end: FrontEnd, files: Files, nodes: str, tmp_path: Path
