@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import types
 import zlib
@@ -166,6 +167,38 @@ class PackForcingTestReplace(io.ComfyNode):
         return io.NodeOutput(model)
 
 
+class PackForcingTestHold(io.ComfyNode):
+    """Makes the sampling wait as long as there is a file of this name in the output folder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PackForcingTestHold",
+            category="PackForcing/tests",
+            inputs=[io.Model.Input("model"), io.String.Input("file")],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, file: str) -> io.NodeOutput:
+        model = model.clone()
+        path = os.path.join(folder_paths.get_output_directory(), file)
+        part = model.get_model_object("diffusion_model").blocks[0].cross_attn
+        model.add_object_patch("diffusion_model.blocks.0.cross_attn.forward", _held(part, path))
+        return io.NodeOutput(model)
+
+
+def _held(part, path: str):
+    own = type(part).forward
+
+    def forward(self, *arguments, **settings):
+        while os.path.exists(path):
+            time.sleep(0.02)
+        return own(self, *arguments, **settings)
+
+    return types.MethodType(forward, part)
+
+
 def _weakened(part, strength: float):
     own = type(part).forward
 
@@ -237,6 +270,7 @@ class TestExtension(ComfyExtension):
             PackForcingTestClip,
             PackForcingTestQuantisedLoader,
             PackForcingTestReplace,
+            PackForcingTestHold,
             PackForcingTestCount,
             PackForcingTestExpand,
         ]
