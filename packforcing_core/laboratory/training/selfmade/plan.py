@@ -1,8 +1,8 @@
 """What a run takes, before it starts: memory of the device while clips are made and while the compressor learns, and
 room on the disk.
 
-A step is counted on the meta device, where tensors have sizes and no contents: its peak with two and with three layers
-gives that with all of them, since layers are alike.
+A step is counted on the meta device, where tensors have sizes and no contents: its peak with five and with six layers
+gives that with all of them, since layers are alike. With fewer the peak may lie where it does not grow with them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .clip_layouts import MOST_BETWEEN, Layout, Sample, memory_blocks
 from .clips import clip_bytes
 from .stage import flow_error
 
-COUNTED_LAYERS = 2, 3
+COUNTED_LAYERS = 5, 6
 PROMPT_TOKENS = 48
 """Words of a prompt as its text encoder counts them, for the estimate of the disk."""
 
@@ -119,6 +119,8 @@ def counted(base: Base, dtype: torch.dtype, ways: Ways, layers: int | None = Non
 
 def planned(base: Base, dtype: torch.dtype, ways: Ways, learns: bool = True) -> int:
     """`counted` for all layers, from a few."""
+    if base.config.num_layers <= COUNTED_LAYERS[1]:
+        return counted(base, dtype, ways, learns=learns)
     few, more = (counted(base, dtype, ways, layers, learns) for layers in COUNTED_LAYERS)
     return few + (base.config.num_layers - COUNTED_LAYERS[0]) * (more - few)
 

@@ -123,7 +123,12 @@ def test_full_rows_have_no_graph_and_twins_keep_theirs():
             with cache.commit_compressed() as writer:
                 model.commit_tokens(tokens[due], torch.zeros(1, 1), text, writer)
     assert not any(rows.k.requires_grad or rows.v.requires_grad for kept in cache.past.values() for rows in kept)
+    held = []
+    for rows in cache.twins[max(cache.twins)]:
+        rows.v.register_hook(lambda gradient: held.append((gradient.untyped_storage().nbytes(), gradient.nbytes)))
     model.flow(noise(5, 0), torch.full((1, frames), 500.0), text, cache.begin_block()).square().sum().backward()
+    print("bytes that a gradient of a compressed block's values holds, and has:", held)
+    assert held and all(storage == own for storage, own in held)
     assert all(leaf.grad is None for leaf in leaves.values())
     norms = {block: float(t.grad.norm()) for block, t in tokens.items()}
     print("gradient at the tokens of each twin:", norms)
