@@ -10,7 +10,7 @@ import folder_paths
 import torch
 from comfy_api.v0_0_2 import io
 
-from ..packforcing_core.checkpoint.families import DEFAULT_FAMILY, FAMILIES, Family, by_name
+from ..packforcing_core.checkpoint.families import FAMILIES, Family, by_name
 from ..packforcing_core.checkpoint.load import Checkpoint, inspect, read_checkpoint
 from ..packforcing_core.compressor.weights import LoadedCompressor, load_compressor
 from ..packforcing_core.errors import PackForcingError
@@ -125,7 +125,7 @@ class ModelLoader(io.ComfyNode):
         model = build_model(read, DTYPES[weight_dtype])
         host.note_family(model, family)
         if compressor != NO_COMPRESSOR:
-            host.attach_compressor(model, read_compressor(compressor, read, family or DEFAULT_FAMILY))
+            host.attach_compressor(model, read_compressor(compressor, read))
         text = "\n".join((_summary(read, family), *(f"Warning: {warning}" for warning in _warnings(read, preset))))
         say(cls.hidden.unique_id, text)
         return io.NodeOutput(model, ui={"text": (text,)})
@@ -144,10 +144,12 @@ def build_model(read: Checkpoint, dtype: torch.dtype | None):
     return model
 
 
-def read_compressor(name: str, read: Checkpoint, family: Family) -> LoadedCompressor:
-    """The compressor file `name`, made for this model and block length; PackForcingError where it was not."""
+def read_compressor(name: str, read: Checkpoint) -> LoadedCompressor:
+    """The compressor file `name`, made for this model; PackForcingError where it was not. The block length is chosen on
+    the sampler, which compares it.
+    """
     path = folder_paths.get_full_path_or_raise(COMPRESSOR_FOLDER, name)
-    return load_compressor(path, read.config, family.frames_per_block, ops=host.HOST_OPS, base=read.state_dict)
+    return load_compressor(path, read.config, None, ops=host.HOST_OPS, base=read.state_dict)
 
 
 def _summary(read: Checkpoint, family: Family | None) -> str:

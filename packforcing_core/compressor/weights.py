@@ -111,14 +111,15 @@ def save_compressor(path: str | PathLike[str], high_res: HighRes, info: Compress
 def load_compressor(
     path: str | PathLike[str],
     model_config: WanConfig,
-    frames_per_block: int,
+    frames_per_block: int | None,
     *,
     ops: Ops = TorchOps,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     base: Mapping[str, Tensor] | None = None,
 ) -> LoadedCompressor:
-    """The high-resolution branch for a model of `model_config` and blocks of `frames_per_block` latent frames.
+    """The high-resolution branch for a model of `model_config` and blocks of `frames_per_block` latent frames; None
+    where that is chosen later, for a caller that compares it with `info.frames_per_block` then.
 
     `device` and `dtype` None leave the weights as they are in the file. `base` are the model's own weights under their
     official names, where they are at hand. Raises PackForcingError for a file of another kind or project, of a newer
@@ -141,7 +142,8 @@ def load_compressor(
     weights = {name: tensors[key].to(device=device, dtype=dtype) for name, key in keys.items()}
     high_res.load_state_dict(weights, assign=True)
     told = {key: metadata[key] for key in TOLD_KEYS if key in metadata}
-    info = CompressorInfo(metadata["base_model"], frames_per_block, metadata["trained_with"], samples, told)
+    own_frames = _count(file, "frames_per_block")
+    info = CompressorInfo(metadata["base_model"], own_frames, metadata["trained_with"], samples, told)
     return LoadedCompressor(high_res.requires_grad_(False).eval(), info)
 
 
@@ -236,7 +238,7 @@ def _require_metadata(file: TensorFile) -> Mapping[str, str]:
     return file.metadata
 
 
-def _require_trained_for(file: TensorFile, metadata: Mapping[str, str], dim: int, frames_per_block: int) -> None:
+def _require_trained_for(file: TensorFile, metadata: Mapping[str, str], dim: int, frames: int | None) -> None:
     name, base = file.path.name, metadata["base_model"]
     trained_dim, trained_frames = _count(file, "base_dim"), _count(file, "frames_per_block")
     if trained_dim != dim:
@@ -244,9 +246,9 @@ def _require_trained_for(file: TensorFile, metadata: Mapping[str, str], dim: int
             f"{name} is a compressor for a model of width {trained_dim} ({base}); this model's width is {dim}. "
             "Load the compressor that was trained with this model, or none (zero-shot)."
         )
-    if trained_frames != frames_per_block:
+    if frames is not None and trained_frames != frames:
         raise PackForcingError(
-            f"{name} was trained on blocks of {trained_frames} latent frames; this render's have {frames_per_block}. "
+            f"{name} was trained on blocks of {trained_frames} latent frames; this render's have {frames}. "
             f"Set frames_per_block to {trained_frames}, or load no compressor (zero-shot)."
         )
     if metadata["grid"] != GRID_RULE:

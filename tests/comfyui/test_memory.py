@@ -94,7 +94,10 @@ def test_a_compressor_for_another_width_or_block_length_is_refused(comfy: ComfyS
     folder = comfy.models("packforcing_compressors")
     save_compressor(folder / "wide.safetensors", build_high_res(256), CompressorInfo("wide", 3, "packforcing"))
     save_compressor(folder / "four.safetensors", build_high_res(128), CompressorInfo("four", 4, "packforcing"))
-    for compressor, words in (("wide.safetensors", ("256", "128")), ("four.safetensors", ("4", "3"))):
+    for compressor, node, words in (
+        ("wide.safetensors", "PackForcingModelLoader", ("256", "128")),
+        ("four.safetensors", "PackForcingSampler", ("blocks of 4", "and 3 are chosen", "Set frames_per_block to 4")),
+    ):
         graph = Graph()
         model = graph.add(
             "PackForcingModelLoader",
@@ -103,8 +106,10 @@ def test_a_compressor_for_another_width_or_block_length_is_refused(comfy: ComfyS
             preset="auto",
             compressor=compressor,
         )[0]
-        decode(graph, stream(graph, model), files)
-        failed(comfy, graph, "PackForcingModelLoader", *words)
+        vae = graph.add("VAELoader", vae_name=files.vae)[0]
+        cache = preset(graph, "PackForcing", **small_bank("PackForcing"))
+        decode(graph, stream(graph, model, kv_cache=cache, vae=vae, seconds=4.0), files)
+        failed(comfy, graph, node, *words)
 
 
 @pytest.mark.parametrize(
