@@ -1,4 +1,4 @@
-"""The ComfyUI nodes: a thin skin over packforcing_core.
+"""The ComfyUI nodes: a thin layer over packforcing_core.
 
 loader    PackForcing Model Loader: any Wan2.1 autoregressive checkpoint -> MODEL
 kv_cache  PackForcing KV Cache: which past a block may see

@@ -1,4 +1,4 @@
-"""What a MODEL really holds: its weights behind quantised layers' stand-ins, and what other nodes hung on it."""
+"""What a MODEL really holds: the weights of quantised layers, and what other nodes attached to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA files whose names ComfyUI does not know: it passes by them in silence, and the video would be one without."""
+"""LoRA files whose key names ComfyUI does not know: it would ignore them silently, and render without the LoRA."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pack needs of the ComfyUI that it is in, said in one sentence. Imports nothing but Python's own."""
+"""What the pack needs of the ComfyUI that it is in, in one sentence. Imports nothing but Python's own."""
 
 from __future__ import annotations
 

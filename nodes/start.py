@@ -1,5 +1,5 @@
-"""PackForcing Start Image / Video: an image, the end of a video, or a video to paint again, as where a render
-begins.
+"""PackForcing Start Image / Video: an image, the end of a video, or a video to regenerate, as the start of a
+render.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The lazy stream of latent blocks that travels from the sampler node to whoever consumes it."""
+"""The lazy stream of latent blocks that the sampler node passes to the node that consumes it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class LatentStream:
     """A recipe that can be iterated again and again; it holds no GPU state.
 
     Finished blocks are in the render's `folder`, so a second consumer, or the same one with other encoder settings,
-    does not sample again, and an interrupted or crashed render goes on where it stopped. `vae` is there where the
+    does not sample again, and an interrupted or crashed render resumes where it stopped. `vae` is there where the
     policy compresses the past. `named`: the user gave the render a name, and may come back to it.
     `cache_node` is the node that draws the window, if there is one.
     """

@@ -1,4 +1,4 @@
-"""What nodes tell the page of whoever queued the prompt. It stays on the node after the job's end and after a reload.
+"""What nodes report to the browser page that queued the prompt. It stays on the node after the job's end and a reload.
 
 An event goes to that client alone: `{"serial": rising, "node": id on the page, "prompt": id of the job,
 "workflow": id of the graph or null, ...}`. GET /packforcing/told?client=ID answers the last event of each kind and

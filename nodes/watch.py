@@ -1,6 +1,6 @@
 """What a render tells while it runs: an event per block for the KV Cache node's panel.
 
-The event "packforcing.block" is told (`tell.py`): `{"node": id of the KV Cache node, "block",
+The event "packforcing.block" is sent (`tell.py`): `{"node": id of the KV Cache node, "block",
 "blocks", "seconds", "cache_bytes", "selected": {block: share of the layers}, "svg": the window, words in braces}`.
 """
 

@@ -1,4 +1,4 @@
-"""What devices lack, and how they say that their memory is full."""
+"""What devices do not support, and how they report that their memory is full."""
 
 from __future__ import annotations
 

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class PackForcingError(ValueError):
-    """Bad input or a render that cannot go on: the message says what was given, what was expected, what to do."""
+    """Bad input or a render that cannot continue: the message says what was given, what was expected, what to do."""

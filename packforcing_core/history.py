@@ -1,4 +1,4 @@
-"""What a pass of the transformer attends to besides itself: the contract between model and cache."""
+"""What a forward pass of the transformer attends to apart from its own tokens: the contract between model and cache."""
 
 from __future__ import annotations
 

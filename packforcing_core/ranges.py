@@ -1,4 +1,4 @@
-"""The range of every number that a user gives, wherever it comes in: widgets, links, JSON, command line, job files."""
+"""The allowed range of every number from the user, whatever it comes from: widgets, links, JSON, command line, job files."""
 
 from __future__ import annotations
 

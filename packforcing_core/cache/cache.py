@@ -206,7 +206,7 @@ class KVCache:
         """Begins the past again; returns `blocks_in_view()`, for the caller to commit again, all and in this order;
         with `flush` those of the sink and the newest block alone.
 
-        The bank stays, out of sight until they are committed, since its blocks come between them; a flush empties it.
+        The bank is kept, but hidden until they are committed, since its blocks come between them; a flush empties it.
         Positions begin at zero, which closes the gap of a sink whose position was left as it was, and of cuts.
         """
         if self.due_block is not None:
@@ -334,7 +334,7 @@ class BlockWriter:
         self._store_queries(layer, kv, queries, timeless, v)
 
     def _store_queries(self, layer: int, kv: KV, queries: Queries, timeless: Tensor, v: Tensor) -> None:
-        """One sum of queries per frame, in a ring of its own; what choosing in the bank needs besides."""
+        """One sum of queries per frame, in its own ring; selection from the bank needs it."""
         newest = min(self._cache.partitions.query_frames, self._cache.partitions.frames_per_block)
         if not newest:
             return

@@ -1,4 +1,4 @@
-"""The cache policies there are, and their presets. Each policy is a file of `policies/` and its own configuration.
+"""The list of cache policies, and their presets. Each policy is a file of `policies/` and its own configuration.
 
 The command line and the ComfyUI node read names, knobs, defaults and limits from here.
 """

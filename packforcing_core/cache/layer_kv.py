@@ -107,7 +107,7 @@ class KVShape:
         return attended + self.frame_bytes * frames + beside + self._resident_bytes(partitions)
 
     def _choice_bytes(self, partitions: Partitions) -> int:
-        """What choosing among the bank, and aligning what enters it, need besides the bank's mean keys."""
+        """What selection from the bank, and alignment of what enters it, need in addition to the bank's mean keys."""
         row = self.batch * self.heads * self.head_dim * FLOAT_BYTES
         sums = self.layers * row * (partitions.query_frames + (partitions.bank is not None))
         if not (partitions.bank and partitions.bank.alignment):

@@ -1,4 +1,4 @@
-"""Who is remembered, in which slot, at which position: plain integers and positions, shared by all layers.
+"""Which frames are kept, in which slot, at which position: plain integers and positions, shared by all layers.
 
 The past of a block is the *sink* (the first latent frames of the video), the *recent* frames (the newest) and between
 them the *mid*: selected blocks from a bank of compressed blocks, or tokens that survived pruning. A layer's buffer is
@@ -56,7 +56,7 @@ class BlockWindow(NamedTuple):
 
     @property
     def past_frames(self) -> int:
-        """Frame slots in view besides the current block's."""
+        """Frame slots in view, without the current block's."""
         return len(self.past) if self.pruned_frames is None else self.pruned_frames
 
     @property
@@ -98,7 +98,9 @@ class BankPlan(Protocol):
 
 
 class RulePlan:
-    """A policy's own hand on the past, as data; `build` makes it (a `rule.Rule`), `extra_bytes` are what that keeps."""
+    """How a policy chooses or changes the stored past, as data. `build` makes it (a `rule.Rule`); `extra_bytes` is what
+    that stores.
+    """
 
     def extra_bytes(self, shape: Any, partitions: Partitions) -> int:
         return 0
@@ -133,7 +135,7 @@ class PruningPlan(RulePlan):
     recent_frames: int
 
     def query_frames(self, frames_per_block: int) -> int:
-        """Newest frames of the past whose queries count, besides the current block's."""
+        """Newest frames of the past whose queries count, in addition to the current block's."""
         return self.recent_frames - frames_per_block
 
     def view_limit(self, frames_per_block: int) -> int:
@@ -169,7 +171,7 @@ class Partitions:
     recent frames; None where they come on top. Without a bank and without `pruning` only.
 
     The parts named in `int8` keep their keys and values in 8 bits. One buffer that the layers share then is what
-    attention reads, so the layers hold nothing but what they keep (`packed.py`).
+    attention reads, so the layers hold only what they keep (`packed.py`).
     """
 
     frames_per_block: int
@@ -186,12 +188,12 @@ class Partitions:
 
     @property
     def rule(self) -> RulePlan | None:
-        """The policy's own hand on the past, if it has one."""
+        """How the policy chooses or changes the stored past, if it does."""
         return self.pruning or self.rewriting
 
     @property
     def extra_frames(self) -> int:
-        """Frame slots besides those of sink and recent frames."""
+        """Frame slots other than those of sink and recent frames."""
         return self.rewriting.extra_frames if self.rewriting else 0
 
     @property

@@ -1,8 +1,9 @@
 """Choosing from the bank, and showing what was chosen, as work queued on the device: the host waits for no layer.
 
-What a layer chooses depends on its queries, and what it attends to depends on that, so a host that chooses waits for
-every layer in turn. Here each layer's choice stays on the device, which fetches by it; the host reads the choices of
-all layers at once, when the block is done. Choices, slots and bits are those of the host's way (`MidMemory.show`).
+What a layer selects depends on its queries, and what it attends to depends on the selection. If the host selects, it
+waits for every layer. Here each layer's selection stays on the device, which fetches the blocks. The host reads the
+selections of all layers at once, when the block is done. Selections, slots and bits equal those of a selection by the
+host (`MidMemory.show`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a policy works on the stored past of a layer: what a block may choose of it, and what a commit makes of it."""
+"""How a policy uses the stored past of a layer: what a block selects from it, and how a commit changes it."""
 
 from __future__ import annotations
 

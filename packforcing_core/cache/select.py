@@ -1,7 +1,7 @@
 """Which bank blocks enter attention: selectors that score every block, and the choice of the best.
 
 A selector gives one score per bank block; the `top_k` highest are chosen, a tie going to the newer block, so a choice
-depends on nothing but the scores. All keys and queries here are rotated by height and width and not by time: age alone
+depends only on the scores. All keys and queries here are rotated by height and width and not by time: age alone
 neither favours nor hides a block.
 """
 

@@ -209,8 +209,8 @@ def _refusal(path: Path, error: str) -> str:
         return f"{path.name} is damaged, or holds more than tensors: {reason.strip()}. {_AGAIN}"
     what = found.group(1)
     return (
-        f"{path.name} was refused: besides tensors it holds objects that could run code ({what}); nothing was run. "
-        "Expected tensors only: get a .safetensors version, or save its tensors alone where you trust the file."
+        f"{path.name} was refused: apart from tensors it holds objects that could run code ({what}); nothing was run. "
+        "Expected tensors only: get a .safetensors version, or save its tensors alone if you trust the file."
     )
 
 

@@ -121,7 +121,7 @@ def checked(options: argparse.Namespace) -> tuple[Settings, Place]:
 
 
 def _kernels(options: argparse.Namespace) -> dict[str, str]:
-    """What besides the weights decides the bits: a render goes on with the kernels that it began with."""
+    """What determines the bits in addition to the weights: a render resumes with the kernels that it started with."""
     chosen = {"attention": options.attention} if options.attention != "sdpa" else {}
     return {**chosen, "layers": "compiled"} if options.compile else chosen
 

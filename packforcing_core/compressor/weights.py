@@ -47,7 +47,7 @@ TOLD_KEYS = (
     "licence",
     "score",
 )
-"""What a file may say besides; `score` is JSON, errors relative to the full history; `mid_span` is how many latent
+"""What a file may also say; `score` is JSON, errors relative to the full history; `mid_span` is how many latent
 frames of position a compressed block took in training, 0 or unsaid its true length."""
 
 EXPECTED = "expected a compressor file that this project's training wrote"

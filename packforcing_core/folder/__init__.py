@@ -1,1 +1,1 @@
-"""A render's folder on disk: what it takes to go on after any crash, written so that no crash can tear it."""
+"""A render's folder on disk: what it takes to resume after any crash, in files that are never partial."""

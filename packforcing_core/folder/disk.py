@@ -1,4 +1,4 @@
-"""Disk work beside the sampling: in order, in a thread of its own, with little of it waiting."""
+"""Disk writes during sampling: in order, in a separate thread, with a short queue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, sealed and read back without trust; and the lock of a folder."""
+"""Files that exist complete or not at all, with checksums, read back as untrusted; and the lock of a folder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}
 
 
 class FolderError(PackForcingError):
-    """A render's folder cannot be written or read: the message says what there is and how to go on."""
+    """A render's folder cannot be written or read: the message says what exists and how to continue."""
 
 
 def checked_name(name: str) -> str:

@@ -95,16 +95,16 @@ def open_render(
 ) -> RenderFolder:
     """The folder `name` below `root`, made to hold what is wanted; `wanted` has one take, that of the content.
 
-    "resume" goes on with what is there, or begins; "new" begins, and renames what is there to name.1, name.2, ...
+    "resume" continues what is there, or starts; "new" begins, and renames what is there to name.1, name.2, ...
     unless that is this very render, begun and not finished;
     "extend" makes what is there longer, under other prompts behind its finished blocks if the content has some;
     "retake" keeps the blocks before `retake_block` and makes the rest again. The same mode twice does the same as once,
     so a call can be repeated after any crash.
 
-    A start and a text that are those of the render, computed a little differently, are replaced by the stored ones:
-    `content` of the result has what counts. What is damaged is told in its `notes`, and made again. Raises FolderError
-    where the name is none, another process is at work there, there is nothing to extend or retake, a symbolic link is
-    in it, or what is there has other settings; the difference is in the message.
+    A text or start that differs from the stored one only by how it was computed is replaced by the stored one; use
+    `content` of the result. What is damaged is reported in its `notes` and made again. Raises FolderError if the name
+    is not allowed, another process works there, there is nothing to extend or retake, the folder contains a symbolic
+    link, or the stored settings differ; the message then shows the difference.
     """
     if mode not in MODES:
         raise FolderError(f"Got mode {mode!r}; expected one of {', '.join(MODES)}.")

@@ -105,5 +105,7 @@ def _open(path: Path) -> TensorFile:
 
 def _shipped(path: Path) -> Path:
     if not path.exists():
-        raise PackForcingError(f"The installation lacks {path}, a part of the miniature. Install the package again.")
+        raise PackForcingError(
+            f"The installation is missing {path}, a part of the miniature. Install the package again."
+        )
     return path

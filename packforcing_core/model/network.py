@@ -1,4 +1,4 @@
-"""What is asked of a network: the attribute names of the official checkpoint, and that each can be called.
+"""What a network must provide: the attribute names of the official checkpoint, and that each can be called.
 
 Our own `Wan` has them, and so has the diffusion model inside a ComfyUI MODEL.
 """

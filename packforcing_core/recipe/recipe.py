@@ -1,4 +1,4 @@
-"""All that decides the latents of a render besides the model and the prompt."""
+"""Everything that determines the latents of a render, apart from the model and the prompt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOISE_ALONE = Start()
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides the latents of a render besides the model and the prompt."""
+    """Everything that determines the latents of a render, apart from the model and the prompt."""
 
     geometry: VideoGeometry
     policy: Policy

@@ -1,4 +1,4 @@
-"""Stages that run beside each other: the work on block i goes on while block i+1 is made."""
+"""Stages that run concurrently: the work on block i continues while block i+1 is sampled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a rollout needs besides its recipe: the cache, and what makes compressed blocks."""
+"""What a rollout needs in addition to its recipe: the cache, and the compressor."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def build_cache(model: CausalWan, recipe: Recipe, partitions: Partitions | None 
 
 
 def build_compression(model: CausalWan, vae: WanVAE, high_res: HighRes | None) -> Compression:
-    """What a policy with a bank needs besides the model: the trained compressor, or without one its zero-shot form."""
+    """What a policy with a bank needs: the trained compressor, or without one its zero-shot form."""
     branches: Branches = "low_res" if high_res is None else "both"
     compressor = Compressor(model, branches, high_res=high_res, encode=partial(encode, vae))
     decoder = StreamingDecoder(vae)

@@ -1,4 +1,4 @@
-"""The front door: settings in, events on the way, a finished file at the end.
+"""The entry point: settings in, events on the way, a finished file at the end.
 
 for event in render(models, Settings("a lighthouse at dusk", seconds=120), "lighthouse.mp4"):
     ...  # StepDone, BlockDone, Replayed, WrittenBlock, Note, Finished

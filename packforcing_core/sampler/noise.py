@@ -1,4 +1,4 @@
-"""Noise that depends on nothing but (seed, block, step).
+"""Noise that depends only on (seed, block, step).
 
 So the same seed gives the same video whatever its length, its device, or how often the render was interrupted.
 """

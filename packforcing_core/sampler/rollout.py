@@ -1,4 +1,4 @@
-"""The block rollout: denoise a block against the history, commit it, go on.
+"""The block-by-block rollout: denoise a block given the history, commit it, continue with the next.
 
 A lazy iterator of events. Whoever consumes it owns progress, previews and cancellation; between two events nothing
 runs.
@@ -89,7 +89,7 @@ def rollout(
 
     Blocks that are `known` are not denoised again, only committed, with what they had selected and the compressed
     tokens they had: that is exact. The last block is not committed, for nothing reads it. `stop` ends before that
-    block, so that another rollout can go on with the same cache. Blocks from `decoded_from` on are decoded, where
+    block, so that another rollout can continue with the same cache. Blocks from `decoded_from` on are decoded, where
     `compression` has a decoder, warmed up; earlier ones must be known and bring their tokens.
 
     Raises PackForcingError when the policy needs a `compression` and none is given, when prompts change in a rolling

@@ -1,4 +1,4 @@
-"""What a render begins from besides noise: blocks that are given, or a video that is made again over its own noise."""
+"""What a render starts from instead of noise alone: given blocks, or a video to regenerate over its own noise."""
 
 from __future__ import annotations
 

@@ -136,5 +136,5 @@ class Script:
 def _contexts(tensors: Mapping[str, Tensor], count: int) -> Sequence[Tensor]:
     names = [f"context.{number}" for number in range(count)]
     if any(name not in tensors or tensors[name].ndim != 3 for name in names):
-        raise PackForcingError(f"The file lacks some of its {count} prompts. Start the render again.")
+        raise PackForcingError(f"The file is missing some of its {count} prompts. Start the render again.")
     return [tensors[name] for name in names]

@@ -122,7 +122,9 @@ def _load_encoder(folder: Path, dtype: torch.dtype):
     # transformers fills what is missing with random numbers; the input embedding alone may be stored as `shared`.
     missing = sorted(set(loading["missing_keys"]) - {"encoder.embed_tokens.weight"})
     if missing:
-        raise PackForcingError(f"The text encoder in {folder} lacks {', '.join(missing[:3])} ...; {EXPECTED_FOLDER}.")
+        raise PackForcingError(
+            f"The text encoder in {folder} is missing {', '.join(missing[:3])} ...; {EXPECTED_FOLDER}."
+        )
     return encoder.eval()
 
 

@@ -27,7 +27,7 @@ def streaming_decoder(vae: WanVAE | TinyVAE) -> StreamingDecoder | TinyDecoder:
 def decoder_bytes(
     vae: WanVAE | TinyVAE, height: int, width: int, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> int:
-    """Bytes at the worst moment of a push for one video of height x width pixels on `device`, besides the weights."""
+    """Bytes at the peak of a push for one video of height x width pixels on `device`, besides the weights."""
     if isinstance(vae, TinyVAE):
         return tiny_decode_bytes(vae, height, width, dtype)
     return decode_bytes(vae.config, height, width, dtype, device)

@@ -38,7 +38,7 @@ class SegmentedWriter:
             writer.finish(metadata={"workflow": workflow})
 
     `first_segment` continues a video: its first `first_segment` segments are kept and the rest is cut off; the
-    caller then goes on with the frames that follow `frames_written`. With 0 a video that is there is begun again.
+    caller then continues with the frames that follow `frames_written`. With 0 a video that is there is begun again.
     `growing_path` is the video so far, playable from the first closed segment on; `growing` puts it elsewhere.
 
     Odd sizes are padded to even ones by repeating the last row or column (not for codec lossless).
@@ -154,7 +154,7 @@ class SegmentedWriter:
         return self.path
 
     def abort(self) -> None:
-        """Stop: drop the open segment and let go of the video, whose closed segments stay playable."""
+        """Stop: drop the open segment and close the video, whose closed segments stay playable."""
         if self._encoder is not None:
             self._encoder.kill()
         self._encoder = None
