@@ -1,4 +1,4 @@
-"""The interface to ComfyUI: a native MODEL or VAE as the core's model or decoder. No other file touches `comfy`'s models.
+"""The interface to ComfyUI: its MODEL or VAE as the core's model or decoder. No other file touches `comfy`'s models.
 
 The diffusion model inside a MODEL carries the official attribute names, so the core drives it directly; its modules
 cast, offload, dequantise and patch as ComfyUI set them up (LoRA, fp8, GGUF).

@@ -1,4 +1,4 @@
-"""The `attention` interface: one callable that every attention of the transformer goes through, and the backends for it.
+"""The `attention` interface: the callable that all attention of the transformer goes through, and its backends.
 
 `supported` says by capability which backends a device may have, in the order of preference until `packforcing bench`
 has measured another; `attention_named` gives one of them.

@@ -1,4 +1,4 @@
-"""The allowed range of every number from the user, whatever it comes from: widgets, links, JSON, command line, job files."""
+"""The allowed range of every number from the user, from widgets, links, JSON, command line or job files."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The video of a recorded render: it grows on disk, resumes where it stopped, and after a full GPU it continues with settings
-that need less memory.
+"""The video of a recorded render: it grows on disk and resumes where it stopped. After a full GPU it continues with
+settings that need less memory.
 """
 
 from __future__ import annotations
