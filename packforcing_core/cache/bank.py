@@ -1,4 +1,6 @@
-"""Where the compressed blocks of one layer are stored: on the device or in system RAM, as they are or in 8 bits."""
+"""Where the compressed blocks of one layer are stored: on the device or in system RAM, as they are or in few
+bits.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,12 @@ from torch import Tensor
 
 from ..kernels import fast
 from ..queued import Moment, SideStream
-from .eight_bits import TokenRows, quantise, row_bytes
+from .few_bits import Bits, TokenRows, quantise, restored, row_bytes, stored_as
+
+
+def bits_of(storage: str) -> Bits | None:
+    """In how many bits a bank of that storage keeps its blocks; None as they are."""
+    return 8 if storage.endswith("int8") else 4 if storage.endswith("int4") else None
 
 
 @dataclass(frozen=True)
@@ -30,19 +37,19 @@ class CompressedShape:
         return self.batch, self.tokens, self.heads, self.head_dim
 
     def stored_bytes(self, storage: str) -> int:
-        """Bytes of one compressed block's keys and values; 8-bit storage has a float32 scale per token and head."""
-        return 2 * math.prod(self.sizes[:3]) * row_bytes(self.head_dim, self.dtype, storage.endswith("int8"))
+        """Bytes of one compressed block's keys and values, their scales included."""
+        return 2 * math.prod(self.sizes[:3]) * row_bytes(self.head_dim, self.dtype, bits_of(storage))
 
 
 class CompressedRows:
     """A fixed number of slots for keys (or values) of compressed blocks, [B, tokens, heads, head_dim] each, as they
-    are or in 8 bits.
+    are or in few bits.
     """
 
     def __init__(self, shape: CompressedShape, slots: int, storage: str, device: torch.device):
         place = torch.device("cpu") if storage.startswith("ram") else device
         self._device, self._dtype = device, shape.dtype
-        self._int8 = storage.endswith("int8")
+        self._bits = bits_of(storage)
 
         def allocate(sizes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
             rows = torch.empty((slots, *sizes), dtype=dtype, device=place)
@@ -50,8 +57,8 @@ class CompressedRows:
                 self._pin(rows)
             return rows
 
-        self._rows = allocate(shape.sizes, torch.int8 if self._int8 else shape.dtype)
-        self._scales = allocate((*shape.sizes[:3], 1), torch.float32) if self._int8 else None
+        made = (allocate(*stored) for stored in stored_as(shape.sizes, shape.dtype, self._bits))
+        self._rows, self._scales, *_ = *made, None
 
     def _pin(self, rows: Tensor) -> None:
         """Pins ordinary memory for as long as this bank lives; where that fails copies are slower, no more.
@@ -75,10 +82,10 @@ class CompressedRows:
         return self._rows.nbytes + (self._scales.nbytes if self._scales is not None else 0)
 
     def write(self, slot: int, rows: Tensor) -> None:
-        if self._scales is None:
+        if self._bits is None or self._scales is None:
             self._rows[slot].copy_(rows, non_blocking=True)
             return
-        codes, scales = quantise(rows)
+        codes, scales = quantise(rows, self._bits)
         self._rows[slot].copy_(codes, non_blocking=True)
         self._scales[slot].copy_(scales, non_blocking=True)
 
@@ -87,7 +94,7 @@ class CompressedRows:
         rows = self._rows[slot].to(self._device, non_blocking=True)
         if self._scales is None:
             return rows
-        return (rows * self._scales[slot].to(self._device, non_blocking=True)).to(self._dtype)
+        return restored(rows, self._scales[slot].to(self._device, non_blocking=True)).to(self._dtype)
 
     @property
     def reached(self) -> bool:
@@ -105,11 +112,11 @@ class CompressedRows:
         elif self._scales is None:
             out.copy_(self._rows.index_select(0, slots[1]))
         else:
-            out.copy_(self._rows.index_select(0, slots[1]) * self._scales.index_select(0, slots[1]))
+            out.copy_(restored(self._rows.index_select(0, slots[1]), self._scales.index_select(0, slots[1])))
 
     def copy_to(self, target: TokenRows, rows: slice, slot: int) -> None:
-        """Writes `slot` to rows on the device; from 8 bits to 8 bits nothing is rounded again."""
-        if self._scales is not None and target.int8:
+        """Writes `slot` to rows on the device; from few bits to as many nothing is rounded again."""
+        if self._scales is not None and target.bits == self._bits:
             target.take_codes(rows, self._rows[slot], self._scales[slot])
         else:
             target.write(rows, self.read(slot))

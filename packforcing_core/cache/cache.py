@@ -55,7 +55,7 @@ class KVCache:
         self.rope = rope
         self.attention = attention
         self.device = torch.device(device)
-        self.workspace = Workspace(shape, partitions, rope, device) if partitions.int8 else None
+        self.workspace = Workspace(shape, partitions, rope, device) if partitions.packed else None
         self.layers: list[KV] = [self._build_layer() for _ in range(shape.layers)]
         # Those with keys that are rotated for where they stand; the others turn them whenever they are read.
         self._turned = [layer for layer in self.layers if isinstance(layer, LayerKV)]

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import PackForcingError
 from ..rope import Rotation, rotate, rotate_into
 from .bank import CompressedShape
-from .eight_bits import Rows, row_bytes
+from .few_bits import Rows, row_bytes
 from .moments import moments_bytes
 from .partitions import BlockWindow, Part, Partitions
 
@@ -79,7 +79,7 @@ class KVShape:
         }
         heads = 2 * self.layers * self.batch * self.heads
         return heads * sum(
-            count * row_bytes(self.head_dim, self.dtype, part in partitions.int8) for part, count in tokens.items()
+            count * row_bytes(self.head_dim, self.dtype, partitions.bits_of(part)) for part, count in tokens.items()
         )
 
     def bank_bytes(self, partitions: Partitions) -> int:
@@ -93,7 +93,7 @@ class KVShape:
 
     def buffer_bytes(self, partitions: Partitions) -> int:
         """All bytes that a cache allocates on its device: the attended buffer with the current blocks, keys without
-        rotation, what choosing needs, and the part of the bank that is not in system RAM. With parts in 8 bits the
+        rotation, what choosing needs, and the part of the bank that is not in system RAM. With packed parts the
         attended buffer is one for all layers.
         """
         attended = 2 * self.row_bytes * self.buffer_tokens(partitions)
@@ -101,7 +101,7 @@ class KVShape:
         beside = self._choice_bytes(partitions) + bank
         if partitions.rule:
             beside += partitions.rule.extra_bytes(self, partitions)
-        if partitions.int8:
+        if partitions.packed:
             return attended // self.layers + self.cache_bytes(partitions) + beside
         frames = partitions.unrotated_frames + partitions.candidate_frames
         return attended + self.frame_bytes * frames + beside + self._resident_bytes(partitions)

@@ -106,7 +106,9 @@ class MidMemory:
             LayerBank(shape.compressed, plan.bank_blocks, plan.bank_storage, device, copies)
             for _ in range(shape.layers)
         ]
-        far = plan.bank_storage.startswith("ram") and not partitions.int8  # Packed mid slots hold such keys themselves.
+        far = (
+            plan.bank_storage.startswith("ram") and not partitions.packed
+        )  # Packed mid slots hold such keys themselves.
         resident = (plan.top_k_blocks, *shape.compressed.sizes) if far else (0,)
         self._resident = [torch.zeros(resident, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
         self._shown: list[list[Shown]] = [[None] * plan.top_k_blocks for _ in range(shape.layers)]
@@ -121,7 +123,7 @@ class MidMemory:
         self._moments = [empty_moments(places, *sizes, device) for _ in range(shape.layers)]
         self._sink = partitions.sink_frames
         self.recall = Recall(self._banks, self._resident, self._shown)
-        self._queues = not partitions.int8 and queues(self._banks, device)
+        self._queues = not partitions.packed and queues(self._banks, device)
         self._fetched = 0
 
     @property

@@ -1,10 +1,10 @@
-"""A layer's past with parts in 8 bits, and the buffer that the layers share to attend to it.
+"""A layer's past with parts in 8 or 4 bits, and the buffer that the layers share to attend to it.
 
-    kept by each layer     recent ring | sink | mid slots            in 8 bits, or in the model's dtype
+    kept by each layer     recent ring | sink | mid slots            in few bits, or in the model's dtype
     shared by all layers   [ recent ring | sink | mid slots | copied recent | current ]
 
 Before each of its attentions a layer brings what it sees into the shared buffer. Keys of frames that may move are kept
-without their rotation in time and turned when they are read, so that every key is rounded to 8 bits once.
+without their rotation in time and turned when they are read, so that every key is rounded once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..queued import to_device
 from ..rope import GridRope, Rotation, rotate, rotate_into
 from .bank import LayerBank
-from .eight_bits import Rows, TokenRows
+from .few_bits import Bits, Rows, TokenRows
 from .layer_kv import KVShape, RowLayout
 from .partitions import BlockWindow, Part, Partitions
 
@@ -72,10 +72,10 @@ class Workspace(RowLayout):
 class Pair:
     """Keys and values of the same tokens."""
 
-    def __init__(self, shape: KVShape, tokens: int, int8: bool, device: torch.device | str):
+    def __init__(self, shape: KVShape, tokens: int, bits: Bits | None, device: torch.device | str):
         sizes = (shape.batch, tokens, shape.heads, shape.head_dim)
-        self.keys = TokenRows(sizes, shape.dtype, int8, device)
-        self.values = TokenRows(sizes, shape.dtype, int8, device)
+        self.keys = TokenRows(sizes, shape.dtype, bits, device)
+        self.values = TokenRows(sizes, shape.dtype, bits, device)
 
     @property
     def nbytes(self) -> int:
@@ -108,7 +108,7 @@ class PackedKV(RowLayout):
         super().__init__(shape, partitions)
 
         def kept(part: Part, tokens: int) -> Pair:
-            return Pair(shape, tokens, part in partitions.int8, device)
+            return Pair(shape, tokens, partitions.bits_of(part), device)
 
         n = shape.tokens_per_frame
         self._workspace = workspace

@@ -19,9 +19,10 @@ from math import ceil
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from ..errors import PackForcingError
+from .few_bits import Bits
 
 Clock = Literal["video", "window"]
-Storage = Literal["ram", "vram", "ram_int8", "vram_int8"]
+Storage = Literal["ram", "vram", "ram_int8", "vram_int8", "ram_int4", "vram_int4"]
 Part = Literal["sink", "mid", "recent"]
 
 CUT_FRAMES = 8
@@ -170,7 +171,7 @@ class Partitions:
     most that a pass sees, sink and current included, where the blocks of a rolling window take the place of the oldest
     recent frames; None where they come on top. Without a bank and without `pruning` only.
 
-    The parts named in `int8` keep their keys and values in 8 bits. One buffer that the layers share then is what
+    The parts named in `packed` keep their keys and values in `bits` bits. One buffer that the layers share then is what
     attention reads, so the layers hold only what they keep (`packed.py`).
     """
 
@@ -182,9 +183,14 @@ class Partitions:
     pruning: PruningPlan | None = None
     current_blocks: int = 1
     view_frames: int | None = None
-    int8: tuple[Part, ...] = ()
+    packed: tuple[Part, ...] = ()
+    bits: Bits = 8
     sink_gap: int = 0
     rewriting: Rewriting | None = None
+
+    def bits_of(self, part: Part) -> Bits | None:
+        """In how many bits a part is kept; None as it is."""
+        return self.bits if part in self.packed else None
 
     @property
     def rule(self) -> RulePlan | None:

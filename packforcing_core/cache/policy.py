@@ -17,7 +17,7 @@ AUTO = -1
 """A knob left at its default where that default depends on the block length."""
 TRAINED_FRAMES = 21
 """Latent frames of a clip that the Self-Forcing family was trained on."""
-NO_PART, ALL_PARTS = "none", "all"
+NO_PART, ALL_PARTS, INT4 = "none", "all", "_int4"
 
 
 class Knob(NamedTuple):
@@ -60,19 +60,26 @@ def knob(
 
 
 def int8_knob(*choices: str) -> Any:
-    """The knob that every policy has: which parts of the past, of those that it has, are kept in 8 bits."""
+    """The knob that every policy has: which of its parts of the past are kept in 8 bits, or all of them in 4."""
     return knob(
         NO_PART,
         "Stores these parts of the KV cache as int8: about half the VRAM or less. Costs one extra read of the cache "
-        "per layer and step, and up to 0.4% rounding error.",
-        choices=(NO_PART, *choices, ALL_PARTS),
+        "per layer and step, and up to 0.4% rounding error. all_int4: all as int4, about half of that again; its "
+        "rounding error of up to 7% changes the video.",
+        choices=(NO_PART, *choices, ALL_PARTS, ALL_PARTS + INT4),
         advanced=True,
     )
 
 
 def int8_parts(choice: str) -> tuple[Part, ...]:
     """The parts that a choice of `int8_knob` names."""
+    choice = choice.removesuffix(INT4)
     return tuple(part for part in get_args(Part) if choice == ALL_PARTS or part in choice.split("+"))
+
+
+def packing(choice: str) -> dict[str, Any]:
+    """What a choice of `int8_knob` says in a `Partitions`."""
+    return {"packed": int8_parts(choice), "bits": 4 if choice.endswith(INT4) else 8}
 
 
 @dataclass(frozen=True)

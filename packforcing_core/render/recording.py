@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..cache.partitions import Partitions, Storage
+from ..cache.bank import bits_of
+from ..cache.partitions import Partitions
 from ..folder.content import Content, name_of
 from ..folder.disk import Disk
 from ..folder.folder import RenderFolder
@@ -65,7 +66,8 @@ def wanted_manifest(
     }
     storage = "policy bank_storage"
     if storage in settings:  # Where the bank lies does not matter, in how many bits it does.
-        settings[storage] = "8 bits" if str(settings[storage]).endswith("int8") else "full"
+        bits = bits_of(str(settings[storage]))
+        settings[storage] = f"{bits} bits" if bits else "full"
     versions = {
         "packforcing": __version__,
         "torch": torch.__version__,
@@ -217,5 +219,5 @@ def bank_on_host(partitions: Partitions) -> Partitions:
     """The same plan with its bank in system RAM."""
     if partitions.bank is None:
         return partitions
-    storage: Storage = "ram_int8" if partitions.bank.bank_storage.endswith("int8") else "ram"
+    storage = partitions.bank.bank_storage.replace("vram", "ram")
     return replace(partitions, bank=replace(partitions.bank, bank_storage=storage))

@@ -1,5 +1,5 @@
 """Over 100 blocks errors feed back through the cache: fast paths against their plain twins on a random model, and a
-past in 8 bits against the past as it is on the miniature, whose films the checker can read.
+past in 8 or 4 bits against the past as it is on the miniature, whose films the checker can read.
 """
 
 from __future__ import annotations
@@ -111,10 +111,11 @@ def told(report: WorldReport) -> str:
 
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", [miniature.fast_dtype()], ids=str)
-def test_a_film_with_its_past_in_eight_bits_shows_what_the_plain_one_shows(dtype):
+@pytest.mark.parametrize("parts", ["all", "all_int4"])
+def test_a_film_with_its_past_in_few_bits_shows_what_the_plain_one_shows(parts, dtype):
     torch.set_num_threads(1)
     differences, same, films = [], 0, ([], [])
-    for number, made in enumerate(zip(film_of("all", dtype), film_of("none", dtype), strict=True), 1):
+    for number, made in enumerate(zip(film_of(parts, dtype), film_of("none", dtype), strict=True), 1):
         (ours, chosen, frames), (theirs, expected, plain_frames) = made
         differences.append(((ours - theirs).square().mean().sqrt() / theirs.std()).item())
         same += chosen == expected
@@ -126,6 +127,6 @@ def test_a_film_with_its_past_in_eight_bits_shows_what_the_plain_one_shows(dtype
     pixels = np.abs(ours.astype(int) - plain.astype(int)).mean()
     print(f"the worst {max(differences):.1e}; selections the same in {same} of {BLOCKS}; pixels {pixels:.2f} of 255")
     reports = [check_video(film, miniature.PROMPT) for film in (ours, plain)]
-    print(f"8 bits: {told(reports[0])}; plain: {told(reports[1])}")
+    print(f"{parts}: {told(reports[0])}; plain: {told(reports[1])}")
     assert 0 < differences[1] < 0.1
     assert reports[0].right > reports[1].right - 0.05

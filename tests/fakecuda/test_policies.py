@@ -20,6 +20,7 @@ CASES = {
     **{f"{name}, blocks of {frames}": Case(kind(), frames) for name, kind in POLICIES.items() for frames in (3, 4)},
     "packforcing with the bank in VRAM": Case(PackForcing(bank_storage="vram")),
     "packforcing in 8 bits": Case(PackForcing(kv_int8="all", bank_storage="ram_int8")),
+    "packforcing in 4 and 8 bits": Case(PackForcing(kv_int8="all_int4", bank_storage="ram_int4")),
     "packforcing on the 14B": Case(PackForcing(), model="14B"),
 }
 

@@ -48,13 +48,15 @@ def compressed_positions(frames: int, grid: tuple[int, int], span: float) -> Ten
     return torch.tensor(made, dtype=torch.float64)
 
 
-def rounded(x: Tensor) -> Tensor:
-    """`x` [..., head_dim] after 8 bits: round(x / scale) scale, with scale = the largest magnitude of a row / 127, in
-    float64.
+def rounded(x: Tensor, bits: int = 8) -> Tensor:
+    """`x` [..., head_dim] after `bits`: round(x / scale) scale, in float64. In 8 bits scale = the largest magnitude of
+    a row / 127, in 4 bits that of each 32 numbers / 7, in float16.
     """
-    scale = x.double().abs().amax(dim=-1, keepdim=True) / 127
-    codes = torch.where(scale > 0, x.double() / scale, 0.0).round()
-    return (codes * scale).to(x.dtype)
+    groups = x.double().unflatten(-1, (-1, x.shape[-1] if bits == 8 else 32))
+    scale = groups.abs().amax(dim=-1, keepdim=True) / (127 if bits == 8 else 7)
+    scale = scale if bits == 8 else scale.half().double()
+    codes = torch.where(scale > 0, groups / scale, 0.0).round()
+    return (codes * scale).flatten(-2).to(x.dtype)
 
 
 def in_space(positions: Tensor) -> Tensor:
@@ -67,16 +69,19 @@ def in_time(positions: Tensor) -> Tensor:
     return only
 
 
-def read_moving(x: Tensor, places: Tensor, int8: bool) -> Tensor:
+def read_moving(x: Tensor, places: Tensor, bits: int | None) -> Tensor:
     """Keys that are kept as they stand in space, and turned in time when they are read at `places`."""
-    return rope(rounded(rope(x, in_space(places))), in_time(places)) if int8 else rope(x, places)
+    return rope(rounded(rope(x, in_space(places)), bits), in_time(places)) if bits else rope(x, places)
 
 
 class PackForcingOracle:
     """A history (as a model pass holds it) of one pass; `passes` says of which, see `begin`, `commit`, `twin`."""
 
-    def __init__(self, frames_per_block, sink_frames, recent_frames, top_k, bank, span, layers, grid, int8=(), gap=0):
-        self.int8: Sequence[str] = int8
+    def __init__(
+        self, frames_per_block, sink_frames, recent_frames, top_k, bank, span, layers, grid, packed=(), gap=0, bits=8
+    ):
+        self.packed: Sequence[str] = packed
+        self.bits = bits
         self.gap = gap
         self.per_block, self.sink, self.recent = frames_per_block, sink_frames, recent_frames
         self.top_k, self.bank, self.span, self.grid = top_k, bank, span, grid
@@ -133,12 +138,12 @@ class PackForcingOracle:
 
     def _add(self, keys, values, part: str, k, v, places):
         """Frames that stay where they are (the sink, and recent frames of one block) are rounded as they stand."""
-        int8 = part in self.int8
+        bits = self.bits if part in self.packed else None
         if part == "sink" or (part == "recent" and self.recent <= self.per_block):
-            keys.append(rounded(rope(k, places)) if int8 else rope(k, places))
+            keys.append(rounded(rope(k, places), bits) if bits else rope(k, places))
         else:
-            keys.append(read_moving(k, places, int8))
-        values.append(rounded(v) if int8 else v)
+            keys.append(read_moving(k, places, bits))
+        values.append(rounded(v, bits) if bits else v)
 
     def _attend_twin(self, layer, q, k, v):
         chosen = [b for b in self.selected[layer][self.block] if b in self.compressed[layer]]
@@ -169,8 +174,8 @@ class PackForcingOracle:
 class DeepForcingOracle:
     """Deep Forcing: all tokens of the past in a list per layer, thinned out when the window is full."""
 
-    def __init__(self, frames_per_block, sink, recent, budget, window, layers, grid, int8=()):
-        self.int8: Sequence[str] = int8
+    def __init__(self, frames_per_block, sink, recent, budget, window, layers, grid, packed=()):
+        self.packed: Sequence[str] = packed
         self.per_block, self.sink, self.recent = frames_per_block, sink, recent
         self.budget, self.window, self.grid = budget, window, grid
         self.n = grid[0] * grid[1]
@@ -213,13 +218,13 @@ class DeepForcingOracle:
         """Keys of the past as they stand in the window; the sink stays there for ever."""
         first = self.sink * self.n
         sink, others = rope(past[1][:, :first], past[3][:first]), past[1][:, first:]
-        others = read_moving(others, past[3][first:], "recent" in self.int8)
-        return torch.cat((rounded(sink) if "sink" in self.int8 else sink, others), dim=1)
+        others = read_moving(others, past[3][first:], 8 if "recent" in self.packed else None)
+        return torch.cat((rounded(sink) if "sink" in self.packed else sink, others), dim=1)
 
     def _values(self, past):
         first = self.sink * self.n
         parts = ("sink", past[2][:, :first]), ("recent", past[2][:, first:])
-        return torch.cat([rounded(v) if part in self.int8 else v for part, v in parts], dim=1)
+        return torch.cat([rounded(v) if part in self.packed else v for part, v in parts], dim=1)
 
     def _thin(self, layer, past, q, frames):
         first, last = self.sink * self.n, (frames - (self.recent - self.per_block)) * self.n

@@ -18,7 +18,7 @@ from ...errors import PackForcingError
 from ...rope import GridRope, Rotation, rotate
 from ..layer_kv import KVShape, ring_slices
 from ..partitions import BlockWindow, Partitions, PruningPlan
-from ..policy import Policy, int8_knob, int8_parts, knob
+from ..policy import Policy, int8_knob, knob, packing
 from ..queries import Queries
 from ..rule import KV, Rule, counts_current
 
@@ -55,8 +55,7 @@ class DeepForcing(Policy):
             )
         pruning = Participative(self.window_frames, self.budget_frames, self.recent_frames)
         tail = pruning.past_limit(frames_per_block) - self.sink_frames
-        int8 = int8_parts(self.kv_int8)
-        return Partitions(frames_per_block, self.sink_frames, tail, "window", pruning=pruning, int8=int8)
+        return Partitions(frames_per_block, self.sink_frames, tail, "window", pruning=pruning, **packing(self.kv_int8))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..partitions import Partitions
-from ..policy import Policy, int8_knob, int8_parts
+from ..policy import Policy, int8_knob, packing
 
 UNLIMITED_FRAMES = 1 << 40
 
@@ -19,5 +19,4 @@ class Full(Policy):
     kv_int8: str = int8_knob()
 
     def partitions(self, frames_per_block: int, current_blocks: int = 1) -> Partitions:
-        int8 = int8_parts(self.kv_int8)
-        return Partitions(frames_per_block, 0, UNLIMITED_FRAMES, current_blocks=current_blocks, int8=int8)
+        return Partitions(frames_per_block, 0, UNLIMITED_FRAMES, current_blocks=current_blocks, **packing(self.kv_int8))

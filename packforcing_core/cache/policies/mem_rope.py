@@ -16,7 +16,7 @@ from torch import Tensor
 from ...rope import GridRope
 from ..layer_kv import FLOAT_BYTES, KVShape
 from ..partitions import PRUNED, Partitions, Rewriting
-from ..policy import Policy, int8_knob, int8_parts, knob
+from ..policy import Policy, int8_knob, knob, packing
 from ..rule import KV, Past, Rule
 
 
@@ -47,7 +47,7 @@ class MemRoPE(Policy):
         return Partitions(
             *(frames_per_block, self.sink_frames, self.recent_frames, "window"),
             rewriting=Averages((self.slow_rate, self.fast_rate)),
-            int8=int8_parts(self.kv_int8),
+            **packing(self.kv_int8),
         )
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar, get_args
 
 from ...errors import PackForcingError
 from ..partitions import Partitions, Storage
-from ..policy import AUTO, TRAINED_FRAMES, Policy, int8_knob, int8_parts, knob
+from ..policy import AUTO, TRAINED_FRAMES, Policy, int8_knob, knob, packing
 from ..select import NO_SELECTOR, SELECTORS
 
 FULL_SPAN = 0
@@ -73,7 +73,7 @@ class PackForcing(Policy):
     )
     bank_storage: str = knob(
         "ram",
-        "Where compressed blocks are kept: system RAM or VRAM, in full precision or as int8.",
+        "Where compressed blocks are kept: system RAM or VRAM, in full precision, as int8 or as int4.",
         choices=get_args(Storage),
         advanced=True,
     )
@@ -110,11 +110,10 @@ class PackForcing(Policy):
         if self.top_k_blocks and self.selector != NO_SELECTOR:
             span = self._span(sink + recent + current_blocks * frames_per_block, frames_per_block)
             bank = replace(self, mid_span=span)
-        int8 = int8_parts(self.kv_int8)
         return Partitions(
             *(frames_per_block, sink, recent, "window", bank),
             current_blocks=current_blocks,
-            int8=int8,
+            **packing(self.kv_int8),
             sink_gap=self.sink_gap,
         )
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...rope import GridRope
-from ..eight_bits import TokenRows, row_bytes
+from ..few_bits import TokenRows, row_bytes
 from ..layer_kv import KVShape
 from ..partitions import Partitions, Rewriting
 from ..policy import TRAINED_FRAMES, Policy, int8_knob, knob
@@ -47,7 +47,7 @@ class FirstWindow(Rewriting):
 
     def extra_bytes(self, shape: KVShape, partitions: Partitions) -> int:
         heads = 2 * shape.layers * shape.batch * shape.heads * shape.tokens_per_frame * partitions.recent_frames
-        return heads * row_bytes(shape.head_dim, shape.dtype, "recent" in partitions.int8)
+        return heads * row_bytes(shape.head_dim, shape.dtype, partitions.bits_of("recent"))
 
     def build(self, partitions: Partitions, shape: KVShape, rope: GridRope, device: torch.device) -> Walk:
         return Walk(partitions, shape, rope, device)
@@ -66,9 +66,9 @@ class Walk(Rule):
         self._rope, self._partitions = rope, partitions
         self._length = partitions.recent_frames
         sizes = (shape.batch, self._length * shape.tokens_per_frame, shape.heads, shape.head_dim)
-        int8 = "recent" in partitions.int8
-        self._keys = [TokenRows(sizes, shape.dtype, int8, device) for _ in range(shape.layers)]
-        self._values = [TokenRows(sizes, shape.dtype, int8, device) for _ in range(shape.layers)]
+        bits = partitions.bits_of("recent")
+        self._keys = [TokenRows(sizes, shape.dtype, bits, device) for _ in range(shape.layers)]
+        self._values = [TokenRows(sizes, shape.dtype, bits, device) for _ in range(shape.layers)]
 
     @property
     def nbytes(self) -> int:

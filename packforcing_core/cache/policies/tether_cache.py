@@ -25,7 +25,7 @@ from ...rope import GridRope, Rotation
 from ..layer_kv import KVShape
 from ..moments import aligned, empty_moments, measured, moments_bytes, pooled
 from ..partitions import BlockWindow, Partitions, PruningPlan
-from ..policy import Policy, int8_knob, int8_parts, knob
+from ..policy import Policy, int8_knob, knob, packing
 from ..queries import Queries
 from ..rule import KV, Past, Rule, counts_current
 
@@ -57,8 +57,7 @@ class TetherCache(Policy):
         budget = self.sink_frames + self.memory_frames + self.recent_frames
         plan = Admission(budget + 1, budget, self.recent_frames, self.diversity, self.alignment)
         tail = plan.past_limit(frames_per_block) - self.sink_frames
-        int8 = int8_parts(self.kv_int8)
-        return Partitions(frames_per_block, self.sink_frames, tail, "window", pruning=plan, int8=int8)
+        return Partitions(frames_per_block, self.sink_frames, tail, "window", pruning=plan, **packing(self.kv_int8))
 
 
 @dataclass(frozen=True)

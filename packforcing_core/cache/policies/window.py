@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ...errors import PackForcingError
 from ..partitions import Clock, Partitions
-from ..policy import TRAINED_FRAMES, Policy, int8_knob, int8_parts, knob
+from ..policy import TRAINED_FRAMES, Policy, int8_knob, knob, packing
 
 
 def window_partitions(
@@ -33,9 +33,14 @@ def window_partitions(
         )
     recent = window_frames - sink_frames - frames_per_block
     view = window_frames if current_blocks > 1 else None
-    int8 = int8_parts(kv_int8)
     return Partitions(
-        frames_per_block, sink_frames, recent, clock, current_blocks=current_blocks, view_frames=view, int8=int8
+        frames_per_block,
+        sink_frames,
+        recent,
+        clock,
+        current_blocks=current_blocks,
+        view_frames=view,
+        **packing(kv_int8),
     )
 
 

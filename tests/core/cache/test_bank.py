@@ -82,30 +82,34 @@ def test_the_mid_slots_show_the_banks_keys_as_if_each_was_turned_alone(storage, 
 def test_host_and_device_banks_show_the_same():
     made = [
         [b.latents for b in render_blocks(PackForcing(3, 3, 2, 4, bank_storage=s), 8)]
-        for s in ("ram", "vram", "ram_int8", "vram_int8")
+        for s in ("ram", "vram", "ram_int8", "vram_int8", "ram_int4", "vram_int4")
     ]
     assert all(torch.equal(a, b) for a, b in zip(made[0], made[1], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(made[2], made[3], strict=True))
-    error = (made[0][-1] - made[2][-1]).abs().max().item()
-    print(f"8-bit bank: latents of block 7 differ by at most {error:.1e} of {made[0][-1].std():.2f}")
-    assert 0 < error < 0.1
+    assert all(torch.equal(a, b) for a, b in zip(made[4], made[5], strict=True))
+    for bits, ours in ((8, made[2]), (4, made[4])):
+        error = (made[0][-1] - ours[-1]).abs().max().item()
+        print(f"{bits}-bit bank: latents of block 7 differ by at most {error:.1e} of {made[0][-1].std():.2f}")
+        assert 0 < error < 0.1
 
 
+@pytest.mark.parametrize(("bits", "group", "limit"), [(8, 128, 0.01), (4, 32, 0.12)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_eight_bits_come_back_within_half_a_step(dtype):
+def test_few_bits_come_back_within_half_a_step(dtype, bits, group, limit):
     torch.manual_seed(0)
     rows = torch.randn(1, 50, 4, 128).to(dtype)
     rows[0, 0] = 0
-    store = CompressedRows(CompressedShape(1, 50, 4, 128, dtype), 3, "vram_int8", torch.device("cpu"))
+    store = CompressedRows(CompressedShape(1, 50, 4, 128, dtype), 3, f"vram_int{bits}", torch.device("cpu"))
     store.write(1, rows)
     back = store.read(1)
-    step = rows.float().abs().amax(-1, keepdim=True) / 127
+    largest = rows.float().unflatten(-1, (-1, group)).abs().amax(-1)
+    step = (largest / (2 ** (bits - 1) - 1)).repeat_interleave(group, dim=-1)
     rounding = torch.finfo(dtype).eps * rows.float().abs()
     error = (back.float() - rows.float()).abs()
     relative = (error.square().sum() / rows.float().square().sum()).sqrt().item()
     print(f"relative error {relative:.2%}, largest {(error / step.clamp(min=1e-9)).max().item():.2f} steps")
     assert (error <= 0.501 * step + rounding).all()
-    assert 0 < relative < 0.01
+    assert 0 < relative < limit
 
 
 @pytest.mark.parametrize("selector", SELECTORS)

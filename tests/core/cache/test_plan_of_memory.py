@@ -16,7 +16,7 @@ from packforcing_core.geometry import VideoGeometry, compressed_grid
 from packforcing_core.rope import GridRope
 from tests.small import CONFIG, GRID, small_cache, small_shape
 
-STORAGES = ["ram", "vram", "ram_int8", "vram_int8"]
+STORAGES = ["ram", "vram", "ram_int8", "vram_int8", "ram_int4", "vram_int4"]
 
 
 def paper_shape() -> KVShape:

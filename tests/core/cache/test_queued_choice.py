@@ -16,7 +16,7 @@ from packforcing_core.kernels import plain
 from tests.core.cache.test_bank import run
 from tests.small import render_blocks, small_cache
 
-STORAGES = ["ram", "vram", "vram_int8"]
+STORAGES = ["ram", "vram", "vram_int8", "vram_int4"]
 
 
 def slots_of(choice: tuple[int, ...], held: list[int]) -> list[int]:
