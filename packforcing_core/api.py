@@ -14,6 +14,7 @@ from .checkpoint.families import DEFAULT_FAMILY
 from .checkpoint.load import read_checkpoint
 from .checkpoint.merge import merged, open_lora, require_fit
 from .compressor.weights import load_compressor
+from .devices import usable_device
 from .errors import PackForcingError
 from .miniature import load as shipped
 from .recipe.plan import RenderPlan, plan_render
@@ -69,10 +70,11 @@ def load_models(
     `loras` are files with their strengths, added to the weights; PackForcingError where one fits nothing of them.
 
     On a GPU in bfloat16 unless told otherwise, else on the CPU in float32; the VAE on `decode_device` if
-    one is named. PackForcingError for files that are not what is expected; without a text encoder a
-    render is opened with a script of embeddings.
+    one is named. PackForcingError for files that are not what is expected or do not belong together, and for a device
+    that cannot be used; without a text encoder a render is opened with a script of embeddings.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = usable_device(str(device or ("cuda" if torch.cuda.is_available() else "cpu")), "device")
+    decodes = usable_device(str(decode_device), "decode_device") if decode_device else place
     kind = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
     read = read_checkpoint(str(checkpoint))
     opened = [(open_lora(file), strength) for file, strength in (loras or {}).items()]
@@ -85,11 +87,11 @@ def load_models(
         encode = partial(encode_prompts, folder=str(text_encoder), device=place, dtype=kind, text_dim=width)
     if compressor is not None:
         frames = (read.family or DEFAULT_FAMILY).frames_per_block
-        loaded = load_compressor(str(compressor), read.config, frames, device=place, dtype=kind)
+        base = read.unrounded()
+        loaded = load_compressor(str(compressor), read.config, frames, device=place, dtype=kind, base=base)
         high_res, span = loaded.high_res, loaded.info.mid_span
-    return Models(
-        model, load_vae(str(vae), device=decode_device or place, dtype=kind), encode, high_res, span, read.family
-    )
+    decoder = load_vae(str(vae), device=decodes, dtype=kind)
+    return Models(model, decoder, encode, high_res, span, read.family)
 
 
 def load_miniature(dtype: torch.dtype | None = None) -> Models:

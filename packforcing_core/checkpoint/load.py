@@ -64,6 +64,10 @@ class Checkpoint:
     warnings: tuple[str, ...]
     how: tuple[str, ...] = ()
 
+    def unrounded(self) -> Mapping[str, Tensor] | None:
+        """The weights; None where the file has them in 8 bits or fewer, which cannot tell a base from its relatives."""
+        return None if (FP8 | PACKED).intersection(inspect(self.path).dtypes) else self.state_dict
+
 
 @dataclass(frozen=True)
 class Inspection:

@@ -13,7 +13,7 @@ from ..attention import BACKENDS, Capability, attention_named
 from ..cache.config import PackForcing
 from ..checkpoint.build import build_model
 from ..checkpoint.families import choice_warnings
-from ..checkpoint.load import FP8, PACKED, Checkpoint, inspect, read_checkpoint
+from ..checkpoint.load import Checkpoint, read_checkpoint
 from ..checkpoint.merge import merged, named_lora, open_lora, require_fit
 from ..compressor.high_res import HighRes
 from ..compressor.weights import load_compressor, trained_span
@@ -137,9 +137,7 @@ def _high_res(
             "Add --policy packforcing, or leave the compressor out."
         )
     frames = recipe.geometry.frames_per_block
-    # Weights of 8 bits have lost what tells a base from its relatives.
-    rounded = (FP8 | PACKED).intersection(inspect(checkpoint.path).dtypes)
-    base, config = None if rounded else checkpoint.state_dict, checkpoint.config
+    base, config = checkpoint.unrounded(), checkpoint.config
     return load_compressor(options.compressor, config, frames, device=device, dtype=dtype, base=base).high_res
 
 

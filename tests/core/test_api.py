@@ -7,10 +7,18 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from packforcing_core import api
+from packforcing_core.checkpoint.load import read_checkpoint
+from packforcing_core.compressor import base as bases
+from packforcing_core.compressor.high_res import build_high_res
+from packforcing_core.compressor.weights import CompressorInfo, save_compressor
 from packforcing_core.errors import PackForcingError
 from packforcing_core.video import probe
+from tests.checkpoints import SMALL, write_family
+from tests.vaes import TINY, random_vae
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -69,3 +77,28 @@ def test_nothing_chosen_is_how_the_checkpoint_was_trained():
 def test_a_place_that_cannot_be_is_refused(place, message):
     with pytest.raises(PackForcingError, match=message):
         api.Place(**{"path": Path("film.mp4"), **place})
+
+
+@pytest.mark.parametrize(
+    ("devices", "message"),
+    [
+        ({"device": "no_such"}, "Device 'no_such' cannot be used: .*Try device cpu"),
+        ({"decode_device": "meta:x"}, "Device 'meta:x' cannot be used: .*Try decode_device cpu"),
+    ],
+)
+def test_a_device_that_cannot_be_used_is_refused_before_a_file_is_read(devices, message):
+    with pytest.raises(PackForcingError, match=message):
+        api.load_models("no checkpoint.pt", "no vae.pt", device=devices.pop("device", "cpu"), **devices)
+
+
+def test_a_compressor_of_another_base_is_refused(tmp_path):
+    (checkpoint, *_) = write_family(tmp_path, "self-forcing")
+    other = {name: value + torch.randn_like(value) for name, value in read_checkpoint(checkpoint).state_dict.items()}
+    info = CompressorInfo("another", 3, "test", bases.sampled(other))
+    file, vae = tmp_path / "other.safetensors", tmp_path / "vae.safetensors"
+    save_compressor(file, build_high_res(SMALL.dim), info)
+    save_file(random_vae(TINY).state_dict(), vae)
+    with pytest.raises(PackForcingError, match="other weights"):
+        api.load_models(
+            checkpoint, tmp_path / "vae.safetensors", compressor=tmp_path / "other.safetensors", device="cpu"
+        )
