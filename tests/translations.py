@@ -3,7 +3,8 @@
     python -m tests.translations [NAME ...]     after the Chinese text NAME (or all) follows the English one again
 
 `translated.json` holds a hash of the English text for each entry of the locales, each text of a policy that is listed
-in the help pages, and each help page; a test names those whose English has changed since.
+in the help pages, each help page, and three sections of the README; a test names those whose English has changed
+since.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ def english() -> dict[str, str]:
         found.update((f"policies.{title}.{knob.name}", knob.help) for knob in policy.knobs())
     docs = PACK / "nodes" / "web" / "docs"
     found.update((page.name, page.read_text(encoding="utf-8")) for page in docs.glob("*.md"))
+    readme = (PACK / "README.md").read_text(encoding="utf-8")
+    for title in ("Can I run it?", "First video", "What to expect"):
+        found[f"README.{title}"] = readme.split(f"## {title}\n")[1].split("\n## ")[0]
     return {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in sorted(found.items())}
 
 

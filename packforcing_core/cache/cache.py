@@ -144,8 +144,8 @@ class KVCache:
         return block + self._cut_blocks if frame >= self.partitions.sink_frames else block
 
     def _show_past(self, window: BlockWindow) -> None:
-        """Turns what stands elsewhere than before, and shows what a rolling window sees of the ring in front of the
-        current blocks; the ring itself stays as commits see it.
+        """Re-rotates keys whose position changed, and copies what a rolling window sees of the ring in front of the
+        current blocks. The ring itself stays as commits see it.
         """
         for slot, position in ((p.slot, p.position) for p in window.past):
             if self._position_of_slot[slot] != position:
