@@ -118,7 +118,7 @@ def drop_a_weight(folder):
         ),
         (lambda folder: (folder / "model.safetensors").unlink(), "encoder in .* cannot be read"),
         (lambda folder: truncate(folder / "model.safetensors"), "encoder in .* cannot be read"),
-        (drop_a_weight, "lacks encoder.final_layer_norm.weight"),
+        (drop_a_weight, "is missing encoder.final_layer_norm.weight"),
     ],
 )
 def test_a_damaged_folder_is_refused_with_the_reason(tmp_path, damage, message):
