@@ -47,6 +47,7 @@ _RANGE = re.compile(rf"(?:-|\u2013|\u2014|~|to\b|until\b|bis\b)?[ \t]?{_SURE}", 
 _NUMBERED = re.compile(r"^[ \t]*(\d{1,7}(?:\.\d{1,6})?)[ \t]*:[ \t]*\S", re.MULTILINE)
 _FRAMES = re.compile(r"^[ \t]*(?:[\[({][ \t]*)?frames?[ \t]*\d", re.IGNORECASE | re.MULTILINE)
 _STRAY = re.compile(rf"(?:[<{{*|@#]|^|[,;])[ \t]*({_SURE})[ \t]*(?:[>}}*|:=]|\u2192)", re.IGNORECASE | re.MULTILINE)
+_HALF = re.compile(rf"\[[ \t]*{_SURE}(?![^\[\]\n]{{0,40}}\])|^[ \t]*{_SURE}[ \t]*\]", re.IGNORECASE | re.MULTILINE)
 _NUMBER = re.compile(r"\s*\d{1,7}(\.\d{1,6})?\s*", re.ASCII)
 _KEY = re.compile(r"([\"'])\s{0,9}[-+.\d][^\"'\n]{0,40}\1\s{0,9}:")
 
@@ -72,6 +73,9 @@ def find_entries(text: str) -> tuple[str, list[Entry]]:
         "round brackets": list(_ROUND.finditer(seen)),
         "lines": _timed_lines(seen),
     }
+    half = _HALF.search(seen)
+    if half:
+        raise _unread(text, half.start(), "A time has one bracket of two")
     used = [kind for kind, marks in kinds.items() if marks]
     if not used:
         _refuse_lookalikes(text, seen)
