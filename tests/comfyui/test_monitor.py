@@ -31,6 +31,7 @@ SEEN = """() => {
              paused: video?.paused ?? true, videos: document.querySelectorAll('video').length };
 }"""
 VIDEO = "document.querySelector('.packforcing-monitor video')"
+SAID_BELOW = "document.querySelector('.packforcing-monitor:has(video) > .said')"
 PLAYS = f"end => {VIDEO}?.readyState >= 2 && {VIDEO}.offsetWidth > 0 && {VIDEO}.duration > end"
 FINISHED = (
     f"name => {PLAYS.replace('end =>', '')} && new URL({VIDEO}.src).searchParams.get('filename') === name".replace(
@@ -218,9 +219,7 @@ def test_an_interrupted_video_stays_and_says_that_run_continues(
     wait_for(front_end, PLAYS, 1.2)
     comfy.client.interrupt(prompt)
     comfy.client.wait(prompt)
-    wait_for(
-        front_end, "() => document.querySelector('.packforcing-monitor .said')?.textContent.includes('stopped at')"
-    )
+    wait_for(front_end, f"() => {SAID_BELOW}?.textContent.includes('stopped at')")
     stopped = seen(front_end)
     front_end.page.reload()
     wait_for(front_end, PLAYS, 1.2)
@@ -247,9 +246,7 @@ def test_what_browsers_cannot_play_is_shown_in_frames_and_named(
     shown = "() => document.querySelector('.packforcing-monitor img:not([hidden])')?.naturalWidth > 0"
     wait_for(front_end, shown)
     video = film_of(comfy, comfy.client.wait(prompt), node)
-    wait_for(
-        front_end, "name => document.querySelector('.packforcing-monitor .said').textContent.includes(name)", video.name
-    )
+    wait_for(front_end, f"name => {SAID_BELOW}.textContent.includes(name)", video.name)
     front_end.page.wait_for_timeout(1500)
     front_end.screenshot(tmp_path / "h265.png")
     print(tmp_path, seen(front_end)["said"])
