@@ -20,7 +20,7 @@ CASES = {
     **{f"{name}, blocks of {frames}": Case(kind(), frames) for name, kind in POLICIES.items() for frames in (3, 4)},
     "packforcing with the bank in VRAM": Case(PackForcing(bank_storage="vram")),
     "packforcing in 8 bits": Case(PackForcing(kv_int8="all", bank_storage="ram_int8")),
-    "packforcing in 4 and 8 bits": Case(PackForcing(kv_int8="all_int4", bank_storage="ram_int4")),
+    "packforcing in 4 bits": Case(PackForcing(kv_int8="all_int4", bank_storage="ram_int4")),
     "packforcing on the 14B": Case(PackForcing(), model="14B"),
 }
 
@@ -43,6 +43,6 @@ def test_a_block_of_every_kind(name):
     assert not few.races
     assert not more.races
     assert not more.mixes
-    by_layer = case.policy.name in WAITING_PER_LAYER or "8 bits" in name
+    by_layer = case.policy.name in WAITING_PER_LAYER or " bits" in name
     assert cost["waits"] <= (layers + 10 if by_layer else 10)
     assert abs(peak / planned - 1) <= 0.02
