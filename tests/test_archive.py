@@ -45,8 +45,6 @@ def test_it_holds_what_runs_and_nothing_else():
         "CONTRIBUTING.md",
         "LICENSE",
         "README.md",
-        "README.zh.md",
-        "VALIDATION.md",
         "__init__.py",
         "locales",
         "nodes",

@@ -64,7 +64,7 @@ def test_the_readmes_table_is_the_planners(card):
     told = [f"{value / GB:.1f} GB" for value in (planned.peak_bytes, planned.host_bytes, planned.disk_bytes)]
     print(card, told)
     assert cells(card)[3:] == told
-    chinese = (ROOT / "README.zh.md").read_text(encoding="utf-8")
+    chinese = (ROOT / "locales" / "zh" / "README.md").read_text(encoding="utf-8")
     assert f"| {' | '.join(told)} |" in chinese
     assert planned.peak_bytes < 0.9 * GB * float(card.split()[0])
 

@@ -90,7 +90,7 @@ def test_the_command_lines_help_uses_the_fields_words():
 
 
 CHINESE = (
-    ROOT / "README.zh.md",
+    ROOT / "locales" / "zh" / "README.md",
     *(ROOT / "locales" / "zh").glob("*.json"),
     *(ROOT / "nodes" / "web" / "docs").glob("*/zh.md"),
 )
