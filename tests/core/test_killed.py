@@ -166,8 +166,10 @@ def kinds_of_render(root: Path, small: Small, *moments: tuple[str, Moment]) -> N
 
 
 def while_finishing(process: OtherProcess, folder: Path) -> None:
-    """While ffmpeg writes the finished file."""
-    while process.alive() and not glob(f"{folder.parent}/*.unfinished.mp4"):
+    """While ffmpeg writes the finished file; before the first block its name is only tried."""
+    while process.alive() and not (
+        len(glob(f"{folder}/blocks/*.safetensors")) == BLOCKS and glob(f"{folder.parent}/*.unfinished.mp4")
+    ):
         time.sleep(0.0005)
 
 
