@@ -41,7 +41,7 @@ class _Tokenizer:
 
     def _tell(self, unknown: list[str]) -> None:
         """In the log, and on the node that encodes the text; what that said of an earlier text goes."""
-        lines = ()
+        lines: tuple[str, ...] = ()
         if unknown:
             lines = f"These words mean nothing to the PackForcing miniature: {', '.join(unknown)}.", self._known
             logging.warning("%s", " ".join(lines))
