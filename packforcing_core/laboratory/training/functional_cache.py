@@ -178,8 +178,8 @@ class _OwnGradient(torch.autograd.Function):
     """A tensor as it is, whose gradient is a tensor of its own.
 
     The gradient of a concatenation is views of one tensor. That of a compressed block's values waits for the block's
-    own pass, and as a view it would keep the gradient of all that the layer saw: 84 MB a layer for blocks of 4 at
-    832x480, to 6.
+    own pass, and as a view it would keep the gradient of all that the layer saw: 84 MB a layer instead of 7, for
+    blocks of 4 at 832x480.
     """
 
     @staticmethod
