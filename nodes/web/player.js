@@ -74,19 +74,22 @@ export class Player {
 
   #openSegments() {
     this.how = "segments";
+    const { codec } = this.video;
     const source = new MediaSource();
+    const url = URL.createObjectURL(source);
     this.source = source;
     this.buffer = null;
     source.addEventListener(
       "sourceopen",
       () => {
-        URL.revokeObjectURL(this.element.src);
-        this.buffer = source.addSourceBuffer(this.video.codec);
+        URL.revokeObjectURL(url);
+        if (source !== this.source) return; // The finished file came before the page had opened this.
+        this.buffer = source.addSourceBuffer(codec);
         this.#fill();
       },
       { once: true },
     );
-    this.element.src = URL.createObjectURL(source);
+    this.element.src = url;
   }
 
   // The file as far as it is written now: where pages may not play what they have put together themselves.
