@@ -11,8 +11,8 @@ from tests.parts import missing
 
 # The tests' tensors are tiny: a second thread only waits for the first, for seconds where other work runs beside.
 # By the environment, before torch is imported: so it holds for the processes that tests start, and pytest-xdist's own
-# process, which runs no test, starts without torch.
-os.environ["OMP_NUM_THREADS"] = "1"
+# process, which runs no test, starts without torch. Whoever sets another number gets it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # What tests start on this machine is not asked for by way of a proxy.
 for name in ("no_proxy", "NO_PROXY"):
