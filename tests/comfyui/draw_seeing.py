@@ -1,6 +1,6 @@
 """Draws `nodes/web/docs/seeing.jpg`: what is seen while the miniature renders, and its telemetry.
 
-`python -m tests.comfyui.draw_seeing` starts a ComfyUI and a browser, opens packforcing_demo_text_to_long_video, presses
+`python -m tests.comfyui.draw_seeing` starts a ComfyUI and a browser, opens packforcing_demo, presses
 Run, takes the two nodes that follow the render when most of it is done, and the telemetry when all of it is.
 """
 
@@ -48,7 +48,7 @@ def seen(front_end: FrontEnd, kind: str) -> Image.Image:
 def draw(server: ComfyServer, front_end: FrontEnd) -> Image.Image:
     """What the nodes show at LOOK_AT_BLOCK, and the telemetry of the whole render."""
     page = front_end.page
-    front_end.open_template(server.pack_name, "packforcing_demo_text_to_long_video")
+    front_end.open_template(server.pack_name, "packforcing_demo")
     page.evaluate(SHORTEN, SECONDS)
     page.evaluate(SAY, PROMPT)
     page.evaluate(COUNT_BLOCKS)

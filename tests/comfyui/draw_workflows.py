@@ -30,7 +30,7 @@ from tests.films import picture
 from tests.vaes import stock_vae
 
 WORKFLOWS = PACK / "workflows"
-DEMO = "packforcing_demo_"
+DEMO = "packforcing_demo"
 """What the names of workflows on the demo models begin with: they need no files and can be run as they are."""
 LONGEST_RENDER_S = 1800
 LARGE = (2000, 1250)

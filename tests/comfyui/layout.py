@@ -2,20 +2,22 @@
 
 The front end opens a template with the whole graph in view, whatever view is stored in it, and draws no text on nodes
 at a zoom below 0.571 (a font of 8 pixels). So a graph must not be larger than about 1,870 by 1,160; within that, links
-should lead rightwards and not behind other nodes. Graphs are small: all ways to break the nodes into columns are tried.
+should lead rightwards and not behind nodes. Simulated annealing looks for such a layout: it moves nodes to other
+columns and rows, and leaves room above a node, through which links can lead.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
 from collections.abc import Iterator
-from itertools import combinations, pairwise
+from random import Random
 from typing import Any
 
 import numpy as np
 
 Node = dict[str, Any]
-Columns = list[list[Node]]
+Columns = list[list[tuple[int, int]]]
+"""Of each column its nodes from top to bottom, as (index, steps of free room above it)."""
 
 WINDOW = (1440, 900)
 """The browser window for which templates are laid out, in pixels."""
@@ -26,7 +28,7 @@ READABLE = 0.585
 TITLE, ABOVE = 30, 28
 """The height of a title bar, and what is free above it: the badge with the pack's name is drawn there."""
 COLUMN_GAP = 45
-MOST_COLUMNS = 6
+STEP = 40
 COLLAPSED_WIDTH = 200
 ROOM = {
     "PackForcingDemoModels": 110,
@@ -39,97 +41,159 @@ ROOM = {
     "SaveVideo": 200,
 }
 """By how much a node grows when it runs, about: a line of text, a film."""
-CURVE = np.linspace(0, 1, 25)[1:-1, None]
+POINTS = np.linspace(0, 1, 25)[1:-1]
+BEZIER = np.stack([(1 - POINTS) ** 3, 3 * (1 - POINTS) ** 2 * POINTS, 3 * (1 - POINTS) * POINTS**2, POINTS**3], axis=1)
+AROUND = (-4, 6)
+"""How far beside a node, and above and below it, a link counts as behind it, in pixels: links start at its edges."""
+TRIES, ROUNDS = 2, 20_000
+WARMEST, COLDEST = 6.0, 0.02
 
 
-def arrange(graph: dict[str, Any]) -> float:
+def arrange(graph: dict[str, Any], rounds: int = ROUNDS) -> float:
     """Gives every node its `pos`; returns the zoom at which the graph opens. Notes come first."""
-    choices = [columns for order in _orders(graph) for columns in _breaks(order)]
-    by_id = {node["id"]: node for node in graph["nodes"]}
-    links = [(by_id[source], slot, by_id[target], into) for _, source, slot, target, into, _ in graph["links"]]
-    zooms = [_zoom(columns) for columns in choices]
-    wanted = min(READABLE, max(zooms))
-    fits = [(columns, zoom) for columns, zoom in zip(choices, zooms, strict=True) if zoom >= wanted]
-    columns, zoom = min(fits, key=lambda choice: (_untidiness(choice[0], links), -choice[1]))
-    _place(columns)
-    return zoom
+    layout = Layout(graph)
+    columns = min((_annealed(layout, seed, rounds) for seed in range(TRIES)), key=layout.cost)
+    places, width, height = layout.places(columns)
+    for node, place in zip(layout.nodes, places, strict=True):
+        node["pos"] = place.tolist()
+    return _zoom(width, height)
 
 
-def _orders(graph: dict[str, Any]) -> Iterator[list[Node]]:
-    """The nodes by their distance from the inputs: loaders right before what they feed, or first of all."""
-    depth: dict[int, int] = defaultdict(int)
-    for _ in graph["nodes"]:  # as many rounds as the longest path can have
-        for _, source, _, target, _, _ in graph["links"]:
-            depth[target] = max(depth[target], depth[source] + 1)
-    yield _in_order(graph, depth)
-    for _, source, *_ in graph["links"]:
-        if not any(link[3] == source for link in graph["links"]):
-            depth[source] = min(depth[link[3]] for link in graph["links"] if link[1] == source) - 1
-    yield _in_order(graph, depth)
-
-
-def _in_order(graph: dict[str, Any], depth: dict[int, int]) -> list[Node]:
-    return sorted(graph["nodes"], key=lambda node: (node["type"] != "MarkdownNote", depth[node["id"]]))
-
-
-def _breaks(order: list[Node]) -> Iterator[Columns]:
-    for count in range(min(MOST_COLUMNS, len(order))):
-        for breaks in combinations(range(1, len(order)), count):
-            edges = [0, *breaks, len(order)]
-            yield [order[a:b] for a, b in pairwise(edges)]
+def behind(graph: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(type of the source, type of the target, title of the node behind which the link runs) of a placed graph."""
+    layout = Layout(graph)
+    places = np.array([node["pos"] for node in layout.nodes], dtype=float)
+    hidden = layout.hidden(places).any(axis=1)
+    pairs = zip(*np.nonzero(hidden), strict=True)
+    names = [node.get("title", node["type"]) for node in layout.nodes]
+    return [(names[layout.source[link]], names[layout.target[link]], names[node]) for link, node in pairs]
 
 
 def size(node: Node) -> tuple[float, float]:
     """Width and height as drawn, without the title bar."""
-    collapsed = node.get("flags", {}).get("collapsed")
-    return (COLLAPSED_WIDTH, 0) if collapsed else tuple(node["size"])
+    return (COLLAPSED_WIDTH, 0) if is_collapsed(node) else tuple(node["size"])
 
 
-def _zoom(columns: Columns) -> float:
-    width = sum(max(size(node)[0] for node in column) for column in columns) + COLUMN_GAP * (len(columns) - 1)
-    height = max(sum(_step(node) for node in column[:-1]) + size(column[-1])[1] for column in columns) + TITLE
+def is_collapsed(node: Node) -> bool:
+    return bool(node.get("flags", {}).get("collapsed"))
+
+
+class Layout:
+    """The nodes and links of a graph as arrays, and what a way to place them costs."""
+
+    def __init__(self, graph: dict[str, Any]) -> None:
+        self.nodes: list[Node] = graph["nodes"]
+        at = {node["id"]: index for index, node in enumerate(self.nodes)}
+        self.sizes = np.array([size(node) for node in self.nodes], dtype=float)
+        self.rooms = [0 if is_collapsed(node) else ROOM.get(node["type"], 0) for node in self.nodes]
+        self.notes = [index for index, node in enumerate(self.nodes) if node["type"] == "MarkdownNote"]
+        links = [(at[source], slot, at[target], into) for _, source, slot, target, into, _ in graph["links"]]
+        self.source, self.target = (np.array([link[i] for link in links], dtype=int) for i in (0, 2))
+        starts = [[self.sizes[s, 0], _slot_height(self.nodes[s], slot)] for s, slot, _, _ in links]
+        ends = [[0, _slot_height(self.nodes[t], into)] for _, _, t, into in links]
+        self._starts, self._ends = (np.array(slots, dtype=float).reshape(-1, 2) for slots in (starts, ends))
+        self._corner = np.array([0, -TITLE]) - AROUND
+        self._far = self.sizes + np.stack([np.zeros(len(self.nodes)), self.rooms], axis=1) + AROUND
+
+    def places(self, columns: Columns) -> tuple[np.ndarray, float, float]:
+        """(where each node's upper left corner is, [nodes, 2]; width and height of the graph)."""
+        found, x, height = np.zeros((len(self.nodes), 2)), 0.0, 0.0
+        for column in columns:
+            y = 0.0
+            for node, gap in column:
+                y += gap * STEP
+                found[node] = x, y
+                height = max(height, y + self.sizes[node, 1])
+                y += self.sizes[node, 1] + self.rooms[node] + ABOVE + TITLE
+            x += max(self.sizes[node, 0] for node, _ in column) + COLUMN_GAP
+        return found, x - COLUMN_GAP, height + TITLE
+
+    def curves(self, places: np.ndarray) -> np.ndarray:
+        """Points on the links as the front end bends them, [links, 23, 2]."""
+        start, end = places[self.source] + self._starts, places[self.target] + self._ends
+        control = np.stack([start, start, end, end], axis=1)
+        bend = np.sqrt(((end - start) ** 2).sum(axis=1)) / 4
+        control[:, 1, 0] += bend
+        control[:, 2, 0] -= bend
+        return BEZIER @ control
+
+    def hidden(self, places: np.ndarray) -> np.ndarray:
+        """Which points of which links lie behind which nodes as they are when they have run, [links, 23, nodes]."""
+        points = self.curves(places)[:, :, None]
+        corner, far = places + self._corner, places + self._far
+        x, y = points[..., 0], points[..., 1]
+        return (x > corner[:, 0]) & (x < far[:, 0]) & (y > corner[:, 1]) & (y < far[:, 1])
+
+    def cost(self, columns: Columns) -> float:
+        """By weight: a graph too large to be read, links that do not lead rightwards, are behind nodes, or long."""
+        places, width, height = self.places(columns)
+        start, end = places[self.source] + self._starts, places[self.target] + self._ends
+        hidden = self.hidden(places)
+        long = np.sqrt(((end - start) ** 2).sum(axis=1)).sum() / 2000
+        wrong = 8.0 * (end[:, 0] <= start[:, 0]).sum() + 5.0 * hidden.any(axis=1).sum() + 0.15 * hidden.sum()
+        free = 0.01 * sum(gap for column in columns for _, gap in column)
+        large = 2000 * max(0.0, READABLE / _zoom(width, height) - 1) + 0.2 * width * height / 1e6
+        return float(long + wrong + free + large)
+
+    def first(self) -> Columns:
+        """The notes, then the nodes by their distance from the inputs."""
+        depth = [0] * len(self.nodes)
+        for _ in self.nodes:  # As many rounds as the longest path can have.
+            for source, target in zip(self.source, self.target, strict=True):
+                depth[target] = max(depth[target], depth[source] + 1)
+        rest = [index for index in range(len(self.nodes)) if index not in self.notes]
+        columns = [[(index, 0) for index in rest if depth[index] == d] for d in sorted({depth[i] for i in rest})]
+        return [[(index, 0) for index in self.notes], *columns] if self.notes else columns
+
+
+def _zoom(width: float, height: float) -> float:
     return FILLED * min(WINDOW[0] / (width + MARGIN), WINDOW[1] / (height + MARGIN))
-
-
-def _step(node: Node) -> float:
-    """From a node's top to that of the one below it."""
-    grows = 0 if node.get("flags", {}).get("collapsed") else ROOM.get(node["type"], 0)
-    return size(node)[1] + grows + ABOVE + TITLE
-
-
-def _place(columns: Columns) -> None:
-    x = 0.0
-    for column in columns:
-        y = 0.0
-        for node in column:
-            node["pos"] = [x, y]
-            y += _step(node)
-        x += max(size(node)[0] for node in column) + COLUMN_GAP
-
-
-def _untidiness(columns: Columns, links: list[tuple[Node, int, Node, int]]) -> float:
-    """How many nodes lie before links, and, counted eight times, how many links do not lead rightwards."""
-    _place(columns)
-    nodes = [node for column in columns for node in column]
-    boxes = np.array([[*node["pos"], *size(node)] for node in nodes])
-    corner, far = boxes[:, :2] - [0, TITLE], boxes[:, :2] + boxes[:, 2:]
-    found = 0
-    for source, slot, target, into in links:
-        curve = _curve(source, slot, target, into)[:, None]
-        behind = ((curve > corner) & (curve < far)).all(axis=2).any(axis=0)
-        ends = [node is source or node is target for node in nodes]
-        found += int((behind & ~np.array(ends)).sum()) + 8 * (source["pos"][0] >= target["pos"][0])
-    return found
-
-
-def _curve(source: Node, slot: int, target: Node, into: int) -> np.ndarray:
-    """Points on a link as the front end bends it, [23, 2]."""
-    start = np.add(source["pos"], [size(source)[0], _slot_height(source, slot)])
-    end = np.add(target["pos"], [0, _slot_height(target, into)])
-    bend = np.array([0.25 * np.linalg.norm(end - start), 0])
-    t, s = CURVE, 1 - CURVE
-    return s**3 * start + 3 * s**2 * t * (start + bend) + 3 * s * t**2 * (end - bend) + t**3 * end
 
 
 def _slot_height(node: Node, slot: int) -> float:
     return -TITLE / 2 if size(node)[1] == 0 else min(14 + 20 * slot, size(node)[1])
+
+
+def _annealed(layout: Layout, seed: int, rounds: int) -> Columns:
+    random, columns = Random(seed), layout.first()
+    cost = layout.cost(columns)
+    best, least = columns, cost
+    for number in range(rounds):
+        temperature = WARMEST * (1 - number / rounds) ** 2 + COLDEST
+        tried = _changed(layout, columns, random)
+        costs = layout.cost(tried)
+        if costs < cost or random.random() < math.exp((cost - costs) / temperature):
+            columns, cost = tried, costs
+            if cost < least:
+                best, least = columns, cost
+    return best
+
+
+def _changed(layout: Layout, columns: Columns, random: Random) -> Columns:
+    """A neighbour of a layout: another gap, a node elsewhere, two nodes or two columns exchanged. Notes stay."""
+    new = [list(column) for column in columns]
+    first, kind = int(bool(layout.notes)), random.random()
+    spots = list(_spots(layout, new))
+    i, j = random.choice(spots)
+    node, gap = new[i][j]
+    if kind < 0.4:
+        new[i][j] = (node, max(0, gap + random.choice([-4, -2, -1, 1, 2, 4])))
+    elif kind < 0.7:
+        new[i].pop(j)
+        to = random.randrange(-1, len(new))
+        if to < 0:
+            new.insert(random.randrange(first, len(new) + 1), [(node, random.choice([0, 0, 1, 3]))])
+        else:
+            lowest = len(layout.notes) if first and to == 0 else 0
+            new[to].insert(random.randrange(lowest, len(new[to]) + 1), (node, random.choice([0, gap])))
+    elif kind < 0.9:
+        k, m = random.choice(spots)
+        new[i][j], new[k][m] = (new[k][m][0], gap), (node, new[k][m][1])
+    elif len(new) > first:
+        new.insert(random.randrange(first, len(new)), new.pop(random.randrange(first, len(new))))
+    return [column for column in new if column]
+
+
+def _spots(layout: Layout, columns: Columns) -> Iterator[tuple[int, int]]:
+    for i, column in enumerate(columns):
+        yield from ((i, j) for j, (node, _) in enumerate(column) if node not in layout.notes)

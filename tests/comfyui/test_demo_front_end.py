@@ -141,7 +141,7 @@ def watch(front_end: FrontEnd, node: str, prompt: str) -> dict[str, Any]:
 def test_run_on_the_first_template_makes_the_film_while_the_preview_moves(
     comfy: ComfyServer, front_end: FrontEnd, seconds: float, tmp_path: Path
 ):
-    front_end.pick_template(comfy.pack_name, "packforcing_demo_text_to_long_video")
+    front_end.pick_template(comfy.pack_name, "packforcing_demo")
     assert front_end.missing_nodes() == []
     page = front_end.page
     page.evaluate(SET, ["seconds", seconds])
@@ -181,7 +181,7 @@ def test_run_on_the_first_template_makes_the_film_while_the_preview_moves(
 def test_the_second_runs_preview_moves_too_and_each_film_takes_its_place(
     comfy: ComfyServer, front_end: FrontEnd, nodes: str, tmp_path: Path
 ):
-    front_end.pick_template(comfy.pack_name, "packforcing_demo_text_to_long_video")
+    front_end.pick_template(comfy.pack_name, "packforcing_demo")
     choose(front_end, "Comfy.VueNodes.Enabled", NODES_LIKE[nodes])
     page = front_end.page
     page.evaluate(SET, ["seconds", 3.0])
