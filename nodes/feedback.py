@@ -35,10 +35,10 @@ class RenderFeedback:
         self._known = stream.folder.known_blocks
         self._video = video
         self._cache = size_text(stream.plan().cache_bytes)
-        denoising = stream.recipe.denoising
+        denoising, cuts = stream.recipe.denoising, stream.folder.cuts()
         self._ends = [0]
         for block in range(self._geometry.blocks):
-            self._ends.append(self._ends[-1] + denoising.calls(block) + 1)
+            self._ends.append(self._ends[-1] + denoising.calls(block, block in cuts) + 1)
         self._bar = comfy.utils.ProgressBar(self._ends[-1], node_id=node_id)
         self._line = Line.of(node_id)
         self._since = time.monotonic()  # When the first block began that is not re-used.

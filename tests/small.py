@@ -78,6 +78,9 @@ class SmallDecoder:
         self._sum = 0.0
         self.pushed = 0
 
+    def reset(self) -> None:
+        self._sum = 0.0
+
     def push(self, latents: Tensor) -> Tensor:
         self._sum += latents.mean().item()
         self.pushed += 1

@@ -67,8 +67,8 @@ class KVCache:
         self.due_block: int | None = None
         self._position_of_slot: dict[int, float] = {}
         self._selected_by: dict[int, Selection] = {}  # By blocks that are still to be compressed.
-        self._cut_blocks = 0
-        self._cuts: tuple[int, ...] = ()  # Counted frames that begin after a hard cut.
+        self._kept: tuple[int, ...] = ()  # Blocks of the video that the count begins with, since it began again.
+        self._uncounted = 0  # Blocks of the video that the count lacks behind them.
         self._bank_opens_at = 0
         self._torn = False
 
@@ -126,10 +126,10 @@ class KVCache:
         next commit and its compressed block.
         """
         if self.mid is None or committed < self._bank_opens_at:
-            return self.partitions.window(committed, blocks=blocks, cuts=self._cuts)
+            return self.partitions.window(committed, blocks=blocks)
         arriving = committed > self.committed_frames and self._leaving_block(committed) is not None
         banked = min(len(self.mid.blocks) + arriving, self.mid.plan.bank_blocks)
-        return self.partitions.window(committed, banked, blocks, self._cuts)
+        return self.partitions.window(committed, banked, blocks)
 
     def _leaving_block(self, committed: int) -> int | None:
         """The block that left the recent frames with the commit that made it `committed` frames, unless it is in the
@@ -139,9 +139,9 @@ class KVCache:
         return self._video_block(leaving) if leaving >= self.partitions.sink_frames else None
 
     def _video_block(self, frame: int) -> int:
-        """The block of the video that counted frame `frame` is in; `restart` cut some out of the count."""
+        """The block of the video that counted frame `frame` is in; `restart` and `cut` take some out of the count."""
         block = frame // self.partitions.frames_per_block
-        return block + self._cut_blocks if frame >= self.partitions.sink_frames else block
+        return self._kept[block] if block < len(self._kept) else block + self._uncounted
 
     def _show_past(self, window: BlockWindow) -> None:
         """Re-rotates keys whose position changed, and copies what a rolling window sees of the ring in front of the
@@ -196,35 +196,45 @@ class KVCache:
         return tuple(self._video_block(b * frames) for b in self.partitions.blocks_in_view(self.committed_frames))
 
     def cut(self) -> None:
-        """The next block and those after it stand `CUT_FRAMES` further in time: a hard cut. PackForcingError where the
-        policy gives tokens positions of its own.
-        """
-        self.partitions.require_cuts()
-        self._cuts = (*self._cuts, self.committed_frames)
+        """A hard cut: nothing of the past stays, and the next block is to the model the first one of a video."""
+        self._require_compressed()
+        self._forget()
+        self._begin_with(())
 
     def restart(self, flush: bool = False) -> tuple[int, ...]:
         """Begins the past again; returns `blocks_in_view()`, for the caller to commit again, all and in this order;
         with `flush` those of the sink and the newest block alone.
 
         The bank is kept, but hidden until they are committed, since its blocks come between them; a flush empties it.
-        Positions begin at zero, which closes the gap of a sink whose position was left as it was, and of cuts.
+        Positions begin at zero, which closes the gap of a sink whose position was left as it was.
         """
-        if self.due_block is not None:
-            raise PackForcingError(f"Block {self.due_block} is due for compression; commit that first.")
+        self._require_compressed()
         blocks = self.blocks_in_view()
         if flush:
-            sink = [b for b in blocks if b * self.partitions.frames_per_block < self.partitions.sink_frames]
-            blocks = tuple(dict.fromkeys((*sink, *blocks[-1:])))
-            self._selected_by.clear()
-            if self.mid:
-                self.mid.forget()
-        self._cuts = ()
-        self._cut_blocks = self._video_block(self.committed_frames) - len(blocks)
+            sink = -(-self.partitions.sink_frames // self.partitions.frames_per_block)
+            blocks = tuple(dict.fromkeys((*blocks[:sink], *blocks[-1:])))
+            self._forget()
+        self._begin_with(blocks)
+        return blocks
+
+    def _require_compressed(self) -> None:
+        if self.due_block is not None:
+            raise PackForcingError(f"Block {self.due_block} is due for compression; commit that first.")
+
+    def _forget(self) -> None:
+        """What was gathered of the past, besides the frames in view, is gone."""
+        self._selected_by.clear()
+        self.rule.forget()
+        if self.mid:
+            self.mid.forget()
+
+    def _begin_with(self, blocks: tuple[int, ...]) -> None:
+        """The count of frames begins again, with these blocks, which are committed again."""
+        self._uncounted, self._kept = self.next_block - len(blocks), blocks
         self._bank_opens_at = len(blocks) * self.partitions.frames_per_block
         self._position_of_slot.clear()
         self.rule.restart()
         self.committed_frames = 0
-        return blocks
 
     @property
     def next_block(self) -> int:

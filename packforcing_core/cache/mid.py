@@ -289,9 +289,10 @@ class MidMemory:
             self.blocks.append(block)
 
     def forget(self) -> None:
-        """Empties the bank, and what the mid slots show."""
+        """Empties the bank, and what the mid slots show; the mean of the queries begins again."""
         self.recall.settle()
         self.blocks.clear()
+        self._counted = [0] * len(self._counted)
         for shown in self._shown:
             shown[:] = [None] * len(shown)
 

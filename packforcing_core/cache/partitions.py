@@ -13,23 +13,16 @@ out of view, the part that stays is copied in front of them, which again leaves 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
-from ..errors import PackForcingError
 from .few_bits import Bits
 
 Clock = Literal["video", "window"]
 Storage = Literal["ram", "vram", "ram_int8", "vram_int8", "ram_int4", "vram_int4"]
 Part = Literal["sink", "mid", "recent"]
 
-CUT_FRAMES = 8
-"""Positions that a hard cut jumps by, within what training saw as distances. Measured on the miniature, seeds from
-1000 on: with 8 the new prompt's scene is right within two blocks in 7 of 12 videos and within three in 9; with 12 in
-1 of 4, with 21 and more in 1 of 4, without a cut in 3 of 6. `tests/core/sampler/test_cut_scenes.py` holds two.
-"""
 PRUNED = -1
 """The `frame` of a slot whose tokens come from several frames."""
 
@@ -280,20 +273,8 @@ class Partitions:
             frame = self.sink_frames + (frame - self.sink_frames) % self.recent_frames
         return self.past_frames - 1 - frame
 
-    def require_cuts(self) -> None:
-        """PackForcingError where positions are not those of time, so that none can jump."""
-        if self.pruning:
-            raise PackForcingError(
-                "A hard cut lets positions jump, but this policy gives the tokens that it keeps positions by their "
-                "place. Use a flush there ([20s flush]), or another policy."
-            )
-
-    def window(self, committed: int, banked: int = 0, blocks: int = 1, cuts: Sequence[int] = ()) -> BlockWindow:
-        """The view of the `blocks` blocks that follow `committed` latent frames, with `banked` blocks in the bank; time
-        jumped by `CUT_FRAMES` before each of the frames `cuts`.
-
-        A window that has its own clock closes the gap again once all of its recent frames come after the cut.
-        """
+    def window(self, committed: int, banked: int = 0, blocks: int = 1) -> BlockWindow:
+        """The view of the `blocks` blocks that follow `committed` latent frames, with `banked` blocks in the bank."""
         if self.pruning:
             return self._pruned_window(self.pruning, committed)
         oldest_kept = max(self.sink_frames, committed - self.recent_frames)
@@ -306,13 +287,8 @@ class Partitions:
         mid = tuple(self.sink_frames + left_open + i * span for i in range(mid_blocks))
         sink = tuple(Placement(f, self.slot(f), f) for f in range(min(committed, self.sink_frames)))
         sink += tuple(Placement(PRUNED, self.extra_frames - 1 - i, self.sink_frames + i) for i in range(extra))
-        closed = first_recent if self.clock == "window" else 0
-
-        def at(frame: int) -> float:
-            return frame - gap + CUT_FRAMES * sum(closed < cut <= frame for cut in cuts)
-
-        recent = tuple(Placement(f, self.slot(f), at(f)) for f in range(first_recent, committed))
-        current = tuple(at(f) for f in range(committed, committed + blocks * self.frames_per_block))
+        recent = tuple(Placement(f, self.slot(f), f - gap) for f in range(first_recent, committed))
+        current = tuple(f - gap for f in range(committed, committed + blocks * self.frames_per_block))
         if first_recent > oldest_kept:
             return BlockWindow(sink, mid, current, copied=recent)
         return BlockWindow(sink + recent, mid, current)

@@ -66,6 +66,9 @@ class Rule:
     def restart(self) -> None:
         """The past begins again, and its blocks will be committed again."""
 
+    def forget(self) -> None:
+        """What was gathered of frames that are out of view is gone."""
+
 
 def counts_current(policy: str, recent_frames: int, frames_per_block: int) -> None:
     """PackForcingError for recent frames that should hold the current block and do not."""

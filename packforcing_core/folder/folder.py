@@ -83,6 +83,14 @@ class RenderFolder:
         """The text embeddings of a take."""
         return read_script(self.path, self.manifest.takes[take].prompt)
 
+    def cuts(self) -> frozenset[int]:
+        """The first blocks behind hard cuts, each under the text of the take that it is from."""
+        last = len(self.manifest.takes) - 1
+        scripts = {
+            take: self.content.script if take == last else self.script(take) for take, _ in self.manifest.pieces()
+        }
+        return frozenset(b for take, script in scripts.items() for b in script.cuts if self.manifest.take_of(b) == take)
+
 
 def open_render(
     root: Path,

@@ -117,10 +117,13 @@ class Recording:
 
 
 def latents_before(folder: RenderFolder, block: int, frames: int) -> list[Tensor]:
-    """Latents of the finished blocks before `block` that make up `frames` latent frames, or all there are."""
+    """Latents of the finished blocks before `block` that make up `frames` latent frames, or all there are of its
+    scene.
+    """
     manifest = folder.manifest
     per_block = folder.blocks.shape[2]
-    first = max(0, block - -(-frames // per_block))
+    scene = max((cut for cut in folder.cuts() if cut <= block), default=0)
+    first = max(scene, block - -(-frames // per_block))
     return [folder.blocks.load(b, manifest.take_of(b), manifest).latents for b in range(first, block)]
 
 

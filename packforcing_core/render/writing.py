@@ -5,7 +5,7 @@ settings that need less memory.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..folder.folder import FINISHED, RenderFolder
 from ..ranges import in_range
 from ..recipe.recipe import Recipe
 from ..sampler.denoising import BlockDone, Event
-from ..vae.decoders import streaming_decoder
+from ..vae.decoders import push_block, streaming_decoder
 from ..vae.receptive import frames_looked_back, warm_up
 from ..vae.streaming import StreamingDecoder, to_frames
 from ..vae.tiny import TinyDecoder, TinyVAE
@@ -119,12 +119,14 @@ def written_events(
     before: Before = lambda block, frames: (),
     written: Callable[[BlockDone, np.ndarray], None] = lambda done, frames: None,
     frugal: bool = False,
+    cuts: Collection[int] = (),
 ) -> Generator[Event | Replayed | WrittenBlock, None, None]:
     """Decodes and encodes each block while the next one is made, and closes a segment every `blocks_per_segment`.
 
     A block that brings its video along is not decoded again. Those before `left_out` are no part of the video. The
     decoder is fresh and is warmed up with the latents `before` the first block. `written` hears of every block that was
-    written. `frugal` decodes in the smallest steps and lets the rollout wait for it.
+    written. `frugal` decodes in the smallest steps and lets the rollout wait for it. `cuts` are blocks with which a
+    scene begins.
     """
     beside = _side_stream(decoder.device)
     cold = [True]
@@ -135,7 +137,7 @@ def written_events(
         if cold:
             cold.clear()
             warm_up(decoder, before(done.block, frames_looked_back(decoder.vae)))
-        return decode_block(decoder, done.latents, frugal)
+        return push_block(decoder, done.latents, done.block in cuts, frame_by_frame=frugal)
 
     def write(done: BlockDone) -> WrittenBlock:
         with beside:
@@ -148,13 +150,6 @@ def written_events(
         return made
 
     return overlapped(events, BlockDone, write, ahead=0 if frugal else 1)
-
-
-def decode_block(decoder: StreamingDecoder | TinyDecoder, latents: Tensor, frugal: bool) -> Tensor:
-    """The block's video; frugal: one latent frame at a time, each taken to the host, which gives the same frames."""
-    if not frugal:
-        return decoder.push(latents)
-    return torch.cat([decoder.push(frame).cpu() for frame in latents.split(1, dim=2)], dim=2)
 
 
 def _side_stream(device: torch.device) -> AbstractContextManager:
@@ -255,6 +250,7 @@ def _attempt(
             before=lambda block, frames: latents_before(folder, block, frames),
             written=written,
             frugal=frugal,
+            cuts=folder.cuts(),
         )
         # Closed before the writer is left: the thread that encodes must not meet a writer that is being closed.
         with closing(events):

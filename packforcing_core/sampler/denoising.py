@@ -51,8 +51,9 @@ Event = StepDone | BlockDone
 
 @dataclass(frozen=True)
 class Denoising:
-    """How a block becomes clean. `first_block` replaces `schedule` for block 0 where a family asks for it. `rolling`
-    denoises as many blocks together as there are steps, each at its own.
+    """How a block becomes clean. `first_block` replaces `schedule` for the first block of a scene, which decides what
+    its prompt leaves open, where a family asks for it. `rolling` denoises as many blocks together as there are steps,
+    each at its own.
 
     The first `repainted_blocks` run the last `denoise` (0..1) of their steps only.
     """
@@ -80,18 +81,21 @@ class Denoising:
         rolling = family.rollout == "rolling"
         return cls(build(family.denoising_steps, family.shift), first, family.context_noise, rolling)
 
-    def of_block(self, block: int) -> Schedule:
-        whole = self.first_block if block == 0 and self.first_block is not None else self.schedule
-        return whole.last_steps(self.denoise) if block < self.repainted_blocks else whole
+    def of_block(self, block: int, behind_cut: bool = False) -> Schedule:
+        """The schedule of block 0, and of one `behind_cut` unless it is repainted, is that of a first block."""
+        repainted = block < self.repainted_blocks
+        begins = block == 0 or (behind_cut and not repainted)
+        whole = self.first_block if begins and self.first_block is not None else self.schedule
+        return whole.last_steps(self.denoise) if repainted else whole
 
     @property
     def window_blocks(self) -> int:
         """How many blocks are denoised together."""
         return len(self.schedule) if self.rolling else 1
 
-    def calls(self, block: int) -> int:
+    def calls(self, block: int, behind_cut: bool = False) -> int:
         """Denoising calls between the end of the block before and the end of `block`: as many `StepDone` events."""
-        return 1 if self.rolling and block > 0 else len(self.of_block(block))
+        return 1 if self.rolling and block > 0 else len(self.of_block(block, behind_cut))
 
 
 def denoise_block(

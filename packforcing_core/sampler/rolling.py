@@ -43,7 +43,9 @@ class RollingBlocks:
     def passed(self, done: BlockDone) -> None:
         self._last = done
 
-    def make(self, text: list[TextKV], block: int) -> Generator[StepDone, None, tuple[BlockDone, None]]:
+    def make(
+        self, text: list[TextKV], block: int, behind_cut: bool
+    ) -> Generator[StepDone, None, tuple[BlockDone, None]]:
         if self._last is not None:
             self._window, self._last = _in_flight(self._last, len(self._schedule)), None
         while True:

@@ -21,7 +21,7 @@ from ..history import History
 from ..model.causal import CausalWan, TextKV
 from ..queued import Moment, SideStream
 from ..text.script import Script
-from ..vae.decoders import Decoder
+from ..vae.decoders import Decoder, push_block
 from .denoising import BlockDone, Denoising, Event, StepDone, denoise_block, frame_timesteps
 from .noise import NoiseSource
 from .rolling import RollingBlocks
@@ -64,7 +64,9 @@ Known = Callable[[int], BlockDone | None]
 class BlockSampler(Protocol):
     """Makes the next block."""
 
-    def make(self, text: list[TextKV], block: int) -> Generator[StepDone, None, tuple[BlockDone, BlockView | None]]:
+    def make(
+        self, text: list[TextKV], block: int, behind_cut: bool
+    ) -> Generator[StepDone, None, tuple[BlockDone, BlockView | None]]:
         """Yields each step as it is done; returns the block (latents on the model's device), and the view to commit."""
 
     def passed(self, done: BlockDone) -> None:
@@ -93,29 +95,28 @@ def rollout(
     `compression` has a decoder, warmed up; earlier ones must be known and bring their tokens.
 
     Raises PackForcingError when the policy needs a `compression` and none is given, when prompts change in a rolling
-    rollout, when the policy allows no cut, or when a block has values that are not finite; the blocks before it stand.
+    rollout, or when a block has values that are not finite; the blocks before it stand.
     """
     script, sampler = Script.of(prompts), _sampler(model, cache, noise, denoising)
     require_parts(cache.partitions, compression)
     require_followable(script, denoising)
-    if script.cuts:
-        cache.partitions.require_cuts()
     recent: dict[int, Tensor] = {}
     for stretch in script.stretches(cache.next_block, blocks if stop is None else stop):
         text = model.encode_text(stretch.context)
         if stretch.change == "cut":
             cache.cut()
-        if stretch.recache or stretch.change == "flush":
+        elif stretch.recache or stretch.change == "flush":
             seen, flush = _in_view(cache, recent, known), stretch.change == "flush"
             recache(model, text, cache, seen, denoising.context_noise, flush=flush)
         for block in range(stretch.first, stretch.end):
+            behind_cut = stretch.change == "cut" and block == stretch.first
             found, view = known(block), None
             if found is None:
-                made, view = yield from sampler.make(text, block)
+                made, view = yield from sampler.make(text, block, behind_cut)
             else:
                 made = replace(found, reused=True)
                 sampler.passed(made)
-            done, moment = _compressed(made, cache, compression, block >= decoded_from)
+            done, moment = _compressed(made, cache, compression, block >= decoded_from, behind_cut)
             if block + 1 < blocks:
                 # Queued before the host waits for what is made beside it: a GPU works on both, and on this while the
                 # consumer has the block.
@@ -139,8 +140,10 @@ class SingleBlocks:
     def __init__(self, model: CausalWan, cache: KVCache, noise: NoiseSource, denoising: Denoising):
         self._model, self._cache, self._noise, self._denoising = model, cache, noise, denoising
 
-    def make(self, text: list[TextKV], block: int) -> Generator[StepDone, None, tuple[BlockDone, BlockView]]:
-        view, schedule = self._cache.begin_block(), self._denoising.of_block(block)
+    def make(
+        self, text: list[TextKV], block: int, behind_cut: bool
+    ) -> Generator[StepDone, None, tuple[BlockDone, BlockView]]:
+        view, schedule = self._cache.begin_block(), self._denoising.of_block(block, behind_cut)
         latents = yield from denoise_block(self._model, text, view, self._noise, schedule, block)
         return BlockDone(block, latents, selection=view.selection()), view
 
@@ -164,7 +167,7 @@ def _in_view(cache: KVCache, recent: Mapping[int, Tensor], known: Known) -> dict
 
 
 def _compressed(
-    made: BlockDone, cache: KVCache, compression: Compression | None, decoded: bool
+    made: BlockDone, cache: KVCache, compression: Compression | None, decoded: bool, behind_cut: bool
 ) -> tuple[BlockDone, Moment]:
     """The block with latents on the CPU and, where there is a `compression`, its video and its compressed tokens:
     queued, and there at the moment that is returned.
@@ -174,7 +177,8 @@ def _compressed(
         return done, ()
     tokens = made.tokens
     with compression.beside.beside(made.latents):
-        video = compression.decoder.push(made.latents) if compression.decoder and decoded else None
+        decoder = compression.decoder if decoded else None
+        video = push_block(decoder, made.latents, behind_cut) if decoder else None
         if cache.mid and made.block * cache.partitions.frames_per_block >= cache.partitions.sink_frames:
             if tokens is None:
                 tokens = compression.compressor.tokens(made.latents, video, made.block == 0)

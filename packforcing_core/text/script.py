@@ -13,8 +13,8 @@ from torch import Tensor
 from ..errors import PackForcingError
 
 Change = Literal["", "cut", "flush"]
-"""What happens to the past where a prompt begins, before its first block: nothing; a jump in time, which makes a hard
-cut (Infinity-RoPE, arXiv 2511.20649); or all but the sink and the newest block is forgotten.
+"""What happens to the past where a prompt begins, before its first block: nothing; all of it is forgotten, which makes
+a hard cut; or all but the sink and the newest block is (a flush, Infinity-RoPE, arXiv 2511.20649).
 """
 CHANGES: tuple[Change, ...] = get_args(Change)
 NOTHING: Change = ""
@@ -67,12 +67,12 @@ class Script:
     @property
     def recaches(self) -> bool:
         """Whether a change of prompt commits blocks again."""
-        return any(cue.recache or cue.change == "flush" for cue in self.cues[1:])
+        return any(cue.change == "flush" or (cue.recache and not cue.change) for cue in self.cues[1:])
 
     @property
-    def cuts(self) -> bool:
-        """Whether there is a hard cut."""
-        return any(cue.change == "cut" for cue in self.cues)
+    def cuts(self) -> frozenset[int]:
+        """The first blocks behind hard cuts."""
+        return frozenset(cue.first_block for cue in self.cues if cue.change == "cut")
 
     @classmethod
     def of(cls, text: Tensor | Script) -> Script:

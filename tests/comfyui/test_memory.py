@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 
 from packforcing_core.cache.config import POLICY_PRESETS
-from packforcing_core.compressor.high_res import build_high_res
+from packforcing_core.compressor.high_res import FUSIONS, build_high_res
 from packforcing_core.compressor.weights import CompressorInfo, save_compressor
 from packforcing_core.video.reader import probe, read_frames
 from tests.checkpoints import SMALL_STOCK
@@ -15,6 +17,7 @@ from tests.comfyui.server import ComfyServer
 from tests.comfyui.small_graphs import Files, decode, our_loader, stream
 from tests.comfyui.test_bad_input import failed
 from tests.comfyui.test_render import film_of
+from tests.small_compressor import trained_high_res
 
 
 def preset(graph: Graph, name: str, **knobs) -> Link:
@@ -29,11 +32,14 @@ def small_bank(name: str) -> dict:
     return {"sink_frames": 3, "recent_frames": 3, "top_k_blocks": 2} if name.startswith("PackForcing") else {}
 
 
-@pytest.mark.parametrize("name", POLICY_PRESETS)
-def test_a_preset_renders_over_the_api(comfy: ComfyServer, files: Files, name: str):
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [*((name, {}) for name in POLICY_PRESETS), ("PackForcing", {"selector": "future", "alignment": 0.35})],
+)
+def test_a_preset_renders_over_the_api(comfy: ComfyServer, files: Files, name: str, knobs: dict):
     graph = Graph()
     vae = graph.add("VAELoader", vae_name=files.vae)[0]
-    cache = preset(graph, name, **small_bank(name))
+    cache = preset(graph, name, **small_bank(name), **knobs)
     latents = stream(graph, our_loader(graph, files), kv_cache=cache, vae=vae, seconds=5.0, timesteps="1000, 500")
     film = decode(graph, latents, files)
     with comfy.client.events() as events:
@@ -62,13 +68,13 @@ def test_the_memory_decodes_nothing_twice_and_the_film_is_that_of_a_second_vae(c
     assert np.array_equal(*films)
 
 
-def test_a_trained_compressor_rides_along_with_the_model(comfy: ComfyServer, files: Files):
+def test_a_trained_compressor_of_either_form_rides_along_with_the_model(comfy: ComfyServer, files: Files):
     folder = comfy.models("packforcing_compressors")
-    high_res = build_high_res(SMALL_STOCK.dim)
-    high_res.layers[-1].weight.data.normal_(std=0.05)
-    save_compressor(folder / "small.safetensors", high_res, CompressorInfo("small", 3, "packforcing"))
+    for fusion in FUSIONS:
+        high_res = trained_high_res(SMALL_STOCK.dim, fusion)
+        save_compressor(folder / f"{fusion}.safetensors", high_res, CompressorInfo("small", 3, "packforcing"))
     films = []
-    for compressor in ("none", "small.safetensors"):
+    for compressor in ("none", *(f"{fusion}.safetensors" for fusion in FUSIONS)):
         graph = Graph()
         model = graph.add(
             "PackForcingModelLoader",
@@ -83,11 +89,12 @@ def test_a_trained_compressor_rides_along_with_the_model(comfy: ComfyServer, fil
         film = decode(graph, stream(graph, model, kv_cache=cache, vae=vae, seconds=4.0), files, codec="lossless")
         entry = comfy.client.run(graph.prompt)
         films.append(np.stack(list(read_frames(film_of(comfy, entry, film.id)))).astype(int))
-    difference = np.abs(films[0] - films[1]).mean(axis=(1, 2, 3))
-    first_changed = int(np.argmax(difference > 0))
-    print(f"first changed frame {first_changed}, mean difference at the end {difference[-1]:.2f}")
-    assert first_changed >= 4 * 3 * 3 - 3, "the first compressed block is seen by the block after sink and recent"
-    assert difference[-1] > 0
+    for one, other in combinations(films, 2):
+        difference = np.abs(one - other).mean(axis=(1, 2, 3))
+        first_changed = int(np.argmax(difference > 0))
+        print(f"first changed frame {first_changed}, mean difference at the end {difference[-1]:.2f}")
+        assert first_changed >= 4 * 3 * 3 - 3, "the first compressed block is seen by the block after sink and recent"
+        assert difference[-1] > 0
 
 
 def test_a_compressor_for_another_width_or_block_length_is_refused(comfy: ComfyServer, files: Files):

@@ -136,6 +136,25 @@ def test_a_retake_keeps_the_part_before_and_resumes_like_any_render(tmp_path, lo
     assert np.array_equal(np.stack(list(read_frames(films[0]))), before)
 
 
+@pytest.mark.parametrize("policy", ["packforcing", "window"])
+def test_a_cut_leaves_the_video_before_it_resumes_and_is_taken_again(tmp_path, policy):
+    cut, begins = Small(policy, turn="cut", codec="lossless"), 4 * 4 * FRAMES_PER_BLOCK - 3
+    cut.run(tmp_path / "cut")
+    Small(policy, codec="lossless").run(tmp_path / "plain")
+    whole, plain = frames(tmp_path / "cut"), frames(tmp_path / "plain")
+    assert np.array_equal(whole[:begins], plain[:begins])
+    held = [np.array_equal(whole[begins], frame) for frame in whole[begins : begins + 5]]
+    assert held == [True, True, True, True, False], "the scene's first frame is held for four"
+    for block in (3, 6):
+        stop_after(cut, tmp_path / f"{block}", WrittenBlock, block)
+        cut.run(tmp_path / f"{block}")
+        assert np.array_equal(frames(tmp_path / f"{block}"), whole)
+    Small(policy, turn="cut", codec="lossless", mode="retake", retake_block=6, seed=8).run(tmp_path / "cut")
+    again, kept = frames(tmp_path / "cut"), begins + 2 * 4 * FRAMES_PER_BLOCK
+    assert np.array_equal(again[:kept], whole[:kept])
+    assert not np.array_equal(again[kept:], whole[kept:])
+
+
 def test_a_retake_with_the_same_seed_and_prompt_is_another_try(tmp_path, finished, unbroken):
     copied(finished["packforcing"], tmp_path)
     Small(mode="retake", retake_block=4).run(tmp_path)

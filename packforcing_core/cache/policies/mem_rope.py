@@ -103,6 +103,9 @@ class RunningAverages(Rule):
             rotation = self._rope.frame_times([placement.position])
             kv.put_frame(placement.slot, keys.to(timeless.dtype), values.to(v.dtype), rotation)
 
+    def forget(self) -> None:
+        self._begun = [False] * len(self._begun)
+
     def _take(self, layer: int, keys: Tensor, values: Tensor) -> None:
         frame = torch.stack((keys.float(), values.float()))
         for average, rate in zip(self._averages[layer], self._rates, strict=True):

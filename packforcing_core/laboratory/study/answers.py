@@ -55,6 +55,10 @@ class Replayed:
         video = next(self._videos, None)
         return self._decoder.push(latents) if video is None else video
 
+    def reset(self) -> None:
+        self._decoder.reset()
+        self._videos = iter(())
+
 
 class Answers:
     """Answers of a subject, which keeps what the newest question gives: the rows come one after the other."""

@@ -1,81 +1,91 @@
-"""Hard cuts, where time jumps, and flushes, which forget all but the sink and the newest block."""
+"""Hard cuts, behind which a video begins again, and flushes, which forget all but the sink and the newest block."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+from dataclasses import replace
 
 import pytest
 import torch
 
 from packforcing_core.cache.config import DeepForcing, Full, MemRoPE, PackForcing, SinkWindow, TetherCache, Window
-from packforcing_core.cache.partitions import CUT_FRAMES
-from packforcing_core.errors import PackForcingError
-from packforcing_core.sampler.denoising import frame_timesteps
-from packforcing_core.sampler.rollout import commit_block, recache
-from tests.exactness import DEEP, steps_off
-from tests.reference.frontier import Oracle
-from tests.small import CONFIG, GRID, block_shape, small_cache, small_context, small_model
-
-
-class CutOracle(Oracle):
-    """A sink and a window, at the frames' own times or (`realigned`) counted from the first frame in view."""
-
-    def __init__(self, sink, recent, realigned, cut, *sizes):
-        super().__init__(*sizes)
-        self.sink, self.recent, self.realigned, self.cut = sink, recent, realigned, cut
-
-    def past(self, layer, q):
-        made = self.made[layer]
-        now = len(made)
-        oldest = max(self.sink, now - self.recent)
-
-        def time(frame):
-            jumped = CUT_FRAMES if frame >= self.cut and (not self.realigned or oldest < self.cut) else 0
-            return frame + jumped - (oldest - self.sink if self.realigned else 0)
-
-        sink = [(*made[f], float(f)) for f in range(min(now, self.sink))]
-        return [*sink, *((*made[f], float(time(f))) for f in range(oldest, now))], float(time(now))
-
-
-@pytest.mark.parametrize(
-    ("frames_per_block", "policy", "sink", "recent", "realigned"),
-    [
-        (3, Full(), 0, 1000, False),
-        (3, Window(9), 0, 6, False),
-        (1, SinkWindow(6, 2), 2, 3, True),
-        (3, SinkWindow(12, 3), 3, 6, True),
-        (4, SinkWindow(16, 4, realign=False), 4, 8, False),
-    ],
+from packforcing_core.sampler.denoising import BlockDone, Denoising, frame_timesteps
+from packforcing_core.sampler.noise import seeded_noise
+from packforcing_core.sampler.rollout import Compression, commit_block, recache, rollout
+from packforcing_core.sampler.schedule import Schedule
+from packforcing_core.text.script import Cue, Script
+from tests.policies import SMALL
+from tests.small import (
+    CONFIG,
+    DENOISING,
+    SmallCompressor,
+    block_shape,
+    small_cache,
+    small_context,
+    small_model,
 )
-def test_every_pass_around_a_cut_equals_attention_with_time_that_jumped(
-    frames_per_block, policy, sink, recent, realigned
-):
-    model, cut, worst = small_model(), 4, 0.0
-    text = model.encode_text(small_context())
-    cache = small_cache(policy, frames_per_block, 60)
-    sizes = frames_per_block, CONFIG.num_layers, GRID
-    oracle = CutOracle(sink, recent, realigned, cut * frames_per_block, *sizes)
-    uncut = CutOracle(sink, recent, realigned, 1 << 30, *sizes)
-    apart = []
-    for block in range(10):
-        torch.manual_seed(block)
-        noisy, latents = torch.randn(2, *block_shape(frames_per_block))
-        if block == cut:
-            cache.cut()
-        view = cache.begin_block()
-        for one in (oracle, uncut):
-            one.begin()
-        flows = [model.flow(noisy, frame_timesteps(900.0, noisy), text, one) for one in (view, oracle, uncut)]
-        worst = max(worst, steps_off(*flows[:2]))
-        apart.append((flows[0] - flows[2]).abs().max().item())
-        commit_block(model, text, cache, view, latents, 0.0)
-        for one in (oracle, uncut):
-            one.mode = "commit"
-            model.commit(latents, frame_timesteps(0.0, latents), text, one)
-    print(f"{worst:.1f} rounding steps off; from a past without the cut:", " ".join(f"{x:.0e}" for x in apart))
-    assert worst < DEEP
-    assert max(apart[:cut]) < 1e-5
-    assert apart[cut] > 1e-3
+
+CUT = 6
+"""The first block behind the cut: every policy has filled its cache before it."""
+FIRST = replace(DENOISING, first_block=Schedule.warped((1000.0, 750.0, 500.0, 250.0), shift=5.0))
+
+
+def made(policy, frames_per_block: int, script: Script, blocks: int, later: int = 0, denoising: Denoising = FIRST):
+    """The blocks of a rollout in a cache for 20; with the noise of blocks that come `later`."""
+    noise = seeded_noise(7, block_shape(frames_per_block))
+    cache = small_cache(policy, frames_per_block, 20 * frames_per_block)
+    compression = Compression(SmallCompressor(frames_per_block))
+
+    def shifted(block: int, step: int) -> torch.Tensor:
+        return noise(block + later, step)
+
+    events = rollout(small_model(), script, cache, shifted, denoising, blocks, compression=compression)
+    return [event for event in events if isinstance(event, BlockDone)]
+
+
+LENGTHS = [
+    *((3, policy) for policy in (*SMALL, PackForcing(3, 3, 2, 3, selector="future", alignment=0.35))),
+    *((4, policy) for policy in (PackForcing(4, 4, 2, 3), SinkWindow(16, 4, realign=False), MemRoPE(2, 5))),
+    *((1, policy) for policy in (PackForcing(2, 3, 2, 4), Window(5), TetherCache(2, 3, 4))),
+]
+
+
+@pytest.mark.parametrize(("frames_per_block", "policy"), LENGTHS, ids=repr)
+def test_the_scene_behind_a_cut_is_a_video_of_its_own(frames_per_block, policy):
+    one, two = (small_context(seed=seed) for seed in (1, 2))
+    whole = made(policy, frames_per_block, Script((Cue(0, one), Cue(CUT, two, change="cut"))), CUT + 8)
+    before = made(policy, frames_per_block, Script.of(one), CUT)
+    alone = made(policy, frames_per_block, Script.of(two), 8, later=CUT)
+    for done, expected in zip(whole, [*before, *alone], strict=True):
+        assert torch.equal(done.latents, expected.latents)
+    # It is none of its own where the prompt changes softly, nor where its first block has the steps of the others.
+    soft = made(policy, frames_per_block, Script((Cue(0, one), Cue(CUT, two))), CUT + 1)
+    short = made(policy, frames_per_block, Script.of(two), 1, later=CUT, denoising=DENOISING)
+    assert not torch.equal(whole[CUT].latents, soft[CUT].latents)
+    assert not torch.equal(whole[CUT].latents, short[0].latents)
+
+
+def test_a_cut_again_and_again_and_a_flush_behind_it():
+    texts = [small_context(seed=seed) for seed in range(4)]
+    cues = Cue(0, texts[0]), Cue(5, texts[1], change="cut"), Cue(6, texts[2], change="cut")
+    script = Script((*cues, Cue(11, texts[3], change="flush")))
+    whole = made(PackForcing(3, 3, 2, 3), 3, script, 18)
+    later = made(PackForcing(3, 3, 2, 3), 3, Script((Cue(0, texts[2]), Cue(5, texts[3], change="flush"))), 12, later=6)
+    assert all(torch.equal(a.latents, b.latents) for a, b in zip(whole[6:], later, strict=True))
+    assert [done.block for done in whole] == list(range(18))
+
+
+def test_the_blocks_behind_a_cut_are_counted_on():
+    _, cache, _ = committed(PackForcing(3, 6, 2, 4), 9)
+    cache.cut()
+    assert (cache.next_block, cache.blocks_in_view()) == (9, ())
+    assert cache.mid.blocks == []
+
+
+def test_only_the_first_block_behind_a_cut_takes_the_steps_of_a_first_block():
+    steps = {behind: [FIRST.calls(block, behind) for block in range(3)] for behind in (False, True)}
+    assert steps == {False: [4, 2, 2], True: [4, 4, 4]}
+    repainted = replace(FIRST, repainted_blocks=2, denoise=0.5)  # There the given video decides, not the noise.
+    assert [repainted.calls(block, True) for block in range(3)] == [2, 1, 4]
 
 
 def committed(policy, blocks: int):
@@ -87,16 +97,23 @@ def committed(policy, blocks: int):
     clean = {block: torch.randn(block_shape(3)) for block in range(blocks)}
     for latents in clean.values():
         commit_block(model, text, cache, cache.begin_block(), latents, 0.0)
-        if cache.due_block is not None:
-            tokens = torch.randn(1, cache.shape.compressed_tokens, CONFIG.dim)
-            with cache.commit_compressed() as writer:
-                model.commit_tokens(tokens, torch.zeros(1, 1), text, writer)
+        commit_due(model, text, cache)
     return model, cache, clean
+
+
+def commit_due(model, text, cache):
+    if cache.due_block is not None:
+        tokens = torch.randn(1, cache.shape.compressed_tokens, CONFIG.dim)
+        with cache.commit_compressed() as writer:
+            model.commit_tokens(tokens, torch.zeros(1, 1), text, writer)
 
 
 @pytest.mark.parametrize(
     "policy",
-    [Full(), Window(9), SinkWindow(9, 3), DeepForcing(2, 3, 6, 9), PackForcing(3, 6, 2, 4), TetherCache(2, 3, 4)],
+    [
+        *(Full(), Window(9), SinkWindow(9, 3), DeepForcing(2, 3, 6, 9), PackForcing(3, 6, 2, 4), TetherCache(2, 3, 4)),
+        *(MemRoPE(2, 3), PackForcing(3, 3, 2, 4, selector="future", alignment=0.35)),
+    ],
     ids=repr,
 )
 def test_after_a_flush_the_past_is_the_sink_and_the_newest_block_alone(policy):
@@ -107,23 +124,15 @@ def test_after_a_flush_the_past_is_the_sink_and_the_newest_block_alone(policy):
     fresh = small_cache(policy, 3, 60)
     for block in (*range(sink), 8):
         commit_block(model, text, fresh, fresh.begin_block(), clean[block], 0.0)
-    noisy = torch.randn(block_shape(3))
-    flows = [model.flow(noisy, frame_timesteps(900.0, noisy), text, one.begin_block()) for one in (cache, fresh)]
-    assert torch.equal(*flows)
     assert cache.next_block == 9
     assert cache.mid is None or cache.mid.blocks == []
-
-
-@pytest.mark.parametrize("policy", [DeepForcing(2, 3, 6, 9), TetherCache(2, 3, 4)])
-def test_a_cut_is_refused_where_positions_are_places(policy):
-    with pytest.raises(PackForcingError, match="another policy"):
-        small_cache(policy, 3).cut()
-
-
-@pytest.mark.parametrize("policy", [PackForcing(3, 6, 2, 4), MemRoPE(3, 6)])
-def test_the_jump_is_closed_when_all_recent_frames_come_after_it(policy):
-    plan = policy.partitions(3)
-    before, after = (plan.window(60, banked=4, cuts=(57,)), plan.window(63, banked=4, cuts=(57,)))
-    recent = [p.position for p in before.past if p.frame >= 3]
-    assert [b - a for a, b in pairwise(recent)] == [1, 1, CUT_FRAMES + 1, 1, 1]
-    assert after == plan.window(63, banked=4)
+    for number in range(6):  # Until what was gathered of the past would show.
+        noisy, latents = torch.randn(2, *block_shape(3))
+        flows = []
+        for one in (cache, fresh):
+            view = one.begin_block()
+            flows.append(model.flow(noisy, frame_timesteps(900.0, noisy), text, view))
+            commit_block(model, text, one, view, latents, 0.0)
+            torch.manual_seed(number)
+            commit_due(model, text, one)
+        assert torch.equal(*flows)

@@ -100,15 +100,18 @@ FLAT_ELSEWHERE = Full, Window, SinkWindow, PackForcing, DeepForcing
 
 @pytest.mark.parametrize(
     "policy",
-    [PackForcing(3, 3, 2, 4, alignment=0.35), *(p for p in SMALL if not isinstance(p, FLAT_ELSEWHERE))],
+    [
+        *(PackForcing(3, 3, 2, 4, alignment=0.35), PackForcing(3, 3, 2, 4, selector="future")),
+        *(p for p in SMALL if not isinstance(p, FLAT_ELSEWHERE)),
+    ],
     ids=repr,
 )
-def test_memory_is_flat_at_the_planned_bytes_over_300_blocks(policy):
+def test_memory_is_flat_at_the_planned_bytes_over_1000_blocks(policy):
     cache = small_cache(policy, 3)
     planned, n = cache.shape.buffer_bytes(cache.partitions), GRID[0] * GRID[1]
     made = torch.randn(3, 1, 3 * n, CONFIG.num_heads, CONFIG.head_dim)
     attended = set()
-    for block in range(300):
+    for block in range(1000):
         view = cache.begin_block()
         with cache.commit(view) as writer:
             for layer in range(CONFIG.num_layers):
@@ -125,7 +128,7 @@ def test_memory_is_flat_at_the_planned_bytes_over_300_blocks(policy):
     assert attended == {cache.shape.attended_tokens(cache.partitions)}
 
 
-@pytest.mark.parametrize("policy", [*SMALL, PackForcing(3, 3, 2, 4, alignment=0.35)], ids=repr)
+@pytest.mark.parametrize("policy", [*SMALL, PackForcing(3, 3, 2, 4, selector="future", alignment=0.35)], ids=repr)
 @pytest.mark.parametrize("finished", [2, 5, 9])
 def test_a_render_that_goes_on_is_the_one_that_never_stopped(policy, finished):
     whole = render_blocks(policy, 12)
@@ -196,9 +199,10 @@ def test_alignment_equals_the_formula_and_pools_as_if_concatenated():
         assert difference < 1e-5
 
 
-def test_compressed_blocks_enter_the_bank_aligned_with_sink_and_bank():
+@pytest.mark.parametrize("frames_per_block", [1, 3, 4])
+def test_compressed_blocks_enter_the_bank_aligned_with_sink_and_bank(frames_per_block):
     """What the bank holds, against the formula on what the passes made, over 20 blocks."""
-    policy, frames_per_block = PackForcing(3, 3, 2, 4, bank_storage="vram", alignment=0.35), 3
+    policy = PackForcing(frames_per_block, frames_per_block, 2, 4, bank_storage="vram", alignment=0.35)
     model = small_model()
     text = model.encode_text(small_context())
     cache = small_cache(policy, frames_per_block)

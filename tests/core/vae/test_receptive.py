@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from packforcing_core.vae.config import VAEConfig
-from packforcing_core.vae.decoders import streaming_decoder
+from packforcing_core.vae.decoders import push_block, streaming_decoder
 from packforcing_core.vae.receptive import frames_looked_back, warm_up
 from packforcing_core.vae.tiny import TinyVAE
 from tests.vaes import SMALL, TINY, random_latents, random_vae
@@ -56,3 +56,18 @@ def test_a_video_that_is_shorter_is_decoded_from_its_beginning(name):
     expected = whole.push(latents)[:, :, -8:]
     warm_up(warm, [latents[:, :, :4]])
     assert torch.equal(warm.push(latents[:, :, 4:]), expected)
+
+
+@pytest.mark.parametrize("name", ["smallest", "tiny autoencoder"])
+def test_behind_a_cut_a_scene_is_decoded_alone_and_its_first_frame_is_held_for_four(name):
+    vae = DECODERS[name][0]()
+    before, scene = random_latents(2, 2, 3), random_latents(5, 2, 3, seed=4)
+    alone = streaming_decoder(vae).push(scene)
+    expected = torch.cat([*[alone[:, :, :1]] * 3, alone], dim=2)
+    for frame_by_frame in (False, True):
+        decoder = streaming_decoder(vae)
+        push_block(decoder, before)
+        blocks = [scene[:, :, :3], scene[:, :, 3:]]
+        made = [push_block(decoder, b, i == 0, frame_by_frame=frame_by_frame) for i, b in enumerate(blocks)]
+        assert torch.equal(torch.cat(made, dim=2), expected)
+    assert not torch.equal(push_block(decoder, scene[:, :, :3]), expected[:, :, :12])
