@@ -19,7 +19,7 @@ ROUNDS = 1500
 
 
 MOST_BEHIND = {
-    "packforcing_demo_compare_memory": 35,
+    "packforcing_demo_compare_memory": 11,
     "packforcing_wan_compare_memory": 40,
     "packforcing_demo_continue_video": 2,
 }
