@@ -7,7 +7,7 @@ collect   PackForcing Stream to Latent: stream -> LATENT
 decode    PackForcing Streaming VAE Decode: stream -> mp4 -> VIDEO
 stack     PackForcing Stack Videos: VIDEOs side by side, for comparisons
 
-`host` holds the seams to ComfyUI's model handling, `stream` the lazy stream, `output` file names. What the user sees:
-`feedback` progress, `preview` the newest frames in motion, `watch` events and telemetry, `window` the plan that the KV
-Cache node draws, `web/` the front end's part of it and the help pages.
+`host` and `stream` connect to ComfyUI's model handling, `output_paths` names files. What the user sees while a render
+runs: `feedback` the progress line, `preview` the newest frames as a moving preview, `watch` events and telemetry,
+`cache_panel` the drawing on the KV Cache node, `web/` the front-end code and the help pages.
 """

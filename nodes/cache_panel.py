@@ -1,8 +1,8 @@
-"""What the KV Cache node draws: the window on the past, planned from the widgets before anything runs.
+"""The drawing on the KV Cache node: which past frames a block attends to, planned from the widgets before a run.
 
-POST /packforcing/window takes the widget values of the node and of those it is linked to,
-`{"cache": {...}, "sampler": {...} or null, "model": {...} or null}`, and answers `{"svg": ..., "text": ...}`, or
-`{"problem": ...}` with the message that running would give. All arithmetic is the core's.
+POST /packforcing/window takes the widget values of the node and of the nodes linked to it, `{"cache": {...}, "sampler":
+{...} or null, "model": {...} or null}`. It answers `{"svg": ..., "text": ...}`, or `{"problem": ...}` with the message
+that a run would give. All arithmetic is done by packforcing_core.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def add_route(routes: web.RouteTableDef) -> None:
     async def window(request: web.Request) -> web.Response:
         try:
             graph = await request.json()
-            # Off the event loop: a checkpoint's header may lie on a slow disk.
+            # Off the event loop: reading a checkpoint's header from a slow disk can take a while.
             answer = await asyncio.to_thread(planned_window, graph)
         except PackForcingError as error:
             answer = {"problem": str(error)}
@@ -51,7 +51,9 @@ def add_route(routes: web.RouteTableDef) -> None:
 
 
 def planned_window(graph: Mapping[str, Values | None]) -> dict[str, str]:
-    """The drawing and a line of text for the widgets of a graph; PackForcingError where they contradict each other."""
+    """The drawing and one line of text for a graph's widgets. Raises PackForcingError if the widgets contradict each
+    other.
+    """
     recipe, plan = planned(graph)
     return {"svg": draw_window(recipe.geometry, recipe.partitions, plan), "text": plan.describe()}
 
@@ -73,7 +75,7 @@ def _policy(widgets: Values) -> Policy:
 
 
 def _compressor_span(model: Values) -> float | None:
-    """What a compressed block takes of time beside the compressor that the model's node loads; None without one."""
+    """The time span of a compressed block, from the compressor that the loader node names; None without one."""
     if model.get("checkpoint") == MINIATURE:
         return miniature.MEMORY.mid_span if miniature.COMPRESSOR.exists() else None
     name = model.get("compressor")
@@ -82,13 +84,13 @@ def _compressor_span(model: Values) -> float | None:
 
 
 def _defaults() -> dict[str, Any]:
-    """A sampler's widgets as they are before anybody has touched them."""
+    """The sampler's default widget values."""
     inputs = (declared.as_dict() | {"id": declared.id} for declared in Sampler.define_schema().inputs)
     return {declared["id"]: declared["default"] for declared in inputs if "default" in declared}
 
 
 def _model(name: str) -> tuple[WanConfig, Family | None]:
-    """Sizes and family of a file; those of the 1.3B where there is none to look at."""
+    """Model size and family of a checkpoint file; the 1.3B sizes if the file cannot be read."""
     try:
         path = str(miniature.MODEL) if name == MINIATURE else checkpoint_path(name)
         status = os.stat(path)

@@ -1,4 +1,4 @@
-"""A CONDITIONING as the text of every block. Its entries carry the second of the video from which they count."""
+"""CONDITIONING with times -> the text of every block. Each entry carries the second of the video at which it starts."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ from ..packforcing_core.text.script import Change, Cue, Script
 from ..packforcing_core.text.timeline import Snapped, snap
 from . import host
 
-# In the dictionary of a CONDITIONING's entry.
+# Keys in the dictionary of a CONDITIONING entry.
 FROM_SECOND, BLEND_SECONDS, RECACHE = "packforcing_from_second", "packforcing_blend_seconds", "packforcing_recache"
 CHANGE = "packforcing_change"
 
 
 class TimedScript(NamedTuple):
-    """The text of every block, and where the prompts' times landed."""
+    """The text of every block, and the block-aligned times of the prompts."""
 
     script: Script
     moments: tuple[Snapped, ...]
 
 
 def from_second(conditioning, seconds: float, blend_seconds: float, recache: bool, change: Change = "") -> list:
-    """The one prompt of a CONDITIONING with the time of the video from which it counts. PackForcingError for
-    several.
-    """
+    """Returns a CONDITIONING of one prompt that starts at `seconds`. Raises PackForcingError if it holds several."""
     if len(conditioning) != 1:
         raise PackForcingError(f"Got a CONDITIONING of {len(conditioning)} prompts for one moment; expected one.")
     in_range("blend_seconds", blend_seconds)
@@ -37,8 +35,8 @@ def from_second(conditioning, seconds: float, blend_seconds: float, recache: boo
 
 
 def after(earlier, later: list) -> list:
-    """The prompts `earlier`, then `later`. One that has no time counts from the beginning. PackForcingError for several
-    without.
+    """The prompts of `earlier`, then those of `later`. A single prompt without a time starts at 0 s. Raises
+    PackForcingError for several prompts without times.
     """
     untimed = [number for number, (_, extra) in enumerate(earlier) if FROM_SECOND not in extra]
     if len(earlier) > 1 and untimed:
@@ -51,9 +49,9 @@ def after(earlier, later: list) -> list:
 
 
 def timed_script(conditioning, config: WanConfig, geometry: VideoGeometry, left_out_blocks: int) -> TimedScript:
-    """One prompt for the whole video, or several at the blocks nearest to their times.
+    """One prompt for the whole video, or several, each moved to the block nearest to its time.
 
-    Raises PackForcingError for prompts that were combined in another way, and for times that cannot be followed.
+    Raises PackForcingError for prompts combined by another node, and for times that do not fit the video.
     """
     if len(conditioning) > 1 and any(FROM_SECOND not in extra for _, extra in conditioning):
         raise PackForcingError(

@@ -55,7 +55,7 @@ class StreamingVAEDecode(io.ComfyNode):
                 io.Video.Output(tooltip="The video, read from its file when it is needed."),
                 io.Image.Output(
                     display_name="last_frames",
-                    tooltip="The end of the video, 1 frame unless last_frames says more.",
+                    tooltip="The last frames of the video; last_frames sets how many.",
                 ),
                 io.Image.Output(
                     display_name="telemetry",
@@ -142,7 +142,7 @@ def _encoder_inputs() -> list[io.Input]:
 
 
 def _write_video(stream: LatentStream, vae, job: VideoJob, node_id: str) -> tuple[torch.Tensor, str, Path]:
-    """Runs the render; returns the last frames as IMAGE [N, H, W, 3] in 0..1, what was told, and the video's file."""
+    """Runs the render. Returns the last frames as IMAGE [N, H, W, 3] in 0..1, the summary text, and the video file."""
     folder = stream.folder
     folder.ensure()
     growing = growing_video(folder, job)
@@ -164,15 +164,15 @@ def _write_video(stream: LatentStream, vae, job: VideoJob, node_id: str) -> tupl
 
 
 def _telemetry(stream: LatentStream) -> Image.Image:
-    """The image of what the render's folder has noted, which it keeps too."""
+    """The telemetry image, drawn from the log in the render's folder. A copy is saved in that folder."""
     picture = telemetry_picture(stream.folder.telemetry.lines(), stream.recipe.geometry.describe())
-    with suppress(OSError):  # The video is made; a full disk may cost its image.
+    with suppress(OSError):  # The video is finished; a full disk must not fail the node here.
         picture.save(stream.folder.path / "telemetry.png")
     return picture
 
 
 def _workflow(hidden) -> dict:
-    """What ComfyUI reads back when the video is dropped on its canvas."""
+    """The metadata that ComfyUI reads when the video is dropped on its canvas."""
     if args.disable_metadata:
         return {}
     return {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})} if hidden.prompt else {}

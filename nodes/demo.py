@@ -64,7 +64,7 @@ class DemoModels(io.ComfyNode):
         words = miniature.load_text()
         text = _summary(words.vocabulary, compressor is not None)
         say(cls.hidden.unique_id, text)
-        return io.NodeOutput(model, words_clip(words), host.stock_vae(miniature.read_vae()), ui={"text": (text,)})
+        return io.NodeOutput(model, words_clip(words), host.native_vae(miniature.read_vae()), ui={"text": (text,)})
 
 
 def _summary(vocabulary: tuple[str, ...], compressor: bool) -> str:

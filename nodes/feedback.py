@@ -1,4 +1,4 @@
-"""What the user sees while a node works and afterwards: the progress bar, the video so far, and a line of text."""
+"""Feedback on a node during and after a run: the progress bar, the growing video, and a line of text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..packforcing_core.geometry import size_text
 from ..packforcing_core.render.recording import Replayed
 from ..packforcing_core.render.writing import Finished, Note, RenderEvent
 from ..packforcing_core.sampler.denoising import BlockDone, StepDone
-from .growing import GrowingVideo, as_told
+from .growing import GrowingVideo, relative_to_output
 from .preview import MovingPreview
 from .stream import LatentStream
 from .tell import Line
@@ -22,10 +22,10 @@ NO_BREAK = "\u00a0"
 
 
 class RenderFeedback:
-    """Turns a render's events into ComfyUI's progress and into what the node shows, as long as the `with` block lasts.
+    """Turns a render's events into ComfyUI's progress bar and into the text and video on the node. Use it with `with`.
 
-    Every denoising call and every commit is one tick. `video`, where one is made, is shown as it grows, and stays when
-    the render has ended, in whatever way.
+    Each denoising call and each cache write is one tick of the bar. `video`, if given, is shown while it grows and
+    stays on the node after the render ends, even if it fails.
     """
 
     def __init__(self, stream: LatentStream, node_id: str, video: GrowingVideo | None = None):
@@ -41,14 +41,14 @@ class RenderFeedback:
             self._ends.append(self._ends[-1] + denoising.calls(block, block in cuts) + 1)
         self._bar = comfy.utils.ProgressBar(self._ends[-1], node_id=node_id)
         self._line = Line.of(node_id)
-        self._since = time.monotonic()  # When the first block began that is not re-used.
+        self._since = time.monotonic()  # When the first newly sampled block began.
         self._sampled = self._done = 0
         self._reused = False
         self._notes: list[str] = []
         self._preview = MovingPreview(self._bar, self._line, self._geometry.fps)
         self._watch = BlockWatch(stream)
-        read = f"the first {self._known} of {self._geometry.blocks} blocks are there and are read"
-        self._tell("running", read if self._known else "the first block is being made")
+        read = f"reading the first {self._known} of {self._geometry.blocks} blocks, which are finished"
+        self._tell("running", read if self._known else "sampling the first block")
 
     def __enter__(self) -> RenderFeedback:
         return self
@@ -66,7 +66,7 @@ class RenderFeedback:
 
     def show(self, event: RenderEvent) -> None:
         if isinstance(event, StepDone):
-            # Counted from the block's end: a rolling block's first steps ran in the windows of those before it.
+            # Timed from the previous block's end: with a rolling window, a block's first steps run before that.
             self._bar.update_absolute(self._ends[event.block + 1] - (event.steps - event.step))
         elif isinstance(event, BlockDone):
             self._sampled += not event.reused
@@ -86,7 +86,7 @@ class RenderFeedback:
                 self._tell("running", self._progress())
 
     def summary(self) -> str:
-        """What was made and what was re-used, for the history."""
+        """What was sampled and what was re-used, for the job history."""
         reused = f"blocks 1 to {self._known} re-used" if self._known else "no block re-used"
         lines = [f"render {self._render}: {reused}, {self._sampled} of {self._geometry.blocks} sampled", *self._notes]
         return "\n".join(lines)
@@ -104,9 +104,9 @@ class RenderFeedback:
             return
         seen = self._video.seen(finished=state == "done")
         if state == "done":
-            text = f"{self._made(self._geometry.blocks)} | {as_told(self._video.path)}\n{text}"
+            text = f"{self._made(self._geometry.blocks)} | {relative_to_output(self._video.path)}\n{text}"
         elif state != "running" and seen["segments"]:
-            text = f"{text}\nThe video so far: {as_told(self._video.growing)}"
+            text = f"{text}\nThe video so far: {relative_to_output(self._video.growing)}"
         share = self._done / self._geometry.blocks
         self._line.tell(state=state, text=text, video=seen, share=share)
 

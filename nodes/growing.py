@@ -1,4 +1,4 @@
-"""The video that a node shows while it is written: its file, and where its closed segments end."""
+"""The video that a node shows while it is written: its file and the ends of its closed segments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from ..packforcing_core.video.codec_name import codec_name
 
 @dataclass
 class GrowingVideo:
-    """A video of `fps` that grows in the file `growing` and will be the file `path`, both below the output folder."""
+    """A video at `fps` that grows in the file `growing` and is renamed to `path` at the end; both are in the output
+    folder.
+    """
 
     growing: Path
     path: Path
@@ -25,7 +27,7 @@ class GrowingVideo:
     _size: int = field(default=-1, init=False)
 
     def has_grown(self) -> bool:
-        """Whether more of it can be played than when this was asked last."""
+        """Whether more can be played than at the previous call."""
         try:
             size = self.growing.stat().st_size
         except OSError:
@@ -34,8 +36,8 @@ class GrowingVideo:
         return grown
 
     def seen(self, finished: bool) -> dict[str, Any]:
-        """What a page needs to play it: the file as /view takes it; if it is not `finished`, its codec, the bytes of
-        its beginning, and of each closed segment its last byte and its last second.
+        """What the player in the browser needs: the file as /view names it. While the video is not `finished`, also its
+        codec, the bytes of its header, and the last byte and second of each closed segment.
         """
         known = {"width": self.width, "height": self.height, "finished": finished}
         if finished:
@@ -53,14 +55,14 @@ class GrowingVideo:
         return {**known, **begin, "file": as_viewed(self.growing), "segments": segments}
 
 
-def as_told(path: Path) -> str:
-    """A file of ComfyUI's output folder as a user finds it: from that folder on."""
+def relative_to_output(path: Path) -> str:
+    """A file's path relative to ComfyUI's output folder, for messages."""
     root = Path(folder_paths.get_output_directory()).resolve()
     return Path(os.path.relpath(path.resolve(), root.parent)).as_posix()
 
 
 def as_viewed(path: Path) -> dict[str, str]:
-    """A file of ComfyUI's output folder as its /view route names it."""
+    """A file of ComfyUI's output folder as query values for the /view route."""
     root = Path(folder_paths.get_output_directory()).resolve()
     inside = Path(os.path.relpath(path.resolve(), root))
     subfolder = "" if inside.parent == Path() else inside.parent.as_posix()

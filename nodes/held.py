@@ -1,4 +1,4 @@
-"""What a MODEL really holds: the weights of quantised layers, and what other nodes attached to it."""
+"""What a MODEL actually holds: the weights of quantised layers, and what other nodes attached to it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..packforcing_core.errors import PackForcingError
 
-# What is understood of all that can hang on a MODEL. Everything else is refused by its name: what block-by-block
-# sampling would pass by in silence is worse than an error.
+# The attachments that block-by-block sampling supports. Anything else is refused by name: an error is better than an
+# attachment that is silently ignored.
 _UNDERSTOOD_OPTIONS = {"transformer_options", "disable_cfg1_optimization"}
 _UNDERSTOOD_TRANSFORMER_OPTIONS = {"optimized_attention_override", "attention_backend", "preferred_attention"}
 _CROSS_ATTENTION = re.compile(r"diffusion_model\.blocks\.\d+\.cross_attn\.forward")
@@ -40,7 +40,7 @@ _NAMES_BY_ENDING = {
 
 
 def require_understood(model) -> None:
-    """Raises PackForcingError naming what another node hung on the MODEL that would be ignored here."""
+    """Raises PackForcingError that names any attachment to the MODEL that sampling would ignore."""
     found = [_NAMES.get(key, f"the option {key}") for key in _not_understood(model)]
     found += [
         _patch_name(key) for key in model.object_patches if key != _SAMPLING and not _CROSS_ATTENTION.fullmatch(key)
@@ -53,7 +53,7 @@ def require_understood(model) -> None:
         found.append("injected parts")
     if found:
         raise PackForcingError(
-            f"The MODEL carries {' and '.join(sorted(set(found)))}, which block-by-block sampling cannot honour. "
+            f"The MODEL carries {' and '.join(sorted(set(found)))}, which block-by-block sampling does not support. "
             "Remove the node that adds it. LoRA, fp8, GGUF, NAG and attention nodes are fine."
         )
 
@@ -78,7 +78,7 @@ def _holds_something(value) -> bool:
 
 
 def replaced_parts(model) -> dict[str, Any]:
-    """Of the replaced parts that are honoured, what they hold: of a bound function what it closes over."""
+    """The replaced parts that sampling supports, by key. For a bound function: the values it closes over."""
     return {key: _behind(patch) for key, patch in model.object_patches.items() if _CROSS_ATTENTION.fullmatch(key)}
 
 
@@ -91,10 +91,11 @@ def _behind(patch) -> Any:
 
 
 def held_weights(module: nn.Module, backup: dict[str, Any]) -> dict[str, Any]:
-    """All that the layers compute with, by name, on whatever device; weights in `backup` as they were before patching.
+    """All tensors that the layers compute with, by name, on any device. Weights in `backup` are taken as they were
+    before patching.
 
-    Quantised layers may give meta tensors for a state dict (ComfyUI-GGUF does), keep scales beside their weights, or
-    hold several tensors in one (torchao, ComfyUI's own): then it is the held data that counts.
+    For quantised layers the state dict may hold meta tensors (ComfyUI-GGUF), scales beside the weights, or several
+    tensors in one (torchao, ComfyUI's own): the tensors that are really held are returned.
     """
     held = {name: weight for name, weight in module.state_dict().items() if not weight.is_meta}
     for prefix, layer in module.named_modules():

@@ -1,7 +1,7 @@
-"""The interface to ComfyUI: its MODEL or VAE as the core's model or decoder. No other file touches `comfy`'s models.
+"""The interface to ComfyUI's models: a MODEL or VAE as the core's model or decoder. No other file touches them.
 
-The diffusion model inside a MODEL carries the official attribute names, so the core drives it directly; its modules
-cast, offload, dequantise and patch as ComfyUI set them up (LoRA, fp8, GGUF).
+The diffusion model inside a MODEL has the official attribute names, so the core runs it directly. Its modules cast,
+offload, dequantise and patch as ComfyUI set them up (LoRA, fp8, GGUF).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from .held import held_weights, replaced_parts
 ORIGIN = "packforcing_origin"
 COMPRESSOR = "packforcing_compressor"
 
-# What is understood of a prompt's dictionary, and what in it changes nothing; the rest only native samplers apply.
+# Entries of a prompt's dictionary that are supported or change nothing; only native samplers apply the others.
 _OF_A_PROMPT = {"pooled_output", "attention_mask", "num_tokens"}
 _WITHOUT_EFFECT = {
     "start_percent": 0.0,
@@ -61,13 +61,13 @@ OWN_KEYS = "packforcing_"
 
 @dataclass(frozen=True)
 class Origin:
-    """What our loader found of a checkpoint's training; `family` is None where nothing says."""
+    """What our loader detected about a checkpoint's training; `family` is None if nothing says."""
 
     family: Family | None
 
 
 def wan_config(model) -> WanConfig:
-    """Sizes of the transformer inside a MODEL. Raises PackForcingError where it is not a Wan2.1 T2V."""
+    """Sizes of the transformer inside a MODEL. Raises PackForcingError if it is not a Wan2.1 T2V model."""
     net = model.model.diffusion_model
     plain = type(net) in (comfy.ldm.wan.model.WanModel, comfy.ldm.wan.ar_model.CausalWanModel)
     if not plain or net.model_type != "t2v" or net.in_dim != 16:
@@ -88,7 +88,7 @@ def wan_config(model) -> WanConfig:
 
 
 def trained_family(model) -> Family | None:
-    """How the MODEL's checkpoint was trained: what our loader noted, or ComfyUI's own mark; None if nothing says so."""
+    """How the MODEL's checkpoint was trained: noted by our loader, or marked by ComfyUI; None if unknown."""
     noted: Origin | None = model.get_attachment(ORIGIN)
     if noted is not None:
         return noted.family
@@ -98,19 +98,19 @@ def trained_family(model) -> Family | None:
 
 
 def note_family(model, family: Family | None) -> None:
-    """Notes on a MODEL how its checkpoint was trained, None where that is unknown; clones keep the note."""
+    """Notes on a MODEL how its checkpoint was trained (None: unknown). Clones keep the note."""
     model.set_attachments(ORIGIN, Origin(family))
 
 
 def patched_shift(model) -> float | None:
-    """The time shift that a native sampling node (ModelSamplingSD3) set on the MODEL; None without one."""
+    """The time shift that a native node (ModelSamplingSD3) set on the MODEL; None if no node did."""
     if "model_sampling" not in model.object_patches:
         return None
     sampling = model.get_model_object("model_sampling")
     if not isinstance(sampling, comfy.model_sampling.ModelSamplingDiscreteFlow):
         raise PackForcingError(
-            f"The MODEL was given another sampling type ({type(sampling).__name__}); Wan samples by flow matching. "
-            "Remove that node; ModelSamplingSD3 may set the shift."
+            f"The MODEL has another sampling type ({type(sampling).__name__}); Wan samples by flow matching. "
+            "Remove the node that set it; ModelSamplingSD3 is fine, it sets the shift."
         )
     return float(sampling.shift)
 
@@ -125,8 +125,8 @@ def text_context(conditioning, config: WanConfig) -> Tensor:
     ignored = sorted(key for key, value in extras.items() if not _is_plain(key, value))
     if ignored:
         raise PackForcingError(
-            f"The CONDITIONING carries {', '.join(ignored)}, which block-by-block sampling cannot honour. "
-            "Connect the prompt as the text encode node gives it."
+            f"The CONDITIONING carries {', '.join(ignored)}, which block-by-block sampling does not support. "
+            "Connect the output of the text encode node directly."
         )
     if context.ndim != 3 or context.shape[0] != 1:
         raise PackForcingError(f"Got text embeddings of shape {list(context.shape)}; expected [1, tokens, width].")
@@ -140,29 +140,30 @@ def _is_plain(key: str, value) -> bool:
 
 
 class HostOps(comfy.ops.manual_cast):
-    """The `ops` seam: ComfyUI's classes, which cast and offload weights as it sees fit."""
+    """The core's `ops` interface: ComfyUI's layer classes, which cast and offload weights."""
 
     @staticmethod
     def cast(parameter: Tensor, like: Tensor) -> Tensor:
-        """ComfyUI brings a bare parameter to where the activations are."""
+        """Moves and casts a bare parameter to the activations' device and dtype, as ComfyUI does."""
         return comfy.model_management.cast_to(parameter, dtype=like.dtype, device=like.device)
 
 
-HOST_OPS = cast("Ops", HostOps)  # Its classes are ComfyUI's, which has no types where this is checked.
+HOST_OPS = cast("Ops", HostOps)  # ComfyUI is not typed where the type checker runs.
 
 
 def attention_of(model) -> Attention:
-    """The `attention` seam: ComfyUI's chosen backend, with the overrides that other nodes put on the MODEL.
+    """The core's `attention` interface: ComfyUI's chosen backend, with overrides that other nodes put on the MODEL.
 
-    Where nobody chose, that is PyTorch's attention with FlashAttention 2 before cuDNN; on Hopper cuDNN is much faster.
+    If the user chose no backend, this is PyTorch's attention, which prefers FlashAttention 2 to cuDNN. On Hopper GPUs
+    cuDNN is much faster, so it is tried first there.
     """
     transformer_options = model.model_options.get("transformer_options", {})
     config, dtype = wan_config(model), model.model.get_dtype_inference()
     chosen = "optimized_attention_override" in transformer_options or optimized_attention is not attention_pytorch
     if not chosen and prefers_cudnn(Capability.of(model.load_device, dtype, config.head_dim)):
-        logging.info("PackForcing: attention by cuDNN, then by what PyTorch has.")
+        logging.info("PackForcing: attention: cuDNN first, then PyTorch's other backends.")
         return cudnn_first
-    logging.info("PackForcing: attention as ComfyUI does it (%s).", optimized_attention.__name__)
+    logging.info("PackForcing: attention: ComfyUI's backend (%s).", optimized_attention.__name__)
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         flat = (x.flatten(2) for x in (q, k, v))
@@ -173,8 +174,8 @@ def attention_of(model) -> Attention:
 
 
 def inference_dtype(parameters: int, weights: torch.dtype | None) -> torch.dtype:
-    """The dtype that ComfyUI would compute a Wan2.1 T2V of so many parameters in, before it is loaded; `weights` is
-    the dtype that was asked for.
+    """The dtype in which ComfyUI would run a Wan2.1 T2V with this number of parameters. `weights` is the requested
+    weight dtype, or None.
     """
     supported = comfy.supported_models.WAN21_T2V.supported_inference_dtypes
     weights = weights or comfy.model_management.unet_dtype(model_params=parameters, supported_dtypes=supported)
@@ -184,7 +185,7 @@ def inference_dtype(parameters: int, weights: torch.dtype | None) -> torch.dtype
 
 @contextmanager
 def loaded(model, working_bytes: int) -> Iterator[CausalWan]:
-    """The MODEL on its device, with room for `working_bytes` beside it, as the core's causal Wan."""
+    """Loads the MODEL to its device, keeps `working_bytes` free there, and yields it as the core's causal Wan."""
     comfy.model_management.load_models_gpu(
         [model, *model.get_nested_additional_models()], memory_required=working_bytes
     )
@@ -203,7 +204,7 @@ def loaded(model, working_bytes: int) -> Iterator[CausalWan]:
 
 
 def attach_compressor(model, loaded: LoadedCompressor) -> None:
-    """Hangs a trained compressor on a MODEL: it is loaded and freed with it, and stays on its clones."""
+    """Attaches a trained compressor to a MODEL: it is loaded and freed with the MODEL, and clones keep it."""
     patcher = comfy.model_patcher.CoreModelPatcher(
         loaded.high_res, load_device=model.load_device, offload_device=model.offload_device
     )
@@ -212,9 +213,7 @@ def attach_compressor(model, loaded: LoadedCompressor) -> None:
 
 
 def compressor_network(model) -> HighRes | None:
-    """The trained branch that `attach_compressor` hung on the MODEL, where the MODEL's loading has put it; None
-    without.
-    """
+    """The high-resolution branch that `attach_compressor` attached, on the MODEL's current device; None without one."""
     attached = model.get_additional_models_with_key(COMPRESSOR)
     return attached[0].model if attached else None
 
@@ -225,9 +224,9 @@ def compressor_info(model) -> CompressorInfo | None:
 
 
 def model_identity(model, vae) -> dict[str, str | None]:
-    """Fingerprints of all that decides what the MODEL computes (its file's path is not known), and its dtype.
+    """Fingerprints of everything that decides the MODEL's output (its file's path is unknown here), and its dtype.
 
-    Weights that ComfyUI has patched in place count as they were before; `vae` is None where the sampling needs none.
+    Weights that ComfyUI patched in place count as they were before. `vae` is None if sampling needs no VAE.
     """
     compressor, replaced = compressor_network(model), replaced_parts(model)
     return {
@@ -246,18 +245,18 @@ def vae_identity(vae) -> str:
 
 
 def make_room() -> None:
-    """Takes everything off the GPU, after it was full."""
+    """Frees the GPU after it ran out of memory: unloads all models."""
     comfy.model_management.unload_all_models()
     comfy.model_management.soft_empty_cache()
 
 
 def make_room_for(vae, geometry: VideoGeometry) -> None:
-    """Moves other models off the VAE's device until it can work there; encoding takes about what decoding does."""
+    """Moves other models off the VAE's device until decoding fits there. Encoding needs about as much as decoding."""
     comfy.model_management.free_memory(decoder_bytes(vae, geometry), vae.device)
 
 
-def stock_vae(state_dict: dict[str, Tensor]):
-    """A native VAE with these weights, under the official names."""
+def native_vae(state_dict: dict[str, Tensor]):
+    """A native VAE with these weights, which have the official names."""
     vae = comfy.sd.VAE(sd=state_dict)
     vae.throw_exception_if_invalid()
     return vae
@@ -275,7 +274,7 @@ def _require_network(vae) -> None:
 
 
 def decoder_bytes(vae, geometry: VideoGeometry) -> int:
-    """What decoding with a native VAE needs at its peak, its private copy of the weights included."""
+    """Peak memory of decoding with a native VAE in bytes, including a private copy of its weights."""
     state_dict = vae.first_stage_model.state_dict()
     weights = sum(weight.numel() for weight in state_dict.values()) * vae.vae_dtype.itemsize
     network = decoding_network(vae, "meta")
@@ -283,10 +282,10 @@ def decoder_bytes(vae, geometry: VideoGeometry) -> int:
 
 
 def decoding_network(vae, device=None) -> WanVAE | TinyVAE:
-    """What decodes with the weights of a native VAE: the Wan VAE, or a tiny one.
+    """The core's decoder with the weights of a native VAE: the Wan VAE, or a tiny one.
 
-    Stock ComfyUI takes a 16-channel tiny VAE in float16 for Hunyuan's: here it is Wan's own, taew2_1, which reads the
-    latents of model space; one in another dtype is lighttaew2_1, which reads them as the VAE makes them.
+    ComfyUI loads a 16-channel tiny VAE in float16 as Hunyuan's; here it is Wan's taew2_1, which decodes latents in
+    model space. In any other dtype it is lighttaew2_1, which decodes latents in the VAE's own scale.
     """
     network = vae.first_stage_model
     if isinstance(network, comfy.taesd.taehv.TAEHV):
@@ -296,20 +295,20 @@ def decoding_network(vae, device=None) -> WanVAE | TinyVAE:
 
 
 def vae_network(vae, device=None) -> WanVAE:
-    """A Wan VAE with the weights of a native VAE, on its device (or another) and in its dtype.
+    """A Wan VAE with the weights of a native VAE, in its dtype, on its device or on `device`.
 
-    Weights are shared where they already lie there, else this is a private copy of its own (73 M parameters): it must
-    not be moved while another thread decodes. Raises PackForcingError for a VAE of another family.
+    Weights that are on that device already are shared; others are copied (73 M parameters). It must not be moved while
+    another thread decodes with it. Raises PackForcingError for a VAE of another family.
     """
     _require_network(vae)
     return load_vae(vae.first_stage_model.state_dict(), device=device or vae.device, dtype=vae.vae_dtype)
 
 
 def decode_devices() -> list[str]:
-    """What can be chosen to decode on: where ComfyUI has the VAE, the CPU, or a GPU by its number."""
+    """The choices of decode_device: ComfyUI's own, the CPU, or a GPU by number."""
     return [OWN_DEVICE, "cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
 
 
 def chosen_device(name: str) -> torch.device | None:
-    """The device of that name; None for ComfyUI's own choice."""
+    """The device of this name; None for ComfyUI's own choice."""
     return None if name == OWN_DEVICE else torch.device(name)

@@ -1,4 +1,4 @@
-"""PackForcing KV Cache: which past a block may see. Presets, policies and their knobs are the core's own."""
+"""PackForcing KV Cache: which past frames a block attends to. Policies and knobs come from packforcing_core."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from .sockets import CATEGORY, CacheSocket
 
 
 def knob_input(knob: Knob, preset: Policy) -> io.Input:
-    """The widget of one knob of a policy, at the preset's value; a saved workflow or an API prompt may leave it out."""
+    """The widget of one policy knob, with the preset's value as default. It is optional: old workflows and API prompts
+    may lack it.
+    """
     value = getattr(preset, knob.name)
     shown = {"default": value, "tooltip": knob.help, "optional": True, "advanced": knob.advanced}
     if isinstance(value, bool):

@@ -34,7 +34,7 @@ folder_paths.add_model_folder_path(COMPRESSOR_FOLDER, os.path.join(folder_paths.
 
 
 def checkpoint_names() -> list[str]:
-    """Files of both folders, each name once."""
+    """The files of both model folders; a name in both is listed once."""
     return list(dict.fromkeys(name for folder in FOLDERS for name in folder_paths.get_filename_list(folder)))
 
 
@@ -44,7 +44,7 @@ def checkpoint_path(name: str) -> str:
         if path is not None:
             return path
     raise PackForcingError(
-        f"Got checkpoint {name!r}, which is in none of models/{', models/'.join(FOLDERS)}: "
+        f"Got checkpoint {name!r}, which is not in models/{' or models/'.join(FOLDERS)}: "
         "put the file there and press R, or choose another one."
     )
 
@@ -99,7 +99,7 @@ class ModelLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, checkpoint: str | None = None) -> bool | str:
-        """Reads names and shapes only, so a file that does not fit is refused before the prompt is queued."""
+        """Reads tensor names and shapes only, so an unsuitable file is refused before the prompt is queued."""
         if checkpoint is None:
             return True
         try:
@@ -112,7 +112,7 @@ class ModelLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str | None = None, compressor: str = NO_COMPRESSOR, **_) -> str:
-        """A file that was replaced under its name is loaded again."""
+        """A file that was replaced under the same name is loaded again."""
         paths = [checkpoint_path(checkpoint)] if checkpoint else []
         if compressor not in (None, NO_COMPRESSOR):
             paths.append(folder_paths.get_full_path_or_raise(COMPRESSOR_FOLDER, compressor))
@@ -132,21 +132,22 @@ class ModelLoader(io.ComfyNode):
 
 
 def build_model(read: Checkpoint, dtype: torch.dtype | None):
-    """A native MODEL with the checkpoint's weights, of the class that ComfyUI's own autoregressive nodes expect too."""
+    """A native MODEL with the checkpoint's weights, of the class that ComfyUI's own autoregressive nodes expect."""
     texts = {"text_dim": read.config.text_dim, "text_len": read.config.text_len}
     marked = {**read.metadata, "config": json.dumps({"transformer": {"causal_ar": True, **texts}})}
     options = {} if dtype is None else {"dtype": dtype}
     model = comfy.sd.load_diffusion_model_state_dict(dict(read.state_dict), options, metadata=marked)
     if model is None:
         raise PackForcingError(
-            f"ComfyUI does not recognise {read.path.name} as a Wan model, although its keys fit. Update ComfyUI."
+            f"ComfyUI does not recognise {read.path.name} as a Wan model, although its weight names match. "
+            "Update ComfyUI."
         )
     return model
 
 
 def read_compressor(name: str, read: Checkpoint) -> LoadedCompressor:
-    """The compressor file `name`, made for this model; PackForcingError where it was not. The block length is chosen on
-    the sampler, which compares it.
+    """The compressor file `name`. Raises PackForcingError if it was made for another model. The sampler checks the
+    block length, which is chosen there.
     """
     path = folder_paths.get_full_path_or_raise(COMPRESSOR_FOLDER, name)
     return load_compressor(path, read.config, None, ops=host.HOST_OPS, base=read.state_dict)

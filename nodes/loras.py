@@ -1,4 +1,4 @@
-"""LoRA files whose key names ComfyUI does not know: it would ignore them silently, and render without the LoRA."""
+"""LoRA files with key names that ComfyUI does not know: ComfyUI would silently ignore them."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ Prompt = dict[str, dict]
 
 
 def honoured(model, hidden) -> tuple:
-    """(the MODEL with all that was meant to hang on it, notes on what had to be done for that).
+    """Returns (the MODEL with every LoRA applied, notes on what was renamed).
 
-    Raises PackForcingError for what hangs on it, or was meant to, and would not show in the video.
+    Raises PackForcingError for LoRAs and other attachments that would have no effect on the video.
     """
     require_understood(model)
     return with_unread_loras(model, hidden.prompt, hidden.unique_id)
 
 
 def with_unread_loras(model, prompt: Prompt | None, sampler: str) -> tuple:
-    """(the MODEL with those LoRAs of the nodes before the sampler that ComfyUI did not read for their names, notes).
+    """Returns (the MODEL with the LoRAs whose key names ComfyUI did not recognise applied too, notes).
 
-    Raises PackForcingError naming a LoRA that changes nothing of the MODEL under other names either.
+    Raises PackForcingError that names a LoRA which matches no layer of the MODEL even after renaming.
     """
     config = host.wan_config(model)
     loras, notes = list(_loras(prompt or {}, sampler)), []
@@ -48,20 +48,23 @@ def with_unread_loras(model, prompt: Prompt | None, sampler: str) -> tuple:
         example = next(iter(tensors), "nothing")
         if not read and not (renamed and isinstance(strength, int | float)):
             raise PackForcingError(
-                f"The LoRA {name} fits nothing of this model (it holds {example!r} and the like), so it would "
+                f"No tensor of the LoRA {name} matches this model (example: {example!r}), so it would "
                 "change nothing. Use a LoRA made for Wan2.1 T2V 1.3B, or remove the node."
             )
         _require_shapes(path, config)
         unread = [own for own, native in _names(tensors, by_us=bool(renamed)).items() if not _reaches(native, keys)]
         if unread:
             notes.append(
-                f"Note: {len(unread)} of {len(tensors)} tensors of the LoRA {name} belong to nothing of this model and "
-                f"change nothing ({unread[0]!r} and the like)."
+                f"Note: {len(unread)} of {len(tensors)} tensors of the LoRA {name} match no layer of this model and "
+                f"change nothing (example: {unread[0]!r})."
             )
         if renamed:
             model = model.clone()
             model.add_patches(renamed, strength)
-            notes.append(f"Note: the LoRA {name} names its layers as {example!r}; ComfyUI does not read it, we do.")
+            notes.append(
+                f"Note: the LoRA {name} uses layer names that ComfyUI does not read ({example!r}); PackForcing renamed "
+                "them and applied it."
+            )
     return model, notes
 
 
@@ -73,7 +76,7 @@ def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _names(tensors: Mapping[str, Tensor], by_us: bool) -> dict[str, str | None]:
-    """The name under which each tensor of a LoRA is read, by its own: None for those that we cannot name."""
+    """Maps each tensor name of a LoRA to the name under which it is read; None if neither we nor ComfyUI can map it."""
     if not by_us:
         return {name: name for name in tensors}
     found = {there: native_name(name) for names in group_names(tensors).values() for name, there in names.items()}
@@ -81,23 +84,23 @@ def _names(tensors: Mapping[str, Tensor], by_us: bool) -> dict[str, str | None]:
 
 
 def _reaches(name: str | None, keys: Mapping[str, object]) -> bool:
-    """Whether ComfyUI finds the layer of a LoRA's tensor: its name begins with that of one of the `keys`."""
+    """Whether ComfyUI finds the layer for a LoRA tensor: its name begins with one of the `keys`."""
     parts = (name or "").split(".")
     return any(".".join(parts[:count]) in keys for count in range(len(parts), 0, -1))
 
 
 def _require_shapes(path: str, config: WanConfig) -> None:
-    """PackForcingError for a LoRA whose names fit and whose shapes do not, as one made for 14B on 1.3B."""
+    """Raises PackForcingError for a LoRA whose names match but whose shapes do not, such as a 14B LoRA on a 1.3B."""
     try:
         lora = open_lora(path)
-    except PackForcingError:  # Of a kind that ComfyUI knows and the core does not.
+    except PackForcingError:  # A kind of LoRA that ComfyUI knows and the core does not.
         return
     if lora.layers and lora.width:
         require_fit(lora, config)
 
 
 def _loras(prompt: Prompt, sampler: str) -> Iterator[tuple[str, object]]:
-    """Files that the nodes up the MODEL links of a prompt name as LoRAs, and their strengths, which are not 0."""
+    """The LoRA files, and their nonzero strengths, of the nodes upstream of the sampler's MODEL input."""
     seen, waiting = set(), [prompt.get(sampler, {}).get("inputs", {}).get("model")]
     while waiting:
         link = waiting.pop()

@@ -1,4 +1,4 @@
-"""What the pack needs of the ComfyUI that it is in, in one sentence. Imports nothing but Python's own."""
+"""Checks that this ComfyUI meets the pack's requirements. Imports only the standard library."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ OLDEST_COMFYUI = (0, 23)
 
 
 def unmet() -> str | None:
-    """The sentence that names what is missing; None where everything is there."""
+    """One sentence that names what is missing; None if all requirements are met."""
     comfyui = _comfyui_version()
     if comfyui is not None and comfyui < OLDEST_COMFYUI:
         needed, found = (".".join(map(str, version)) for version in (OLDEST_COMFYUI, comfyui))
@@ -36,7 +36,7 @@ def _comfyui_version() -> tuple[int, int] | None:
 
 
 def _is_met(requirement: str) -> bool:
-    """Whether a line such as "rich>=13" is met by what is installed; a version that cannot be read is enough."""
+    """Whether the installed version meets a requirement such as "rich>=13"; an unreadable version counts as met."""
     name, _, least = requirement.partition(">=")
     try:
         found = importlib.metadata.version(name.strip())
@@ -47,5 +47,5 @@ def _is_met(requirement: str) -> bool:
 
 
 def _parts(version: str) -> tuple[int, ...]:
-    """ "0.4.0" -> (0, 4), so that 13 and 13.0 are equal."""
+    """ "0.4.0" -> (0, 4), so that 13 equals 13.0."""
     return tuple(map(int, re.sub(r"(\.0)+$", "", version.strip()).split(".")))

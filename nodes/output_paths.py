@@ -1,4 +1,4 @@
-"""Files: names below ComfyUI's output folder, and what lies behind a VIDEO."""
+"""File names in ComfyUI's output folder, and the file behind a VIDEO."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ _DATE_PARTS = {"yyyy": "%Y", "yy": "%y", "MM": "%m", "dd": "%d", "hh": "%H", "mm
 
 
 def video_path(filename_prefix: str, width: int, height: int) -> tuple[Path, str]:
-    """A free mp4 name below ComfyUI's output folder, and its subfolder. PackForcingError where it cannot be written.
+    """Returns an unused mp4 path in ComfyUI's output folder, and its subfolder. Raises PackForcingError if the prefix
+    is invalid.
 
-    %date:yyyy-MM-dd% and ComfyUI's %year%, %width% and the like are filled in.
+    %date:yyyy-MM-dd% and ComfyUI's %year%, %width% and so on are filled in.
     """
     try:
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
@@ -36,7 +37,9 @@ def video_path(filename_prefix: str, width: int, height: int) -> tuple[Path, str
 
 
 def fill_date(text: str) -> str:
-    """ "%date:yyyy-MM-dd%" -> the day; hh, mm and ss are the time. Colons are no part of file names."""
+    """ "%date:yyyy-MM-dd%" -> today's date; hh, mm and ss are the time. Colons are replaced, as file names cannot hold
+    them.
+    """
 
     def moment(match: re.Match[str]) -> str:
         wish = match.group(1) or "yyyyMMddhhmmss"
@@ -47,7 +50,9 @@ def fill_date(text: str) -> str:
 
 
 def fill_widgets(text: str, prompt: dict | None) -> str:
-    """ "%KSampler.seed%" -> the value of that widget of the node of that title or class. PackForcingError for none."""
+    """ "%KSampler.seed%" -> that widget's value, for a node by title or class. Raises PackForcingError if no node has
+    it.
+    """
 
     def value(match: re.Match[str]) -> str:
         name, widget = match.groups()
@@ -58,14 +63,14 @@ def fill_widgets(text: str, prompt: dict | None) -> str:
                 return _NO_PART_OF_A_NAME.sub("_", str(found))[:LONGEST_VALUE]
         raise PackForcingError(
             f"The file name has {match.group()}, but no node {name!r} in this workflow has a widget {widget!r} with a "
-            "value of its own."
+            "value that is not linked."
         )
 
     return _WIDGET.sub(value, text)
 
 
 def video_file(video, stack: ExitStack) -> Path:
-    """The file of a VIDEO; one that is in memory or trimmed is written to a temporary file, which `stack` removes."""
+    """The file of a VIDEO. A video in memory, or a trimmed one, is written to a temporary file that `stack` removes."""
     source = video.get_stream_source()
     if isinstance(source, str) and video.get_active_trim_window() == (0.0, 0.0):
         return Path(source)

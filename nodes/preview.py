@@ -1,8 +1,8 @@
-"""A preview that moves: the newest block's frames, one after the other, while the next block is made.
+"""A moving preview: plays the newest block's frames while the next block is sampled.
 
-The page shows a frame until the next one comes, so the server sends them at the pace at which they should be seen.
-Each is sent once. ComfyUI's own event loop paces them: no thread of ours, and no check for interruption, which belongs
-to the thread that samples. They go to the pack's own part of the node: the front end would show its own beside it.
+The page shows a frame until the next one arrives, so the server sends frames at playback speed, each once. They are
+paced by ComfyUI's event loop, without a thread of our own. They go to the pack's own part of the node, because the
+front end would show a second preview beside it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from .tell import FRAME, Line
 
 PREVIEW_SIZE = 512
 SLOWEST_S = 0.25
-"""A frame is seen for this long at most: slower than real time is motion still, slower than this is not."""
+"""The longest time a frame is shown. Up to here slow motion still looks like motion."""
 
 
 def pace(frames: int, fps: float, made_in: float) -> tuple[list[int], float]:
-    """Which of a block's frames to show and for how many seconds each, so that they last until the next block.
+    """Which of a block's frames to show, and for how many seconds each, so that they last until the next block.
 
-    `made_in` is how long the block took. Never faster than `fps`: a block that took less than its length loses frames.
+    `made_in` is how long the block took, in seconds. Frames never play faster than `fps`: if a block was sampled faster
+    than it plays, frames are dropped.
     """
     count = min(frames, max(1, round(made_in * fps)))
     indices = [round(i * (frames - 1) / max(1, count - 1)) for i in range(count)] if count > 1 else [frames - 1]
@@ -37,7 +38,7 @@ def pace(frames: int, fps: float, made_in: float) -> tuple[list[int], float]:
 
 
 class MovingPreview:
-    """Plays blocks of frames uint8 [T, H, W, 3] on a node until `close`."""
+    """Plays blocks of frames, uint8 [T, H, W, 3], on a node until `close` is called."""
 
     def __init__(self, bar: comfy.utils.ProgressBar, line: Line, fps: float):
         self._bar, self._line, self._fps = bar, line, fps
@@ -46,7 +47,7 @@ class MovingPreview:
         self._lock = threading.Lock()
 
     def play(self, frames: np.ndarray) -> None:
-        """Takes the place of the block that is playing."""
+        """Plays this block instead of the one that is playing."""
         now = time.monotonic()
         indices, interval = pace(len(frames), self._fps, now - self._last)
         self._last = now
@@ -72,7 +73,7 @@ class MovingPreview:
 
 
 def _is_front_end(client: str | None) -> bool:
-    """Whether a client says that it can tell whose preview it gets, as ComfyUI's own front end does."""
+    """Whether a client can tell which node a preview is for, as ComfyUI's own front end can."""
     sockets = PromptServer.instance.sockets_metadata
     return feature_flags.supports_feature(sockets, client, "supports_preview_metadata")
 

@@ -1,6 +1,6 @@
 """PackForcing Timed Prompts and Timed Prompt (Chain): prompts that change over time, as a native CONDITIONING.
 
-A CONDITIONING is a list; of several entries each carries the second from which it counts.
+A CONDITIONING is a list of entries. If there are several, each carries the second at which it starts.
 """
 
 from __future__ import annotations

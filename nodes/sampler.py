@@ -103,7 +103,7 @@ class Sampler(io.ComfyNode):
         timesteps: str | None = None,
         render_name: str | None = None,
     ) -> bool | str:
-        """What can be known before the prompt is queued; a linked input is None here and checked in execute."""
+        """Checks what is known before the prompt is queued. A linked input is None here and is checked in execute."""
         try:
             VideoGeometry.from_seconds(
                 1.0 if seconds is None else seconds,
@@ -147,7 +147,8 @@ class Sampler(io.ComfyNode):
         cache_node = _linked_node(cls.hidden, "kv_cache")
         text = timed_script(positive, config, geometry, recipe.left_out_blocks)
         require_followable(text.script, recipe.denoising)
-        # A VAE that a longer clip needs belongs to the render's settings, or the clip could not be extended.
+        # If a longer video would need the VAE, it is part of the settings from the start, so the render can be
+        # extended.
         identity = host.model_identity(model, vae if recipe.compresses_sometime else None)
         content = Content(text.script, start=recipe.start.latents)
         wanted = wanted_manifest(recipe, identity, content, model.load_device)
@@ -155,13 +156,13 @@ class Sampler(io.ComfyNode):
         recipe = recipe.begun_with(folder.content.start)
         stream = LatentStream(model, recipe, folder, bool(render_name), vae if compresses else None, cache_node)
         memory = stream.plan().describe_memory()
-        known = f"render {folder.path.name}: {folder.known_blocks} of {geometry.blocks} blocks are there already"
+        known = f"render {folder.path.name}: {folder.known_blocks} of {geometry.blocks} blocks are finished already"
         warnings = (*notes, *stream.notes(), *_warnings(trained, family, settings.preset))
-        warnings += (*_memory_warnings(model, recipe),)
+        warnings += (*_compressor_warnings(model, recipe),)
         prompts = describe(text.moments, geometry) if len(text.moments) > 1 else []
         others = others_note(folder.path.parent, folder.path)
         plan = stream.plan().describe()
-        # Warnings first: what is below the seventh line has to be scrolled to.
+        # Warnings first: the node shows seven lines, the rest has to be scrolled to.
         lines = (recipe.describe_length(settings.seconds), *warnings, *prompts, plan, memory, known, *others)
         of_cache = (memory, *_compressor_note(model, recipe)) if cache_node is not None else ()
         say(cls.hidden.unique_id, "\n".join(line for line in lines if line not in of_cache))
@@ -171,7 +172,7 @@ class Sampler(io.ComfyNode):
 
 
 def settings_of(widgets: Mapping[str, Any], policy: Policy | None) -> Settings:
-    """The settings of the sampler's widgets, whose 0, "" and auto all mean automatic."""
+    """The settings from the sampler's widgets; 0, "" and auto all mean automatic."""
     return Settings(
         **{name: widgets[name] for name in ("seconds", "width", "height", "fps", "seed")},
         policy=policy,
@@ -183,7 +184,7 @@ def settings_of(widgets: Mapping[str, Any], policy: Policy | None) -> Settings:
 
 
 def begun(settings: Settings, recipe: Recipe, start: StartFrom | None, vae) -> Recipe:
-    """The recipe with what it begins from, encoded."""
+    """The recipe with its start image or video, encoded."""
     if start is None:
         return recipe
     network = None
@@ -202,11 +203,13 @@ def begun(settings: Settings, recipe: Recipe, start: StartFrom | None, vae) -> R
 def open_folder(
     render: str, mode: Mode, wanted: Manifest, content: Content, recipe: Recipe, retake_block: int
 ) -> RenderFolder:
-    """The render's folder below ComfyUI's output folder; one without a name is found by what decides its blocks."""
+    """Opens the render's folder in ComfyUI's output folder. Without a name it is found by the settings that decide its
+    blocks.
+    """
     if not render and mode in ("extend", "retake"):
         raise PackForcingError(
-            f"To {mode} a render the sampler needs its name: write it into the widget `render_name` (the "
-            "sampler shows the names of renders that got none)."
+            f"To {mode} a render, enter its name in the widget `render_name` (the "
+            "sampler shows the name of every render)."
         )
     root, shape = Path(folder_paths.get_output_directory()) / OUTPUT_FOLDER, recipe.geometry.block_shape
     if not render:
@@ -215,45 +218,43 @@ def open_folder(
 
 
 def _require_compressor_parts(model, vae, family: Family) -> None:
-    """Raises PackForcingError where a policy that compresses the past lacks its VAE or has a compressor that does
-    not fit.
-    """
+    """Raises PackForcingError if a policy that compresses the past has no VAE, or a compressor that does not fit."""
     if vae is None:
         raise PackForcingError(
-            "This KV cache policy compresses the past by way of its decoded frames, so the sampler needs the VAE. "
+            "This KV cache policy compresses past blocks from their decoded frames, so the sampler needs the VAE. "
             "Connect the Wan2.1 VAE to its vae input, or choose a policy without a bank (top_k_blocks 0)."
         )
     host.check_vae(vae)
     info = host.compressor_info(model)
     if info is not None and info.frames_per_block != family.frames_per_block:
         raise PackForcingError(
-            f"The compressor was trained on blocks of {info.frames_per_block} latent frames, and "
-            f"{family.frames_per_block} are chosen. Set frames_per_block to {info.frames_per_block}, or load the "
+            f"The compressor was trained with blocks of {info.frames_per_block} latent frames, but "
+            f"frames_per_block is {family.frames_per_block}. Set it to {info.frames_per_block}, or load the "
             "checkpoint without a compressor."
         )
 
 
 def _linked_node(hidden, name: str) -> str | None:
-    """The id of the node that is linked to this node's input `name`."""
-    # The prompt of the user does not hold the nodes that loops and groups expand to while they run.
+    """The id of the node linked to the input `name` of this node."""
+    # The user's prompt does not list nodes that loops and groups expand to at run time.
     link = (hidden.prompt or {}).get(hidden.unique_id, {}).get("inputs", {}).get(name)
     return link[0] if isinstance(link, list) else None
 
 
-def _memory_warnings(model, recipe: Recipe) -> Iterator[str]:
+def _compressor_warnings(model, recipe: Recipe) -> Iterator[str]:
     info, bank = host.compressor_info(model), recipe.unlimited_partitions.bank
     if info is not None and bank is None:
         yield f"Warning: the MODEL carries a trained compressor, which the policy '{recipe.policy.title}' does not use."
     if info is None and bank is not None and bank.mid_span >= recipe.geometry.frames_per_block:
         yield (
-            "Warning: compressed blocks have their true length in time, which is for trained compressors, and the "
-            "MODEL carries none: expect jumps. Set mid_span to -1."
+            "Warning: mid_span gives compressed blocks their real length, which needs a trained compressor, and the "
+            "MODEL carries none: expect jumps in the video. Set mid_span to -1."
         )
     yield from _compressor_note(model, recipe)
 
 
 def _compressor_note(model, recipe: Recipe) -> Iterator[str]:
-    """That a MODEL could have a trained compressor and has none, where its memory would use one."""
+    """A note if the policy could use a trained compressor and the MODEL carries none."""
     if recipe.unlimited_partitions.bank is not None and host.compressor_info(model) is None:
         yield (
             "Note: this MODEL has no trained compressor, so PackForcing runs zero-shot. `packforcing train compressor "

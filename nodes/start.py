@@ -1,6 +1,4 @@
-"""PackForcing Start Image / Video: an image, the end of a video, or a video to regenerate, as the start of a
-render.
-"""
+"""PackForcing Start Image / Video: begins a render from an image, the end of a video, or a video to regenerate."""
 
 from __future__ import annotations
 
@@ -38,8 +36,8 @@ AUTO, KEEP, LEAVE_OUT = "auto", "show", "hide"
 
 @dataclass(frozen=True, eq=False)
 class StartFrom:
-    """What to begin from, before size and block length are known: exactly one of `image` [T, H, W, 3], `video`,
-    `samples` [1, 16, T, h, w].
+    """The start of a render, before its size and block length are known: exactly one of `image` [T, H, W, 3], `video`,
+    `samples` [1, 16, T, h, w] (latents).
     """
 
     mode: str
@@ -60,7 +58,7 @@ class StartFrom:
         return self.samples is None
 
     def build(self, vae: WanVAE | None, geometry: VideoGeometry) -> Start:
-        """Encodes it for a render of this size, rate and block length; `vae` may be None for samples."""
+        """Encodes the start for a render's size, frame rate and block length. `vae` may be None for latents."""
         if self.mode == REPAINT:
             if self.samples is not None:
                 latents = given_by_latents(self.samples, geometry, geometry.blocks)
@@ -97,7 +95,7 @@ def _pictures(image) -> Iterator[np.ndarray]:
 
 
 def _watched(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """A video can be long: the user may interrupt its reading."""
+    """The same frames, with a check for interruption per frame: a video can be long."""
     for frame in frames:
         comfy.model_management.throw_exception_if_processing_interrupted()
         yield frame
@@ -105,7 +103,9 @@ def _watched(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 
 def _needed(vae: WanVAE | None) -> WanVAE:
     if vae is None:
-        raise PackForcingError("An image or a video to start from has to be encoded: connect the VAE to the sampler.")
+        raise PackForcingError(
+            "A start image or video must be encoded: connect the Wan2.1 VAE to the sampler's vae input."
+        )
     return vae
 
 
@@ -205,6 +205,6 @@ class StartFromNode(io.ComfyNode):
 
 
 def _notes(video) -> tuple[str, ...]:
-    """What is changed of a VIDEO on the way in, and what is left out."""
+    """Notes on what is changed in a VIDEO when it is read (frame rate, size) and on what is left out."""
     with ExitStack() as stack:
         return probe(video_file(video, stack)).notes

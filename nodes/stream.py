@@ -23,12 +23,12 @@ from . import host
 
 @dataclass(frozen=True, eq=False)
 class LatentStream:
-    """A recipe that can be iterated again and again; it holds no GPU state.
+    """A render's recipe as a stream of latent blocks that can be iterated repeatedly. It holds no GPU memory.
 
     Finished blocks are in the render's `folder`, so a second consumer, or the same one with other encoder settings,
-    does not sample again, and an interrupted or crashed render resumes where it stopped. `vae` is there where the
-    policy compresses the past. `named`: the user gave the render a name, and may come back to it.
-    `cache_node` is the node that draws the window, if there is one.
+    does not sample again; an interrupted or crashed render resumes. `vae` is set if the policy compresses the past.
+    `named`: the user named the render and may return to it. `cache_node` is the id of the KV Cache node that shows the
+    drawing, if any.
     """
 
     model: Any  # A MODEL.
@@ -39,8 +39,8 @@ class LatentStream:
     cache_node: str | None = None
 
     def plan(self, decoder_bytes: int = 0, *, decodes: bool = True) -> RenderPlan:
-        """What the render takes on the MODEL's device, in its own dtype; a policy that compresses decodes too, which
-        counts if it `decodes` there.
+        """Memory of the render on the MODEL's device, in the MODEL's dtype. A policy that compresses also decodes; that
+        is included if `decodes`.
         """
         own = self._decoder_bytes if self.vae is not None and decodes else 0
         return plan_render(
@@ -52,7 +52,7 @@ class LatentStream:
         return host.decoder_bytes(self.vae, self.recipe.geometry)
 
     def notes(self) -> tuple[str, ...]:
-        """What the user should know before the sampling: how the folder was opened, and whether the disk has room."""
+        """Notes for the user before sampling starts: how the folder was opened, and whether the disk has room."""
         return (*self.folder.notes, *room_notes(self.folder, self.plan().block_disk_bytes))
 
     def events(
@@ -63,12 +63,12 @@ class LatentStream:
         first: int = 0,
         frugal: bool = False,
     ) -> Generator[Event | Replayed, None, None]:
-        """Blocks from `first` on, sampling those that are not finished yet.
+        """Yields events from block `first` on; samples blocks that are not finished yet.
 
-        A consumer that decodes gives its `vae` and the `network` made of it: there is room for it, and blocks that the
-        sampling itself decodes with the same VAE bring their video along. `frugal` takes as little memory as can be.
-        Interruption by the user is noticed after every model call. The caller holds the folder's lock, which lets one
-        consumer at a time in.
+        A consumer that decodes passes its `vae` and the `network` made from it: memory is reserved for it, and blocks
+        that sampling decodes anyway with the same VAE carry their frames. `frugal` uses as little memory as possible.
+        Interruption by the user is checked after every model call. The caller holds the folder's lock, so there is one
+        consumer at a time.
         """
         if not self.folder.missing_blocks():
             yield from known_events(self.folder, first, self.recipe.geometry.blocks)
@@ -80,7 +80,7 @@ class LatentStream:
         room = plan.peak_bytes - plan.weights_bytes
         if frugal:
             host.make_room()
-            room *= 2  # Then ComfyUI leaves more of the weights in system RAM.
+            room *= 2  # ComfyUI then keeps more of the weights in system RAM.
         with host.loaded(self.model, room) as model:
             compression = None
             if self.recipe.partitions.bank is not None:
@@ -90,6 +90,6 @@ class LatentStream:
                 model, self.recipe, self.folder, compression, first=first, decoded=shared, frugal=frugal
             )
             for event in events:
-                # Only the decoder of these very weights makes the video that is wanted.
+                # Frames are passed on only if they come from the decoder with these very weights.
                 yield replace(event, video=None) if isinstance(event, BlockDone) and not shared else event
                 comfy.model_management.throw_exception_if_processing_interrupted()

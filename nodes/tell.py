@@ -1,8 +1,9 @@
-"""What nodes report to the browser page that queued the prompt. It stays on the node after the job's end and a reload.
+"""Messages from nodes to the browser page that queued the prompt. They stay on the node after the job and after a page
+reload.
 
-An event goes to that client alone: `{"serial": rising, "node": id on the page, "prompt": id of the job,
-"workflow": id of the graph or null, ...}`. GET /packforcing/told?client=ID answers the last event of each kind and
-node, `[{"type": kind, "data": event}, ...]`, for a page that was loaded again.
+An event is sent to that client only: `{"serial": rising, "node": id on the page, "prompt": id of the job, "workflow":
+id of the graph or null, ...}`. GET /packforcing/told?client=ID returns the last event of each kind and node, `[{"type":
+kind, "data": event}, ...]`, for a page that was reloaded.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _noted: dict[tuple[str, str], list[str]] = {}  # job and node -> lines
 
 @dataclass(frozen=True)
 class Line:
-    """From one node of the running job to the page of whoever queued it; `client` None: nobody listens."""
+    """Sends messages from one node of the running job to the page that queued it; `client` None: there is no page."""
 
     client: str | None
     prompt: str
@@ -40,23 +41,23 @@ class Line:
 
     @classmethod
     def of(cls, node_id: str) -> Line:
-        """To be called while the job runs, from the thread that runs it."""
+        """The line of a node in the running job. Call it from the thread that runs the job."""
         context = get_executing_context()
         prompt = context.prompt_id if context is not None else ""
         shown = get_progress_state().dynprompt.get_display_node_id(node_id)
         return cls(PromptServer.instance.client_id, prompt, _workflow_of(prompt), shown)
 
     def send(self, kind: str, **data: Any) -> dict[str, Any]:
-        """Sends it, to be seen now and forgotten."""
+        """Sends an event that is shown now and not kept."""
         own = {"prompt": self.prompt, "workflow": self.workflow, "node": self.node}
-        # Of the clock, so that later events have larger numbers after a restart of the server too.
+        # From the clock, so that events after a server restart still have larger numbers.
         event = {"serial": time.time_ns() // 1000, **own, **data}
         if self.client is not None:
             PromptServer.instance.send_sync(kind, event, self.client)
         return event
 
     def tell(self, kind: str = MONITOR, **data: Any) -> None:
-        """Sends it, and keeps it for a page that is loaded again."""
+        """Sends an event and keeps it for a page that is reloaded."""
         event = self.send(kind, **data)
         if self.client is None:
             return
@@ -71,13 +72,13 @@ class Line:
 
 
 def say(node_id: str, text: str) -> None:
-    """Shows `text` on the node, below what was noted on it in this job, until it says something else."""
+    """Shows `text` on the node, below its notes from this job, until the next call."""
     line = Line.of(node_id)
     line.tell(text="\n".join([*_noted_on(line), text]))
 
 
 def note(node_id: str, *lines: str) -> None:
-    """Shows more lines on the node, each once; without any, only what it said in an earlier job goes."""
+    """Adds lines to the node's notes, each once. Without lines, it clears the notes of earlier jobs."""
     line = Line.of(node_id)
     noted = _noted_on(line)
     noted += [text for text in lines if text not in noted]
@@ -93,7 +94,7 @@ def add_route(routes: web.RouteTableDef) -> None:
 
 
 def _noted_on(line: Line) -> list[str]:
-    """What was noted on a node in the running job. Only the thread that runs jobs asks."""
+    """The notes of a node in the running job. Call it from the thread that runs jobs."""
     for key in [key for key in _noted if key[0] != line.prompt]:
         del _noted[key]
     return _noted.setdefault((line.prompt, line.node), [])
@@ -101,7 +102,7 @@ def _noted_on(line: Line) -> list[str]:
 
 @lru_cache(maxsize=8)
 def _workflow_of(prompt: str) -> str | None:
-    """The id of the graph that a running job was queued from; None for one that was not drawn."""
+    """The id of the graph that a running job was queued from; None if the prompt did not come from a graph."""
     running, _ = PromptServer.instance.prompt_queue.get_current_queue_volatile()
     for item in running:
         if item[1] == prompt:

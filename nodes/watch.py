@@ -1,7 +1,7 @@
-"""What a render tells while it runs: an event per block for the KV Cache node's panel.
+"""Sends one event per block to the panel of the KV Cache node.
 
-The event "packforcing.block" is sent (`tell.py`): `{"node": id of the KV Cache node, "block",
-"blocks", "seconds", "cache_bytes", "selected": {block: share of the layers}, "svg": the window, words in braces}`.
+The event "packforcing.block" goes through `tell.py`: `{"node": id of the KV Cache node, "block", "blocks", "seconds",
+"cache_bytes", "selected": {block: share of the layers}, "svg": the drawing, with words in braces}`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ EVENT = "packforcing.block"
 
 
 class BlockWatch:
-    """Sends what happens to a stream's blocks, as it happens."""
+    """Sends the events of a stream's blocks."""
 
     def __init__(self, stream: LatentStream):
         self._stream, self._plan = stream, stream.plan()
@@ -31,7 +31,9 @@ class BlockWatch:
         self._send(event.block, seconds, self._selected(event))
 
     def _selected(self, event: BlockDone) -> dict[int, float] | None:
-        """None for policies that select no blocks (Deep Forcing selects tokens)."""
+        """Share of layers that selected each block; None for policies that select no blocks (Deep Forcing selects
+        tokens).
+        """
         return selected_shares(event.selection) if self._stream.recipe.partitions.bank else None
 
     def _send(self, block: int, seconds: float, selected: dict[int, float] | None) -> None:

@@ -19,13 +19,13 @@ KIND = "packforcing_words"
 
 
 def words_clip(words: WordEncoder) -> comfy.sd.CLIP:
-    """A CLIP that holds `words`; prompts with too many words raise PackForcingError when they are tokenized."""
+    """A CLIP that holds `words`. A prompt with too many words raises PackForcingError when it is tokenized."""
     target = comfy.supported_models_base.ClipTarget(lambda **_: _Tokenizer(words), lambda **_: _TextModel(words))
     return comfy.sd.CLIP(target, parameters=sum(buffer.numel() for buffer in words.buffers()))
 
 
 class _Tokenizer:
-    """What a CLIP calls on to make tokens of a text: one for each word. Weights as in (red:1.2) mean nothing here."""
+    """The tokenizer interface of a CLIP: one token per word. Weights such as (red:1.2) have no effect here."""
 
     def __init__(self, words: WordEncoder):
         self._words = words
@@ -40,10 +40,12 @@ class _Tokenizer:
         return {}
 
     def _tell(self, unknown: list[str]) -> None:
-        """In the log, and on the node that encodes the text; what that said of an earlier text goes."""
+        """Reports unknown words in the log and on the node that encodes the text; replaces the report of an earlier
+        text.
+        """
         lines: tuple[str, ...] = ()
         if unknown:
-            lines = f"These words mean nothing to the PackForcing miniature: {', '.join(unknown)}.", self._known
+            lines = f"The PackForcing miniature does not know these words: {', '.join(unknown)}.", self._known
             logging.warning("%s", " ".join(lines))
         context = get_executing_context()
         if context is not None:
@@ -51,7 +53,7 @@ class _Tokenizer:
 
 
 class _TextModel(torch.nn.Module):
-    """What a CLIP calls on to make embeddings of tokens."""
+    """The text model interface of a CLIP: tokens to embeddings."""
 
     disable_offload = True
 
@@ -61,7 +63,7 @@ class _TextModel(torch.nn.Module):
         self.dtypes = {torch.float32}
 
     def set_clip_options(self, options: dict[str, Any]) -> None:
-        """Layers to stop at, and the like: there is one layer."""
+        """Options such as a layer to stop at have no effect: there is one layer."""
 
     def reset_clip_options(self) -> None:
         """See `set_clip_options`."""

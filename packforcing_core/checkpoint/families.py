@@ -329,8 +329,8 @@ def choice_warnings(trained: Family | None, chosen: Family) -> list[str]:
     warnings = []
     if trained is not None and chosen.frames_per_block != trained.frames_per_block:
         warnings.append(
-            f"{trained.title} was trained on blocks of {trained.frames_per_block} latent frames, and "
-            f"{chosen.frames_per_block} are chosen: expect worse motion than with {trained.frames_per_block}."
+            f"{trained.title} was trained with blocks of {trained.frames_per_block} latent frames, but "
+            f"frames_per_block is {chosen.frames_per_block}: expect worse motion than with {trained.frames_per_block}."
         )
     if trained is not None and chosen.rollout != trained.rollout:
         ways = {"block": "block by block", "rolling": "as a rolling window of blocks"}

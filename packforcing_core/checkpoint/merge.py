@@ -81,8 +81,8 @@ def require_fit(lora: Lora, config: WanConfig) -> tuple[str, ...]:
         holds = next(iter(lora.unread or lora.file.tensors), "nothing")
         made = f"it was made for {made_for(lora.width)}" if lora.width else f"it holds {holds!r} and the like"
         raise PackForcingError(
-            f"The LoRA {lora.name} fits nothing of this checkpoint, a Wan2.1 of {size_name(config)}: {made}. It would "
-            "change nothing. Use a LoRA made for this checkpoint, or leave it out."
+            f"The LoRA {lora.name} matches no layer of this checkpoint, a Wan2.1 of {size_name(config)}: {made}. It "
+            "would change nothing. Use a LoRA made for this checkpoint, or leave it out."
         )
     others = [*(layer for layer in lora.layers if layer not in fitting), *lora.unread]
     if not others:

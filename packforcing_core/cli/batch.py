@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     if options.engine == "local" or (options.engine == "auto" and not ray_installed()):
         problems = {job.name: problem for job in waiting if (problem := render_job(job, console))}
     else:
-        _close_the_door()
+        _secure_local_cluster()
         from .batch_ray import render_on_ray  # Ray is an optional extra.
 
         problems = render_on_ray(waiting, options.workers, options.attempts, console)
@@ -60,16 +60,16 @@ def run(options: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _close_the_door() -> None:
-    """Lets nobody else into the cluster that is about to be made: it is this machine's alone, and asks for a token.
+def _secure_local_cluster() -> None:
+    """Secures the Ray cluster that is about to start: only this machine can reach it, and it requires a token.
 
-    Before Ray is imported, which reads it then; versions before 2.52 know no tokens. A cluster of the user's own
-    (RAY_ADDRESS) has its own rules.
+    Call it before Ray is imported, which reads these variables at import. Ray before 2.52 has no tokens. The user's own
+    cluster (RAY_ADDRESS) keeps its own rules.
     """
     if not os.environ.get(RAY_ADDRESS):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        # On every system as Ray has it on two: otherwise newer versions take the loopback address for a mistake.
+        # Set on every system: newer versions of Ray otherwise refuse the loopback address on some.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 

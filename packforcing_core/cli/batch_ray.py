@@ -1,7 +1,7 @@
-"""Batch jobs on Ray: one worker a GPU, or a share of the CPUs each; a worker that dies is replaced.
+"""Batch jobs on Ray: one worker per GPU, or several that share the CPUs. A worker that dies is replaced.
 
-The job of a dead worker goes to another one, which resumes it from the shared folder. Ray's dashboard shows a task by
-the name of each job, and the gauge `packforcing_blocks_done`.
+The job of a dead worker goes to another worker, which resumes it from the shared folder. Ray's dashboard shows a task
+per job by name, and the gauge `packforcing_blocks_done`.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Renderer:
 
 @contextmanager
 def _cluster() -> Iterator[None]:
-    """The cluster of RAY_ADDRESS, or one on this machine alone for as long as the batch takes."""
+    """The cluster at RAY_ADDRESS, or one on this machine alone that ends with the batch."""
     ours = not ray.is_initialized()
     if ours:
-        # Workers find this package where the driver has it, installed or not.
+        # Workers import this package from the driver's path, whether it is installed or not.
         variables = {"PYTHONPATH": os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))}
-        # By its name Ray would listen to the whole network.
+        # Given a host name, Ray would listen on all network interfaces.
         alone = {"address": "local", "_node_ip_address": LOOPBACK, "dashboard_host": LOOPBACK}
         place: dict[str, Any] = {} if os.environ.get(RAY_ADDRESS) else dict(alone)
         ray.init(runtime_env={"env_vars": variables}, log_to_driver=False, configure_logging=False, **place)
@@ -59,7 +59,7 @@ def _cluster() -> Iterator[None]:
 
 
 def _share(workers: int | None) -> tuple[int, dict[str, float]]:
-    """How many workers, and what each takes of the cluster."""
+    """The number of workers, and the resources of each."""
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     if gpus:
@@ -69,7 +69,7 @@ def _share(workers: int | None) -> tuple[int, dict[str, float]]:
 
 
 def render_on_ray(jobs: Sequence[Job], workers: int | None, attempts: int, console: Console) -> dict[str, str]:
-    """Renders all jobs; returns what went wrong by the name of the job."""
+    """Renders all jobs; returns error messages by job name."""
     if not jobs:
         return {}
     with _cluster():
@@ -78,7 +78,7 @@ def render_on_ray(jobs: Sequence[Job], workers: int | None, attempts: int, conso
 
 
 class _Pool:
-    """Workers, the jobs that wait, and what each worker is doing."""
+    """The workers, the waiting jobs, and which worker runs which job."""
 
     def __init__(self, jobs: Sequence[Job], workers: int, share: dict[str, float], attempts: int, console: Console):
         self._waiting = deque((job, 1) for job in jobs)
@@ -88,7 +88,7 @@ class _Pool:
         self._gauge = Gauge("packforcing_blocks_done", description="Finished blocks of a render", tag_keys=("job",))
 
     def run(self) -> dict[str, str]:
-        actor_class: Any = ray.remote(Renderer)  # What Ray makes of a class has calls that its types do not know.
+        actor_class: Any = ray.remote(Renderer)  # Ray adds methods to the class that its types do not declare.
         for _ in range(self._workers):
             self._give_work(actor_class.options(**self._share).remote())
         last_look = 0.0
@@ -114,11 +114,13 @@ class _Pool:
         self._running[reference] = worker, job, attempt, process
 
     def _finished(self, reference: ray.ObjectRef, job: Job, attempt: int) -> bool:
-        """Whether the worker is still alive; a dead one's job waits for another, at the front."""
+        """Whether the worker is still alive. A dead worker's job goes back to the front of the queue."""
         try:
             problem = ray.get(reference)
         except RayActorError:
-            self._console.print(f"the worker of {job.name} died in attempt {attempt}, {_blocks(job)} blocks are done")
+            self._console.print(
+                f"the worker of {job.name} died in attempt {attempt}; {_blocks(job)} blocks are finished"
+            )
             if attempt < self._attempts:
                 self._waiting.appendleft((job, attempt + 1))
             else:
@@ -133,7 +135,7 @@ class _Pool:
         return True
 
     def _tell(self) -> None:
-        """Progress, from the shared folder: it holds for dead and for living workers."""
+        """Prints progress from the shared folder, which also holds the blocks of dead workers."""
         parts = []
         for _, job, _, process in self._running.values():
             blocks = _blocks(job)
@@ -148,7 +150,7 @@ def _blocks(job: Job) -> int:
 
 
 def _named(process: ray.ObjectRef) -> str:
-    """The process of a worker, once it has started and while it lives."""
+    """The process id of a worker, once it has started and while it lives."""
     try:
         return f" (process {ray.get(process, timeout=0)})"
     except (GetTimeoutError, RayActorError):

@@ -1,4 +1,4 @@
-"""Options for what a render shows: its prompts over time, and what it begins from."""
+"""Options for the content of a render: its prompts over time, and its start image or video."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def add_text(parser: argparse.ArgumentParser) -> None:
 
 
 def add_timing(group: argparse._ArgumentGroup) -> None:
-    """How one prompt fades into the next."""
+    """How one prompt cross-fades into the next."""
     group.add_argument(
         "--blend-seconds", type=float, default=0.0, help="cross-fade from one prompt to the next, in seconds"
     )
@@ -75,23 +75,23 @@ def add_start(parser: argparse.ArgumentParser) -> None:
 
 
 def check_start(options: argparse.Namespace) -> None:
-    """PackForcingError for numbers of `add_start` that are out of their range."""
+    """Raises PackForcingError if a number of `add_start` is out of range."""
     for name in ("given_seconds", "denoise"):
         in_range(name, getattr(options, name))
 
 
 def encoder(options: argparse.Namespace, text_dim: int, device: torch.device, dtype: torch.dtype) -> Encode:
-    """What makes the prompts of the options to embeddings."""
+    """The function that encodes the prompts of the options."""
     if not options.text_encoder:
         raise PackForcingError(
             "--prompt needs --text-encoder, the folder of umT5-XXL in transformers' format; "
-            "or give the embeddings of a prompt with --context."
+            "or pass prompt embeddings with --context."
         )
     return partial(encode_prompts, folder=options.text_encoder, device=device, dtype=dtype, text_dim=text_dim)
 
 
 def timed_script(settings: Settings, recipe: Recipe, encode: Encode, console: Console) -> Script:
-    """The text of every block; where there are several prompts, says when they come."""
+    """The text of every block. With several prompts, prints the times at which they start."""
     moments = settings.moments(recipe)
     if len(moments) > 1:
         console.print("\n".join(describe(moments, recipe.geometry, [timed.prompt for timed in settings.prompts])))
@@ -99,7 +99,7 @@ def timed_script(settings: Settings, recipe: Recipe, encode: Encode, console: Co
 
 
 def begun(options: argparse.Namespace, recipe: Recipe, vae: WanVAE, console: Console) -> Recipe:
-    """The recipe with what the options say it begins from, encoded; says what is changed about that on the way."""
+    """The recipe with the encoded start of the options; prints how the start image or video was adapted."""
     given = options.start_image or options.continue_video or options.video_to_video
     for note in probe(given).notes if given else ():
         console.print(f"{Path(given).name}: {note}", style="yellow")

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="the LoRA (.safetensors, .pt)")
     parser.add_argument("output", help="the .safetensors to write, for models/loras")
     parser.add_argument("--key", help="top-level key to take, for example generator_lora")
-    parser.add_argument("--checkpoint", help="a checkpoint that it is for: refused where nothing of it fits")
+    parser.add_argument("--checkpoint", help="the checkpoint that it is for; an error if no layer matches")
 
 
 def run(options: argparse.Namespace) -> int:

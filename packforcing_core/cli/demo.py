@@ -48,19 +48,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compressor",
         choices=("auto", "none"),
         default="auto",
-        help="auto: the trained one, where the package has it and the policy can use it; none: zero-shot",
+        help="auto: the trained one, if the package has it and the policy can use it; none: zero-shot",
     )
     shared.add_policy(parser)
     shared.add_output(parser, default="packforcing-demo.mp4", zoom=4)
     shared.add_folder(parser)
-    # The sizes that the miniature was trained at, and the policy that this is about.
+    # The sizes that the miniature was trained at, and the policy that it was made to show.
     parser.set_defaults(policy=PackForcing.name, width=SIZE[0], height=SIZE[1], fps=float(FPS), preset="auto")
 
 
 def run(options: argparse.Namespace) -> int:
     dtype = fast_dtype() if options.dtype == "auto" else DTYPES[options.dtype]
     if dtype is torch.bfloat16:
-        torch.set_num_threads(1)  # Its operations are too short to share: threads would wait for each other, spinning.
+        torch.set_num_threads(1)  # Its operations are too small for threads: they would only wait for each other.
     console, place = build_console(), shared.chosen_place(options)
     words = load_text()
     say_vocabulary(words, " ".join(timed.prompt for timed in parse_timeline(options.prompt)), console)
@@ -76,10 +76,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def say_vocabulary(words: WordEncoder, prompt: str, console: Console) -> None:
-    """Warns of words that the miniature does not know, and lists those that it does."""
+    """Warns about words that the miniature does not know, and lists the words that it knows."""
     unknown = words.unknown(prompt)
     if unknown:
-        console.print(f"warning: these words mean nothing to the miniature: {', '.join(unknown)}", style="yellow")
+        console.print(f"warning: the miniature does not know these words: {', '.join(unknown)}", style="yellow")
         console.print(f"it knows {', '.join(words.vocabulary)}")
 
 
@@ -91,7 +91,7 @@ def _high_res(options: argparse.Namespace, dtype: torch.dtype) -> HighRes | None
 
 
 def _knobs(options: argparse.Namespace) -> dict[str, object]:
-    """The knobs of the options; those of the policy that the miniature was trained with, where that is chosen."""
+    """The knobs from the options; with the policy that the miniature was trained with, that policy's knobs."""
     own = (
         {knob.name: getattr(MEMORY, knob.name) for knob in MEMORY.knobs()} if options.policy == PackForcing.name else {}
     )

@@ -61,5 +61,5 @@ def _rows(found: Inspection):
 def _compressor_rows(found: Inspection):
     try:
         yield from described(found.path)
-    except PackForcingError as error:  # of another project
+    except PackForcingError as error:  # A compressor of another project.
         yield "problem", str(error)

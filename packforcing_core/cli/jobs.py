@@ -1,4 +1,4 @@
-"""The jobs of a batch: what a file says of them, and one of them rendered to its end."""
+"""The jobs of a batch: reading them from a file, and rendering one of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..render.output import checked_output
 from . import render
 
 LONGEST_LINE = 4_000_000
-# What the batch decides itself, or what would make a job something other than one render to its end.
+# Options that the batch sets itself, or that would make a job more than one complete render.
 _NOT_OF_A_JOB = ("name", "folder", "output", "render_mode", "retake_from")
 DONE = "done.json"
 RAY_ADDRESS = "RAY_ADDRESS"
@@ -28,7 +28,7 @@ RAY_ADDRESS = "RAY_ADDRESS"
 
 @dataclass(frozen=True)
 class Job:
-    """One render: its name, and the whole command line of `packforcing render`."""
+    """One render: its name and the full command line of `packforcing render`."""
 
     name: str
     folder: Path
@@ -39,11 +39,11 @@ class Job:
         return fingerprint(list(self.arguments))
 
     def is_done(self) -> bool:
-        """Whether the very same job has been finished, and its video is still there."""
+        """Whether a job with the same options has been finished and its video still exists."""
         return self.video() is not None
 
     def video(self) -> Path | None:
-        """The video of the finished job."""
+        """The video of a finished job, else None."""
         try:
             done = read_json(self.folder / DONE, LONGEST_LINE)
             video = self.folder.with_name(checked_output(Path(done["video"])).name)
@@ -56,7 +56,7 @@ class Job:
 
 
 def read_jobs(path: Path, folder: Path, shared: str = "{}") -> list[Job]:
-    """The jobs of a file. PackForcingError names the line of one that is no job or has a name twice."""
+    """The jobs in a file. Raises PackForcingError that names the line of an invalid job or a duplicate name."""
     try:
         common = _options(json.loads(shared))
     except (ValueError, RecursionError) as error:
@@ -70,7 +70,7 @@ def read_jobs(path: Path, folder: Path, shared: str = "{}") -> list[Job]:
         except (ValueError, RecursionError) as error:
             raise PackForcingError(f"{path}, line {number}: {error}") from error
         if jobs[-1].name.lower() in {job.name.lower() for job in jobs[:-1]}:
-            raise PackForcingError(f"{path}, line {number}: the name {jobs[-1].name!r} is there already.")
+            raise PackForcingError(f"{path}, line {number}: the name {jobs[-1].name!r} is used twice.")
     if not jobs:
         raise PackForcingError(f"{path} holds no jobs.")
     return jobs
@@ -87,7 +87,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 def _options(given: object) -> dict[str, str | int | float | list]:
     if not isinstance(given, dict) or not all(isinstance(v, str | int | float | list) for v in given.values()):
-        raise PackForcingError("expected an object of plain values.")
+        raise PackForcingError("expected a JSON object with plain values.")
     return {key.replace("-", "_"): value for key, value in given.items()}
 
 
@@ -99,7 +99,7 @@ def _job(options: dict[str, str | int | float | list], number: str, folder: Path
         if key == "name":
             continue
         if key in _NOT_OF_A_JOB:
-            raise PackForcingError(f"{key} is not an option of a job; give it a name.")
+            raise PackForcingError(f"a job cannot set {key}, the batch does. Remove it and give the job a name.")
         words += _words(f"--{key.replace('_', '-')}", value)
     words += [f"--folder={own}", f"--output={own.with_name(name + '.mp4')}"]
     render.checked(parse_render(words))
@@ -107,11 +107,12 @@ def _job(options: dict[str, str | int | float | list], number: str, folder: Path
 
 
 def _words(option: str, value: str | int | float | list) -> list[str]:
-    """An option and its value as the command line has them; of a switch, true is the option alone and false none."""
+    """An option and its value as command line words; for a switch, true gives the option alone, false nothing."""
     action = _actions().get(option)
     if isinstance(value, bool) and action is not None and action.nargs == 0:
         return [option] if value else []
-    if isinstance(value, list) and action is not None and isinstance(action.default, list):  # May be given again.
+    # An option that may be repeated.
+    if isinstance(value, list) and action is not None and isinstance(action.default, list):
         return [f"{option}={each}" for each in value]
     return [f"{option}={','.join(map(str, value)) if isinstance(value, list) else value}"]
 
@@ -122,14 +123,14 @@ def _actions() -> dict[str, argparse.Action]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises where the usual one ends the program."""
+    """Raises an error where argparse's own parser exits the program."""
 
     def error(self, message: str) -> NoReturn:
         raise PackForcingError(message)
 
 
 def parse_render(words: Sequence[str]) -> argparse.Namespace:
-    """The options of one `packforcing render`; PackForcingError where they are none."""
+    """The options of one `packforcing render`. Raises PackForcingError if they are invalid."""
     return _parser().parse_args(words)
 
 
@@ -141,13 +142,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def render_job(job: Job, console: Console) -> str:
-    """Renders one job to its end, from where it stopped; returns what went wrong, nothing if all went well."""
+    """Renders one job, resuming if it was started before. Returns the error message, empty if it succeeded."""
     console.print(f"rendering {job.name}")
     try:
         job.mark_done(render.render_options(parse_render(job.arguments), console))
     except PackForcingError as error:
         return str(error)
-    except Exception as error:  # A job that breaks must not take the others with it.
+    except Exception as error:  # One failed job must not stop the others.
         traceback.print_exc()
         return repr(error)
     return ""

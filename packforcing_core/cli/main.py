@@ -1,4 +1,4 @@
-"""Entry point of the `packforcing` command: one module a subcommand, each with `add_arguments` and `run`."""
+"""Entry point of the `packforcing` command: one module per subcommand, each with `add_arguments` and `run`."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ PRODUCT = {
     "convert-lora": convert_lora,
 }
 LABORATORY = ("evaluate", "study", "train", "bench")
-"""Subcommands of the laboratory, which an installed ComfyUI pack may lack."""
+"""Subcommands of the laboratory, which the ComfyUI archive leaves out."""
 
 
 def commands() -> dict[str, ModuleType]:
-    """The subcommands that this installation has."""
+    """The subcommands of this installation."""
     found = dict(PRODUCT)
     laboratory = f"{__package__.rpartition('.')[0]}.laboratory"
-    # Only beside this very package: an editable installation of another copy would answer for its own.
+    # Only in this very package: an editable installation of another copy would supply its own.
     if PathFinder.find_spec(laboratory, package_path) is not None:
         found.update({name: import_module(f"{laboratory}.cli.{name}") for name in LABORATORY})
     return found
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Says a default where there is one to say."""
+    """Adds the default to an option's help if the option has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False, [], {}) else super()._get_help_string(action)
@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line. Exit status: 0 done, 1 an error that the user can mend, 130 interrupted."""
+    """Runs the command line. Exit status: 0 done, 1 an error that the user can fix, 130 interrupted."""
     options = build_parser().parse_args(arguments)
     try:
         return commands()[options.command].run(options)

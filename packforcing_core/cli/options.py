@@ -28,7 +28,7 @@ def add_size(parser: argparse.ArgumentParser, *, width: int, height: int, second
 
 
 def add_policy(parser: argparse.ArgumentParser) -> None:
-    """`--policy` and one option for every knob of every policy; a knob of another policy is an error."""
+    """`--policy` and one option per knob of every policy. A knob that the chosen policy lacks is an error."""
     memory = parser.add_argument_group("KV cache policy", "which past frames a block attends to; -1 means automatic")
     titles = " ".join(f"{name} ({policy.title}): {policy.keeps}." for name, policy in POLICIES.items())
     memory.add_argument(
@@ -47,7 +47,7 @@ def add_policy(parser: argparse.ArgumentParser) -> None:
 
 
 def _knobs() -> dict[str, dict[str, Knob]]:
-    """knob -> policy -> the knob there."""
+    """Maps each knob to the policies that have it."""
     found: dict[str, dict[str, Knob]] = {}
     for policy in POLICIES.values():
         for knob in policy.knobs():
@@ -60,7 +60,7 @@ def _kind(knob: Knob):
 
 
 def _knob_help(knobs: Mapping[str, Knob]) -> Iterator[str]:
-    """What a knob does, its choices and its defaults; of each policy, where they differ."""
+    """Help text of a knob with its choices and defaults, listed per policy where they differ."""
     texts: dict[str, list[str]] = {}
     for policy, knob in knobs.items():
         texts.setdefault(f"{knob.help} Default: {_shown(knob.default)}.", []).append(policy)
@@ -86,7 +86,7 @@ def _parse_switch(text: str) -> bool:
 
 
 def chosen_settings(options: argparse.Namespace, **changes: object) -> Settings:
-    """The settings of the options; "auto" on the command line is None."""
+    """The settings from the options; "auto" on the command line becomes None."""
     auto = {name: None if getattr(options, name) == "auto" else getattr(options, name) for name in ("policy", "preset")}
     own = {field.name: getattr(options, field.name) for field in fields(Settings) if hasattr(options, field.name)}
     given = {**own, **auto, "knobs": given_knobs(options), **changes}
@@ -119,7 +119,7 @@ def _parse_steps(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(step) for step in text.split(","))
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"expected numbers with commas between, got {text!r}") from error
+        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, got {text!r}") from error
 
 
 def add_output(parser: argparse.ArgumentParser, default: str, zoom: int = 1) -> None:
@@ -130,9 +130,12 @@ def add_output(parser: argparse.ArgumentParser, default: str, zoom: int = 1) -> 
     codecs = "; ".join(f"{name}: {codec.about}" for name, codec in CODECS.items())
     output.add_argument("--codec", choices=tuple(CODECS), default="h264", help=codecs)
     output.add_argument("--quality", type=int, help="constant rate factor, lower is better; default: the codec's")
-    output.add_argument("--zoom", type=int, default=zoom, help="enlarge every pixel this many times, for tiny videos")
+    output.add_argument("--zoom", type=int, default=zoom, help="scale the video by this factor, for tiny videos")
     output.add_argument(
-        "--blocks-per-segment", type=int, default=4, help="blocks after which the video on disk is safe from a crash"
+        "--blocks-per-segment",
+        type=int,
+        default=4,
+        help="blocks per file segment; a crash loses at most one",
     )
 
 
@@ -158,7 +161,7 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_place(options: argparse.Namespace) -> Place:
-    """Where the render goes. PackForcingError where that cannot be."""
+    """The render's folder and output file. Raises PackForcingError if they contradict the render mode."""
     if options.folder is None and options.render_mode in ("extend", "retake"):
         raise PackForcingError(f"--render-mode {options.render_mode} needs --folder, the folder of the render.")
     return Place(

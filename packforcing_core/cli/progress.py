@@ -1,4 +1,4 @@
-"""Runs a render on the terminal: the video on disk, the progress on the screen."""
+"""Runs a render on the terminal: writes the video and shows progress."""
 
 from __future__ import annotations
 
@@ -26,17 +26,19 @@ class _SecondsPerBlock(ProgressColumn):
 
 
 def build_console() -> Console:
-    """A console that prints file names as they are: no markup in them, no line broken where a log would keep it."""
+    """A console that prints file names as they are: no markup, and no line breaks that a log would keep."""
     return Console(markup=False, highlight=False, soft_wrap=True)
 
 
 def run_render(render: Render, console: Console) -> Path:
-    """Runs a render to its video and returns the file; the same call resumes after any crash."""
+    """Runs a render and returns the video file. The same call resumes it after a crash."""
     started, folder = time.monotonic(), render.folder
     for note in folder.notes:
         console.print(note, style="yellow")
     if folder.known_blocks:
-        console.print(f"{folder.known_blocks} of {folder.manifest.blocks} blocks are there already, in {folder.path}")
+        console.print(
+            f"{folder.known_blocks} of {folder.manifest.blocks} blocks are finished already, in {folder.path}"
+        )
     console.print(f"the video grows in {render.growing}")
     with closing(render.events()) as events:
         path = _show(events, render.recipe, render.plan.cache_bytes, console)

@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def render_options(options: argparse.Namespace, console: Console) -> Path:
-    """Renders what the options say and returns the finished file."""
+    """Renders according to the options and returns the finished file."""
     settings, place = checked(options)
     device, dtype = _compute(options)
     checkpoint = read_checkpoint(options.checkpoint)
@@ -113,7 +113,7 @@ def render_options(options: argparse.Namespace, console: Console) -> Path:
 
 
 def checked(options: argparse.Namespace) -> tuple[Settings, Place]:
-    """What the options ask for, and where it goes. PackForcingError where a number is out of its range."""
+    """The settings and place from the options. Raises PackForcingError if a number is out of range."""
     check_start(options)
     for _, strength in map(named_lora, options.lora):
         in_range("lora_strength", strength)
@@ -121,7 +121,7 @@ def checked(options: argparse.Namespace) -> tuple[Settings, Place]:
 
 
 def _kernels(options: argparse.Namespace) -> dict[str, str]:
-    """What determines the bits in addition to the weights: a render resumes with the kernels that it started with."""
+    """The kernels, which affect the output bits as the weights do: a render resumes with those it started with."""
     chosen = {"attention": options.attention} if options.attention != "sdpa" else {}
     return {**chosen, "layers": "compiled"} if options.compile else chosen
 

@@ -10,7 +10,7 @@ from ..geometry import size_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", help="where renders are: beside the videos, or ComfyUI's output/packforcing")
+    parser.add_argument("folder", help="where the renders are: beside your videos, or in ComfyUI's output/packforcing")
     parser.add_argument(
         "--clean", nargs="+", metavar="NAME", default=[], help="remove these renders; their finished videos stay"
     )

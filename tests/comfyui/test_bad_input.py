@@ -174,7 +174,7 @@ def test_another_block_length_than_the_trained_one_warns(comfy: ComfyServer, fil
     entry = comfy.client.run(graph.prompt)
     (text,) = entry["outputs"][latents[0]]["text"]
     print(text)
-    assert "trained on blocks of 1" in text
+    assert "trained with blocks of 1" in text
 
 
 def test_a_lora_that_fits_nothing_is_named_before_anything_is_sampled(comfy: ComfyServer, files: Files):

@@ -103,7 +103,11 @@ def test_a_compressor_for_another_width_or_block_length_is_refused(comfy: ComfyS
     save_compressor(folder / "four.safetensors", build_high_res(128), CompressorInfo("four", 4, "packforcing"))
     for compressor, node, words in (
         ("wide.safetensors", "PackForcingModelLoader", ("256", "128")),
-        ("four.safetensors", "PackForcingSampler", ("blocks of 4", "and 3 are chosen", "Set frames_per_block to 4")),
+        (
+            "four.safetensors",
+            "PackForcingSampler",
+            ("blocks of 4", "frames_per_block is 3", "Set it to 4"),
+        ),
     ):
         graph = Graph()
         model = graph.add(

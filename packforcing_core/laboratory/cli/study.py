@@ -150,7 +150,7 @@ def _render(folder: StudyFolder, jobs: list[Job], load: Load, seconds: float, wo
     for progress in run_study(folder, jobs, load, seconds, workers):
         told = f"{progress.done} of {progress.total} results"
         if progress.job is None or progress.seconds_left is None:
-            console.print(f"{told} are there already, in {folder.path}")
+            console.print(f"{told} exist already, in {folder.path}")
             continue
         name = f"{progress.job.row.name}, {progress.job.case.name}"
         if progress.problem:

@@ -107,4 +107,4 @@ def test_another_block_size_than_the_trained_one_is_warned_about():
     assert choice_warnings(None, trained) == []
     (warning,) = choice_warnings(trained, with_overrides(trained, frames_per_block=4))
     assert "blocks of 3" in warning
-    assert "4 are chosen" in warning
+    assert "frames_per_block is 4" in warning

@@ -122,5 +122,5 @@ def test_the_api_adds_a_lora_and_refuses_one_that_fits_nothing(tmp_path):
     assert all(torch.equal(got[name], want[name].float()) for name in want)
     assert not torch.equal(got[f"{LAYER}.weight"], plain.model.net.state_dict()[f"{LAYER}.weight"])
     save_file({f"{LAYER}.lora_A.weight": torch.ones(4, 64), f"{LAYER}.lora_B.weight": torch.ones(64, 4)}, fitting)
-    with pytest.raises(PackForcingError, match="fits nothing of this checkpoint"):
+    with pytest.raises(PackForcingError, match="matches no layer of this checkpoint"):
         api.load_models(checkpoint, tmp_path / "no vae is looked for", loras={fitting: 1.0})

@@ -27,7 +27,7 @@ def test_a_film_of_the_miniature_plays_enlarged(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "2 s at 16 FPS became 1.81 s: 29 frames in 2 blocks of 4" in said
     assert f"{film}: 29 frames, 1.81 s of video in" in said
-    assert "mean nothing" not in said
+    assert "does not know these words" not in said
     frames = list(read_frames(film))
     assert len(frames) == 29
     assert {frame.shape for frame in frames} == {(256, 512, 3)}
@@ -48,7 +48,7 @@ def test_unknown_words_are_named_and_the_known_ones_listed(tmp_path, capsys):
     assert main(["demo", *BLOCK, "--prompt", prompt, "--output", str(tmp_path / "film.mp4")]) == 0
     said = capsys.readouterr().out
     print(said)
-    assert "mean nothing to the miniature: elephant, mauve" in said
+    assert "the miniature does not know these words: elephant, mauve" in said
     assert all(word in said for word in ("circle", "purple", "bounces"))
 
 
@@ -118,5 +118,5 @@ def test_a_demo_that_was_killed_resumes_when_it_is_run_again(tmp_path, capsys):
     assert main(command) == 0
     said = capsys.readouterr().out
     print(said)
-    assert " of 8 blocks are there already" in said
+    assert " of 8 blocks are finished already" in said
     assert [path.name for path in tmp_path.iterdir()] == ["demo.mp4"]

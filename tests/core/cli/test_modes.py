@@ -42,7 +42,7 @@ def test_the_same_command_after_kill_9_goes_on_and_gives_the_same_file(files, tm
     assert main(command) == 0
     said = capsys.readouterr().out
     print(said)
-    assert " of 27 blocks are there already" in said
+    assert " of 27 blocks are finished already" in said
     assert render(files, unbroken, *arguments) == 0
     assert killed.read_bytes() == unbroken.read_bytes()
     assert [path.name for path in unbroken.parent.iterdir()] == ["film.mp4"]

@@ -93,7 +93,7 @@ def test_choices_on_top_of_the_preset_are_followed_and_told(files, tmp_path, cap
     made = probe(tmp_path / "film.mp4")
     assert (made.frames, made.fps) == (25, 24)  # 7 blocks of one latent frame
     said = capsys.readouterr().out
-    assert "trained on blocks of 3 latent frames, and 1 are chosen" in said
+    assert "trained with blocks of 3 latent frames, but frames_per_block is 1" in said
     assert "attends to 24 tokens" in said
 
 
@@ -163,9 +163,9 @@ def test_a_lora_is_added_and_one_that_fits_nothing_is_named_before_anything_else
     for lora in (files / "lora.pt", other):
         convert = ["convert-lora", str(lora), str(tmp_path / "x.safetensors")]
         assert main([*convert, "--checkpoint", str(files / "self_forcing_dmd.pt")]) == (lora == other)
-    assert "fits nothing of this checkpoint" in capsys.readouterr().err
+    assert "matches no layer of this checkpoint" in capsys.readouterr().err
     assert render(files, tmp_path / "no.mp4", "--lora", str(other), vae="no vae is looked for") == 1
-    assert "other.safetensors fits nothing of this checkpoint" in capsys.readouterr().err
+    assert "other.safetensors matches no layer of this checkpoint" in capsys.readouterr().err
     assert render(files, tmp_path / "plain.mp4") == 0
     assert render(files, tmp_path / "nothing.mp4", "--lora", f"{files / 'lora.pt'}@0") == 0
     assert render(files, tmp_path / "styled.mp4", "--lora", str(files / "lora.pt")) == 0
@@ -194,7 +194,7 @@ def test_steps_that_are_no_numbers_are_a_usage_error(files, tmp_path, capsys, st
     with pytest.raises(SystemExit) as left:
         render(files, tmp_path / "film.mp4", "--timesteps", steps)
     assert left.value.code == 2
-    assert f"expected numbers with commas between, got '{steps}'" in capsys.readouterr().err
+    assert f"expected numbers separated by commas, got '{steps}'" in capsys.readouterr().err
 
 
 def test_the_model_computes_in_its_dtype_and_embeds_patches_in_float32(files):

@@ -66,7 +66,7 @@ def test_a_study_that_lost_a_result_makes_that_one_again_and_has_the_same_tables
     capsys.readouterr()
     assert command.study(chosen, load_small) == 0
     said = capsys.readouterr().out
-    assert "11 of 12 results are there already" in said
+    assert "11 of 12 results exist already" in said
     assert "12 of 12 results, 0 min left (low, seed 1001)" in said
     assert tables(tmp_path) == first
     again = {path: path.stat().st_mtime_ns for path in times}
