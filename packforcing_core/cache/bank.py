@@ -1,6 +1,4 @@
-"""Where the compressed blocks of one layer are stored: on the device or in system RAM, as they are or in few
-bits.
-"""
+"""Storage for the compressed blocks of one layer: in VRAM or in system RAM, at full precision, int8 or int4."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from .few_bits import Bits, TokenRows, quantise, restored, row_bytes, stored_as
 
 
 def bits_of(storage: str) -> Bits | None:
-    """In how many bits a bank of that storage keeps its blocks; None as they are."""
+    """Bits per value in a bank with this `storage` setting; None for full precision."""
     return 8 if storage.endswith("int8") else 4 if storage.endswith("int4") else None
 
 
@@ -42,9 +40,7 @@ class CompressedShape:
 
 
 class CompressedRows:
-    """A fixed number of slots for keys (or values) of compressed blocks, [B, tokens, heads, head_dim] each, as they
-    are or in few bits.
-    """
+    """A fixed number of slots for the keys (or values) of compressed blocks, [B, tokens, heads, head_dim] each."""
 
     def __init__(self, shape: CompressedShape, slots: int, storage: str, device: torch.device):
         place = torch.device("cpu") if storage.startswith("ram") else device
@@ -61,9 +57,10 @@ class CompressedRows:
         self._rows, self._scales, *_ = *made, None
 
     def _pin(self, rows: Tensor) -> None:
-        """Pins ordinary memory for as long as this bank lives; where that fails copies are slower, no more.
+        """Pins ordinary memory for as long as this bank exists. If that fails, copies are only slower.
 
-        PyTorch's own pinned memory is rounded up to powers of two, 1.9 times a bank of the usual size, and kept.
+        PyTorch's own pinned memory is rounded up to powers of two, 1.9 times a bank of the usual size, and is never
+        freed.
         """
         if self._device.type != "cuda" or not rows.nbytes:
             return
@@ -98,14 +95,16 @@ class CompressedRows:
 
     @property
     def reached(self) -> bool:
-        """Whether work on the device can read the rows by itself."""
+        """Whether a kernel on the device can read the rows directly."""
         if self._rows.device.type == self._device.type:
             return True
         return self._scales is None and fast.reaches(self._rows, self._device)
 
     def recall(self, slots: Tensor, held: Tensor, out: Tensor) -> None:
-        """Writes to `out` [k, B, tokens, heads, head_dim] on the device the slots that `slots` [3, k] names there, as
-        `plain.chosen_slots` gives it; what `held` [k] says is there already is not read again from system RAM.
+        """Copies the rows of the chosen slots to `out` [k, B, tokens, heads, head_dim] on the device.
+
+        `slots` [3, k] comes from `plain.chosen_slots`. `held` [k] names the slots whose rows are in `out` already;
+        those are not read again from system RAM.
         """
         if self._rows.device != out.device:
             fast.recall(self._rows, slots, held, out)
@@ -115,7 +114,7 @@ class CompressedRows:
             out.copy_(restored(self._rows.index_select(0, slots[1]), self._scales.index_select(0, slots[1])))
 
     def copy_to(self, target: TokenRows, rows: slice, slot: int) -> None:
-        """Writes `slot` to rows on the device; from few bits to as many nothing is rounded again."""
+        """Copies `slot` to rows on the device. Quantised values are copied as they are, without a second rounding."""
         if self._scales is not None and target.bits == self._bits:
             target.take_codes(rows, self._rows[slot], self._scales[slot])
         else:
@@ -123,7 +122,7 @@ class CompressedRows:
 
 
 def _forget_last_error(device: torch.device) -> None:
-    """CUDA keeps the error of a call that failed, and torch raises it at the next kernel, whatever that is: at this."""
+    """Clears the error of a failed CUDA call: torch raises it at the next kernel launch, which is made here."""
     with suppress(RuntimeError):
         torch.zeros(1, device=device).add_(1)
 
@@ -146,15 +145,15 @@ class LayerBank:
         return self._keys.nbytes + self._values.nbytes
 
     def write(self, slot: int, keys: Tensor, values: Tensor) -> None:
-        """`keys` and `values` [B, tokens, heads, head_dim] of a compressed block; nothing waits for the copies."""
+        """`keys` and `values` [B, tokens, heads, head_dim] of a compressed block. Does not wait for the copies."""
         self.mean_keys[slot] = keys.float().mean(dim=1)
         with self._copies.beside(keys, values):
             self._keys.write(slot, keys)
             self._values.write(slot, values)
 
     def fetch(self, slot: int, keys: Tensor | None, values: Tensor) -> None:
-        """Begins to copy a compressed block into `keys` (where wanted) and `values` on the device; `wait` before they
-        are read.
+        """Starts copying a compressed block into `keys` (if given) and `values` on the device; call `wait` before
+        reading them.
         """
         with self._copies.beside():
             values.copy_(self._values.read(slot))
@@ -163,8 +162,8 @@ class LayerBank:
         self._arrival = self._copies.mark()
 
     def fetch_into(self, slot: int, keys: TokenRows, values: TokenRows, rows: slice) -> None:
-        """Begins to copy a compressed block into `rows` of `keys` and `values` on the device; `wait` before they are
-        read.
+        """Starts copying a compressed block into `rows` of `keys` and `values` on the device; call `wait` before
+        reading them.
         """
         with self._copies.beside():
             self._keys.copy_to(keys, rows, slot)
@@ -173,11 +172,11 @@ class LayerBank:
 
     @property
     def reached(self) -> bool:
-        """Whether work on the device can read the compressed blocks by itself."""
+        """Whether a kernel on the device can read the compressed blocks directly."""
         return self._keys.reached and self._values.reached
 
     def arrived(self) -> None:
-        """Work queued from here on finds every compressed block that was written."""
+        """Work queued on the device after this call sees every compressed block written so far."""
         self._copies.wait(self._copies.mark())
 
     def recall_keys(self, slots: Tensor, held: Tensor, out: Tensor) -> None:
@@ -189,7 +188,7 @@ class LayerBank:
         self._values.recall(slots, held, out)
 
     def wait(self) -> None:
-        """Work queued from here on finds what was fetched."""
+        """Work queued on the device after this call sees what was fetched."""
         self._copies.wait(self._arrival)
         self._arrival = ()
 

@@ -34,13 +34,13 @@ from .queued_choice import Queued
 from .rule import KV, Chooser, Rule
 
 Selection = tuple[Sequence[int], ...]
-"""What each layer chose for one block: bank blocks by their index in the video, or token indices (an `array`, for there
-are thousands) where tokens are pruned; empty where there was nothing to choose.
+"""What each layer selected for one block: bank blocks by their index in the video, or, for policies that prune tokens,
+token indices (thousands of them, hence an `array`). Empty if there was nothing to select.
 """
 
 
 class KVCache:
-    """Preallocated keys and values of all layers, executing one `Partitions` plan."""
+    """Preallocated keys and values of all layers, laid out by one `Partitions` plan."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class KVCache:
         self.device = torch.device(device)
         self.workspace = Workspace(shape, partitions, rope, device) if partitions.packed else None
         self.layers: list[KV] = [self._build_layer() for _ in range(shape.layers)]
-        # Those with keys that are rotated for where they stand; the others turn them whenever they are read.
+        # Keys that are stored rotated for their position; the other layouts rotate keys at every read.
         self._turned = [layer for layer in self.layers if isinstance(layer, LayerKV)]
         bank = partitions.bank
         self.mid = MidMemory(bank, partitions, shape, rope, self.device) if bank else None
@@ -66,9 +66,9 @@ class KVCache:
         self.committed_frames = 0
         self.due_block: int | None = None
         self._position_of_slot: dict[int, float] = {}
-        self._selected_by: dict[int, Selection] = {}  # By blocks that are still to be compressed.
-        self._kept: tuple[int, ...] = ()  # Blocks of the video that the count begins with, since it began again.
-        self._uncounted = 0  # Blocks of the video that the count lacks behind them.
+        self._selected_by: dict[int, Selection] = {}  # By the block that will be compressed later.
+        self._kept: tuple[int, ...] = ()  # Blocks with which the count restarted.
+        self._uncounted = 0  # Blocks of the video left out of the count after them.
         self._bank_opens_at = 0
         self._torn = False
 
@@ -90,16 +90,17 @@ class KVCache:
         return self.mid.compressed_bytes if self.mid and self.mid.plan.bank_storage.startswith("ram") else 0
 
     def begin_block(self, selection: Selection | None = None, blocks: int = 1) -> BlockView:
-        """The view of the next block. Frames whose position moved are rotated afresh from their unrotated keys.
+        """The view for the next block. The keys of frames whose position changed are rotated again, from unrotated
+        keys.
 
-        `selection` is what this block selected in an earlier run, to repeat it exactly; without it each layer chooses
-        when its first queries come. With `blocks`, at most the plan's `current_blocks`, it is the view of that many
-        blocks that see each other; such a view is read only, and only until the next one begins.
+        `selection` repeats what this block selected in an earlier run. Without it each layer selects from its first
+        queries. With `blocks` > 1 (at most the plan's `current_blocks`) the view is for several blocks that attend to
+        each other. It is read-only and valid until the next call.
         """
         if self._torn:
             raise PackForcingError(
-                "A commit was interrupted half way, so the cache no longer matches any block. "
-                "Start a new cache and commit the finished blocks again."
+                "A cache write was interrupted, so the cache no longer matches any block. "
+                "Create a new cache and commit the finished blocks again."
             )
         if self.due_block is not None:
             raise PackForcingError(
@@ -108,12 +109,12 @@ class KVCache:
             )
         if selection is not None and len(selection) != self.shape.layers:
             raise PackForcingError(
-                f"A selection of {len(selection)} layers was given to a cache of {self.shape.layers}. "
+                f"Got a selection for {len(selection)} layers; this cache has {self.shape.layers}. "
                 "It was recorded with another model."
             )
         if not 1 <= blocks <= self.partitions.current_blocks:
             raise PackForcingError(
-                f"A view of {blocks} blocks was asked of a cache with room for {self.partitions.current_blocks}. "
+                f"Got a view of {blocks} blocks; this cache has room for {self.partitions.current_blocks}. "
                 "Plan it with the policy's partitions(frames_per_block, current_blocks)."
             )
         window = self.window_after(self.committed_frames, blocks)
@@ -122,8 +123,8 @@ class KVCache:
         return BlockView(self, window, self._video_block(self.committed_frames), selection)
 
     def window_after(self, committed: int, blocks: int = 1) -> BlockWindow:
-        """The window of `blocks` blocks after `committed` frames: as many as there are, or as there will be after the
-        next commit and its compressed block.
+        """The window of the next `blocks` blocks, once `committed` frames are in the past. Works for the present state
+        and for the state after the next commit with its compressed block.
         """
         if self.mid is None or committed < self._bank_opens_at:
             return self.partitions.window(committed, blocks=blocks)
@@ -132,20 +133,20 @@ class KVCache:
         return self.partitions.window(committed, banked, blocks)
 
     def _leaving_block(self, committed: int) -> int | None:
-        """The block that left the recent frames with the commit that made it `committed` frames, unless it is in the
+        """The block that left the recent frames with the commit that reached `committed` frames; None if it is in the
         sink.
         """
         leaving = committed - self.partitions.recent_frames - self.partitions.frames_per_block
         return self._video_block(leaving) if leaving >= self.partitions.sink_frames else None
 
     def _video_block(self, frame: int) -> int:
-        """The block of the video that counted frame `frame` is in; `restart` and `cut` take some out of the count."""
+        """The index in the video of the block with counted frame `frame`; restarts and cuts leave some uncounted."""
         block = frame // self.partitions.frames_per_block
         return self._kept[block] if block < len(self._kept) else block + self._uncounted
 
     def _show_past(self, window: BlockWindow) -> None:
-        """Re-rotates keys whose position changed, and copies what a rolling window sees of the ring in front of the
-        current blocks. The ring itself stays as commits see it.
+        """Re-rotates keys whose position changed, and copies the ring frames that a rolling window sees to the slots in
+        front of the current blocks. The ring itself stays unchanged.
         """
         for slot, position in ((p.slot, p.position) for p in window.past):
             if self._position_of_slot[slot] != position:
@@ -161,8 +162,8 @@ class KVCache:
 
     @contextmanager
     def commit(self, view: BlockView) -> Iterator[BlockWriter]:
-        """A writer for the pass over the clean block of `view`; the block counts as past when the pass has ended
-        well.
+        """A writer for the pass over the clean block of `view`. The block joins the past when the pass ends without an
+        error.
         """
         if len(view.window.current_positions) != self.partitions.frames_per_block:
             raise PackForcingError("Several blocks cannot be committed at once; begin a view of the first block alone.")
@@ -182,7 +183,7 @@ class KVCache:
     def commit_compressed(self) -> Iterator[CompressedWriter]:
         """A writer for the pass over the compressed tokens of block `due_block`, which then is in the bank."""
         if self.mid is None or self.due_block is None:
-            raise PackForcingError("No block is due for compression; commit blocks until `due_block` names one.")
+            raise PackForcingError("No block has to be compressed now; commit blocks until `due_block` is set.")
         writer = CompressedWriter(self, self.mid, self._selected_by.pop(self.due_block))
         self._torn = True
         yield writer
@@ -191,22 +192,22 @@ class KVCache:
         self.due_block = None
 
     def blocks_in_view(self) -> tuple[int, ...]:
-        """The blocks of the video of which whole frames are in view, in order."""
+        """The blocks with at least one whole frame in view, in order, by their index in the video."""
         frames = self.partitions.frames_per_block
         return tuple(self._video_block(b * frames) for b in self.partitions.blocks_in_view(self.committed_frames))
 
     def cut(self) -> None:
-        """A hard cut: nothing of the past stays, and the next block is to the model the first one of a video."""
+        """A hard cut: drops the whole past. For the model, the next block is the first one of a video."""
         self._require_compressed()
         self._forget()
         self._begin_with(())
 
     def restart(self, flush: bool = False) -> tuple[int, ...]:
-        """Begins the past again; returns `blocks_in_view()`, for the caller to commit again, all and in this order;
-        with `flush` those of the sink and the newest block alone.
+        """Starts the past over. Returns `blocks_in_view()`, which the caller must commit again, all and in this order;
+        with `flush` only those of the sink and the newest block.
 
-        The bank is kept, but hidden until they are committed, since its blocks come between them; a flush empties it.
-        Positions begin at zero, which closes the gap of a sink whose position was left as it was.
+        The bank is kept, but hidden until these blocks are committed, because its blocks lie between them. A flush
+        empties the bank. Positions restart at zero, which closes the gap of a sink at its true position.
         """
         self._require_compressed()
         blocks = self.blocks_in_view()
@@ -219,17 +220,17 @@ class KVCache:
 
     def _require_compressed(self) -> None:
         if self.due_block is not None:
-            raise PackForcingError(f"Block {self.due_block} is due for compression; commit that first.")
+            raise PackForcingError(f"Block {self.due_block} has to be compressed first: call commit_compressed.")
 
     def _forget(self) -> None:
-        """What was gathered of the past, besides the frames in view, is gone."""
+        """Drops everything stored about the past except the frames in view."""
         self._selected_by.clear()
         self.rule.forget()
         if self.mid:
             self.mid.forget()
 
     def _begin_with(self, blocks: tuple[int, ...]) -> None:
-        """The count of frames begins again, with these blocks, which are committed again."""
+        """Restarts the count of frames with these blocks, which will be committed again."""
         self._uncounted, self._kept = self.next_block - len(blocks), blocks
         self._bank_opens_at = len(blocks) * self.partitions.frames_per_block
         self._position_of_slot.clear()
@@ -238,15 +239,14 @@ class KVCache:
 
     @property
     def next_block(self) -> int:
-        """The block of the video that comes next."""
+        """The index in the video of the next block."""
         return self._video_block(self.committed_frames)
 
 
 class BlockView:
-    """A window on the cache for denoising steps of one block, or of several: nothing of the stored past is rewritten.
+    """A window on the cache for the denoising steps of one or several blocks. It never writes to the stored past.
 
-    `block` is the first one's index in the video. What a layer chooses when its first queries come holds for all
-    passes.
+    `block` is the first block's index in the video. What a layer selects from its first queries holds for all steps.
     """
 
     def __init__(self, cache: KVCache, window: BlockWindow, block: int, selection: Selection | None):
@@ -261,7 +261,7 @@ class BlockView:
             self.choices = {i: self._chooser.repeated(choice, window) for i, choice in enumerate(selection)}
 
     def selection(self) -> Selection:
-        """What each layer chose, once it has. Where the device chose, the host waits here, once for all layers."""
+        """What each layer selected. If the device selected, the host waits here, once for all layers."""
         known = {layer: self._known(choice) for layer, choice in self.choices.items() if not isinstance(choice, Tensor)}
         chosen = {layer: choice for layer, choice in self.choices.items() if isinstance(choice, Tensor)}
         if chosen and len({len(choice) for choice in chosen.values()}) == 1:
@@ -277,11 +277,13 @@ class BlockView:
         return self.cache.mid.known(choice) if self.cache.mid else choice.blocks
 
     def queries(self, q: Tensor) -> Queries:
-        """The queries of a layer at this view's positions."""
+        """The queries of a layer, with this view's positions."""
         return Queries(q, self.cache.rope, self.window.current_positions, self.rotation)
 
     def choose(self, layer: int, queries: Queries) -> None:
-        """Makes `layer`'s choice from its queries, once a block, and shows it where its keys are read."""
+        """Makes the selection of `layer` from its queries, once per block, and copies the selected keys to where they
+        are read.
+        """
         if self._chooser:
             kv = self.cache.layers[layer]
             if layer not in self.choices:
@@ -301,9 +303,9 @@ class BlockView:
 
 
 class BlockWriter:
-    """A view that also keeps the block: after a layer has attended, its keys and values take their slots of the past.
+    """A view that also stores the block: after a layer has attended, its keys and values take their slots in the past.
 
-    Writing layer by layer needs no second copy of the block, and what is overwritten is out of view from here on.
+    Because it writes layer by layer, no second copy of the block is needed. What is overwritten is out of view already.
     """
 
     def __init__(self, view: BlockView):
@@ -344,7 +346,7 @@ class BlockWriter:
         self._store_queries(layer, kv, queries, timeless, v)
 
     def _store_queries(self, layer: int, kv: KV, queries: Queries, timeless: Tensor, v: Tensor) -> None:
-        """One sum of queries per frame, in its own ring; selection from the bank needs it."""
+        """Stores one sum of queries per frame, in a ring of its own, for selection from the bank."""
         newest = min(self._cache.partitions.query_frames, self._cache.partitions.frames_per_block)
         if not newest:
             return
@@ -357,10 +359,10 @@ class BlockWriter:
 
 
 class CompressedWriter:
-    """The pass over a block's compressed tokens: they see the sink, the mid blocks that the block had selected and are
-    still remembered, and themselves; each layer's keys and values go to the bank.
+    """The pass over a block's compressed tokens. They attend to the sink, to themselves, and to those mid blocks that
+    the block had selected and that are still in the bank. Each layer's keys and values are written to the bank.
 
-    Their place in the window is right behind those mid blocks.
+    Their positions come right after those mid blocks.
     """
 
     def __init__(self, cache: KVCache, mid: MidMemory, selection: Selection):
@@ -373,7 +375,7 @@ class CompressedWriter:
         kv, rope, choice = self._cache.layers[layer], self._mid.compressed_rope, self._choices[layer]
         first, span = self._cache.partitions.sink_frames, self._mid.plan.mid_span
         self._mid.show_at(layer, kv, [first + i * span for i in range(len(choice))], choice)
-        # Copies of the next layer's blocks run beside this layer's work; the last layer looks at none.
+        # The next layer's blocks are copied while this layer computes; there is no next layer for the last one.
         if layer + 2 < len(self._choices):
             self._mid.fetch(layer + 1, self._cache.layers[layer + 1], self._choices[layer + 1])
         position = first + len(choice) * span

@@ -1,4 +1,4 @@
-"""The list of cache policies, and their presets. Each policy is a file of `policies/` and its own configuration.
+"""The list of cache policies and their presets. Each policy is one file in `policies/` and its own configuration.
 
 The command line and the ComfyUI node read names, knobs, defaults and limits from here.
 """
@@ -59,20 +59,22 @@ DOCUMENTED_PRESETS: dict[str, Policy] = {
     "Sink left behind (StreamingLLM)": SinkWindow(window_frames=21, sink_frames=3, realign=False),
     Full.title: Full(),
 }
-"""Those that the node's help pages list and that have Chinese texts, in the order of the menu."""
+"""The presets in the help pages and with Chinese texts, in menu order."""
 
 POLICY_PRESETS: dict[str, Policy] = {
     **DOCUMENTED_PRESETS,
     **{policy.title: policy() for policy in POLICIES.values() if policy not in _DOCUMENTED},
 }
-"""What the KV Cache node offers. A file that is new in `policies` comes last, in its own words in every language."""
+"""The choices of the KV Cache node. A new file in `policies` is added at the end, untranslated."""
 
 MINIATURE_MEMORY = PackForcing(sink_frames=8, recent_frames=4, top_k_blocks=4, mid_span=1.0)
-"""What the miniature and its compressor are trained and sampled with."""
+"""The policy for training and sampling the miniature and its compressor."""
 
 
 def build_policy(name: str, **settings: int | float | bool | str | None) -> Policy:
-    """The policy called `name` with those settings that are not None; unknown names and foreign knobs are errors."""
+    """The policy called `name` with the settings that are not None. Raises PackForcingError for unknown names and
+    knobs.
+    """
     if name not in POLICIES:
         raise PackForcingError(f"Unknown cache policy '{name}'; expected one of {', '.join(POLICIES)}.")
     policy = POLICIES[name]

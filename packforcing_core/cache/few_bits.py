@@ -1,13 +1,14 @@
-"""Keys and values in 8 or 4 bits: symmetric, with a scale for every row of head_dim numbers, or for groups of them.
+"""Keys and values in 8 or 4 bits: symmetric, with one scale for each row of head_dim values, or for groups of them.
 
-A group x of numbers is kept as round(x / scale) with scale = the largest magnitude in x / the largest code, so that
-each number comes back within half a scale.
+A group x of values is stored as round(x / scale), with scale = (largest magnitude in x) / (largest code). Each restored
+value is off by at most half a scale.
 
-    bits   largest code   a scale for                      scale
-    8      127            a token and head                 float32
-    4      7              32 numbers of a token and head   float16
+    bits   largest code   one scale per                     scale
+    8      127            token and head                    float32
+    4      7              32 values of a token and head     float16
 
-Two codes of 4 bits lie in a byte: that of number i of a row's first half, and above it that of number i of its second.
+A byte holds two 4-bit codes: value i of the row's first half in the low bits, value i of its second half in the high
+bits.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ Bits = Literal[8, 4]
 GROUP = 32
 
 Rows = slice | Tensor
-"""Which token rows: a range, or their indices."""
+"""Token rows as a range or as indices."""
 
 
 def group_size(head_dim: int, bits: Bits) -> int:
-    """Numbers that share a scale; in 4 bits no group has some of both halves of a row."""
+    """Values that share a scale. With 4 bits no group spans both halves of a row."""
     return head_dim if bits == 8 else math.gcd(GROUP, head_dim // 2)
 
 
 def quantise(x: Tensor, bits: Bits = 8) -> tuple[Tensor, Tensor]:
-    """Codes of x [..., head_dim], int8 like it or two in a byte, uint8 [..., head_dim / 2]; and its scales
-    [..., groups].
+    """Codes and scales of x [..., head_dim]. Codes are int8 [..., head_dim], or two per byte: uint8 [..., head_dim /
+    2]. Scales are [..., groups].
     """
     groups = x.float().unflatten(-1, (-1, group_size(x.shape[-1], bits)))
     limit = 2 ** (bits - 1) - 1
@@ -49,14 +50,14 @@ def quantise(x: Tensor, bits: Bits = 8) -> tuple[Tensor, Tensor]:
 
 
 def restored(codes: Tensor, scales: Tensor) -> Tensor:
-    """What `quantise` made of x, in float32 [..., head_dim]."""
+    """The values that `quantise` stored, in float32 [..., head_dim]."""
     if codes.dtype == torch.int8:
         return codes * scales
     return torch.cat([_half(*half).flatten(-2) for half in _halves(codes, scales)], dim=-1)
 
 
 def restore_into(target: Tensor, codes: Tensor, scales: Tensor) -> None:
-    """What `restored` gives, written to `target` without a copy of its size between."""
+    """Writes the result of `restored` to `target` without a temporary copy of its size."""
     if codes.dtype == torch.int8:
         torch.mul(codes, scales, out=target)
         return
@@ -65,7 +66,7 @@ def restore_into(target: Tensor, codes: Tensor, scales: Tensor) -> None:
 
 
 def _halves(codes: Tensor, scales: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Codes of 4 bits and scales of the first and the second half of a row."""
+    """4-bit codes and scales of the first and the second half of a row."""
     low, high = scales.chunk(2, dim=-1)
     yield codes & 15, low
     yield codes >> 4, high
@@ -77,7 +78,7 @@ def _half(codes: Tensor, scales: Tensor) -> Tensor:
 
 
 def row_bytes(head_dim: int, dtype: torch.dtype, bits: Bits | None) -> int:
-    """Bytes of the key (or of the value) of one token in one head; `bits` None leaves it as it is."""
+    """Bytes of the key (or of the value) of one token in one head; `bits` None means no quantisation."""
     if bits is None:
         return head_dim * dtype.itemsize
     groups = head_dim // group_size(head_dim, bits)
@@ -98,7 +99,7 @@ def stored_as(
 
 
 class TokenRows:
-    """Keys (or values) of a fixed number of tokens, [B, tokens, heads, head_dim], as they are or in few bits."""
+    """Keys (or values) of a fixed number of tokens, [B, tokens, heads, head_dim], plain or quantised."""
 
     def __init__(
         self,
@@ -129,25 +130,25 @@ class TokenRows:
             self._rows[:, rows], self._scales[:, rows] = quantise(x, self.bits)
 
     def take_codes(self, rows: slice, codes: Tensor, scales: Tensor) -> None:
-        """Writes what `quantise` made somewhere else."""
+        """Stores codes and scales that `quantise` made elsewhere."""
         stored = self._stored()
         stored["rows"][:, rows].copy_(codes, non_blocking=True)
         stored["scales"][:, rows].copy_(scales, non_blocking=True)
 
     def read(self, rows: Rows) -> Tensor:
-        """A copy of those rows, in the dtype that they came in."""
+        """A copy of these rows in the original dtype."""
         if self._scales is None:
             return self._rows[:, rows]
         return restored(self._rows[:, rows], self._scales[:, rows]).to(self._dtype)
 
     def read_into(self, target: Tensor, rows: slice) -> None:
-        """What `read` gives, written to `target` without a copy between."""
+        """Writes the result of `read` to `target` without a temporary copy."""
         if self._scales is None:
             target.copy_(self._rows[:, rows])
         else:
             restore_into(target, self._rows[:, rows], self._scales[:, rows])
 
     def rearrange(self, target: Tensor, source: Tensor) -> None:
-        """Puts the rows `source` where the rows `target` are; nothing is rounded again."""
+        """Copies the rows `source` to the rows `target`; quantised values are not rounded again."""
         for stored in self._stored().values():
             stored[:, target] = stored[:, source]

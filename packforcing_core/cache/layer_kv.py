@@ -1,4 +1,4 @@
-"""The tensors of one layer of the cache, and their bytes. No policy lives here: the caller says which slot."""
+"""The tensors of one layer of the cache, and their sizes in bytes. It holds no policy: the caller names the slots."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class KVShape:
-    """What a cache must hold keys and values for. `dtype` is that of the stored keys and values.
+    """The sizes of keys and values in a cache. `dtype` is the dtype in which they are stored.
 
-    `compressed_tokens` is the number of tokens of a block's compressed form; only plans with a bank read it.
+    `compressed_tokens` is the number of tokens in a compressed block; only plans with a bank read it.
     """
 
     layers: int
@@ -45,7 +45,7 @@ class KVShape:
 
     @property
     def compressed(self) -> CompressedShape:
-        """One layer's compressed block; PackForcingError when the shape does not say how many tokens it has."""
+        """The shape of one layer's compressed block. Raises PackForcingError if `compressed_tokens` is not set."""
         if self.compressed_tokens < 1:
             raise PackForcingError(
                 f"compressed_tokens is {self.compressed_tokens}, but this policy keeps compressed blocks. "
@@ -54,13 +54,13 @@ class KVShape:
         return CompressedShape(self.batch, self.compressed_tokens, self.heads, self.head_dim, self.dtype)
 
     def attended_tokens(self, partitions: Partitions) -> int:
-        """Tokens that a denoising pass attends to once all slots are full, its own block or blocks included."""
+        """Tokens that a denoising pass attends to when all slots are full, including its own blocks."""
         p = partitions
         frames = p.sink_frames + p.extra_frames + p.rolling_recent_frames + p.current_frames
         return frames * self.tokens_per_frame + self._mid_tokens(p)
 
     def buffer_tokens(self, partitions: Partitions) -> int:
-        """Token rows of the buffer that attention reads: all that is kept of the past, copies, the current blocks."""
+        """Token rows in the buffer that attention reads: the past, copies, and the current blocks."""
         frames = partitions.copied_frames + partitions.current_frames
         return self._past_tokens(partitions) + frames * self.tokens_per_frame
 
@@ -71,7 +71,7 @@ class KVShape:
         return partitions.top_k_blocks * self.compressed.tokens if partitions.bank else 0
 
     def cache_bytes(self, partitions: Partitions) -> int:
-        """Bytes of what is kept of the past and attended, once all slots are full."""
+        """Bytes of the past that a pass attends to when all slots are full."""
         tokens: dict[Part, int] = {
             "sink": partitions.sink_frames * self.tokens_per_frame,
             "mid": self._mid_tokens(partitions),
@@ -83,7 +83,7 @@ class KVShape:
         )
 
     def bank_bytes(self, partitions: Partitions) -> int:
-        """Bytes of the mid bank: compressed blocks and their mean keys, wherever they are."""
+        """Bytes of the bank: compressed blocks and their mean keys, in VRAM or in system RAM."""
         return self._compressed_bytes(partitions) + self._mean_key_bytes(partitions)
 
     def host_bytes(self, partitions: Partitions) -> int:
@@ -93,8 +93,8 @@ class KVShape:
 
     def buffer_bytes(self, partitions: Partitions) -> int:
         """All bytes that a cache allocates on its device: the attended buffer with the current blocks, keys without
-        rotation, what choosing needs, and the part of the bank that is not in system RAM. With packed parts the
-        attended buffer is one for all layers.
+        rotation, what selection needs, and the bank if it is in VRAM. With quantised parts, all layers share one
+        attended buffer.
         """
         attended = 2 * self.row_bytes * self.buffer_tokens(partitions)
         bank = self.bank_bytes(partitions) - self.host_bytes(partitions)
@@ -107,7 +107,7 @@ class KVShape:
         return attended + self.frame_bytes * frames + beside + self._resident_bytes(partitions)
 
     def _choice_bytes(self, partitions: Partitions) -> int:
-        """What selection from the bank, and alignment of what enters it, need in addition to the bank's mean keys."""
+        """Bytes for selection from the bank and for alignment of new blocks, without the bank's mean keys."""
         row = self.batch * self.heads * self.head_dim * FLOAT_BYTES
         sums = self.layers * row * (partitions.query_frames + (partitions.bank is not None))
         if not (partitions.bank and partitions.bank.alignment):
@@ -125,13 +125,13 @@ class KVShape:
         return means * plan.bank_blocks if plan else 0
 
     def _resident_bytes(self, partitions: Partitions) -> int:
-        """Keys of the selected compressed blocks that stay on the device when the bank does not."""
+        """Bytes of the selected blocks' keys, which stay on the device if the bank is in system RAM."""
         on_host = self.host_bytes(partitions) > 0
         return self.row_bytes * self.compressed.tokens * partitions.top_k_blocks if on_host else 0
 
 
 class RowLayout:
-    """Where in a buffer of token rows the slots of a plan lie; `partitions` describes the order."""
+    """Where the slots of a plan are in a buffer of token rows; `partitions` describes the order."""
 
     def __init__(self, shape: KVShape, partitions: Partitions):
         self.tokens_per_frame = shape.tokens_per_frame
@@ -160,16 +160,18 @@ class RowLayout:
         return slice(first, first + len(window.current_positions) * self.tokens_per_frame)
 
     def attended(self, window: BlockWindow) -> slice:
-        """The token rows that the current blocks see, themselves included, which are the last of them."""
+        """The token rows that the current blocks attend to; their own rows are the last."""
         return slice(self.tokens(self._past_frames - window.past_frames).start, self.current(window).stop)
 
     def attended_by_compressed(self, mid_blocks: int) -> slice:
-        """The rows that a compressed block sees: sink, `mid_blocks` mid slots and itself, which is last."""
+        """The rows that a compressed block attends to: sink, `mid_blocks` mid slots, and its own rows, which are the
+        last.
+        """
         return slice(self.tokens(self._ring_frames).start, self.mid(mid_blocks).stop)
 
     def candidates(self, first: int, frames: int, device: torch.device | str) -> Tensor:
-        """Token rows of the frames `first`, `first` + 1, ... behind the sink, in that order; the slots of the ring run
-        from right to left.
+        """Token rows of the frames `first`, `first` + 1, ... after the sink, in that order. The ring's slots run from
+        right to left.
         """
         n = self.tokens_per_frame
         index = torch.arange(first * n, (first + frames) * n, device=device)
@@ -179,10 +181,10 @@ class RowLayout:
 class LayerKV(RowLayout):
     """Keys and values of one layer: `k`, `v` [B, tokens, heads, head_dim], laid out as `partitions` describes.
 
-    `k` is rotated for the position at which it is read now. What may move is also kept as `timeless_k`, rotated by
-    height and width but not by time, so that a move is one fresh rotation and never a second one; `candidate_v` are the
-    values of what may be chosen among. Both are indexed by frame slot. `query_sums` [B, frames, heads, head_dim] are
-    float32 sums of a frame's queries, rotated like `timeless_k`.
+    `k` is rotated for its present position. Keys that may change position are also stored as `timeless_k`, rotated by
+    height and width but not by time: a key is always rotated once, from there. `candidate_v` holds the values of tokens
+    that can be selected. Both are indexed by frame slot. `query_sums` [B, frames, heads, head_dim] are float32 sums of
+    a frame's queries, rotated like `timeless_k`.
     """
 
     def __init__(self, shape: KVShape, partitions: Partitions, device: torch.device | str):
@@ -203,12 +205,12 @@ class LayerKV(RowLayout):
         return sum(tensor.nbytes for tensor in tensors)
 
     def move(self, slot: int, rotation: Rotation) -> None:
-        """Turns a frame of the ring to where `rotation` in time puts it."""
+        """Re-rotates a frame of the ring to the position that `rotation` in time gives."""
         rows = self.tokens(slot)
         rotate_into(self.k[:, rows], self.timeless_k[:, rows], rotation)
 
     def show_copy(self, window: BlockWindow, index: int, rotation: Rotation | None) -> None:
-        """Shows a frame of the ring, turned by `rotation` in time or as it is, in front of the current blocks too."""
+        """Copies a frame of the ring in front of the current blocks too, rotated by `rotation` in time or unchanged."""
         source, target = self.tokens(window.copied[index].slot), self.copy(window, index)
         if rotation is None:
             self.k[:, target] = self.k[:, source]
@@ -217,8 +219,8 @@ class LayerKV(RowLayout):
         self.v[:, target] = self.v[:, source]
 
     def put_frame(self, slot: int, timeless: Tensor, v: Tensor, rotation: Rotation) -> None:
-        """Keeps a frame: keys `timeless` [B, tokens, heads, head_dim], to be read where `rotation` in time puts them,
-        and values.
+        """Stores a frame: values, and keys `timeless` [B, tokens, heads, head_dim], which are read rotated by
+        `rotation` in time.
         """
         rows = self.tokens(slot)
         rotate_into(self.k[:, rows], timeless, rotation)
@@ -230,50 +232,53 @@ class LayerKV(RowLayout):
                 self.candidate_v[:, rows] = v
 
     def seen(self, window: BlockWindow) -> tuple[Tensor, Tensor]:
-        """Keys and values that a pass attends to [B, attended, heads, head_dim]; its own rows, the last, are to be
-        filled in.
+        """The keys and values that a pass attends to, [B, attended, heads, head_dim]. The caller fills in the last
+        rows, which are its own.
         """
         rows = self.attended(window)
         return self.k[:, rows], self.v[:, rows]
 
     def seen_by_compressed(self, mid_blocks: int) -> tuple[Tensor, Tensor]:
-        """The same for a compressed block behind `mid_blocks` mid slots."""
+        """The same for a compressed block that follows `mid_blocks` mid slots."""
         rows = self.attended_by_compressed(mid_blocks)
         return self.k[:, rows], self.v[:, rows]
 
     def timeless_keys(self, rows: Rows) -> Tensor:
-        """Keys of the ring without their rotation in time."""
+        """Keys in the ring without their rotation in time."""
         return self.timeless_k[:, rows]
 
     def ring_values(self, rows: Rows) -> Tensor:
-        """Values of the ring, as they are kept."""
+        """Values in the ring, as stored."""
         return (self.candidate_v if self.candidate_v.shape[1] else self.v)[:, rows]
 
     def show_tokens(self, target: Tensor, source: Tensor, rotation: Rotation) -> None:
-        """Shows the ring's rows `source`, turned by `rotation` in time, at the rows `target`; what is kept stays."""
+        """Copies the ring's rows `source`, rotated by `rotation` in time, to the rows `target`; the ring stays
+        unchanged.
+        """
         self.k[:, target] = rotate(self.timeless_k[:, source], rotation)
         self.v[:, target] = self.candidate_v[:, source]
 
     def show_changed(self, target: Tensor, rotation: Rotation, made: Callable[[], tuple[Tensor, Tensor]]) -> None:
-        """Shows other keys (without rotation in time) and values than were shown by `show_tokens` at rows `target`."""
+        """Replaces the keys (given without rotation in time) and values that `show_tokens` put at the rows `target`."""
         keys, values = made()
         self.k[:, target] = rotate(keys, rotation)
         self.v[:, target] = values
 
     def rewrite(self, rows: Tensor, timeless: Tensor, v: Tensor) -> None:
-        """Keeps other keys and values at those rows of the ring; what is shown stays."""
+        """Replaces stored keys and values at these rows of the ring; what attention reads stays."""
         self.timeless_k[:, rows] = timeless
         self.candidate_v[:, rows] = v
 
     def keep_tokens(self, target: Tensor, source: Tensor) -> None:
-        """Makes the ring's rows `target` what its rows `source` were."""
+        """Overwrites the ring's rows `target` with its rows `source`."""
         for store in (self.timeless_k, self.candidate_v):
             store[:, target] = store[:, source]
 
 
 def ring_slices(first: int, count: int, size: int) -> Iterator[tuple[slice, slice]]:
     """The slots of frames `first`, `first` + 1, ... in a ring of `size` slots (frame % size), as at most two ranges,
-    and which of the `count` frames lie there. Ranges, since a list of slots would be copied to the device.
+    each with the range of the `count` frames in it. They are ranges because a list of slots would have to be copied to
+    the device.
     """
     done = 0
     while done < count:

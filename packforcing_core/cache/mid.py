@@ -31,14 +31,14 @@ def region_centres(cells: int, size: int) -> list[float]:
 
 
 def pair_centres(frames: int) -> list[float]:
-    """Centres of the pairs of latent frames that a compressed block's time cells stand for; an odd block's last cell
-    is one frame.
+    """Temporal centres of the pairs of latent frames that a compressed block's time cells cover. With an odd number of
+    frames, the last cell covers one frame.
     """
     return [(first + min(first + 1, frames - 1)) / 2 for first in range(0, frames, 2)]
 
 
 class CompressedRope:
-    """Coordinates of a compressed block's tokens: where their regions lie in the full grid."""
+    """Coordinates of a compressed block's tokens: the centres of their regions in the full grid."""
 
     def __init__(self, rope: GridRope, plan: BankPlan, frames_per_block: int):
         height, width = rope.grid
@@ -57,39 +57,35 @@ class CompressedRope:
         return rotate(keys, self._spatial)
 
     def rotation(self, position: float) -> Rotation:
-        """The whole rotation, in space and time, of a compressed block that starts at `position`."""
+        """The whole rotation, in space and time, of a compressed block at `position`."""
         return self._rope.frames([position + offset for offset in self._offsets])
 
     def at(self, position: float, keys: Tensor) -> Tensor:
-        """Spatially rotated keys (or queries) of a compressed block, also rotated in time for a block that starts at
-        `position`.
-        """
+        """Spatially rotated keys (or queries) of a compressed block, rotated in time too, for a block at `position`."""
         return rotate(keys, self.time(position))
 
     def times(self, positions: Sequence[float]) -> Rotation:
-        """The rotation in time of several compressed blocks, one behind the other; passes that ask for the same share
-        it.
-        """
+        """The rotation in time of several compressed blocks in sequence. Passes with the same positions share it."""
         if self._several is None or self._several[0] != tuple(positions):
             self._several = tuple(positions), torch.cat([self.time(position) for position in positions])
         return self._several[1]
 
     def places(self, positions: Sequence[float]) -> Rotation:
-        """`times` with an axis of its own for the compressed blocks: [len(positions), tokens, 1, pairs]."""
+        """`times` with a separate axis for the compressed blocks: [len(positions), tokens, 1, pairs]."""
         return self.times(positions).unflatten(0, (len(positions), -1))
 
     def time(self, position: float) -> Rotation:
-        """The rotation in time of a compressed block that starts at `position`."""
-        if position not in self._times:  # Few: the places of the mid slots.
+        """The rotation in time of a compressed block at `position`."""
+        if position not in self._times:  # There are few: the positions of the mid slots.
             self._times[position] = self._rope.frame_times([position + offset for offset in self._offsets])
         return self._times[position]
 
 
 class MidMemory:
-    """The bank, and the mid slots of the layers' buffers that show a part of it.
+    """The bank, and the mid slots in the layers' buffers that hold the selected blocks.
 
-    A slot is rewritten only when its block or position changes; a block that stays chosen keeps its slot, since
-    attention does not care about the order of its keys.
+    A slot is rewritten only when its block or position changes. A block that stays selected keeps its slot, since
+    attention does not depend on the order of its keys.
     """
 
     def __init__(self, plan: BankPlan, partitions: Partitions, shape: KVShape, rope: GridRope, device: torch.device):
@@ -115,7 +111,7 @@ class MidMemory:
         self._rope = rope
         self._spatial: dict[int, Rotation] = {}
         self.blocks: list[int] = []  # The block in each used bank slot.
-        # Mean of all queries that were committed, and of how many tokens it is.
+        # Mean of all committed queries, and the number of tokens in it.
         sizes = (shape.batch, shape.heads, shape.head_dim)
         self._running = [torch.zeros(sizes, dtype=torch.float32, device=device) for _ in range(shape.layers)]
         self._counted = [0] * shape.layers
@@ -128,24 +124,24 @@ class MidMemory:
 
     @property
     def fetched(self) -> int:
-        """Compressed blocks that came into mid slots, as far as the host knows."""
+        """Number of compressed blocks copied to mid slots, as far as the host knows."""
         return self._fetched + self.recall.fetched
 
     @property
     def compressed_bytes(self) -> int:
-        """Bytes of the compressed blocks, wherever they are stored."""
+        """Bytes of the compressed blocks, in VRAM or in system RAM."""
         return sum(bank.compressed_bytes for bank in self._banks)
 
     @property
     def device_bytes(self) -> int:
-        """Bytes on the device besides the compressed blocks, and the compressed blocks where they are stored there."""
+        """Bytes on the device, including the compressed blocks if they are stored there."""
         means = sum(bank.mean_keys.nbytes for bank in self._banks)
         compressed = 0 if self.plan.bank_storage.startswith("ram") else self.compressed_bytes
         beside = sum(t.nbytes for t in (*self._resident, *self._running, *self._moments))
         return means + beside + compressed
 
     def choose(self, layer: int, kv: KV, window: BlockWindow, queries: Queries, block: int) -> Choice | Queued:
-        """What `layer` selects for block `block`, from its queries; `Queued` where the device chose."""
+        """What `layer` selects for block `block`, from its queries; a `Queued` if the device selects."""
         bank, q, selector = self._banks[layer], queries.plain, self.plan.selector
         asked = rotate(q, self._spatial_of(q.shape[1] // kv.tokens_per_frame)) if selector in READS_QUERIES else q
         tokens = q.shape[1] + kv.query_sums.shape[1] * kv.tokens_per_frame
@@ -162,13 +158,13 @@ class MidMemory:
         return choose(scores, self.blocks, len(positions))
 
     def _with(self, layer: int, query_sum: Tensor, tokens: int) -> Tensor:
-        """The running mean of queries, with `tokens` more of that sum."""
+        """The running mean of queries after adding `query_sum` over `tokens` tokens."""
         counted = self._counted[layer]
         return torch.lerp(self._running[layer], query_sum / tokens, tokens / (counted + tokens))
 
     def store(self, layer: int, n: int, first: int, query_sum: Tensor, timeless: Tensor, v: Tensor) -> None:
-        """A block that begins at counted frame `first` is committed, with `n` tokens a frame: its queries [B, heads,
-        head_dim], summed, its keys, rotated by height and width alone, and its values.
+        """Called when a block that begins at counted frame `first` is committed, with `n` tokens per frame: its summed
+        queries [B, heads, head_dim], its keys (rotated by height and width only), and its values.
         """
         self._running[layer].copy_(self._with(layer, query_sum, timeless.shape[1]))
         self._counted[layer] += timeless.shape[1]
@@ -179,13 +175,13 @@ class MidMemory:
                 self._moments[layer][frame] = measured(*rows)
 
     def _spatial_of(self, frames: int) -> Rotation:
-        """Rotation of `frames` frames by height and width: of a block, and of a rolling window's blocks."""
+        """Rotation of `frames` frames by height and width: for one block, or for the blocks of a rolling window."""
         if frames not in self._spatial:
             self._spatial[frames] = self._rope.spatial(frames)
         return self._spatial[frames]
 
     def repeated(self, choice: Sequence[int], window: BlockWindow) -> Choice:
-        """A choice of an earlier run, to be made again; PackForcingError when it does not fit this bank."""
+        """Repeats a selection of an earlier run. Raises PackForcingError if it does not fit this bank."""
         if len(choice) != len(window.mid_positions) or not set(choice) <= set(self.blocks):
             raise PackForcingError(
                 f"The recorded selection {list(choice)} does not fit a bank of blocks {sorted(self.blocks)} of which "
@@ -194,7 +190,7 @@ class MidMemory:
         return tuple(choice)
 
     def known(self, choice: Choice | Queued) -> Choice:
-        """A choice as the host has it; the choices of all layers are read when it has to wait for one."""
+        """A selection on the host; if one has to be read from the device, those of all layers are read together."""
         if not isinstance(choice, Queued):
             return choice
         if not choice.blocks:
@@ -202,7 +198,7 @@ class MidMemory:
         return choice.blocks
 
     def show(self, layer: int, kv: KV, window: BlockWindow, choice: Choice | Queued) -> None:
-        """Makes the mid slots of `kv` hold the chosen blocks at the mid positions of `window`."""
+        """Fills the mid slots of `kv` with the selected blocks, at the mid positions of `window`."""
         if isinstance(choice, Queued):
             if self.recall.holds(layer, choice):
                 return
@@ -210,7 +206,7 @@ class MidMemory:
         self.show_at(layer, kv, window.mid_positions, choice)
 
     def show_at(self, layer: int, kv: KV, positions: Sequence[float], choice: Choice) -> None:
-        """Makes the first mid slots of `kv` hold the chosen blocks, the i-th of them at the i-th position."""
+        """Fills the first mid slots of `kv` with the selected blocks, the i-th at the i-th position."""
         self.fetch(layer, kv, choice)
         self._banks[layer].wait()
         shown = self._shown[layer]
@@ -220,11 +216,11 @@ class MidMemory:
                 kv.show_mid([slot_of[block] for block in choice], self.compressed_rope.times(positions))
             return
         wanted = dict(zip(choice, positions, strict=True))
-        tags = [tag for tag in shown[: len(choice)] if tag]  # All of them, now that they were fetched.
+        tags = [tag for tag in shown[: len(choice)] if tag]  # All are set, as they were fetched.
         stale = [slot for slot, (block, position) in enumerate(tags) if position != wanted[block]]
         if not stale:
             return
-        # All slots between the first and the last in one: what stands right among them comes out the same.
+        # All slots from the first to the last changed one at once; unchanged ones between get the same values again.
         first, slots = stale[0], range(stale[0], stale[-1] + 1)
         blocks = [tags[slot][0] for slot in slots]
         rotation = self.compressed_rope.times([wanted[block] for block in blocks])
@@ -233,7 +229,7 @@ class MidMemory:
             shown[slot] = block, wanted[block]
 
     def fetch(self, layer: int, kv: KV, choice: Choice) -> None:
-        """Begins to bring those chosen blocks into the first mid slots of `kv` that are not there yet."""
+        """Starts copying the selected blocks into the first mid slots of `kv`, except those that are there already."""
         self.recall.settle()
         shown = self._shown[layer]
         shown[len(choice) :] = [None] * (len(shown) - len(choice))  # The current block's rows begin there.
@@ -251,15 +247,15 @@ class MidMemory:
             self._fetched += 1
 
     def _timeless(self, layer: int, slots: range, blocks: Sequence[int]) -> Tensor:
-        """Keys of the blocks in those mid slots, one behind the other, without rotation in time."""
+        """Keys of the blocks in these mid slots, in sequence, without rotation in time."""
         resident, bank = self._resident[layer], self._banks[layer]
         if len(resident):
             return resident[slots.start : slots.stop].transpose(0, 1).flatten(1, 2)
         return torch.cat([bank.keys(self.blocks.index(block)) for block in blocks], dim=1)
 
     def write(self, layer: int, slot: int, keys: Tensor, values: Tensor) -> None:
-        """Stores one layer of a compressed block in bank slot `slot`, aligned with sink and bank; `keys` are spatially
-        rotated.
+        """Stores one layer of a compressed block in bank slot `slot`, aligned with the statistics of sink and bank.
+        `keys` are spatially rotated.
         """
         if self.plan.alignment:
             keys, values = self._aligned(layer, slot, keys, values)
@@ -276,20 +272,20 @@ class MidMemory:
         return keys, values
 
     def slot_for_next(self) -> int:
-        """The bank slot that the next compressed block takes: a free one, or the oldest one's."""
+        """The bank slot for the next compressed block: a free one, or that of the oldest block."""
         if len(self.blocks) < self.plan.bank_blocks:
             return len(self.blocks)
         return self.blocks.index(min(self.blocks))
 
     def admit(self, block: int, slot: int) -> None:
-        """The compressed form of `block` is complete in bank slot `slot`."""
+        """Marks the compressed form of `block` in bank slot `slot` as complete."""
         if slot < len(self.blocks):
             self.blocks[slot] = block
         else:
             self.blocks.append(block)
 
     def forget(self) -> None:
-        """Empties the bank, and what the mid slots show; the mean of the queries begins again."""
+        """Empties the bank and the mid slots, and restarts the mean of the queries."""
         self.recall.settle()
         self.blocks.clear()
         self._counted = [0] * len(self._counted)
@@ -297,5 +293,5 @@ class MidMemory:
             shown[:] = [None] * len(shown)
 
     def remembered(self, choice: Sequence[int]) -> Choice:
-        """Those blocks of an earlier choice that are still in the bank."""
+        """The blocks of an earlier selection that are still in the bank."""
         return tuple(block for block in choice if block in self.blocks)

@@ -1,7 +1,8 @@
-"""Means and variances of frames' (or compressed blocks') keys and values, and alignment with those of a trusted past.
+"""Means and variances of the keys and values of frames (or compressed blocks), and alignment with those of a trusted
+past.
 
-TetherCache (arXiv 2606.13035) calls it TAME: with mean m and deviation s of each head and channel over tokens, those of
-what is admitted and those of the trusted pool,  x' = (1 - share) x + share (s_pool (x - m) / s + m_pool).
+TAME in TetherCache (arXiv 2606.13035). With mean m and standard deviation s of each head and channel over the tokens of
+a new frame, and m_pool and s_pool of the trusted frames: x' = (1 - share) x + share (s_pool (x - m) / s + m_pool).
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def measured(keys: Tensor, values: Tensor) -> Tensor:
 
 
 def pooled(moments: Tensor, tokens: Sequence[int]) -> Tensor:
-    """Moments [4, B, heads, head_dim] of several together, [n, 4, B, heads, head_dim], of so many tokens each.
+    """Moments [4, B, heads, head_dim] of a union, from the moments of its parts [n, 4, B, heads, head_dim] and their
+    numbers of `tokens`.
 
     The variance of a union is the mean of the variances plus the variance of the means.
     """
@@ -52,7 +54,7 @@ def pooled(moments: Tensor, tokens: Sequence[int]) -> Tensor:
 
 
 def aligned(keys: Tensor, values: Tensor, pool: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Keys and values pulled towards `pool` by `share` (0..1), in their dtype."""
+    """Keys and values moved towards `pool` by `share` (0..1), in their dtype."""
     own = measured(keys, values)
     made = []
     for index, x in ((0, keys), (2, values)):

@@ -1,10 +1,10 @@
-"""A layer's past with parts in 8 or 4 bits, and the buffer that the layers share to attend to it.
+"""A layer's past with parts in 8 or 4 bits, and the dequantised buffer that all layers share.
 
-    kept by each layer     recent ring | sink | mid slots            in few bits, or in the model's dtype
+    stored by each layer   recent ring | sink | mid slots            quantised, or in the model's dtype
     shared by all layers   [ recent ring | sink | mid slots | copied recent | current ]
 
-Before each of its attentions a layer brings what it sees into the shared buffer. Keys of frames that may move are kept
-without their rotation in time and turned when they are read, so that every key is rounded once.
+Before it attends, a layer dequantises what it sees into the shared buffer. Keys that may change position are stored
+without rotation in time and rotated at every read, so each key is rounded only once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .partitions import BlockWindow, Part, Partitions
 
 
 class Piece(NamedTuple):
-    """Rows of the ring, the rows of the shared buffer where they are read, and how they are turned in time."""
+    """Rows of the ring, the rows of the shared buffer that they are copied to, and their rotation in time."""
 
     source: slice
     target: slice
@@ -50,7 +50,7 @@ class Workspace(RowLayout):
         return self.k.nbytes + self.v.nbytes
 
     def pieces(self, window: BlockWindow) -> Sequence[Piece]:
-        """How the frames of the ring come into view, the same for all layers."""
+        """How the frames of the ring are copied to the shared buffer, the same for all layers."""
         if self._window is not window:
             self._window, self._pieces = window, list(self._planned(window))
         return self._pieces
@@ -58,7 +58,7 @@ class Workspace(RowLayout):
     def _planned(self, window: BlockWindow) -> Iterator[Piece]:
         positions = {placement.slot: placement.position for placement in window.past}
         first = self._past_frames - window.past_frames
-        for slot in range(first, self._ring_frames, self._frames_per_block):  # No more at once than a block has.
+        for slot in range(first, self._ring_frames, self._frames_per_block):  # At most one block at once.
             slots = range(slot, min(slot + self._frames_per_block, self._ring_frames))
             rows = self.tokens(slot, len(slots))
             yield Piece(rows, rows, self._turned([positions[s] for s in slots]))
@@ -86,7 +86,7 @@ class Pair:
         self.values.write(rows, values)
 
     def bring(self, rows: Rows, target: Rows, rotation: Rotation | None, to: Workspace) -> None:
-        """Puts `rows` at the rows `target` of the shared buffer, the keys turned by `rotation`."""
+        """Copies `rows` to the rows `target` of the shared buffer, with the keys rotated by `rotation`."""
         if isinstance(rows, slice) and isinstance(target, slice):
             self.values.read_into(to.v[:, target], rows)
             if rotation is None:
@@ -100,8 +100,8 @@ class Pair:
 
 
 class PackedKV(RowLayout):
-    """What one layer keeps, with the calls of a `LayerKV`. Frames need not be moved or copied: every read says where
-    they stand. Mid keys are those of the bank, rotated in space only.
+    """The stored past of one layer, with the interface of `LayerKV`. Frames need not be moved or copied, because each
+    read names their positions. Mid keys are stored as in the bank, rotated in space only.
     """
 
     def __init__(self, shape: KVShape, partitions: Partitions, workspace: Workspace, device: torch.device | str):
@@ -119,7 +119,7 @@ class PackedKV(RowLayout):
         }
         sums = (shape.batch, partitions.query_frames, shape.heads, shape.head_dim)
         self.query_sums = torch.zeros(sums, dtype=torch.float32, device=device)
-        # What is seen of the mid slots, in which order, and how it is turned; rows of the ring that stand elsewhere.
+        # The mid slots in view, in order, with their rotation; then rows of the ring that are shown at other places.
         self._mid_slots: list[int] = []
         self._mid_rows: Tensor
         self._mid_rotation: Rotation
@@ -139,7 +139,7 @@ class PackedKV(RowLayout):
             self._parts["sink"].write(self.tokens(slot - self._ring_frames), rotate(timeless, rotation), v)
 
     def seen(self, window: BlockWindow) -> tuple[Tensor, Tensor]:
-        """As `LayerKV.seen`; good until the next layer's."""
+        """As `LayerKV.seen`; valid until the next layer's call."""
         rows = self.attended(window)
         ring, buffer = self._parts["recent"], self._workspace
         if window.pruned_frames is None:
@@ -156,14 +156,14 @@ class PackedKV(RowLayout):
         return buffer.k[:, rows], buffer.v[:, rows]
 
     def seen_by_compressed(self, mid_blocks: int) -> tuple[Tensor, Tensor]:
-        """As `LayerKV.seen_by_compressed`; good until the next layer's."""
+        """As `LayerKV.seen_by_compressed`; valid until the next layer's call."""
         rows = self.attended_by_compressed(mid_blocks)
         self._bring_sink(rows.start)
         self._bring_mid(mid_blocks)
         return self._workspace.k[:, rows], self._workspace.v[:, rows]
 
     def _bring_sink(self, first: int) -> None:
-        """The sink's rows from row `first` of the buffer on."""
+        """Copies the sink's rows to the buffer from row `first` on."""
         ring = self._ring_frames * self.tokens_per_frame
         seen = slice(max(first, ring), self._past_frames * self.tokens_per_frame)
         if seen.start < seen.stop:
@@ -174,13 +174,13 @@ class PackedKV(RowLayout):
             self._parts["mid"].bring(self._mid_rows, self.mid(0, blocks), self._mid_rotation, self._workspace)
 
     def fetch_mid(self, slot: int, bank: LayerBank, bank_slot: int) -> None:
-        """Begins to bring a compressed block into mid slot `slot`; `bank.wait` before it is read."""
+        """Starts copying a compressed block into mid slot `slot`; call `bank.wait` before reading it."""
         first = slot * self._compressed_tokens
         mid = self._parts["mid"]
         bank.fetch_into(bank_slot, mid.keys, mid.values, slice(first, first + self._compressed_tokens))
 
     def show_mid(self, slots: list[int], rotation: Rotation) -> None:
-        """What is in the mid slots `slots` is seen in that order, keys turned by `rotation` in time."""
+        """Sets the mid slots in view, in order, with their rotation in time."""
         if self._mid_slots != slots:
             firsts = to_device(torch.tensor(slots), self.query_sums.device) * self._compressed_tokens
             rows = firsts[:, None] + torch.arange(self._compressed_tokens, device=firsts.device)
@@ -201,7 +201,7 @@ class PackedKV(RowLayout):
         self._changed = []
 
     def show_changed(self, target: Tensor, rotation: Rotation, made: Callable[[], tuple[Tensor, Tensor]]) -> None:
-        """As `LayerKV.show_changed`; made again at every read, since the shared buffer is the next layer's then."""
+        """As `LayerKV.show_changed`; repeated at every read, because the next layer overwrites the shared buffer."""
         self._changed.append((target, rotation, made))
 
     def rewrite(self, rows: Tensor, timeless: Tensor, v: Tensor) -> None:

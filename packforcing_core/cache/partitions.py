@@ -1,14 +1,16 @@
-"""Which frames are kept, in which slot, at which position: plain integers and positions, shared by all layers.
+"""Which frames are kept, in which slots and at which positions: plain numbers, shared by all layers.
 
-The past of a block is the *sink* (the first latent frames of the video), the *recent* frames (the newest) and between
-them the *mid*: selected blocks from a bank of compressed blocks, or tokens that survived pruning. A layer's buffer is
+The past of a block has three parts: the *sink* (the first latent frames of the video), the *recent* frames (the
+newest), and between them the *mid* (selected blocks from a bank of compressed blocks, or the tokens left after
+pruning). A layer's buffer is
 
     [ recent ring | sink | mid slots | current ]
 
-with one slot per latent frame left of the mid, filled from right to left. Attention does not care about the order of
-its keys, so a ring never moves what it keeps; what is in view is one slice whatever is filled, and so is what a
-compressed block sees (everything but the ring). Where several blocks are denoised together and push a part of the ring
-out of view, the part that stays is copied in front of them, which again leaves one slice.
+Left of the mid there is one slot per latent frame, filled from right to left. Attention does not depend on the order of
+its keys, so the ring never moves what it keeps. The frames in view are always one slice, however many slots are filled;
+so is what a compressed block attends to (everything except the ring). When several blocks are denoised together, part
+of the ring goes out of view; the part that stays is copied in front of the current blocks, so that the view is one
+slice again.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ Storage = Literal["ram", "vram", "ram_int8", "vram_int8", "ram_int4", "vram_int4
 Part = Literal["sink", "mid", "recent"]
 
 PRUNED = -1
-"""The `frame` of a slot whose tokens come from several frames."""
+"""The `frame` of a slot with tokens from several frames."""
 
 
 class Placement(NamedTuple):
@@ -36,10 +38,10 @@ class Placement(NamedTuple):
 
 
 class BlockWindow(NamedTuple):
-    """What one pass sees: `past` frames in their slots, mid blocks that start at `mid_positions`, `copied` frames of
-    the ring, and its own block or blocks at `current_positions`.
+    """What one pass attends to: `past` frames in their slots, mid blocks at `mid_positions`, `copied` frames of the
+    ring, and its own blocks at `current_positions`.
 
-    `pruned_frames` is None, or how many frames are left in view of `past` when this block has chosen among its tokens.
+    `pruned_frames` is the number of `past` frames that stay in view once this block has pruned tokens, or None.
     """
 
     past: tuple[Placement, ...]
@@ -55,16 +57,16 @@ class BlockWindow(NamedTuple):
 
     @property
     def chooses(self) -> bool:
-        """Whether each layer has something to choose at this block's first step."""
+        """Whether each layer has something to select at this block's first step."""
         return bool(self.mid_positions) or self.pruned_frames is not None
 
 
 class BankPlan(Protocol):
-    """A mid of compressed blocks, as the policy itself says it: `bank_blocks` are remembered, each layer selects
+    """A mid of compressed blocks, as the policy configures it: the bank holds `bank_blocks`, and each layer selects
     `top_k_blocks` of them per block.
 
-    `mid_span` is how many frames of position a mid block occupies; `alignment` the share by which a new compressed
-    block is pulled towards the statistics of sink and bank.
+    `mid_span` is the number of latent-frame positions that a mid block takes up. `alignment` is the share (0..1) by
+    which a new compressed block is moved towards the statistics of the sink and the bank.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -92,8 +94,8 @@ class BankPlan(Protocol):
 
 
 class RulePlan:
-    """How a policy chooses or changes the stored past, as data. `build` makes it (a `rule.Rule`); `extra_bytes` is what
-    that stores.
+    """How a policy selects from or changes the stored past, as data. `build` makes the `rule.Rule`; `extra_bytes` is
+    what that rule stores.
     """
 
     def extra_bytes(self, shape: Any, partitions: Partitions) -> int:
@@ -105,8 +107,8 @@ class RulePlan:
 
 @dataclass(frozen=True)
 class Rewriting(RulePlan):
-    """Each commit changes what is kept of the past. `extra_frames` frame slots besides sink and recent frames come into
-    view once a frame has left the recent ones, right behind the sink.
+    """A rule in which each commit changes the stored past. It adds `extra_frames` frame slots right after the sink,
+    which come into view when the first frame leaves the recent ones.
     """
 
     @property
@@ -114,14 +116,14 @@ class Rewriting(RulePlan):
         return 0
 
     def needed(self, partitions: Partitions, past_frames: int) -> bool:
-        """Whether a clip whose last block has `past_frames` before it ever sees what this changes."""
+        """Whether a clip whose last block has `past_frames` before it needs this rule at all."""
         return True
 
 
 @dataclass(frozen=True)
 class PruningPlan(RulePlan):
-    """When the frames in view, the current block's included, reach `window_frames`, tokens are dropped until
-    `budget_frames` are left. The newest `recent_frames`, of which the current block is part, are never dropped.
+    """When `window_frames` frames are in view, current block included, tokens are dropped until `budget_frames` are
+    left. The newest `recent_frames`, which include the current block, are never dropped.
     """
 
     window_frames: int
@@ -129,7 +131,7 @@ class PruningPlan(RulePlan):
     recent_frames: int
 
     def query_frames(self, frames_per_block: int) -> int:
-        """Newest frames of the past whose queries count, in addition to the current block's."""
+        """How many of the newest past frames contribute queries, in addition to the current block."""
         return self.recent_frames - frames_per_block
 
     def view_limit(self, frames_per_block: int) -> int:
@@ -155,17 +157,18 @@ class PruningPlan(RulePlan):
 class Partitions:
     """The plan of one cache, in latent frames.
 
-    `recent_frames` counts neither sink nor current. The clock decides positions: "video" leaves every frame at its
-    index in the video; "window" counts from the first frame in view and closes the gap behind the sink, up to the
-    `sink_gap` frames of position that are left open (without `pruning`; a compressed block's own pass closes it). At
-    most one of `bank` and `pruning` is there; both need the window's clock, `bank` whole blocks in sink and recent.
+    `recent_frames` includes neither the sink nor the current block. `clock` sets the positions: with "video" each frame
+    keeps its index in the video; with "window" positions count from the first frame in view. That closes the gap after
+    the sink, except for `sink_gap` positions (without `pruning`; the pass over a compressed block closes the gap
+    fully). A plan has at most one of `bank` and `pruning`. Both need the "window" clock; `bank` needs whole blocks in
+    sink and recent.
 
-    `current_blocks` are denoised together in a rolling rollout; a commit is always of one block. `view_frames` is the
-    most that a pass sees, sink and current included, where the blocks of a rolling window take the place of the oldest
-    recent frames; None where they come on top. Without a bank and without `pruning` only.
+    `current_blocks` blocks are denoised together in a rolling rollout; a commit is always one block. `view_frames` is
+    the most frames that a pass sees, with sink and current blocks: the blocks of a rolling window replace the oldest
+    recent frames. None: they are added to the view. Only without a bank and `pruning`.
 
-    The parts named in `packed` keep their keys and values in `bits` bits. One buffer that the layers share then is what
-    attention reads, so the layers hold only what they keep (`packed.py`).
+    The parts in `packed` store keys and values in `bits` bits. Attention then reads one buffer that all layers share,
+    and each layer holds only its stored past (`packed.py`).
     """
 
     frames_per_block: int
@@ -182,17 +185,17 @@ class Partitions:
     rewriting: Rewriting | None = None
 
     def bits_of(self, part: Part) -> Bits | None:
-        """In how many bits a part is kept; None as it is."""
+        """Bits per value of a part; None for full precision."""
         return self.bits if part in self.packed else None
 
     @property
     def rule(self) -> RulePlan | None:
-        """How the policy chooses or changes the stored past, if it does."""
+        """The policy's rule for selecting from or changing the stored past; None without one."""
         return self.pruning or self.rewriting
 
     @property
     def extra_frames(self) -> int:
-        """Frame slots other than those of sink and recent frames."""
+        """Frame slots in addition to those of sink and recent frames."""
         return self.rewriting.extra_frames if self.rewriting else 0
 
     @property
@@ -215,7 +218,7 @@ class Partitions:
 
     @property
     def copied_frames(self) -> int:
-        """Slots in front of the current blocks for those recent frames that stay in view when others do not."""
+        """Slots in front of the current blocks, for recent frames that stay in view while other frames leave it."""
         seen = min(self.recent_frames, self._recent_limit(self.current_blocks))
         return seen if seen < self.recent_frames else 0
 
@@ -226,34 +229,34 @@ class Partitions:
 
     @property
     def past_frames(self) -> int:
-        """Slots for the frames of the past: what is attended besides mid and current block once all are full."""
+        """Frame slots of the past: what is attended when all are full, without mid and current block."""
         return self.sink_frames + self.ring_frames
 
     @property
     def top_k_blocks(self) -> int:
-        """Slots for compressed blocks, each layer's selection of the bank."""
+        """Slots for the compressed blocks that each layer selects from the bank."""
         return self.bank.top_k_blocks if self.bank else 0
 
     @property
     def unrotated_frames(self) -> int:
-        """Frames of the ring whose keys are also kept without their rotation in time, because they may move."""
+        """Ring frames whose keys are also kept without rotation in time, because their position may change."""
         outlives = self.clock == "window" and (self.recent_frames > self.frames_per_block or self.copied_frames > 0)
         return self.ring_frames if outlives or self.extra_frames or self.pruning else 0
 
     @property
     def candidate_frames(self) -> int:
-        """Recent frames whose values are also kept outside of the attended buffer, to be chosen among."""
+        """Recent frames whose values are also kept outside the attended buffer, as candidates for selection."""
         return self.recent_frames if self.pruning else 0
 
     @property
     def query_frames(self) -> int:
-        """Newest frames of the past whose queries count when something is chosen (kept as one sum a frame)."""
+        """Newest past frames whose queries contribute to a selection (stored as one sum per frame)."""
         if self.pruning:
             return self.pruning.query_frames(self.frames_per_block)
         return self.recent_frames if self.bank else 0
 
     def limited_to(self, latent_frames: int) -> Partitions:
-        """The same plan for a clip of `latent_frames`, without slots that it would never fill."""
+        """The same plan for a clip of `latent_frames`, without the slots that it would never fill."""
         past = max(0, latent_frames - self.frames_per_block)
         sink = min(self.sink_frames, past)
         recent = min(self.recent_frames, past - sink)
@@ -266,15 +269,15 @@ class Partitions:
         return replace(self, sink_frames=sink, recent_frames=recent, bank=bank, rewriting=rewriting)
 
     def slot(self, frame: int) -> int:
-        """Where frame `frame` of the video is kept: from right to left until the ring is full, then in the oldest one's
-        place.
+        """The slot of frame `frame` of the video: from right to left until the ring is full, then that of the oldest
+        frame.
         """
         if frame >= self.sink_frames + self.recent_frames:
             frame = self.sink_frames + (frame - self.sink_frames) % self.recent_frames
         return self.past_frames - 1 - frame
 
     def window(self, committed: int, banked: int = 0, blocks: int = 1) -> BlockWindow:
-        """The view of the `blocks` blocks that follow `committed` latent frames, with `banked` blocks in the bank."""
+        """The view of the next `blocks` blocks after `committed` latent frames, with `banked` blocks in the bank."""
         if self.pruning:
             return self._pruned_window(self.pruning, committed)
         oldest_kept = max(self.sink_frames, committed - self.recent_frames)
@@ -311,6 +314,6 @@ class Partitions:
         return PRUNED if index < whole_from else committed - past + index
 
     def blocks_in_view(self, committed: int) -> tuple[int, ...]:
-        """The blocks of which whole frames are in view after `committed` latent frames, in order."""
+        """The blocks with at least one whole frame in view after `committed` latent frames, in order."""
         frames = (p.frame for p in self.window(committed).past if p.frame != PRUNED)
         return tuple(sorted({frame // self.frames_per_block for frame in frames}))

@@ -1,6 +1,6 @@
-"""What every cache policy is: a small frozen dataclass that is its own configuration.
+"""The base class of cache policies: a small frozen dataclass that is its own configuration.
 
-A policy turns into `Partitions`, the one plan that the cache executes. The policies lie in `policies/`, one file each;
+A policy makes `Partitions`, the plan that the cache follows. The policies are in `policies/`, one file each;
 `config.py` lists them.
 """
 
@@ -14,14 +14,14 @@ from ..errors import PackForcingError
 from .partitions import Part, Partitions
 
 AUTO = -1
-"""A knob left at its default where that default depends on the block length."""
+"""The value of a knob whose default depends on the block length."""
 TRAINED_FRAMES = 21
-"""Latent frames of a clip that the Self-Forcing family was trained on."""
+"""Latent frames of the clips that the Self-Forcing family was trained on."""
 NO_PART, ALL_PARTS, INT4 = "none", "all", "_int4"
 
 
 class Knob(NamedTuple):
-    """One setting of a policy, as a widget or an option shows it. With `choices` the value is one of them."""
+    """One setting of a policy, as a widget or a command line option. With `choices` the value is one of them."""
 
     name: str
     default: int | float | bool | str
@@ -32,7 +32,7 @@ class Knob(NamedTuple):
     advanced: bool = False
 
     def check(self, policy: str, value: Any) -> None:
-        """PackForcingError when `value` is not of the knob's kind or out of its range."""
+        """Raises PackForcingError if `value` has the wrong type or is out of range."""
         if self.choices:
             fits, expected = value in self.choices, f"one of {', '.join(self.choices)}"
         elif isinstance(self.default, bool):
@@ -54,13 +54,13 @@ def knob(
     choices: tuple[str, ...] = (),
     advanced: bool = False,
 ) -> Any:
-    """A dataclass field with its limits and its explanation; an `advanced` one is folded away on the node."""
+    """A dataclass field with its limits and help text; an `advanced` one is hidden by default on the node."""
     limits = {"minimum": minimum, "maximum": maximum, "choices": choices}
     return field(default=default, metadata={"default": default, **limits, "help": help, "advanced": advanced})
 
 
 def int8_knob(*choices: str) -> Any:
-    """The knob that every policy has: which of its parts of the past are kept in 8 bits, or all of them in 4."""
+    """The knob that every policy has: which parts of the cache are stored as int8, or everything as int4."""
     return knob(
         NO_PART,
         "Stores these parts of the KV cache as int8: about half the VRAM or less. Costs one extra read of the cache "
@@ -72,20 +72,20 @@ def int8_knob(*choices: str) -> Any:
 
 
 def int8_parts(choice: str) -> tuple[Part, ...]:
-    """The parts that a choice of `int8_knob` names."""
+    """The parts of the cache that a choice of `int8_knob` names."""
     choice = choice.removesuffix(INT4)
     return tuple(part for part in get_args(Part) if choice == ALL_PARTS or part in choice.split("+"))
 
 
 def packing(choice: str) -> dict[str, Any]:
-    """What a choice of `int8_knob` says in a `Partitions`."""
+    """The `Partitions` fields for a choice of `int8_knob`."""
     return {"packed": int8_parts(choice), "bits": 4 if choice.endswith(INT4) else 8}
 
 
 @dataclass(frozen=True)
 class Policy:
     """What the cache keeps of the past. Subclasses are frozen dataclasses with a `name` for commands, a `title` for
-    menus, and in `keeps` one sentence.
+    menus, and one sentence in `keeps`.
     """
 
     name: ClassVar[str]
@@ -102,19 +102,21 @@ class Policy:
             yield Knob(f.name, **f.metadata)
 
     def partitions(self, frames_per_block: int, current_blocks: int = 1) -> Partitions:
-        """The plan for blocks of `frames_per_block` latent frames, of which a rolling rollout denoises
-        `current_blocks` together; PackForcingError when the knobs contradict it.
+        """The plan for blocks of `frames_per_block` latent frames, `current_blocks` of them denoised together in a
+        rolling rollout. Raises PackForcingError if the knobs do not allow it.
         """
         raise NotImplementedError
 
     def beside(self, compressor_span: float | None) -> Policy:
-        """The policy beside a compressor that was trained with blocks spanning `compressor_span` latent frames (0:
-        their true length), or beside none (None).
+        """This policy, adapted to the compressor: one trained with blocks that span `compressor_span` latent frames (0:
+        their real length), or none (None).
         """
         return self
 
     def block_by_block(self, current_blocks: int, because: str) -> None:
-        """PackForcingError when a rolling rollout denoises several blocks together, which this policy cannot serve."""
+        """Raises PackForcingError if a rolling rollout denoises several blocks together, which this policy does not
+        support.
+        """
         if current_blocks > 1:
             raise PackForcingError(
                 f"Policy '{self.name}' {because}, but a rolling rollout denoises {current_blocks} blocks together. "

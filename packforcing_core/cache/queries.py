@@ -1,4 +1,4 @@
-"""A layer's queries of one pass, turned once, and the sums that choosing in a bank takes from them."""
+"""A layer's queries in one pass, rotated once, and their sums for selection from a bank."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..rope import GridRope, Rotation, rotate
 
 
 class Queries:
-    """Queries `plain` [B, L, heads, head_dim], not rotated, of whole latent frames at temporal `positions`, whose
-    `rotation` turns them.
+    """Unrotated queries `plain` [B, L, heads, head_dim] of whole latent frames at temporal `positions`; `rotation`
+    rotates them.
     """
 
     def __init__(self, plain: Tensor, rope: GridRope, positions: Sequence[float], rotation: Rotation):
@@ -22,14 +22,15 @@ class Queries:
 
     @cached_property
     def turned(self) -> Tensor:
-        """As attention takes them."""
+        """The rotated queries, for attention."""
         return rotate(self.plain, self._rotation)
 
     @cached_property
     def frame_sums(self) -> Tensor:
-        """The sum of each frame's queries, rotated by height and width alone: [B, frames, heads, head_dim] float32.
+        """The sum of each frame's queries, rotated by height and width only: [B, frames, heads, head_dim] float32.
 
-        All tokens of a frame turn alike in time, so the sum of the turned ones is turned back.
+        All tokens of a frame have the same rotation in time, so the rotated queries are summed and the sum is rotated
+        back.
         """
         frames = len(self._positions)
         sums = self.turned.unflatten(1, (frames, -1)).sum(dim=2, dtype=torch.float32)

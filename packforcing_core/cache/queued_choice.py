@@ -1,9 +1,9 @@
-"""Choosing from the bank, and showing what was chosen, as work queued on the device: the host waits for no layer.
+"""Selection from the bank as work queued on the device, so that the host does not wait for each layer.
 
 What a layer selects depends on its queries, and what it attends to depends on the selection. If the host selects, it
-waits for every layer. Here each layer's selection stays on the device, which fetches the blocks. The host reads the
-selections of all layers at once, when the block is done. Selections, slots and bits equal those of a selection by the
-host (`MidMemory.show`).
+waits once per layer. Here each layer's selection stays on the device, which also fetches the blocks. The host reads the
+selections of all layers at once, when the block is done. Selections, slots and bits are equal to those of
+`MidMemory.show`, where the host selects.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from .bank import LayerBank
 from .layer_kv import LayerKV
 
 Shown = tuple[int, float | None] | None
-"""The block in a mid slot and the position its keys are rotated for, None while they are not."""
+"""The block in a mid slot and the position for which its keys are rotated; None if they are not rotated."""
 
 
 @dataclass(eq=False)
 class Queued:
-    """A layer's choice that the device has made, or will: `slots` [3, k] as `plain.chosen_slots` gives it. `blocks`
-    are in order of time, empty until `Recall.settle` has read them.
+    """A layer's selection that is made on the device: `slots` [3, k] as `plain.chosen_slots` gives it. `blocks` are in
+    order of time, empty until `Recall.settle` has read them.
     """
 
     slots: Tensor
@@ -36,8 +36,8 @@ class Queued:
 
 
 class Recall:
-    """The mid slots of all layers while the device chooses. `shown` is the host's list of what they hold, by layer and
-    slot, `resident` the keys [k, B, tokens, heads, head_dim] that stay on the device of a bank that does not.
+    """The mid slots of all layers while the device selects. `shown` is the host's list of their contents, by layer and
+    slot. `resident` holds the keys [k, B, tokens, heads, head_dim] that stay on the device if the bank does not.
     """
 
     def __init__(self, banks: Sequence[LayerBank], resident: Sequence[Tensor], shown: list[list[Shown]]):
@@ -49,8 +49,8 @@ class Recall:
     def choose(
         self, layer: int, kv: LayerKV, scores: Tensor, blocks: Sequence[int], rotations: Rotation, positions: Sequence
     ) -> Queued:
-        """Chooses the best of `blocks`, as many as there are `positions`, and shows them there; `scores` are those of
-        the bank's slots, and `rotations` [k, tokens, 1, pairs] turn a compressed block to each position.
+        """Selects the best of `blocks`, one per entry of `positions`, and copies them to the mid slots. `scores` are
+        those of the bank's slots; `rotations` [k, tokens, 1, pairs] rotate a compressed block to each position.
         """
         if layer in self._pending or (self._asked and self._asked[0] != tuple(positions)):
             self.settle()
@@ -72,7 +72,7 @@ class Recall:
     def _question(
         self, layer: int, blocks: Sequence[int], rotations: Rotation, positions: tuple[float, ...], device: torch.device
     ) -> tuple[tuple[float, ...], Tensor, Tensor, Rotation]:
-        """What all layers of a block need: what their slots hold (-1 for nothing), and which block is in which bank
+        """What all layers of a block share: what their slots hold (-1 for nothing), and which block is in which bank
         slot.
         """
         self._banks[layer].arrived()
@@ -81,11 +81,11 @@ class Recall:
         return positions, slots, candidates, rotations
 
     def holds(self, layer: int, choice: Queued) -> bool:
-        """Whether the mid slots of `layer` show that choice."""
+        """Whether the mid slots of `layer` hold this selection."""
         return self._pending.get(layer) is choice
 
     def settle(self) -> None:
-        """Reads what was chosen, of all layers in one copy, and takes note of what their slots hold."""
+        """Reads the selections of all layers in one copy, and notes what their slots hold."""
         if self._pending:
             for (layer, choice), held in zip(self._pending.items(), self.read(), strict=True):
                 choice.blocks = tuple(sorted(held))
@@ -98,15 +98,15 @@ class Recall:
         self._asked = None
 
     def read(self) -> list[list[int]]:
-        """The block in each mid slot, by layer that chose; the host waits here."""
+        """The block in each mid slot, for each layer that selected; the host waits here."""
         return torch.stack([choice.slots[0] for choice in self._pending.values()]).tolist()
 
 
 def chosen_slots(scores: Tensor, blocks: Tensor, held: Tensor) -> Tensor:
-    """`plain.chosen_slots`, in one kernel where there is one."""
+    """`plain.chosen_slots`, in one kernel if there is one."""
     return fast.chosen_slots(scores, blocks, held) if fast.serves(scores) else plain.chosen_slots(scores, blocks, held)
 
 
 def queues(banks: Sequence[LayerBank], device: torch.device) -> bool:
-    """Whether the device can choose by itself: a GPU that holds the bank, or whose kernels reach it in system RAM."""
+    """Whether the device can select: a GPU that holds the bank, or whose kernels can read it in system RAM."""
     return device.type == "cuda" and all(bank.reached for bank in banks)

@@ -18,7 +18,7 @@ Past = Sequence[Placement]
 
 
 class Chooser(Protocol):
-    """What lets each layer choose among the past: a `Rule`, or the bank of compressed blocks (`mid.MidMemory`)."""
+    """Selection among the past, per layer: a `Rule`, or the bank of compressed blocks (`mid.MidMemory`)."""
 
     def choose(self, layer: int, kv: KV, window: BlockWindow, queries: Queries, block: int) -> Any:
         """As `Rule.choose`."""
@@ -31,10 +31,11 @@ class Chooser(Protocol):
 
 
 class Rule:
-    """A policy's hand on the past; this one does nothing.
+    """How a policy selects from and changes the past; this base class does neither.
 
-    A layer `choose`s once a block, from its queries; views `show` what it chose, and a commit makes it the stored past
-    (`drop`) before the block is `store`d. What a rule keeps besides the layers' slots counts in `nbytes`.
+    A layer calls `choose` once per block, with its queries. Views call `show` for the selection. A commit first calls
+    `drop`, which makes it the stored past, then `store` for the block. `nbytes` counts what a rule keeps outside the
+    layers' slots.
     """
 
     @property
@@ -42,36 +43,36 @@ class Rule:
         return 0
 
     def choose(self, layer: int, kv: KV, window: BlockWindow, queries: Queries, block: int) -> Any:
-        """`layer`'s choice for a window that `chooses`, from its `queries`: token or block indices."""
+        """The selection of `layer`, token or block indices, from its `queries`; called for a window that `chooses`."""
         raise NotImplementedError
 
     def repeated(self, choice: Sequence[int], window: BlockWindow) -> Sequence[int] | Tensor:
-        """A choice of an earlier run, to be made again; PackForcingError where it does not fit."""
+        """Repeats a selection of an earlier run. Raises PackForcingError if it does not fit."""
         raise NotImplementedError
 
     def show(self, layer: int, kv: KV, window: BlockWindow, choice: Any) -> None:
-        """Makes what `layer` attends to what `choice` says."""
+        """Makes `layer` attend to the selection `choice`."""
 
     def drop(self, layer: int, kv: KV, window: BlockWindow, choice: Any) -> None:
-        """Makes the stored past of `layer` what `show` shows."""
+        """Makes the stored past of `layer` equal to what `show` shows."""
 
     def store(self, layer: int, kv: KV, first: int, following: Past, timeless: Tensor, v: Tensor) -> None:
-        """A block that begins at counted frame `first` is about to take its slots, after which the past lies as
-        `following` says: keys `timeless`, rotated by height and width alone, and values [B, tokens, heads, head_dim].
+        """Called before a block that begins at counted frame `first` takes its slots; `following` is the past after
+        that. Keys `timeless` (rotated by height and width only) and values are [B, tokens, heads, head_dim].
         """
 
     def stored(self, layer: int, kv: KV, first: int, following: Past) -> None:
-        """The block that begins at counted frame `first` has taken its slots."""
+        """Called after the block that begins at counted frame `first` has taken its slots."""
 
     def restart(self) -> None:
-        """The past begins again, and its blocks will be committed again."""
+        """Called when the past starts over and its blocks will be committed again."""
 
     def forget(self) -> None:
         """What was gathered of frames that are out of view is gone."""
 
 
 def counts_current(policy: str, recent_frames: int, frames_per_block: int) -> None:
-    """PackForcingError for recent frames that should hold the current block and do not."""
+    """Raises PackForcingError if `recent_frames` is too small to include the current block."""
     if recent_frames < frames_per_block:
         raise PackForcingError(
             f"Policy '{policy}': recent_frames is {recent_frames}, but it counts the current block; "

@@ -1,8 +1,8 @@
-"""Which bank blocks enter attention: selectors that score every block, and the choice of the best.
+"""Which bank blocks a block attends to: selectors score every block, and the best are selected.
 
-A selector gives one score per bank block; the `top_k` highest are chosen, a tie going to the newer block, so a choice
-depends only on the scores. All keys and queries here are rotated by height and width and not by time: age alone
-neither favours nor hides a block.
+A selector gives one score per bank block. The `top_k` highest are selected; ties go to the newer block, so a selection
+depends only on the scores. All keys and queries here are rotated by height and width but not by time, so a block's age
+alone has no effect.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ QUERIES_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Question:
-    """What a layer asks of the bank at the first step of a block.
+    """The inputs of a selector, for one layer at the first step of a block.
 
-    `mean_query` [B, heads, head_dim] float32 is taken over the queries of the current and the recent block,
-    `running_query` over those of the current and of all blocks that were committed; `queries` [B, L, heads, head_dim]
-    are the current block's, rotated for selectors in `READS_QUERIES` only. `blocks` are candidates, of which `count`
-    will be chosen, `mean_keys` [candidates, B, heads, head_dim] float32 theirs, and `keys(i)` [B, tokens, heads,
+    `mean_query` [B, heads, head_dim] float32 is the mean over the queries of the current and the recent block,
+    `running_query` that over the current and all committed blocks. `queries` [B, L, heads, head_dim] are the current
+    block's; they are rotated for selectors in `READS_QUERIES` only. `blocks` are the candidates, of which `count` are
+    selected; `mean_keys` [candidates, B, heads, head_dim] float32 are their mean keys, and `keys(i)` [B, tokens, heads,
     head_dim] all keys of candidate i.
     """
 
@@ -45,11 +45,11 @@ class Question:
 
 Scores = Sequence[float] | Tensor
 Selector = Callable[[Question], Scores]
-"""Scores that come from the device stay there, a tensor [candidates] float32."""
+"""Scores computed on the device stay there, as a tensor [candidates] float32."""
 
 
 def choose(scores: Scores, blocks: Sequence[int], top_k: int) -> tuple[int, ...]:
-    """The `top_k` blocks of the highest scores in order of time; ties go to the newer block."""
+    """The `top_k` blocks with the highest scores, in order of time; ties go to the newer block."""
     if isinstance(scores, Tensor):
         scores = scores.tolist()
     best = sorted(zip(scores, blocks, strict=True), reverse=True)[:top_k]
@@ -65,13 +65,13 @@ def affinity(query: Tensor, mean_keys: Tensor) -> Tensor:
 
 
 def mean_affinity(question: Question) -> Tensor:
-    """phi by what is being made, and what was just made."""
+    """phi with the mean query of the current and the recent block."""
     return affinity(question.mean_query, question.mean_keys)
 
 
 def future_affinity(question: Question) -> Tensor:
-    """phi by the running mean of all queries, which Future Forcing (arXiv 2605.30083) takes for those of the future:
-    without their rotation in time queries hardly change over a video.
+    """phi with the running mean of all queries. Future Forcing (arXiv 2605.30083) uses it as an estimate of future
+    queries: without rotation in time, queries hardly change over a video.
     """
     return affinity(question.running_query, question.mean_keys)
 
@@ -79,8 +79,8 @@ def future_affinity(question: Question) -> Tensor:
 def mean_and_newest(question: Question) -> Tensor:
     """The newest blocks for half of the places, rounded down, and phi for the others.
 
-    What was seen says what comes back, what came after it how long ago that was: without the newest blocks the gap
-    behind what was selected is closed, and it looks as if it had just left.
+    Selected blocks show what may return; the newest blocks show how long ago it left. Without the newest blocks, no gap
+    remains after the selected ones, and the object seems to have left just now.
     """
     newest = sorted(question.blocks)[len(question.blocks) - question.count // 2 :]
     scores = mean_affinity(question)
@@ -108,7 +108,7 @@ def recency(question: Question) -> list[float]:
 
 
 def random_score(question: Question) -> list[float]:
-    """Chance, keyed by (seed, block, layer, candidate)."""
+    """A random score, seeded by (seed, block, layer, candidate)."""
     key = f"{question.seed}/{question.block}/{question.layer}"
     digests = (hashlib.blake2b(f"{key}/{block}".encode(), digest_size=6).digest() for block in question.blocks)
     return [float(int.from_bytes(digest, "little")) for digest in digests]
@@ -123,6 +123,6 @@ SELECTORS: dict[str, Selector] = {
     "random": random_score,
 }
 READS_QUERIES = {"attention_mass"}
-"""Selectors that read every query; the others read means, so nobody has to rotate the queries for them."""
+"""Selectors that read every query. The others read means, so the queries need not be rotated for them."""
 NO_SELECTOR = "none"
 """Selects nothing, so a plan with it has no mid at all."""

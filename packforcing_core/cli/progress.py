@@ -52,7 +52,7 @@ def _say_done(video: Path, recipe: Recipe, took: float, console: Console) -> Non
 
 
 def _show(events: Iterator[RenderEvent], recipe: Recipe, cache_bytes: int, console: Console) -> Path:
-    """Shows the events of a render that comes to its end; returns the finished file."""
+    """Shows the events of a render until it ends; returns the finished file."""
     geometry = recipe.geometry
     columns = (
         TextColumn("block {task.fields[block]}/{task.fields[blocks]}"),

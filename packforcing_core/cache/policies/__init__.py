@@ -1,4 +1,4 @@
-"""The cache policies, one file each: knobs, plan, and the rule by which the past is chosen or changed."""
+"""The cache policies, one file each: knobs, plan, and the rule for selecting from or changing the past."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..policy import Policy
 
 
 def found_policies() -> Iterator[type[Policy]]:
-    """The policies that the files of this folder define, in the order of the files' names."""
+    """The policies defined by the files in this folder, in the order of the file names."""
     for file in iter_modules(__path__):
         module = import_module(f".{file.name}", __name__)
         for thing in vars(module).values():

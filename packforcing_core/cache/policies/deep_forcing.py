@@ -1,9 +1,9 @@
-"""Deep Forcing (arXiv 2512.05081): a deep sink, and Participative Compression of what lies between it and the newest.
+"""Deep Forcing (arXiv 2512.05081): a deep sink, and Participative Compression of the frames after it.
 
-At the first step of a block that finds the window full, each layer scores every candidate token j by phi_j = sum over
-recent queries r of q_r.k_j = (sum of q_r).k_j, summed over heads, keys and queries rotated as they stand in the window
-before the drop. The best stay, in order of time, as whole slots right behind the sink. The view only shows that; the
-stored past changes when the block is committed.
+At the first step of a block with a full window, each layer scores every candidate token j by phi_j = sum over recent
+queries r of q_r.k_j = (sum of q_r).k_j, summed over heads. Keys and queries are rotated for their positions before
+tokens are dropped. The best tokens stay, in order of time, in whole slots right after the sink. The view only shows the
+selection; the stored past changes when the block is committed.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Participative(PruningPlan):
 
 
 def choose_tokens(query: Tensor, keys: Tensor, count: int) -> Tensor:
-    """Indices [count], ascending, of the keys with the largest query.key; a tie goes to the newer (later) key.
+    """Indices [count], ascending, of the keys with the largest dot product with the query; ties go to the newer key.
 
     `query` [B, heads, head_dim] float32 is a sum of queries, `keys` [B, candidates, heads, head_dim].
     """
@@ -75,7 +75,7 @@ def choose_tokens(query: Tensor, keys: Tensor, count: int) -> Tensor:
 
 
 class TokenPruning(Rule):
-    """Chooses among the candidates of a layer, shows the chosen, and drops the others."""
+    """Selects among a layer's candidate tokens, shows the selected ones, and drops the others at the commit."""
 
     def __init__(self, plan: PruningPlan, partitions: Partitions, shape: KVShape, rope: GridRope):
         self._rope = rope
@@ -86,17 +86,17 @@ class TokenPruning(Rule):
         self._tables: dict[int, Rotation] = {}
 
     def _times(self, frames: int) -> Rotation:
-        """Rotation in time of the `frames` frames behind the sink."""
+        """Rotation in time of the `frames` frames after the sink."""
         if frames not in self._tables:
             self._tables[frames] = self._rope.frame_times(range(self._sink, self._sink + frames))
         return self._tables[frames]
 
     def repeated(self, choice: Sequence[int], window: BlockWindow) -> Tensor:
-        """A choice of an earlier run, to be made again."""
+        """Repeats a selection of an earlier run."""
         return torch.tensor(choice, dtype=torch.long, device=self._rope.device)
 
     def choose(self, layer: int, kv: KV, window: BlockWindow, queries: Queries, block: int) -> Tensor:
-        """Indices of the kept among the candidate tokens, from the current queries."""
+        """Indices of the candidate tokens that stay, selected by the current queries."""
         past = len(window.past)
         candidates = past - self._sink - self._past_recent
         sums = queries.frame_sums
@@ -111,7 +111,7 @@ class TokenPruning(Rule):
         return choose_tokens(query, keys, self._kept_frames * kv.tokens_per_frame)
 
     def show(self, layer: int, kv: KV, window: BlockWindow, kept: Tensor) -> None:
-        """Makes the slots behind the sink hold the kept tokens and the recent frames."""
+        """Copies the kept tokens and the recent frames to the slots after the sink."""
         if self._shown[layer] is kept:
             return
         source = self._source(kv, window, kept)
@@ -120,7 +120,7 @@ class TokenPruning(Rule):
         self._shown[layer] = kept
 
     def drop(self, layer: int, kv: KV, window: BlockWindow, kept: Tensor) -> None:
-        """Makes the stored past what `show` shows."""
+        """Makes the stored past equal to what `show` shows."""
         source = self._source(kv, window, kept)
         kv.keep_tokens(kv.candidates(0, self._kept_frames + self._past_recent, source.device), source)
         self._shown[layer] = None

@@ -1,4 +1,4 @@
-"""Full history: everything is kept. What CausVid attends to, and the reference for all others."""
+"""Full history: keeps everything, as in CausVid. It is the reference for the other policies."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""MemRoPE (arXiv 2603.12513): sink, recent frames, and between them frames that are running averages of all that left.
+"""MemRoPE (arXiv 2603.12513): sink, recent frames, and between them running averages of all older frames.
 
-Keys are averaged as they stand without their rotation in time, token by token: m = (1 - rate) m + rate x for each frame
-x that leaves the recent ones, in order; the first one begins. A slow average keeps what lasts, a fast one what was.
-Averages are float32: in bfloat16 a hundredth of a change would be rounded away.
+Keys are averaged without their rotation in time, token by token: m = (1 - rate) m + rate x for each frame x that leaves
+the recent ones, in order, starting with m = the first. A slow average keeps what is permanent, a fast one what was
+recent. Averages are float32: bfloat16 would round a change of one hundredth away.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class MemRoPE(Policy):
 
 @dataclass(frozen=True)
 class Averages(Rewriting):
-    """A frame for each rate, in view from the first block on that has lost a frame out of its recent ones."""
+    """One frame per rate, in view from the first block after a frame has left the recent ones."""
 
     rates: tuple[float, ...]
 
@@ -89,7 +89,7 @@ class RunningAverages(Rule):
         return sum(averages.nbytes for averages in self._averages)
 
     def store(self, layer: int, kv: KV, first: int, following: Past, timeless: Tensor, v: Tensor) -> None:
-        """Takes in the frames that leave, those of the ring and those of the block, and puts the averages in place."""
+        """Adds the frames that leave the ring to the averages, and writes the averages to their slots."""
         n, end = kv.tokens_per_frame, first + self._partitions.frames_per_block
         for frame in range(max(self._sink, first - self._recent), max(self._sink, end - self._recent)):
             if frame < first:

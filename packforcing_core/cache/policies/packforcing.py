@@ -14,11 +14,13 @@ from ..policy import AUTO, TRAINED_FRAMES, Policy, int8_knob, knob, packing
 from ..select import NO_SELECTOR, SELECTORS
 
 FULL_SPAN = 0
-"""As `mid_span`: a block's true length."""
+"""A value of `mid_span`: a block's real length."""
 
 
 def _whole_blocks(name: str, value: int, default: int, frames_per_block: int) -> int:
-    """`value` if it is whole blocks; for AUTO, `default` rounded to the nearest whole blocks, at least one."""
+    """`value` if it is a whole number of blocks. For AUTO, `default` rounded to the nearest whole number of blocks, at
+    least 1.
+    """
     if value == AUTO:
         return max(1, math.floor(default / frames_per_block + 0.5)) * frames_per_block
     if value % frames_per_block:
@@ -118,13 +120,15 @@ class PackForcing(Policy):
         )
 
     def _span(self, other_frames: int, frames_per_block: int) -> float:
-        """Frames of position for a mid block beside `other_frames` of sink, recent and current."""
+        """Positions of one mid block, in latent frames, when `other_frames` are taken by sink, recent and current
+        frames.
+        """
         if self.mid_span == AUTO:
             return max(0, TRAINED_FRAMES - other_frames) / self.top_k_blocks
         if self.mid_span < 0:
             raise PackForcingError(
                 f"Policy 'packforcing': mid_span is {self.mid_span}; expected a positive number of latent frames, "
-                f"{FULL_SPAN} (a block's true length) or {AUTO} (automatic)."
+                f"{FULL_SPAN} (a block's real length) or {AUTO} (automatic)."
             )
         return float(frames_per_block) if self.mid_span == FULL_SPAN else float(self.mid_span)
 

@@ -1,9 +1,8 @@
-"""Rolling Sink (arXiv 2602.07775): a window of which only the newest block is what was made; older frames are replaced
-by those of the first window, walked forward and backward.
+"""Rolling Sink (arXiv 2602.07775): the newest block, and the first window's frames in place of all older frames.
 
-With W frames in view, blocks of B and R = W - B: when a block beginning at frame c >= W is committed, the block before
-it is overwritten; frame f then shows frame f mod R of the video where f // R is even, and R - 1 - f mod R where it is
-odd, at its own position. What drifts is never seen for longer than a block.
+With W frames in view, blocks of B frames and R = W - B: when a block that begins at frame c >= W is committed, the
+block before it is overwritten. Frame f then shows frame f mod R of the video if f // R is even, and R - 1 - f mod R if
+it is odd, at its own position. So drifted frames are in view for one block only.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class RollingSink(Policy):
 
 @dataclass(frozen=True)
 class FirstWindow(Rewriting):
-    """The frames of the first window are kept apart."""
+    """Stores a copy of the first window's frames."""
 
     def needed(self, partitions: Partitions, past_frames: int) -> bool:
         return past_frames > partitions.recent_frames + partitions.frames_per_block
@@ -54,13 +53,13 @@ class FirstWindow(Rewriting):
 
 
 def shown_frame(frame: int, length: int) -> int:
-    """The frame of the first `length` that stands for `frame`: forward, backward, forward ..."""
+    """The frame of the first `length` frames that replaces `frame`: forward, backward, forward ..."""
     turn, place = divmod(frame, length)
     return place if turn % 2 == 0 else length - 1 - place
 
 
 class Walk(Rule):
-    """Keys, rotated by height and width alone, and values of the first window's frames in each layer."""
+    """Keys (rotated by height and width only) and values of the first window's frames, for each layer."""
 
     def __init__(self, partitions: Partitions, shape: KVShape, rope: GridRope, device: torch.device):
         self._rope, self._partitions = rope, partitions

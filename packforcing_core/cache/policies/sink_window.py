@@ -1,6 +1,6 @@
-"""Sink + window: the first and the newest frames, with or without the gap between them closed.
+"""Sink + window: the first and the newest frames, with or without a gap in positions between them.
 
-Closed it is what LongLive was trained with, and Deep Sink alone; left open it is StreamingLLM's sinks.
+Without the gap it is LongLive's policy, and the Deep Sink of Deep Forcing; with the gap, StreamingLLM's.
 """
 
 from __future__ import annotations

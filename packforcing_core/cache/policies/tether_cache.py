@@ -1,12 +1,12 @@
 """TetherCache (arXiv 2606.13035): sink, recent frames, and between them a selection of whole frames.
 
-Relevance and diversity decide who is in the memory. When frames leave the recent ones, they and the memory's compete at
-the block's first step: with s_i the mean of q.k / sqrt(d) over the current queries, heads and frame i's keys,
+Frames are kept for relevance and diversity. When frames leave the recent ones, they compete with the kept frames at
+the block's first step. With s_i the mean of q.k / sqrt(d) over the current queries, heads and frame i's keys,
 
     mass = softmax(s),  score_i = mass_i + diversity max(0, 1 - max_j exp(-|t_i - t_j| / width) mass_j),  j not i,
 
-where width is half of the time between the oldest and the newest candidate, at least one frame. The best stay. Who is
-admitted is pulled towards the statistics of the sink and the memory (`moments.py`).
+where width is half the time between the oldest and the newest candidate, at least one frame. The highest scores stay.
+A newly kept frame is aligned with the statistics of the sink and the kept frames (`moments.py`).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class TetherCache(Policy):
 
 @dataclass(frozen=True)
 class Admission(PruningPlan):
-    """As soon as the frames in view would exceed the budget, frames are dropped until it is kept."""
+    """Drops frames whenever the frames in view would exceed the budget."""
 
     diversity: float
     alignment: float
@@ -81,8 +81,8 @@ class Admission(PruningPlan):
 
 
 def admitted(relevance: Tensor, frames: Sequence[int], count: int, diversity: float) -> tuple[int, ...]:
-    """Which `count` of the candidates stay, in order of time: indices into `relevance` [n] and their `frames`; a tie
-    goes to the newer.
+    """Which `count` candidates stay, in order of time, as indices into `relevance` [n] and their `frames`; ties go to
+    the newer.
     """
     mass = relevance.cpu().double().softmax(dim=0)
     times = torch.tensor(frames, dtype=torch.float64)
@@ -95,7 +95,7 @@ def admitted(relevance: Tensor, frames: Sequence[int], count: int, diversity: fl
 
 
 class FrameMemory(Rule):
-    """Chooses among the candidate frames of a layer, shows the chosen, and drops the others."""
+    """Selects among a layer's candidate frames, shows the selected ones, and drops the others at the commit."""
 
     def __init__(self, plan: Admission, partitions: Partitions, shape: KVShape, rope: GridRope, device: torch.device):
         self._plan, self._rope = plan, rope
@@ -103,7 +103,7 @@ class FrameMemory(Rule):
         self._memory = plan.budget_frames - plan.recent_frames - partitions.sink_frames
         self._past_recent = plan.recent_frames - partitions.frames_per_block
         sizes = partitions.past_frames, shape.batch, shape.heads, shape.head_dim
-        # By place in the past, in order of time, and which frame of the video stands there.
+        # For each slot after the sink, in order of time: the frame of the video that it holds.
         self._moments = [empty_moments(*sizes, device) for _ in range(shape.layers)]
         self._frames: list[list[int]] = [[] for _ in range(shape.layers)]
         self._shown: list[Sequence[int] | None] = [None] * shape.layers
@@ -113,7 +113,7 @@ class FrameMemory(Rule):
         return sum(moments.nbytes for moments in self._moments)
 
     def choose(self, layer: int, kv: KV, window: BlockWindow, queries: Queries, block: int) -> tuple[int, ...]:
-        """Which candidate frames stay, from the current queries; neither they nor the keys are rotated in time."""
+        """Which candidate frames stay, by the current queries; neither these nor the keys are rotated in time."""
         candidates = slice(self._sink, len(window.past) - self._past_recent)
         q = queries.plain
         query = queries.frame_sums.sum(dim=1) / q.shape[1]
@@ -122,7 +122,7 @@ class FrameMemory(Rule):
         return admitted(relevance, self._frames[layer][candidates], self._memory, self._plan.diversity)
 
     def repeated(self, choice: Sequence[int], window: BlockWindow) -> tuple[int, ...]:
-        """A choice of an earlier run, to be made again; PackForcingError when it does not fit this past."""
+        """Repeats a selection of an earlier run. Raises PackForcingError if it does not fit this past."""
         candidates = len(window.past) - self._sink - self._past_recent
         if len(choice) != self._memory or not all(0 <= frame < candidates for frame in choice):
             raise PackForcingError(
@@ -132,7 +132,7 @@ class FrameMemory(Rule):
         return tuple(choice)
 
     def show(self, layer: int, kv: KV, window: BlockWindow, choice: Sequence[int]) -> None:
-        """Makes the slots behind the sink hold the chosen frames, the new ones aligned, and the recent frames."""
+        """Copies the selected frames, new ones aligned, and the recent frames to the slots after the sink."""
         if self._shown[layer] is choice:
             return
         target, source = self._rows(kv, window, choice)
@@ -143,7 +143,7 @@ class FrameMemory(Rule):
         self._shown[layer] = choice
 
     def drop(self, layer: int, kv: KV, window: BlockWindow, choice: Sequence[int]) -> None:
-        """Makes the stored past what `show` shows."""
+        """Makes the stored past equal to what `show` shows."""
         target, source = self._rows(kv, window, choice)
         changed = [(place, *self._aligned(layer, kv, frame)) for place, frame in self._new(choice)]
         kv.keep_tokens(target, source)
@@ -169,23 +169,23 @@ class FrameMemory(Rule):
         self._frames = [[] for _ in self._frames]
 
     def _new(self, choice: Sequence[int]) -> list[tuple[int, int]]:
-        """(place behind the sink, candidate) of those frames that enter the memory: the first candidates are in it."""
+        """(slot after the sink, candidate) of the newly kept frames; the first candidates are kept frames already."""
         return [(place, frame) for place, frame in enumerate(choice) if frame >= self._memory and self._plan.alignment]
 
     def _aligned(self, layer: int, kv: KV, candidate: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a candidate that enters the memory, aligned with sink and memory as they were before."""
+        """Keys and values of a newly kept candidate, aligned with the previous statistics of sink and kept frames."""
         trusted = self._moments[layer][: self._sink + self._memory]
         rows = kv.candidates(candidate, 1, trusted.device)
         pool = pooled(trusted, [kv.tokens_per_frame] * len(trusted))
         return aligned(kv.timeless_keys(rows), kv.ring_values(rows), pool, self._plan.alignment)
 
     def _rows(self, kv: KV, window: BlockWindow, choice: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Where the frames behind the sink will be, and where they are."""
+        """The target rows and the source rows of the frames after the sink."""
         device, past = self._moments[0].device, len(window.past) - self._sink
         every = kv.candidates(0, past, device).view(past, -1)
         kept = to_device(torch.tensor([*choice, *range(past - self._past_recent, past)]), device)
         return every[: len(kept)].flatten(), every[kept].flatten()
 
     def _times(self, place: int, frames: int) -> Rotation:
-        """Rotation in time of `frames` frames from `place` behind the sink on."""
+        """Rotation in time of `frames` frames, from the `place`-th after the sink on."""
         return self._rope.frame_times(range(self._sink + place, self._sink + place + frames))

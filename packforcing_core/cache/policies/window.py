@@ -1,4 +1,4 @@
-"""Sliding window: the newest frames. What Self-Forcing was trained with."""
+"""Sliding window: the newest frames, as in Self-Forcing."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def window_partitions(
     frames_per_block: int,
     current_blocks: int,
 ) -> Partitions:
-    """The plan of a window that counts all that a pass sees: its sink, recent frames and the current block or blocks.
+    """The plan of a window whose size includes everything a pass sees: its sink, recent frames and current blocks.
 
-    As much is kept as the commit of one block sees.
+    The cache keeps as many frames as the commit of one block sees.
     """
     least = sink_frames + current_blocks * frames_per_block
     if window_frames < least:

@@ -158,5 +158,5 @@ def test_an_interrupted_commit_is_not_read_again():
     view = cache.begin_block()
     with pytest.raises(KeyboardInterrupt), cache.commit(view):
         raise KeyboardInterrupt
-    with pytest.raises(PackForcingError, match="commit was interrupted"):
+    with pytest.raises(PackForcingError, match="cache write was interrupted"):
         cache.begin_block()

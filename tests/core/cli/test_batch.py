@@ -125,7 +125,7 @@ def test_a_damaged_mark_that_a_job_is_done_is_none_and_nothing_is_deleted(tmp_pa
         ('{"no such": 1}', "unrecognized arguments"),
         ('{"seconds": "x"}', "invalid float value"),
         ('{"seed": {"a": 1}}', "plain values"),
-        ('{"name": "a"}\n{"name": "A"}', "line 2: the name 'A' is there already"),
+        ('{"name": "a"}\n{"name": "A"}', "line 2: the name 'A' is used twice"),
         ("[" * 100_000, "line 1"),
         ("", "holds no jobs"),
     ],

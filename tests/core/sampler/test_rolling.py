@@ -270,7 +270,7 @@ def test_what_cannot_roll_is_refused_with_a_remedy():
     with pytest.raises(PackForcingError, match="one schedule for all blocks"):
         Denoising(THREE.schedule, first_block=FOUR.schedule, rolling=True)
     cache = cache_for(SinkWindow(12, 3), THREE, 9)
-    with pytest.raises(PackForcingError, match="4 blocks was asked of a cache with room for 3"):
+    with pytest.raises(PackForcingError, match="view of 4 blocks; this cache has room for 3"):
         cache.begin_block(blocks=4)
     two = cache.begin_block(blocks=2)
     with pytest.raises(PackForcingError, match="cannot be committed at once"), cache.commit(two):
