@@ -1,1 +1,1 @@
-"""A render's folder on disk: what it takes to resume after any crash, in files that are never partial."""
+"""A render's folder on disk: what a resume needs after any crash, in files that are never partial."""

@@ -1,4 +1,4 @@
-"""The finished blocks, one small file each: all that it takes to repeat a block without denoising it."""
+"""The finished blocks, one small file each, with all that is needed to repeat a block without denoising it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def file_name(block: int, take: int) -> str:
 
 
 def numbered_files(folder: Path) -> list[Numbered]:
-    """The files of `folder` that are named by block and take, in any order; others are passed over."""
+    """The files in `folder` that are named by block and take, in any order; other files are ignored."""
     matches = ((_NUMBERED.fullmatch(path.name), path) for path in folder.iterdir())
     return [Numbered(int(match[1]), int(match[2]), path) for match, path in matches if match]
 
@@ -42,8 +42,9 @@ def numbered_files(folder: Path) -> list[Numbered]:
 class BlockStore:
     """Finished blocks by number and take, as `BlockDone` events.
 
-    Every file is read and checked once, when the store is opened: `damaged` are those that are not what was written, or
-    belong elsewhere. They count as not there, and are replaced when their block is made again.
+    Each file is read and checked once, when the store is opened. `damaged` lists files that changed since they were
+    written, or that belong to another block or render; they count as missing and are replaced when their block is
+    sampled again.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, ...]):
@@ -55,7 +56,7 @@ class BlockStore:
         remove_unfinished(folder)
 
     def check(self, manifest: Manifest) -> None:
-        """Reads what is there of the takes of `manifest`."""
+        """Reads and checks the files of the takes in `manifest`."""
         self._sound.clear()
         self.damaged.clear()
         for file in sorted(numbered_files(self.folder)):
@@ -76,7 +77,7 @@ class BlockStore:
         return self._sound.get((block, take), False)
 
     def expect(self, done: BlockDone, take: int) -> None:
-        """Holds a block that another thread is about to save: until then `load` gives this one."""
+        """Holds a block that another thread is about to save; `load` returns it until then."""
         self._waiting[done.block, take] = done
 
     def save(self, done: BlockDone, take: int, manifest: Manifest) -> None:
@@ -88,7 +89,7 @@ class BlockStore:
         self._waiting.pop((done.block, take), None)
 
     def load(self, block: int, take: int, manifest: Manifest) -> BlockDone:
-        """The block. FolderError where its file is damaged, or of another block or render."""
+        """The block. Raises FolderError if its file is damaged or belongs to another block or render."""
         waiting = self._waiting.get((block, take))
         if waiting is not None:
             return replace(waiting, reused=True)
@@ -96,17 +97,17 @@ class BlockStore:
         tensors, plain = read_tensors(path)
         latents = tensors.get("latents")
         if plain != {"block": block, "take": take, **manifest.key(take)}:
-            raise FolderError(f"{path} is of another block or render: {str(plain)[:200]}.")
+            raise FolderError(f"{path} belongs to another block or render: {str(plain)[:200]}.")
         if latents is None or tuple(latents.shape) != self.shape or latents.dtype != torch.float32:
             raise FolderError(f"{path} holds no block of this render.")
         selection = _unpacked(tensors, path)
-        # Copies: what is mapped into memory would change with the file.
+        # Copied, because memory that is mapped from a file changes with it.
         optional = {name: tensors[name].clone() for name in _OPTIONAL if name in tensors}
         return BlockDone(block, latents.clone(), True, selection, **optional)
 
 
 def _packed(selection: Selection) -> dict[str, Tensor]:
-    """What the layers chose, one behind the other, and how much each did."""
+    """The selections of all layers in one tensor, and the length of each."""
     if not selection:
         return {}
     chosen = torch.tensor([number for choice in selection for number in choice], dtype=torch.int32)
@@ -118,6 +119,6 @@ def _unpacked(tensors: dict[str, Tensor], path: Path) -> Selection:
         return ()
     chosen, counts = tensors["selected"].tolist(), tensors["selected_by_layer"].tolist()
     if sum(counts) != len(chosen):
-        raise FolderError(f"{path} lacks what the block had selected.")
+        raise FolderError(f"{path} has no record of what the block selected.")
     ends = accumulate(counts)
     return tuple(tuple(chosen[end - count : end]) for count, end in zip(counts, ends, strict=True))

@@ -1,4 +1,4 @@
-"""What a render is conditioned on, as it is stored: its text and its start, and whether others are the same."""
+"""The stored prompt and start of a render, and whether wanted ones are the same."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .files import FolderError, read_tensors, write_tensors
 from .fingerprint import fingerprint
 from .manifest import Manifest, Take
 
-# Embeddings and latents of the same text and image, by another processor or in another precision, differ by less than
-# this part of their length; those of another word or image by much more.
+# Embeddings and latents of the same text and image differ by less than this part of their norm when they are computed
+# on another processor or in another precision. Those of another word or image differ by much more.
 ALIKE = 0.02
 
 
 @dataclass(frozen=True, eq=False)
 class Content:
-    """What a render is conditioned on: its text embeddings, their `words` where they are known, and the latents
-    [1, 16, T, h, w] that it begins from, if any.
+    """What a render is conditioned on: its text embeddings, their `words` if known, and the latents [1, 16, T, h, w]
+    that it starts from, if any.
     """
 
     script: Script
@@ -31,7 +31,7 @@ class Content:
 
 
 def stored_script(path: Path, take: Take, content: Content, notes: list[str]) -> tuple[Script | None, str]:
-    """The stored text of a take where the wanted one is the same, or None and what the difference is."""
+    """The stored text of a take if it is the same as the wanted one, or None and a description of the difference."""
     wanted = name_of(content.script)
     try:
         stored = read_script(path, take.prompt)
@@ -48,25 +48,25 @@ def stored_script(path: Path, take: Take, content: Content, notes: list[str]) ->
     problem = unlike(stored, content.script)
     if problem:
         return None, f"prompt: {problem}" + (f" than {take.words!r}" if take.words else " than the render has")
-    notes.append("Note: the prompt was computed a little differently here; the render resumes with the stored one")
+    notes.append("Note: this prompt has slightly different embeddings here; the render resumes with the stored ones")
     return stored, ""
 
 
 def begins_alike(path: Path, take: Take, content: Content, finished: int) -> bool:
-    """Whether the wanted text is the stored one for all that is finished."""
+    """Whether the wanted text equals the stored one for all finished blocks."""
     stored = read_script(path, take.prompt)
     begun = [tuple(cue for cue in script.cues if cue.first_block < finished) for script in (stored, content.script)]
     return bool(begun[0]) and not unlike(*map(Script, begun))
 
 
 def unlike(stored: Script, wanted: Script) -> str:
-    """What is other in the wanted text; nothing where it is the same, up to how it was computed."""
+    """How the wanted text differs; empty if it is the same up to rounding differences."""
     shape = [
         [(cue.first_block, cue.blend_blocks, cue.recache, cue.change) for cue in script.cues]
         for script in (stored, wanted)
     ]
     if shape[0] != shape[1]:
-        return "it changes at other moments, or in another way,"
+        return "it changes at other times or in another way"
     pairs = zip(stored.cues, wanted.cues, strict=True)
     others = [number for number, (a, b) in enumerate(pairs, start=1) if not alike(a.context, b.context)]
     which = f" (number {others[0]})" if others and len(stored.cues) > 1 else ""
@@ -74,7 +74,7 @@ def unlike(stored: Script, wanted: Script) -> str:
 
 
 def alike(stored: Tensor, wanted: Tensor) -> bool:
-    """Whether two tensors are the same but for how they were computed."""
+    """Whether two tensors are equal up to rounding differences."""
     if stored.shape != wanted.shape:
         return False
     a, b = stored.double(), wanted.to(stored.device).double()
@@ -82,7 +82,7 @@ def alike(stored: Tensor, wanted: Tensor) -> bool:
 
 
 def stored_start(path: Path, wanted: Tensor | None, notes: list[str]) -> Tensor | None:
-    """The latents that the render begins from as they are stored; FolderError where the wanted ones are others."""
+    """The stored latents of the render's start. Raises FolderError if the wanted ones are different."""
     if wanted is None:
         return None
     file = path / "start.safetensors"
@@ -94,16 +94,19 @@ def stored_start(path: Path, wanted: Tensor | None, notes: list[str]) -> Tensor 
         return wanted
     if not alike(stored, wanted):
         raise FolderError(
-            "The render on disk has other settings:\n  start: another image or video than the render begins from\n"
+            "The render on disk has other settings:\n  start: another image or video than the one it began from\n"
             "Set it back, choose another render name, or mode new."
         )
     if not torch.equal(stored, wanted.cpu()):
-        notes.append("Note: the start was encoded a little differently here; the render resumes with the stored one")
+        notes.append(
+            "Note: the start image or video was encoded slightly differently here; the render resumes with the "
+            "stored latents"
+        )
     return stored
 
 
 def write_content(path: Path, manifest: Manifest, content: Content) -> None:
-    """A render's text, start and manifest; the manifest last, since with it the render is there."""
+    """Writes a render's text, start and manifest. The manifest is last, because it makes the render exist."""
     file = _prompt_path(path, manifest.takes[-1].prompt)
     file.parent.mkdir(exist_ok=True)
     if not file.exists():

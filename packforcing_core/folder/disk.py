@@ -8,16 +8,16 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 WAITING = 2
-"""Pieces of work that may wait: a crash can cost so many finished blocks and the one that is being written."""
+"""Length of the queue: a crash can lose this many finished blocks and the one that is being written."""
 
 
 class Disk:
-    """Does work one piece after the other in a thread; `put` waits only while too much is waiting.
+    """Runs pieces of work one after the other in a thread; `put` waits only if the queue is full.
 
         with Disk() as disk:
             disk.put(partial(store.save, done, take))
 
-    What a piece raises is raised by the next call, and no later piece is done. Leaving waits for all of it.
+    If a piece raises, the next call raises that error and no later piece is run. Leaving the `with` waits for the rest.
     """
 
     def __init__(self, waiting: int = WAITING):
@@ -32,7 +32,7 @@ class Disk:
         self._waiting.append(self._pool.submit(contextvars.copy_context().run, self._do, work))
 
     def flush(self) -> None:
-        """Waits until all that was put is done."""
+        """Waits until everything in the queue is done."""
         while self._waiting:
             self._waiting.popleft().result()
 

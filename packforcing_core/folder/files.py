@@ -1,4 +1,4 @@
-"""Files that exist complete or not at all, with checksums, read back as untrusted; and the lock of a folder."""
+"""Files that are written completely or not at all, with checksums, and read as untrusted; and the folder's lock."""
 
 from __future__ import annotations
 
@@ -30,16 +30,18 @@ else:
 UNFINISHED = "unfinished"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}")
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
-# What a lock that somebody else holds is answered with; anything else means that this file system has no locks.
+# Errors of a lock that is held by someone else; any other error means that the file system has no locks.
 _HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}
 
 
 class FolderError(PackForcingError):
-    """A render's folder cannot be written or read: the message says what exists and how to continue."""
+    """A render's folder cannot be written or read. The message says what exists and how to continue."""
 
 
 def checked_name(name: str) -> str:
-    """`name` where it can name a folder on every system and cannot lead out of one; FolderError otherwise."""
+    """Returns `name` if it is a valid folder name on every system and stays inside its parent. Raises FolderError
+    otherwise.
+    """
     if not _NAME.fullmatch(name) or name[-1] in " ." or _DEVICES.fullmatch(name):
         raise FolderError(
             f"Got the render name {name[:120]!r}; expected 1 to 100 letters, digits, spaces, '.', '_' or '-', "
@@ -50,8 +52,8 @@ def checked_name(name: str) -> str:
 
 @contextmanager
 def _appearing(path: Path) -> Iterator[Path]:
-    """A place near `path` to write to, which then takes the place of `path` at once and for good."""
-    # A folder of its own, since what writes there may make further files on the way.
+    """A temporary path near `path` to write to, which then replaces `path` in one step."""
+    # In a folder of its own, since some writers create further files beside theirs.
     unfinished = path.parent / UNFINISHED / path.name
     try:
         unfinished.parent.mkdir(exist_ok=True)
@@ -64,14 +66,14 @@ def _appearing(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             unfinished.unlink()
         raise FolderError(
-            f"{path} cannot be written: {error}. Free some disk space or bring the folder back, then run the same "
-            "again: it resumes from what is there."
+            f"{path} cannot be written: {error}. Free disk space or reconnect the folder, then run the same "
+            "again to resume."
         ) from error
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a new name last, where the file system can: some shares refuse, and the file is there all the same."""
-    if sys.platform == "win32":  # Windows has no such thing, and needs none.
+    """Makes a new name permanent (fsync). Some network shares refuse; the file exists anyway."""
+    if sys.platform == "win32":  # Windows neither has nor needs it.
         return
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
@@ -87,7 +89,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], plain: Any = None) -> None:
-    """A safetensors file with `plain` as JSON in its metadata, and a seal of all its content."""
+    """Writes a safetensors file with `plain` as JSON in its metadata, and a checksum of all its content."""
     with _appearing(path) as unfinished:
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         text = json.dumps(plain)
@@ -104,26 +106,26 @@ def _seal(tensors: Mapping[str, Tensor], text: str) -> str:
 
 
 def copy_start(source: Path, target: Path, size: int) -> None:
-    """The first `size` bytes of a file as another."""
+    """Copies the first `size` bytes of a file."""
     with _appearing(target) as unfinished, open(source, "rb") as file, open(unfinished, "wb") as copy:
         while size > 0 and (data := file.read(min(size, 1 << 20))):
             size -= copy.write(data)
 
 
 def read_json(path: Path, limit: int) -> Any:
-    """The JSON of a file of at most `limit` bytes; FolderError for anything else."""
+    """The JSON content of a file of at most `limit` bytes. Raises FolderError for anything else."""
     try:
         with open(path, "rb") as file:
             raw = file.read(limit + 1)
         if len(raw) > limit:
-            raise FolderError(f"{path} has more than {limit:,} bytes: it is no file of a render.")
+            raise FolderError(f"{path} has more than {limit:,} bytes: it is not a file of a render.")
         return json.loads(raw.decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise error if isinstance(error, FolderError) else FolderError(f"{path} cannot be read: {error}.") from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """Tensors (on the CPU) and `plain` of `write_tensors`; PackForcingError for a damaged or foreign file."""
+    """Tensors (on the CPU) and `plain` of `write_tensors`. Raises PackForcingError for a damaged or foreign file."""
     file = open_tensors(path)
     if file.loaded is not None:
         raise FolderError(f"{path} is a torch file; a render's folder holds safetensors only.")
@@ -138,12 +140,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Takes away what a crash left half written."""
+    """Removes files that a crash left half written."""
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
 
 
 def refuse_links(folder: Path) -> None:
-    """FolderError where anything below `folder` is a symbolic link, which could lead anywhere."""
+    """Raises FolderError if anything below `folder` is a symbolic link, which could point anywhere."""
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
             if (path := Path(place) / name).is_symlink():
@@ -152,21 +154,21 @@ def refuse_links(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One writer at a time; the system lets go of the lock when its holder dies, however that happens.
+    """Locks the folder for one writer. The system releases the lock when the process ends, even after a crash.
 
-    FolderError when another process, or another render in this one, has the folder. Where the file system knows no
-    locks there is none: a lock is a courtesy.
+    Raises FolderError if another process, or another render in this one, holds the folder. On a file system without
+    locks nothing is locked.
     """
     with open(folder / "lock", "a+b") as file:
         if _is_held(file):
             raise FolderError(
-                f"The render in {folder} is being worked on already. Wait for it, interrupt it, or use another name."
+                f"The render in {folder} is in use. Wait for the other run, interrupt it, or use another name."
             )
         yield
 
 
 def _is_held(file: IO[bytes]) -> bool:
-    """Tries to lock; whether somebody else has."""
+    """Tries to lock the file; returns whether someone else holds the lock."""
     try:
         if sys.platform == "win32":
             file.seek(0)

@@ -1,4 +1,4 @@
-"""Short names for what is too large to keep: a model by samples of every tensor, a prompt by all its bytes."""
+"""Short fingerprints of large things: a model by samples of every tensor, a prompt by all its bytes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _DEEPEST = 8
 
 
 def fingerprint(content: Any, samples: int | None = SAMPLES) -> str:
-    """32 hexadecimal digits of nested dictionaries, lists, plain values, and tensors, wherever the tensors are.
+    """32 hexadecimal digits for nested dictionaries, lists, plain values, and tensors on any device.
 
-    Of a tensor count its shape, its dtype, and up to `samples` elements spread over it evenly (None: all of them);
-    of any other object its class and attributes, a few levels deep.
+    For a tensor: its shape, its dtype, and up to `samples` elements spread evenly over it (None: all). For any other
+    object: its class and attributes, a few levels deep.
     """
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     for part in _parts(content, samples):
@@ -47,7 +47,7 @@ def _parts(content: Any, samples: int | None, depth: int = 0) -> Iterable[bytes]
 
 
 def _sampled(tensor: Tensor, samples: int | None) -> bytes:
-    elements = tensor.detach().reshape(-1, 1).view(torch.uint8)  # As bytes: not every dtype can be indexed.
+    elements = tensor.detach().reshape(-1, 1).view(torch.uint8)  # As bytes, because not every dtype can be indexed.
     if samples is not None and len(elements) > samples:
         index = torch.linspace(0, len(elements) - 1, samples, dtype=torch.float64).long()
         elements = elements[index.to(elements.device)]

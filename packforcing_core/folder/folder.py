@@ -6,9 +6,9 @@ lighthouse/
   manifest.json      settings, takes, versions
   prompts/           text embeddings by their hash
   start.safetensors  latents that the render begins from, encoded
-  blocks/            all it takes to repeat a block, 000012-0.safetensors: block 12 of take 0
+  blocks/            all that is needed to repeat a block; 000012-0.safetensors: block 12 of take 0
   `film`/             the growing video, and checksums of its segments
-  telemetry.jsonl    a line per event
+  telemetry.jsonl    one line per event
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .telemetry import Telemetry
 Mode = Literal["resume", "new", "extend", "retake"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 FINISHED = "finished.json"
-"""Is there when the video of a render has been finished once."""
+"""Marker file: the video of this render has been finished once."""
 _LENGTH = ("blocks", "seconds")
 
 
@@ -48,11 +48,11 @@ class RenderFolder:
 
     @property
     def known_blocks(self) -> int:
-        """Blocks that are finished and on disk."""
+        """Number of finished blocks on disk, from the first one on."""
         return self.manifest.blocks - len(self.missing_blocks())
 
     def missing_blocks(self) -> list[int]:
-        """Blocks that are still to be made, or again, in order."""
+        """Blocks that still have to be sampled (or sampled again), in order."""
         takes = ((block, self.manifest.take_of(block)) for block in range(self.manifest.blocks))
         return [block for block, take in takes if not self.blocks.has(block, take)]
 
@@ -61,9 +61,9 @@ class RenderFolder:
         return self.path / "film"
 
     def ensure(self) -> None:
-        """Makes the folder again where it has vanished since it was opened.
+        """Creates the folder again if it was removed after it was opened.
 
-        FolderError when another process has changed what it is to hold.
+        Raises FolderError if another process has changed the render.
         """
         if (self.path / NAME).exists():
             if Manifest.read(self.path) != self.manifest:
@@ -76,7 +76,7 @@ class RenderFolder:
         self.blocks.check(self.manifest)
 
     def remove(self) -> None:
-        """Takes the whole render away."""
+        """Removes the whole render."""
         shutil.rmtree(self.path)
 
     def script(self, take: int) -> Script:
@@ -101,18 +101,17 @@ def open_render(
     block_shape: tuple[int, ...],
     retake_block: int = 0,
 ) -> RenderFolder:
-    """The folder `name` below `root`, made to hold what is wanted; `wanted` has one take, that of the content.
+    """Opens the folder `name` below `root` for the wanted render; `wanted` has one take, that of the content.
 
-    "resume" continues what is there, or starts; "new" begins, and renames what is there to name.1, name.2, ...
-    unless that is this very render, begun and not finished;
-    "extend" makes what is there longer, under other prompts behind its finished blocks if the content has some;
-    "retake" keeps the blocks before `retake_block` and makes the rest again. The same mode twice does the same as once,
-    so a call can be repeated after any crash.
+    "resume" continues the render, or starts it. "new" starts over and renames the existing render to name.1, name.2,
+    ... (unless that is this very render, unfinished: then it resumes). "extend" makes the render longer; new prompts in
+    the content apply after its finished blocks. "retake" keeps the blocks before `retake_block` and samples the rest
+    again. Repeating a call with the same mode changes nothing, so it can be repeated after any crash.
 
-    A text or start that differs from the stored one only by how it was computed is replaced by the stored one; use
-    `content` of the result. What is damaged is reported in its `notes` and made again. Raises FolderError if the name
-    is not allowed, another process works there, there is nothing to extend or retake, the folder contains a symbolic
-    link, or the stored settings differ; the message then shows the difference.
+    A text or start that differs from the stored one only by rounding is replaced by the stored one: use `content` of
+    the result. Damaged files are reported in `notes` and made again. Raises FolderError if the name is not allowed,
+    another process uses the folder, there is nothing to extend or retake, the folder contains a symbolic link, or the
+    stored settings differ; the message then lists the differences.
     """
     if mode not in MODES:
         raise FolderError(f"Got mode {mode!r}; expected one of {', '.join(MODES)}.")
@@ -121,7 +120,7 @@ def open_render(
         return _opened(path, mode, wanted, content, block_shape, retake_block)
     except OSError as error:
         raise FolderError(
-            f"The folder {path} cannot be used: {error.strerror or error}. Fix that, or choose another folder."
+            f"The folder {path} cannot be used: {error.strerror or error}. Fix the cause, or choose another folder."
         ) from error
 
 
@@ -133,7 +132,7 @@ def _opened(
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FolderError(f"The folder {path} cannot be made: {error}.") from error
+        raise FolderError(f"The folder {path} cannot be created: {error}.") from error
     with locked(path):
         refuse_links(path)
         remove_unfinished(path)
@@ -154,7 +153,7 @@ def _opened(
         blocks.check(manifest)
         if blocks.damaged:
             names = ", ".join(str(file.block) for file in blocks.damaged)
-            notes.append(f"Note: damaged on disk, to be made again: block {names}")
+            notes.append(f"Note: damaged on disk, will be sampled again: block {names}")
     return RenderFolder(path, manifest, blocks, Telemetry(path), content, tuple(notes))
 
 
@@ -168,8 +167,8 @@ def continued(
     blocks: BlockStore,
     notes: list[str],
 ) -> tuple[Manifest, Content]:
-    """What the manifest of an existing render becomes, and its content; FolderError where it cannot become what is
-    wanted.
+    """The updated manifest of an existing render, and its content. Raises FolderError if the render cannot become the
+    wanted one.
     """
     last = len(found.takes) - 1
     finished = next(b for b in range(found.blocks + 1) if not blocks.has(b, found.take_of(min(b, found.blocks - 1))))
@@ -187,7 +186,7 @@ def continued(
             return _lengthened(found, wanted.blocks), replace(content, script=stored)
         if retake_block > finished:
             raise FolderError(
-                f"A retake from block {retake_block} needs the blocks before it, and {finished} are there."
+                f"A retake from block {retake_block} needs the blocks before it, and only {finished} are finished."
             )
         return replace(found, blocks=wanted.blocks, takes=(*found.takes, take)), content
     stored, problem = stored_script(path, found.takes[last], content, notes)
@@ -200,7 +199,7 @@ def continued(
     _require_same(found, wanted, _LENGTH if longer else (), [problem] if problem else [])
     if longer and wanted.blocks < found.blocks:
         raise FolderError(
-            f"The render has {found.blocks} blocks, and {wanted.blocks} are wanted; extend only makes it longer."
+            f"The render has {found.blocks} blocks and {wanted.blocks} were asked for; extend can only make it longer."
         )
     return _lengthened(found, wanted.blocks), content
 
@@ -216,12 +215,12 @@ def _require_same(found: Manifest, wanted: Manifest, free: Sequence[str], proble
             "The render on disk has other settings:\n  "
             + "\n  ".join(lines)
             + "\nSet them back, choose another render name, or mode new; extend changes the length, retake seed and "
-            "prompt from a moment on."
+            "prompt after a given time."
         )
 
 
 def _found(path: Path, wanted: Manifest, content: Content, notes: list[str]) -> Manifest | None:
-    """The manifest on disk, None where there is none. One that is damaged or missing is recovered from the blocks."""
+    """The manifest on disk, None if there is none. A damaged or missing one is recovered from the blocks."""
     try:
         return Manifest.read(path)
     except FolderError:
@@ -235,7 +234,7 @@ def _found(path: Path, wanted: Manifest, content: Content, notes: list[str]) -> 
 
 
 def _recovered(path: Path, wanted: Manifest, content: Content) -> Manifest | None:
-    """`wanted` as the manifest of the blocks that are there, if all say that they are its blocks."""
+    """`wanted` as the manifest of the blocks on disk, if all of them belong to it."""
     marks = list(_marks(path))
     identities = {mark.get("render") for mark in marks}
     settings = {mark.get("settings") for mark in marks}
@@ -259,7 +258,7 @@ def _recovered(path: Path, wanted: Manifest, content: Content) -> Manifest | Non
 
 
 def _marks(path: Path) -> Iterator[dict]:
-    """What the readable blocks say of where they belong."""
+    """The render, take and block numbers that the readable block files carry."""
     for file in numbered_files(path / "blocks"):
         try:
             yield read_tensors(file.path)[1]
@@ -269,13 +268,13 @@ def _marks(path: Path) -> Iterator[dict]:
 
 def _below(root: Path, name: str) -> Path:
     path = root / checked_name(name)
-    if path.resolve().parent != root.resolve():  # A link in its place could lead anywhere.
-        raise FolderError(f"{path} leads out of {root}; remove the link or use another name.")
+    if path.resolve().parent != root.resolve():  # A link instead of a folder could point anywhere.
+        raise FolderError(f"{path} is a link out of {root}; remove it or use another name.")
     return path
 
 
 def _is_begun(path: Path, wanted: Manifest, content: Content) -> bool:
-    """Whether what is there is the wanted render itself, begun and not finished: killed, and called again."""
+    """Whether the folder holds the wanted render itself, unfinished: it was killed, and called again."""
     try:
         found = Manifest.read(path)
         if (path / FINISHED).exists() or len(found.takes) > 1 or difference(found, wanted):
@@ -287,7 +286,7 @@ def _is_begun(path: Path, wanted: Manifest, content: Content) -> bool:
 
 def _set_aside(path: Path) -> None:
     if path.is_dir():
-        with locked(path):  # Nobody is at work there.
+        with locked(path):  # Raises if another process uses it.
             pass
     number = 1
     while (aside := path.with_name(f"{path.name}.{number}")).exists():
@@ -295,7 +294,7 @@ def _set_aside(path: Path) -> None:
     try:
         os.replace(path, aside)
     except OSError as error:
-        raise FolderError(f"{path} cannot be set aside as {aside.name}: {error}. Use another name.") from error
+        raise FolderError(f"{path} cannot be renamed to {aside.name}: {error}. Use another name.") from error
 
 
 def _version_notes(found: Manifest, wanted: Manifest) -> list[str]:
@@ -306,4 +305,6 @@ def _version_notes(found: Manifest, wanted: Manifest) -> list[str]:
     ]
     if not changed:
         return []
-    return [f"Note: the render was begun with other versions ({', '.join(changed)}): it resumes, but not bit for bit."]
+    return [
+        f"Note: the render was started with other versions ({', '.join(changed)}): it resumes, but not bit for bit."
+    ]

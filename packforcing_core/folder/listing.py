@@ -1,4 +1,4 @@
-"""The renders that lie in a folder: size, age and state; and the removal of one."""
+"""The renders in a folder: their size, age and state; and removing one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FINISHED_STATE = "finished"
 
 @dataclass(frozen=True)
 class Listed:
-    """A render on disk: its folder, bytes, the seconds since something was written, and how far it is."""
+    """A render on disk: its folder, size in bytes, seconds since its last write, and progress."""
 
     path: Path
     size: int
@@ -29,7 +29,7 @@ class Listed:
 
 
 def renders(root: Path) -> list[Listed]:
-    """The renders in `root`, the newest first. PackForcingError where there is no such folder."""
+    """The renders in `root`, newest first. Raises PackForcingError if the folder does not exist."""
     if not root.is_dir():
         raise PackForcingError(f"There is no folder {root}.")
     return sorted(map(_listed, _folders(root)), key=lambda render: render.age)
@@ -40,11 +40,11 @@ def _folders(root: Path) -> Iterator[Path]:
 
 
 def others_note(root: Path, mine: Path) -> tuple[str, ...]:
-    """One line on the unfinished renders beside `mine`, where there are any: they stay until the user removes them."""
+    """One line on the other unfinished renders beside `mine`, if any. They stay until the user removes them."""
     try:
-        # Finished ones may be many, and their sizes are not asked for.
+        # There may be many finished ones, whose sizes do not matter here.
         others = [_listed(path) for path in _folders(root) if path != mine and _state(path) != FINISHED_STATE]
-    except OSError:  # There is no folder yet, or another process removes a render meanwhile.
+    except OSError:  # The folder does not exist yet, or another process is removing a render.
         return ()
     if not others:
         return ()
@@ -71,7 +71,9 @@ def _state(path: Path) -> str:
 
 
 def remove(root: Path, name: str) -> int:
-    """Removes the render `name` and returns its bytes; PackForcingError for what is none, or is being worked on."""
+    """Removes the render `name` and returns its size in bytes. Raises PackForcingError if it is not a render, or in
+    use.
+    """
     path = root / checked_name(name)
     if path.is_symlink() or not (path / NAME).is_file():
         raise PackForcingError(f"There is no render {name!r} in {root}.")

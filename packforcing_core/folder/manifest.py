@@ -1,4 +1,4 @@
-"""What a render is: its settings, its takes, and what made it. Plain JSON, read back as untrusted."""
+"""The manifest of a render: its settings, takes, and versions. Plain JSON, read as untrusted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HASH = re.compile(r"[0-9a-f]{32}")
 _LONGEST_TEXT = 100_000
 _KEYS = {"schema", "settings", "blocks", "takes", "versions", "identity", "seal"}
 HASHED = ("model", "LoRAs", "VAE", "compressor")
-"""Settings that are fingerprints: what the user hears of them is that they differ."""
+"""Settings that are fingerprints: messages say only that they differ."""
 
 Setting = int | float | bool | str | None | list["Setting"]
 
@@ -32,7 +32,7 @@ Setting = int | float | bool | str | None | list["Setting"]
 @dataclass(frozen=True)
 class Take:
     """From block `first_block` on the render has this seed and prompt: the name of the file with its embeddings, and
-    its `words` where they are known.
+    its `words` if known.
     """
 
     first_block: int
@@ -43,10 +43,10 @@ class Take:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`settings` decide the latents besides seed, prompt, start and length, `versions` tell what made them. `identity`
-    is this render's alone.
+    """`settings` decide the latents together with seed, prompt, start and length; `versions` names the software that
+    made them. `identity` is unique to this render.
 
-    A later take replaces the blocks from its first one on; the blocks of an earlier take stay on disk.
+    A later take replaces the blocks from its `first_block` on; the blocks of an earlier take stay on disk.
     """
 
     settings: Mapping[str, Setting]
@@ -56,16 +56,16 @@ class Manifest:
     identity: str = field(default_factory=lambda: uuid4().hex, compare=False)
 
     def key(self, take: int) -> dict[str, str]:
-        """What a block of take `take` carries to show that it belongs here."""
+        """What a block file of take `take` carries to show that it belongs to this render."""
         takes = [(each.first_block, each.seed) for each in self.takes[: take + 1]]
         return {"render": self.identity, "settings": fingerprint([dict(self.settings), takes])}
 
     def take_of(self, block: int) -> int:
-        """The number of the take that block `block` is from."""
+        """The number of the take that block `block` belongs to."""
         return max(number for number, take in enumerate(self.takes) if take.first_block <= block)
 
     def pieces(self) -> list[tuple[int, int]]:
-        """(take, the block before which it ends) in order of time, takes without a block left out."""
+        """(take, end block) of each take in order of time; takes that have no block left are skipped."""
         starts = sorted({take.first_block for take in self.takes if take.first_block < self.blocks})
         ends = [*starts[1:], self.blocks]
         pieces = [(self.take_of(start), end) for start, end in zip(starts, ends, strict=True)]
@@ -77,7 +77,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """The manifest in `folder`. FolderError where it is missing, of another schema, or not what we write."""
+        """The manifest in `folder`. Raises FolderError if it is missing, has another schema, or is invalid."""
         path = folder / NAME
         content = read_json(path, LARGEST_BYTES)
         problem = _problem(content)
@@ -88,8 +88,8 @@ class Manifest:
 
 
 def difference(found: Manifest, wanted: Manifest) -> list[str]:
-    """What differs between a render on disk and the one that is wanted, a line each, in the user's words; versions do
-    not count.
+    """The differences between a render on disk and the wanted one, one line each, in the user's terms. Versions are not
+    compared.
     """
     mine, theirs = _flat(wanted), _flat(found)
     names = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
@@ -100,7 +100,7 @@ def _difference_of(name: str, theirs: Setting, mine: Setting) -> str:
     if name in HASHED:
         if None in (theirs, mine):
             return f"{name}: " + ("the render has none" if theirs is None else "the render has one, now there is none")
-        return f"{name}: not the one that the render was begun with (other weights)"
+        return f"{name}: not the one that the render was started with (other weights)"
     return f"{name}: the render has {_told(theirs)}, now {_told(mine)}"
 
 
@@ -125,9 +125,9 @@ def _seal(content: Mapping[str, Any]) -> str:
 
 
 def _problem(content: Any) -> str:
-    """Why `content` is no manifest; empty where it is one."""
+    """Why `content` is not a valid manifest; empty if it is valid."""
     if not isinstance(content, dict) or set(content) != _KEYS:
-        return "its keys are others"
+        return "it has other keys"
     if type(content["schema"]) is not int or content["schema"] != SCHEMA:
         return f"its schema is {content['schema']!r}, expected {SCHEMA}"
     if not _is_count(content["blocks"], MOST_BLOCKS) or content["blocks"] == 0:
@@ -137,7 +137,7 @@ def _problem(content: Any) -> str:
     if not isinstance(content["versions"], dict) or not all(_is_text(v) for v in content["versions"].values()):
         return "its versions are not texts"
     if not _is_hash(content["identity"]):
-        return "its identity is none"
+        return "its identity is not valid"
     takes = content["takes"]
     if not isinstance(takes, list) or not takes or not all(_is_take(take) for take in takes):
         return "its takes are damaged"

@@ -1,4 +1,4 @@
-"""Whether a render fits on its disk, before it is begun."""
+"""Checks whether a render fits on its disk, before it starts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .folder import RenderFolder
 
 
 def room_notes(folder: RenderFolder, block_bytes: int) -> tuple[str, ...]:
-    """A warning where the blocks that are missing, of at most `block_bytes` each, do not fit on the disk.
+    """A warning if the missing blocks, of at most `block_bytes` each, do not fit on the disk.
 
-    FolderError where not even one does. Nothing where the system does not tell what is free.
+    Raises FolderError if not even one fits. Empty if the system does not report free space.
     """
     missing = len(folder.missing_blocks())
     try:
@@ -23,8 +23,8 @@ def room_notes(folder: RenderFolder, block_bytes: int) -> tuple[str, ...]:
         return ()
     there = f"The disk of {folder.path} has {size_text(free)} free"
     if free < block_bytes:
-        raise FolderError(f"{there}, and one block of this render takes {size_text(block_bytes)}. Free disk space.")
+        raise FolderError(f"{there}, but one block of this render takes {size_text(block_bytes)}. Free disk space.")
     return (
-        f"Warning: {there}, and this render may take {size_text(missing * block_bytes)} more: it will stop when the "
+        f"Warning: {there}, but this render may need {size_text(missing * block_bytes)} more. It stops when the "
         "disk is full. Free disk space; the same render then resumes.",
     )

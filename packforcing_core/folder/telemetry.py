@@ -1,4 +1,4 @@
-"""One line of JSON per event of a render, appended as it happens: time, memory, selection, drift."""
+"""One JSON line per event of a render, appended as it happens: time, memory, selection, drift."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONGEST_LINE = 1_000_000
 
 
 class Telemetry:
-    """Appends to a file and reads it back; a line that a crash tore is passed over."""
+    """Appends to a file and reads it back; an incomplete last line after a crash is skipped."""
 
     def __init__(self, folder: Path):
         self.path = folder / NAME
@@ -33,8 +33,8 @@ class Telemetry:
             raise FolderError(f"{self.path} cannot be written: {error}. Run the same again to resume.") from error
 
     def film(self, block: int, take: int, frames: np.ndarray) -> None:
-        """Colour (mean RGB) and contrast (deviation of brightness) of a block's frames uint8 [T, H, W, 3], and how far
-        they have drifted from those of block 0, all in 0..255.
+        """Records colour (mean RGB) and contrast (standard deviation of brightness) of a block's frames uint8 [T, H, W,
+        3], and their drift from block 0, all in 0..255.
         """
         pixels = frames.astype(np.float32)
         measured = (*pixels.mean(axis=(0, 1, 2)).tolist(), float(pixels.mean(axis=-1).std()))

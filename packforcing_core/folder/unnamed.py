@@ -1,4 +1,4 @@
-"""Renders that got no name: found by what decides their blocks, so that a longer one begins with a shorter one's."""
+"""Renders without a name: found by the settings that decide their blocks, so that a longer one reuses a shorter one."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from .manifest import NAME, Manifest, difference
 def open_unnamed(
     root: Path, prefix: str, mode: Mode, wanted: Manifest, content: Content, block_shape: tuple[int, ...]
 ) -> RenderFolder:
-    """The folder PREFIX-KEY-BLOCKS below `root`; KEY is of all that decides the blocks, which their number does not.
+    """The folder PREFIX-KEY-BLOCKS below `root`. KEY is a hash of everything that decides the blocks; BLOCKS is their
+    number.
 
-    Where there is none yet, mode resume begins it with the blocks that renders of other lengths have finished, as hard
-    links where the disk knows them; those renders stay as they are. Errors as of `open_render`.
+    If it does not exist, mode resume creates it with the finished blocks of renders of other lengths, as hard links if
+    the disk supports them. Those renders stay unchanged. Raises the errors of `open_render`.
     """
     key = fingerprint([dict(wanted.settings), vars(wanted.takes[0]), content.start], None)[:12]
     path = root / f"{prefix}-{key}-{wanted.blocks}"
@@ -33,7 +34,7 @@ def open_unnamed(
 
 
 def _begin(path: Path, wanted: Manifest, content: Content) -> tuple[str, ...]:
-    """Gives the new render the blocks of the sibling that has most of them, and tells so."""
+    """Adds the blocks of the longest matching render to the new render; returns a note on it."""
     siblings = list(_siblings(path, wanted))
     if not siblings:
         return ()
@@ -48,11 +49,11 @@ def _begin(path: Path, wanted: Manifest, content: Content) -> tuple[str, ...]:
         raise FolderError(f"The blocks of {source} cannot be used in {path}: {error}.") from error
     fps, frames = (float(str(wanted.settings[name])) for name in ("fps", "frames_per_block"))
     seconds = pixel_frames(len(files) * int(frames)) / fps
-    return (f"Note: the first {seconds:.1f} s were rendered already, as {source.name}, and are used here",)
+    return (f"Note: the first {seconds:.1f} s were rendered before, as {source.name}, and are reused",)
 
 
 def _siblings(path: Path, wanted: Manifest) -> list[tuple[Path, Manifest, list[Numbered]]]:
-    """Renders of the same key: folder, manifest, and the files of the blocks from the first one on without a gap."""
+    """Renders with the same key: folder, manifest, and the block files from the first one up to a gap."""
     siblings = []
     stem = path.name.rpartition("-")[0]
     for other in path.parent.glob(f"{stem}-*"):
@@ -73,7 +74,7 @@ def _siblings(path: Path, wanted: Manifest) -> list[tuple[Path, Manifest, list[N
 
 
 def _share(source: Path, target: Path) -> None:
-    """The same file under another name; a copy where the file system has no hard links."""
+    """Hard-links the file; copies it if the file system has no hard links."""
     if target.exists():
         return
     try:

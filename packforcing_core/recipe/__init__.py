@@ -1,1 +1,1 @@
-"""What decides a render, before anything runs: its recipe, what it begins from, and what it will take."""
+"""What decides a render, before anything runs: its recipe, its start, and its planned sizes."""

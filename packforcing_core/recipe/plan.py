@@ -1,4 +1,4 @@
-"""What a render will take, before anything runs: frames, blocks, tokens, bytes. Plain integers."""
+"""The planned sizes of a render, before anything runs: frames, blocks, tokens, bytes. Plain integers."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from ..model.config import WanConfig
 from .recipe import Recipe, kv_shape
 
 HEADER_BYTES = 2000
-"""Of a file, its name and shapes; and a line of telemetry."""
+"""Bytes of a block file's header, and of one telemetry line."""
 
 
 @dataclass(frozen=True)
 class RenderPlan:
-    """Sizes of one render. Tokens and bytes are those of a full cache, from the block where all slots are filled.
-    Tokens are those in view of a denoising pass; `current_blocks` are denoised together.
+    """Sizes of one render. Tokens and bytes are those of a full cache, when all slots are filled. Tokens are those that
+    a denoising pass attends to; `current_blocks` are denoised together.
 
-    `cache_bytes` is what is kept of the past and attended; `buffer_bytes` is all that the cache allocates on its
-    device, the current block included; `bank_bytes` are all the compressed blocks that are remembered, `host_bytes`
-    what of them is in system RAM; all are exact. `weights_bytes` is exact for an unquantised model; `peak_bytes` adds
-    the text, an estimate of the activations of a pass, and what the VAE takes while it decodes beside it.
-    `block_disk_bytes` is what a finished block takes in the render's folder at most, and `disk_bytes` all of it:
-    blocks, text and start, without the video.
+    `cache_bytes` is the stored past that is attended to; `buffer_bytes` is all that the cache allocates on its device,
+    current block included; `bank_bytes` is the bank of compressed blocks, `host_bytes` the part of it in system RAM.
+    All four are exact. `weights_bytes` is exact for an unquantised model. `peak_bytes` adds the text, an estimate of
+    one pass's activations, and what the VAE takes on the same device. `block_disk_bytes` is the most that a finished
+    block takes in the render's folder, `disk_bytes` the whole folder (blocks, text and start) without the video.
     """
 
     width: int
@@ -58,7 +57,7 @@ class RenderPlan:
         return asdict(self)
 
     def describe(self) -> str:
-        """One line for a log or a read-out on a node."""
+        """One line for a log or a node."""
         rolling = f", {self.current_blocks} rolling together" if self.current_blocks > 1 else ""
         current = "blocks" if self.current_blocks > 1 else "block"
         return (
@@ -69,7 +68,7 @@ class RenderPlan:
         )
 
     def describe_memory(self) -> str:
-        """What the past takes, line by line, for a read-out on a node."""
+        """The memory of the past, one line each, for a node."""
         rows = (
             ("sink", self.sink_tokens),
             ("mid", self.mid_tokens),
@@ -88,8 +87,8 @@ class RenderPlan:
 def plan_render(
     config: WanConfig, recipe: Recipe, dtype: torch.dtype = torch.bfloat16, decoder_bytes: int = 0
 ) -> RenderPlan:
-    """The plan of `recipe` on a model of these sizes in `dtype`; `decoder_bytes` is all that the VAE takes
-    on the same device.
+    """The plan of `recipe` for a model with these sizes in `dtype`; `decoder_bytes` is what the VAE takes on the same
+    device.
     """
     g, partitions = recipe.geometry, recipe.partitions
     shape = kv_shape(config, g, dtype)
@@ -131,7 +130,8 @@ def plan_render(
 def block_disk_bytes(config: WanConfig, recipe: Recipe, dtype: torch.dtype) -> int:
     """The most that one block's file holds: float32 latents, int32 selections, compressed tokens in `dtype`."""
     g, partitions = recipe.geometry, recipe.partitions
-    latents = math.prod(g.block_shape) * partitions.current_blocks  # Those in flight behind it are with it.
+    # Includes the noisy blocks after it in a rolling rollout.
+    latents = math.prod(g.block_shape) * partitions.current_blocks
     chosen = config.num_layers * partitions.top_k_blocks
     if partitions.pruning:
         kept = partitions.pruning.budget_frames - partitions.pruning.recent_frames - partitions.sink_frames
@@ -152,10 +152,11 @@ def parameter_count(config: WanConfig) -> int:
 
 
 def activation_bytes(config: WanConfig, tokens: int, dtype: torch.dtype) -> int:
-    """An estimate for one pass over `tokens`: the residual stream, and the larger of attention and feed-forward.
+    """An estimate for one pass over `tokens` tokens: the residual stream, plus the larger of attention and
+    feed-forward.
 
-    Attention holds the modulated input, q, k, v and one float32 copy while it rotates; the feed-forward holds its
-    hidden layer before and after the activation.
+    Attention holds the modulated input, q, k, v and one float32 copy during rotation. The feed-forward holds its hidden
+    layer before and after the activation.
     """
     stream = 2 * config.dim * dtype.itemsize
     attention = 4 * config.dim * dtype.itemsize + 3 * config.dim * 4

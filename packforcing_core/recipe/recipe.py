@@ -1,4 +1,4 @@
-"""Everything that determines the latents of a render, apart from the model and the prompt."""
+"""Everything that determines the latents of a render, except the model and the prompt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOISE_ALONE = Start()
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that determines the latents of a render, apart from the model and the prompt."""
+    """Everything that determines the latents of a render, except the model and the prompt."""
 
     geometry: VideoGeometry
     policy: Policy
@@ -33,7 +33,7 @@ class Recipe:
 
     def __post_init__(self):
         in_range("seed", self.seed)
-        _ = self.partitions  # A policy that contradicts itself is refused here, before any work.
+        _ = self.partitions  # A policy with contradictory knobs is refused here, before any work.
         if self.denoising.rolling and self.start.latents is not None:
             raise PackForcingError(
                 "A rolling rollout begins from noise alone; an image or video needs a preset that samples "
@@ -41,18 +41,19 @@ class Recipe:
             )
         if len(self.given) >= self.geometry.blocks:
             raise PackForcingError(
-                f"{len(self.given)} blocks are given and the render has {self.geometry.blocks}: there is nothing to "
-                "make. Ask for more seconds, or give less."
+                f"The start gives {len(self.given)} blocks and the render has {self.geometry.blocks}, so there is "
+                "nothing to "
+                "sample. Raise seconds, or give a shorter start."
             )
 
     @property
     def given(self) -> list[BlockDone]:
-        """The blocks that the render begins from; they are committed, not sampled."""
+        """The blocks that the render starts with; they are committed, not sampled."""
         return self.start.known(self.geometry.frames_per_block)
 
     @property
     def left_out_blocks(self) -> int:
-        """How many of the first blocks are no part of the video."""
+        """How many of the first blocks are not shown in the video."""
         return self.start.left_out_blocks(self.geometry.frames_per_block)
 
     @property
@@ -69,12 +70,14 @@ class Recipe:
         return self.left_out_blocks * self.geometry.frames_per_block
 
     def block_at(self, seconds: float) -> int:
-        """The block that shows the moment `seconds` of the video, from which on it is to be made again."""
+        """The block that shows the second `seconds` of the video: the first one that a retake samples again."""
         in_range("retake_from", seconds)
         return self.geometry.block_at(seconds + pixel_frames(self._left_out_frames) / self.geometry.fps)
 
     def begun(self, start: Start, seconds: float) -> Recipe:
-        """The recipe of a video of `seconds` with this start; what is left out of the video is made besides."""
+        """The recipe of a video of `seconds` with this start. Blocks that are not shown in the video are added to that
+        length.
+        """
         g = self.geometry
         extra = start.left_out_blocks(g.frames_per_block)
         if extra:
@@ -83,17 +86,17 @@ class Recipe:
         return replace(self, geometry=g, denoising=start.denoising(self.denoising, g.frames_per_block), start=start)
 
     def begun_with(self, latents: Tensor | None) -> Recipe:
-        """The same recipe with other numbers for the same start: those that a render has stored."""
+        """The same recipe with other latents for its start: those that a render has stored."""
         return self if latents is None else replace(self, start=self.start.of(latents))
 
     def describe_length(self, wished_seconds: float) -> str:
-        """What rounding to whole blocks made of the wished length, and what the render begins from."""
+        """How the wished length was rounded to whole blocks, and what the render starts with."""
         g, given = self.geometry, len(self.given)
         if self.left_out_blocks:
             return (
                 f"{wished_seconds:g} s at {g.fps:g} FPS became {self.video_frames / g.fps:.2f} s: {self.video_frames} "
-                f"frames in {g.blocks - given} blocks of {g.frames_per_block} latent frames, behind {given} given "
-                "blocks that are left out of the video"
+                f"frames in {g.blocks - given} blocks of {g.frames_per_block} latent frames, after {given} given "
+                "blocks that the video does not show"
             )
         told = g.describe_length(wished_seconds)
         if given:
@@ -107,20 +110,20 @@ class Recipe:
         return told
 
     def noise(self, take: int = 0) -> NoiseSource:
-        """Where the blocks begin; `take` is the number of a retake."""
+        """The noise of the render; `take` is the number of the retake."""
         own = seeded_noise(self.seed, self.geometry.block_shape, take)
         return self.start.noise(own, self.denoising, self.geometry.frames_per_block)
 
     @property
     def partitions(self) -> Partitions:
-        """The cache's plan for this clip; PackForcingError when the policy contradicts itself, the block length or the
-        rollout.
+        """The cache's plan for this clip. Raises PackForcingError if the policy does not fit its own knobs, the block
+        length or the rollout.
         """
         return self.unlimited_partitions.limited_to(self.geometry.latent_frames)
 
     @property
     def compresses_sometime(self) -> bool:
-        """Whether this policy compresses the past of a clip that is long enough."""
+        """Whether this policy compresses past blocks once a clip is long enough."""
         return self.unlimited_partitions.bank is not None
 
     @property
@@ -131,7 +134,7 @@ class Recipe:
 
 def default_policy(family: Family) -> Policy:
     """The KV cache policy that a family was trained with."""
-    # A family that attends to all history was trained on clips of 21 latent frames; within them this is the same.
+    # A family with full history was trained on clips of 21 latent frames; for those, a window of 21 is the same.
     window_frames = family.attended_frames or family.window_frames or TRAINED_FRAMES
     if family.sink_frames == 0:
         return Window(window_frames)
@@ -139,7 +142,7 @@ def default_policy(family: Family) -> Policy:
 
 
 def kv_shape(config: WanConfig, geometry: VideoGeometry, dtype) -> KVShape:
-    """What a cache must hold for this model at this size."""
+    """The sizes of a cache for this model and video size."""
     return KVShape(
         config.num_layers,
         config.num_heads,

@@ -1,4 +1,4 @@
-"""What a user chooses, and what it becomes: the one place where settings are checked, completed and made a recipe."""
+"""What a user chooses, and the recipe made from it: the one place where settings are checked and completed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..text.timeline import Snapped, parse_timeline, snap
 from .recipe import Recipe, default_policy
 
 Encode = Callable[[Sequence[str]], Sequence[Tensor]]
-"""Prompts to their embeddings [1, L, text_dim]."""
+"""Encodes prompts into embeddings [1, L, text_dim]."""
 
 
 _KINDS: tuple[tuple[str, Any, str], ...] = (
@@ -36,10 +36,10 @@ _KINDS: tuple[tuple[str, Any, str], ...] = (
 
 @dataclass(frozen=True)
 class Settings:
-    """A render as its user describes it. None is automatic everywhere: as the checkpoint was trained.
+    """A render as the user describes it. None always means automatic: as the checkpoint was trained.
 
-    `prompt` is a text, over time as "[0s] a calm sea [20s] a storm", in which one text cross-fades into the next for
-    `blend_seconds` and `recache` computes the KV cache of the visible blocks again. `policy` is a cache policy, or the
+    `prompt` is a text, or several over time as in "[0s] a calm sea [20s] a storm". Prompts cross-fade for
+    `blend_seconds`, and `recache` recomputes the KV cache of the visible blocks. `policy` is a cache policy, or the
     name of one with `knobs`. `timesteps` fall from 1000, for example (1000, 750, 500, 250).
     """
 
@@ -59,7 +59,7 @@ class Settings:
     recache: bool = False
 
     def __post_init__(self):
-        # As plain numbers of one kind each: 16 and 16.0 frames per second are one render.
+        # Stored as one type each: 16 and 16.0 frames per second are the same render.
         for name in ("seconds", "width", "height", "fps", "seed", "blend_seconds"):
             object.__setattr__(self, name, in_range(name, getattr(self, name)))
         for name in ("frames_per_block", "shift"):
@@ -69,7 +69,7 @@ class Settings:
             if not isinstance(getattr(self, name), kinds):
                 raise PackForcingError(f"{name} is {getattr(self, name)!r:.60}; expected {expected}.")
         if not all(isinstance(name, str) for name in self.knobs):
-            raise PackForcingError(f"knobs are {list(self.knobs)!r:.60}; expected names of knobs.")
+            raise PackForcingError(f"knobs are {list(self.knobs)!r:.60}; expected text keys.")
         if self.timesteps is not None:
             steps = tuple(in_range("timesteps", step) for step in self.timesteps)
             if not steps or any(after >= before for before, after in pairwise(steps)):
@@ -81,16 +81,17 @@ class Settings:
         VideoGeometry.from_seconds(self.seconds, width=self.width, height=self.height, fps=self.fps, frames_per_block=1)
 
     def family(self, trained: Family | None) -> Family:
-        """How the checkpoint is sampled; `trained` is how it was trained, None where nothing says."""
+        """How the checkpoint is sampled; `trained` is how it was trained, None if unknown."""
         family = (trained or DEFAULT_FAMILY) if self.preset is None else by_name(self.preset)
         return with_overrides(
             family, frames_per_block=self.frames_per_block, denoising_steps=self.timesteps, shift=self.shift
         )
 
     def recipe(self, trained: Family | None = None, span: float | None = None) -> Recipe:
-        """The recipe without a start; `span` is what a trained compressor was trained with, None without one.
+        """The recipe without a start; `span` is the mid_span that a trained compressor was trained with, None without
+        one.
 
-        PackForcingError where settings contradict each other or are out of range.
+        Raises PackForcingError if settings contradict each other or are out of range.
         """
         family = self.family(trained)
         geometry = VideoGeometry.from_seconds(
@@ -108,16 +109,16 @@ class Settings:
         return build_policy(policy.name, **{**own, **self.knobs})
 
     def begun(self, recipe: Recipe, start: Start | None) -> Recipe:
-        """The recipe with what it begins from."""
+        """The recipe with its start."""
         return recipe if start is None else recipe.begun(start, self.seconds)
 
     def moments(self, recipe: Recipe) -> tuple[Snapped, ...]:
-        """When each prompt begins, snapped to blocks."""
+        """When each prompt starts, moved to the nearest block."""
         return snap([timed.seconds for timed in self.prompts], recipe.geometry, recipe.left_out_blocks)
 
     @property
     def prompts(self):
-        """The prompts in order, each with its time."""
+        """The prompts in order, with their times."""
         return parse_timeline(self.prompt)
 
     def script(self, recipe: Recipe, encode: Encode) -> Script:

@@ -18,21 +18,21 @@ R = TypeVar("R")
 def overlapped(
     events: Iterable[E], kind: type[K], work: Callable[[K], R], ahead: int = 1
 ) -> Generator[E | R, None, None]:
-    """Passes `events` through and runs `work` on each one of type `kind` in a thread; its results are events too.
+    """Passes `events` through and runs `work` on each event of type `kind` in a thread; its results become events too.
 
-    Results come in order, as soon as they are there; at most `ahead` pieces of work wait, so memory is bounded. When
-    the consumer stops or an event raises, work that was handed over is finished first and no thread outlives the
-    iterator. What `work` raises is raised here, whatever its class, and no later work is begun.
+    Results come in order, as soon as they are ready. At most `ahead` pieces of work wait, so memory is bounded. If the
+    consumer stops or an event raises, work that was handed over is finished first, and no thread outlives the iterator.
+    What `work` raises is raised here, and no later work is started.
     """
     context = contextvars.copy_context()
 
     failures: list[BaseException] = []
 
     def in_worker(event: K) -> R:
-        if failures:  # The next piece may be waiting already: done after a failure it would leave a hole.
+        if failures:  # The next piece may be waiting already; doing it after a failure would leave a gap.
             raise failures[0]
         try:
-            with torch.inference_mode():  # Inference mode is a property of the thread.
+            with torch.inference_mode():  # Inference mode applies per thread.
                 return work(event)
         except BaseException as error:
             failures.append(error)

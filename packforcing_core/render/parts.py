@@ -1,4 +1,4 @@
-"""What a rollout needs in addition to its recipe: the cache, and the compressor."""
+"""Parts that a rollout needs in addition to its recipe: the cache and the compressor."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ from ..vae.wan_vae import WanVAE
 
 
 def build_cache(model: CausalWan, recipe: Recipe, partitions: Partitions | None = None) -> KVCache:
-    """The preallocated cache of a render, on the model's device and in its dtype, by its own plan or another."""
+    """The preallocated cache of a render, on the model's device and in its dtype; `partitions` replaces the recipe's
+    plan.
+    """
     rope = GridRope(model.config.head_dim, recipe.geometry.grid, model.device)
     shape = kv_shape(model.config, recipe.geometry, model.dtype)
     return KVCache(partitions or recipe.partitions, shape, rope, model.attention, model.device)
 
 
 def build_compression(model: CausalWan, vae: WanVAE, high_res: HighRes | None) -> Compression:
-    """What a policy with a bank needs: the trained compressor, or without one its zero-shot form."""
+    """The compressor for a policy with a bank: the trained one, or its zero-shot form if `high_res` is None."""
     branches: Branches = "low_res" if high_res is None else "both"
     compressor = Compressor(model, branches, high_res=high_res, encode=partial(encode, vae))
     decoder = StreamingDecoder(vae)
@@ -44,8 +46,8 @@ def latent_events(
     known: Sequence[BlockDone] = (),
     compression: Compression | None = None,
 ) -> Iterator[Event]:
-    """The rollout of `recipe` that nothing is kept of, for the embeddings `text` [1, 512, text_dim], or for several.
-    Blocks in `known` are not denoised again. `compression` is required by policies with a bank.
+    """The rollout of `recipe` without recording, for the embeddings `text` [1, 512, text_dim] or a script of several.
+    Blocks in `known` are not denoised again. Policies with a bank require `compression`.
     """
     found = {done.block: done for done in (*recipe.given, *known)}
     cache, blocks = build_cache(model, recipe), recipe.geometry.blocks

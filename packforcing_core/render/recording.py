@@ -1,8 +1,8 @@
-"""The rollout of a render that survives: each finished block is recorded, and those that were are not denoised again.
+"""A recorded rollout: each finished block is saved, and saved blocks are not denoised again.
 
-There is one way to resume after everything that can go wrong, a killed process and a full GPU alike: what is on disk
-is read; blocks before the last missing one are committed again, with what they had selected and the compressed tokens
-that they had, which is exact; the missing ones are made.
+There is one way to resume, after a killed process as after a full GPU. The blocks on disk are read. Those before the
+first missing one are committed again, with their recorded selection and compressed tokens, which is exact. Then the
+missing blocks are sampled.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .parts import build_cache
 
 @dataclass(frozen=True)
 class Replayed:
-    """A finished block that the video has already was committed again, on the way to the first missing one."""
+    """A finished block that is in the video already was committed again, on the way to the first missing one."""
 
     block: int
 
@@ -46,7 +46,7 @@ def wanted_manifest(
 ) -> Manifest:
     """The manifest of `recipe` with this content.
 
-    `identity` are the fingerprints of model, VAE and compressor and the dtype: what the recipe does not know.
+    `identity` holds what the recipe does not know: the dtype, and fingerprints of model, VAE and compressor.
     """
     g, denoising, start = recipe.geometry, recipe.denoising, recipe.start
     first = denoising.first_block
@@ -65,7 +65,7 @@ def wanted_manifest(
         **identity,
     }
     storage = "policy bank_storage"
-    if storage in settings:  # Where the bank lies does not matter, in how many bits it does.
+    if storage in settings:  # Where the bank is stored does not change the video; its number of bits does.
         bits = bits_of(str(settings[storage]))
         settings[storage] = f"{bits} bits" if bits else "full"
     versions = {
@@ -82,7 +82,7 @@ def _processor(device: torch.device) -> str:
 
 
 class Recording:
-    """The blocks of a render as its rollouts ask for them, and as they are kept."""
+    """The blocks of a render: read for its rollouts, and saved when they are finished."""
 
     def __init__(self, recipe: Recipe, folder: RenderFolder, disk: Disk):
         self._folder, self._manifest, self._disk = folder, folder.manifest, disk
@@ -90,18 +90,18 @@ class Recording:
         self._since = time.monotonic()
 
     def __call__(self, block: int) -> BlockDone | None:
-        """The block if it is known."""
+        """The block if it is finished, else None."""
         take = self._manifest.take_of(block)
         if self._folder.blocks.has(block, take):
             return self._folder.blocks.load(block, take, self._manifest)
         return self._given.get(block)
 
     def latents_before(self, block: int, frames: int) -> list[Tensor]:
-        """Latents of the known blocks before `block` that make up `frames` latent frames, or all there are."""
+        """Latents of the finished blocks before `block`, enough for `frames` latent frames, or all there are."""
         return latents_before(self._folder, block, frames)
 
     def keep(self, done: BlockDone) -> None:
-        """Records a block, unless it is on disk."""
+        """Saves a block unless it is on disk."""
         take = self._manifest.take_of(done.block)
         if self._folder.blocks.has(done.block, take):
             return
@@ -117,7 +117,7 @@ class Recording:
 
 
 def latents_before(folder: RenderFolder, block: int, frames: int) -> list[Tensor]:
-    """Latents of the finished blocks before `block` that make up `frames` latent frames, or all there are of its
+    """Latents of the finished blocks before `block`, enough for `frames` latent frames, or all there are of its
     scene.
     """
     manifest = folder.manifest
@@ -128,7 +128,7 @@ def latents_before(folder: RenderFolder, block: int, frames: int) -> list[Tensor
 
 
 def known_events(folder: RenderFolder, first: int, end: int) -> Iterator[BlockDone]:
-    """Finished blocks from the folder."""
+    """Finished blocks, read from the folder."""
     for block in range(first, end):
         yield folder.blocks.load(block, folder.manifest.take_of(block), folder.manifest)
 
@@ -143,12 +143,13 @@ def recorded_events(
     decoded: bool = True,
     frugal: bool = False,
 ) -> Generator[Event | Replayed, None, None]:
-    """Events of the blocks from `first` on; those in the folder are not denoised again, new ones are put there.
+    """Events of the blocks from `first` on. Blocks in the folder are not denoised again; new ones are saved there.
 
-    Where `compression` decodes, blocks from `first` on bring their video if `decoded`. `frugal` keeps the bank in
+    If `compression` decodes and `decoded` is set, blocks from `first` on carry their video. `frugal` keeps the bank in
     system RAM.
-    Raises PackForcingError when the folder cannot be read or written, and for what the rollout refuses; what is in the
-    folder stands.
+
+    Raises PackForcingError if the folder cannot be read or written, or if the rollout does. What is in the folder stays
+    valid.
     """
     manifest, missing = folder.manifest, folder.missing_blocks()
     end = missing[-1] + 1 if missing else 0
@@ -158,16 +159,16 @@ def recorded_events(
             decoded_from = _decoded_from(recipe, folder, missing, first if decoded else manifest.blocks)
             if compression and isinstance(
                 compression.decoder, StreamingDecoder | TinyDecoder
-            ):  # Others remember nothing.
+            ):  # Other decoders keep no state.
                 frames = frames_looked_back(compression.decoder.vae)
-                with compression.beside.beside():  # Where it decodes later: its memory belongs to that stream.
+                with compression.beside.beside():  # The stream on which it decodes later must own its memory.
                     warm_up(compression.decoder, recording.latents_before(decoded_from, frames))
             disk.put(partial(folder.telemetry.append, "started", known=manifest.blocks - len(missing), frugal=frugal))
             cache = build_cache(model, recipe, bank_on_host(recipe.partitions) if frugal else recipe.partitions)
             for take, last in manifest.pieces():
                 if cache.next_block >= min(last, end):
                     continue
-                disk.flush()  # What an earlier piece has made may have to be committed again.
+                disk.flush()  # Blocks of the previous piece may have to be committed again.
                 script, noise = folder.script(take), replace(recipe, seed=manifest.takes[take].seed).noise(take)
                 stop = min(last, end)
                 for event in rollout(
@@ -192,7 +193,7 @@ def recorded_events(
 
 
 def _decoded_from(recipe: Recipe, folder: RenderFolder, missing: list[int], first: int) -> int:
-    """From which block on the rollout has to decode: for the video, and for compressed tokens that are not there."""
+    """The first block that the rollout has to decode, for the video or for missing compressed tokens."""
     manifest, sink = folder.manifest, recipe.partitions.sink_frames
     for block in range(min(first, missing[0])):
         compressed = recipe.partitions.bank is not None and block * recipe.geometry.frames_per_block >= sink
@@ -202,7 +203,7 @@ def _decoded_from(recipe: Recipe, folder: RenderFolder, missing: list[int], firs
 
 
 def memory() -> dict[str, float]:
-    """What this process holds, in MB, where the system tells."""
+    """Memory used by this process in MB, if the system reports it."""
     used: dict[str, float] = {}
     statm = Path("/proc/self/statm")
     if statm.exists():
@@ -214,12 +215,12 @@ def memory() -> dict[str, float]:
 
 
 def _selected(done: BlockDone) -> list:
-    """What each layer selected: blocks, or how many tokens where tokens are chosen."""
+    """What each layer selected: block indices, or the number of tokens for policies that select tokens."""
     return [len(choice) if isinstance(choice, array) else list(choice) for choice in done.selection]
 
 
 def bank_on_host(partitions: Partitions) -> Partitions:
-    """The same plan with its bank in system RAM."""
+    """The same plan with the bank in system RAM."""
     if partitions.bank is None:
         return partitions
     storage = partitions.bank.bank_storage.replace("vram", "ram")

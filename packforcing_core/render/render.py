@@ -43,9 +43,9 @@ from .writing import RenderEvent, VideoJob, growing_video, written_render
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """What computes a render. `family` is how the checkpoint was trained, None where nothing says; `encode` makes
-    prompts to embeddings [1, L, text_dim]; `span` is what the trained compressor `high_res` was
-    trained with, `kernels` names what besides the weights decides the bits.
+    """The models of a render. `family` is how the checkpoint was trained (None: unknown). `encode` turns prompts into
+    embeddings [1, L, text_dim]. `span` is the mid_span that the trained compressor `high_res` was trained with.
+    `kernels` names the kernels, which affect the output bits as the weights do.
     """
 
     model: CausalWan
@@ -57,11 +57,12 @@ class Models:
     kernels: Mapping[str, Setting] = field(default_factory=dict)
 
     def identity(self, recipe: Recipe) -> dict[str, Setting]:
-        """Fingerprints of all that decides what the model computes, and its dtype."""
+        """The dtype, and fingerprints of everything that affects what the models compute."""
         return {
             "model": fingerprint(self.model.net.state_dict()),
             "dtype": str(self.model.dtype),
-            # A VAE that a longer clip needs belongs to the render, or the clip could not be extended.
+            # If a longer video would need the VAE, it is part of the render from the start, so the render can be
+            # extended.
             "VAE": fingerprint(self.vae.state_dict()) if recipe.compresses_sometime else None,
             "compressor": None if self.high_res is None else fingerprint(self.high_res.state_dict()),
             **self.kernels,
@@ -72,8 +73,8 @@ class Models:
 class Place:
     """Where a render goes: the video, its format, and the render's folder.
 
-    Without a `folder` it is one beside the video, found by the settings and removed when the video is finished; then
-    mode extend and retake have nothing to work on. `retake_from` is in seconds of the video.
+    Without a `folder` the render's folder is beside the video, found by the settings, and removed when the video is
+    finished; modes extend and retake then have nothing to work on. `retake_from` is in seconds of the video.
     """
 
     path: Path
@@ -95,7 +96,7 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Render:
-    """A render that was opened and not begun. `plan` tells what it takes, `folder.notes` what was found on disk."""
+    """An opened render that has not started. `plan` gives its sizes, `folder.notes` what was found on disk."""
 
     models: Models
     recipe: Recipe
@@ -106,11 +107,13 @@ class Render:
 
     @property
     def growing(self) -> Path:
-        """The video while it is made."""
+        """The video file while it is written."""
         return growing_video(self.folder, self.job)
 
     def events(self) -> Generator[RenderEvent, None, None]:
-        """Runs it; the last event is `Finished` with the file's path. Whatever is raised, opening it again resumes."""
+        """Runs the render; the last event is `Finished` with the file's path. After an error, opening it again
+        resumes.
+        """
         self.folder.ensure()
         with (
             torch.inference_mode(),
@@ -128,7 +131,7 @@ class Render:
 
 
 def open_video(models: Models, settings: Settings, place: Place, recipe: Recipe, script: Script) -> Render:
-    """Opens the render of a recipe of these settings, with its start, under the text `script`."""
+    """Opens the render of `recipe`, made from these settings and a start, with the text `script`."""
     content = Content(script, settings.prompt, recipe.start.latents)
     wanted = wanted_manifest(recipe, models.identity(recipe), content, models.model.device)
     block = recipe.block_at(place.retake_from)
@@ -153,7 +156,7 @@ def open_video(models: Models, settings: Settings, place: Place, recipe: Recipe,
 
 
 def decoding_bytes(vae: WanVAE, geometry: VideoGeometry, device: torch.device) -> int:
-    """What the VAE takes of the model's `device` while it decodes: nothing where it lies on another."""
+    """Bytes that the VAE needs on the model's `device` to decode; 0 if it is on another device."""
     weight = next(vae.parameters())
     if weight.device != device and weight.device.type == "cuda":
         return 0
@@ -163,12 +166,14 @@ def decoding_bytes(vae: WanVAE, geometry: VideoGeometry, device: torch.device) -
 def render(
     models: Models, settings: Settings, path: Path | str, *, start: Start | None = None, **place: Any
 ) -> Generator[RenderEvent, None, None]:
-    """Renders `settings` to the mp4 `path` (a name that is taken gets a number); `place` as in `Place`.
+    """Renders `settings` to the mp4 `path` (an existing name gets a number); `place` takes the fields of `Place`.
 
-    The same call after a crash resumes. PackForcingError for settings that cannot be, before any work.
+    The same call resumes after a crash. Raises PackForcingError for invalid settings, before any work.
     """
     where = Place(Path(path), **place)
     recipe = settings.begun(settings.recipe(models.family, models.span), start)
     if models.encode is None:
-        raise PackForcingError("These models have no text encoder: give one, or open the render with a script.")
+        raise PackForcingError(
+            "These models have no text encoder: set Models.encode, or open the render with a script."
+        )
     yield from open_video(models, settings, where, recipe, settings.script(recipe, models.encode)).events()

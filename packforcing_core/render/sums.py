@@ -1,4 +1,4 @@
-"""Checksums of a growing video's segments, in a file beside it, so that damage is noticed before it is built upon."""
+"""Checksums of a growing video's segments, in a file beside it, so that damage is noticed before more is appended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LARGEST_BYTES = 50_000_000
 
 
 class SegmentSums:
-    """One [end, checksum] a segment: the bytes from the end of the one before on, the video's head in the first."""
+    """One [end, checksum] per segment, over the bytes since the previous end; the first includes the file's header."""
 
     def __init__(self, video: Path):
         self._video, self._path = video, video.with_suffix(".sums.json")
@@ -27,7 +27,7 @@ class SegmentSums:
         return len(self._sums)
 
     def sound(self) -> int:
-        """How many segments from the first on are what was written."""
+        """How many segments, counted from the first, are unchanged since they were written."""
         good, start = 0, 0
         for end, expected in self._sums:
             if self._sum(start, end) != expected:
@@ -36,22 +36,22 @@ class SegmentSums:
         return good
 
     def append(self) -> None:
-        """The segment that ends where the file now ends has been closed."""
+        """Adds the segment that ends at the file's present end."""
         start = self._sums[-1][0] if self._sums else 0
         end = self._video.stat().st_size
         self._sums.append([end, self._sum(start, end)])
         write_json(self._path, self._sums)
 
     def cut(self, segments: int) -> None:
-        """Only the first `segments` are kept."""
+        """Keeps only the first `segments`."""
         del self._sums[segments:]
 
     def remove(self) -> None:
-        """The growing video is gone."""
+        """Removes the checksums of a video that was removed."""
         self._path.unlink(missing_ok=True)
 
     def copy_to(self, video: Path, segments: int) -> None:
-        """Another video begins with the first `segments` of this one."""
+        """Writes the checksums of another video that begins with the first `segments` of this one."""
         other = SegmentSums(video)
         other._sums = self._sums[:segments]
         write_json(other._path, other._sums)

@@ -1,5 +1,5 @@
-"""The video of a recorded render: it grows on disk and resumes where it stopped. After a full GPU it continues with
-settings that need less memory.
+"""Writes the video of a recorded render: the file grows on disk, and a restarted render resumes it. If the GPU runs out
+of memory, it continues with settings that need less.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from .recording import Replayed, latents_before
 from .sums import SegmentSums
 
 Before = Callable[[int, int], Sequence[Tensor]]
-"""`before(block, frames)`: latents of the blocks before `block` that make up as many latent frames, or all of them."""
+"""`before(block, frames)`: latents of the blocks before `block`, enough for that many latent frames, or all of them."""
 
 
 class FrameWriter(Protocol):
-    """What takes the frames of a video and ends its segments: a `SegmentedWriter`."""
+    """Takes the frames of a video and ends its segments: a `SegmentedWriter`."""
 
     def write(self, frames: np.ndarray) -> None: ...
 
@@ -48,7 +48,7 @@ class FrameWriter(Protocol):
 
 
 class Source(Protocol):
-    """Events of the blocks from `first` on; `frugal` asks for as little memory as can be."""
+    """Events of the blocks from `first` on; with `frugal`, using as little memory as possible."""
 
     def __call__(self, *, first: int, frugal: bool) -> Generator[Event | Replayed, None, None]: ...
 
@@ -63,7 +63,7 @@ class WrittenBlock:
 
 @dataclass(frozen=True)
 class Note:
-    """Something that the user should hear of while the render runs."""
+    """A message for the user while the render runs."""
 
     text: str
 
@@ -80,11 +80,11 @@ RenderEvent = Event | Replayed | WrittenBlock | Note | Finished
 
 @dataclass(frozen=True)
 class VideoJob:
-    """Which video to make of a render: `path` the finished file (a name that is taken gets a number), `vae` what
-    decodes and `vae_name` its fingerprint.
+    """The video to make from a render: `path` of the finished file (an existing name gets a number), the decoder `vae`,
+    and its fingerprint `vae_name`.
 
-    At least the last `tail_frames` are decoded again when everything is there. The growing video stays for an extension
-    if `keep_growing`.
+    At least the last `tail_frames` frames are decoded again if the video is finished already. `keep_growing` keeps the
+    growing video, so that the render can be extended.
     """
 
     path: Path
@@ -103,7 +103,7 @@ class VideoJob:
 
     @property
     def name(self) -> str:
-        """Short and the same for the same video."""
+        """A short name, the same for the same video."""
         made_of = self.video_format
         parts = [made_of.codec, made_of.crf, str(made_of.rate), made_of.zoom, self.blocks_per_segment, self.vae_name]
         return f"{made_of.codec}-{fingerprint(parts)[:8]}"
@@ -121,12 +121,11 @@ def written_events(
     frugal: bool = False,
     cuts: Collection[int] = (),
 ) -> Generator[Event | Replayed | WrittenBlock, None, None]:
-    """Decodes and encodes each block while the next one is made, and closes a segment every `blocks_per_segment`.
+    """Decodes and encodes each block while the next one is sampled, and closes a segment every `blocks_per_segment`.
 
-    A block that brings its video along is not decoded again. Those before `left_out` are no part of the video. The
-    decoder is fresh and is warmed up with the latents `before` the first block. `written` hears of every block that was
-    written. `frugal` decodes in the smallest steps and lets the rollout wait for it. `cuts` are blocks with which a
-    scene begins.
+    A block that carries its video is not decoded again. Blocks before `left_out` are not shown in the video. The
+    decoder is new; it is warmed up with the latents `before` the first block. `written` is called for each written
+    block. `frugal` decodes in the smallest steps, and the rollout waits for it. `cuts` are the first blocks of scenes.
     """
     beside = _side_stream(decoder.device)
     cold = [True]
@@ -153,16 +152,16 @@ def written_events(
 
 
 def _side_stream(device: torch.device) -> AbstractContextManager:
-    """On a GPU a stream of its own, so that decoding does not queue behind the transformer; elsewhere nothing."""
+    """On a GPU a separate stream, so that decoding does not queue behind the transformer; elsewhere nothing."""
     if device.type != "cuda":
         return nullcontext()
     stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))  # The weights may still be on their way.
+    stream.wait_stream(torch.cuda.current_stream(device))  # The weights may still be being copied.
     return torch.cuda.stream(stream)
 
 
 def growing_video(folder: RenderFolder, job: VideoJob) -> Path:
-    """The video so far; each take has its own."""
+    """The growing video; each take has its own file."""
     return _video_of_take(folder, job, len(folder.manifest.takes) - 1)
 
 
@@ -173,11 +172,11 @@ def _video_of_take(folder: RenderFolder, job: VideoJob, take: int) -> Path:
 def written_render(
     folder: RenderFolder, recipe: Recipe, job: VideoJob, source: Source
 ) -> Generator[RenderEvent, None, None]:
-    """Runs the render into its video; the last event is `Finished`.
+    """Runs the render and writes its video; the last event is `Finished`.
 
-    The folder is locked meanwhile. When memory runs out the render resumes from the folder with the bank in system RAM
-    and the smallest decode steps; FolderError when that does not help. Whatever is raised, what is there stays playable
-    and the same call resumes.
+    The folder is locked meanwhile. If memory runs out, the render resumes from the folder with the bank in system RAM
+    and the smallest decode steps; if that fails too, it raises FolderError. After any error the video so far stays
+    playable, and the same call resumes.
     """
     require_writable(job.path)
     with locked(folder.path):
@@ -192,8 +191,10 @@ def written_render(
                     raise
                 problem = str(error).partition("\n")[0] or "system RAM"
             except OSError as error:
-                raise FolderError(f"{folder.path} cannot be used: {error}. Fix that and run the same again.") from error
-            # Only behind the handler is the failed attempt, which the traceback held, free to go.
+                raise FolderError(
+                    f"{folder.path} cannot be used: {error}. Fix the cause and run the same again."
+                ) from error
+            # The traceback holds the failed attempt, which can only be freed after the except block.
             if frugal and _progress(folder, job) == before:
                 raise FolderError(
                     f"Out of memory, also with the bank in system RAM and the smallest decode steps: {problem}. "
@@ -204,7 +205,7 @@ def written_render(
             free_memory()
             folder.telemetry.append("out of memory", problem=problem)
             yield Note(
-                f"Out of memory ({problem}): freed what could be, moved the bank to system RAM, decoding in smaller "
+                f"Out of memory ({problem}): freed unused memory, moved the bank to system RAM, decoding in smaller "
                 f"steps, resuming from block {folder.known_blocks}"
             )
 
@@ -224,13 +225,13 @@ def _progress(folder: RenderFolder, job: VideoJob) -> tuple[int, int]:
 def _attempt(
     folder: RenderFolder, recipe: Recipe, job: VideoJob, source: Source, frugal: bool
 ) -> Iterator[RenderEvent]:
-    """One way through the render: the events of the blocks that the video lacks; at its end the video is finished."""
+    """One attempt at the render: events of the blocks that the video lacks, then the finished video."""
     video = growing_video(folder, job)
     _continue_earlier_take(folder, recipe, job)
     segments = good_segments(video, folder, recipe, job)
     try:
         writer = _writer(folder, recipe, job, segments)
-    except VideoError:  # Another ffmpeg began it: its frames are still to be had from the latents.
+    except VideoError:  # Another ffmpeg started it: its frames are decoded again from the latents.
         segments, writer = 0, _writer(folder, recipe, job, 0)
     sums = SegmentSums(video)
     sums.cut(segments)
@@ -252,7 +253,7 @@ def _attempt(
             frugal=frugal,
             cuts=folder.cuts(),
         )
-        # Closed before the writer is left: the thread that encodes must not meet a writer that is being closed.
+        # Closed before the writer: the encoding thread must not use a writer that is being closed.
         with closing(events):
             yield from events
         finished = publish(writer.finish(job.metadata, keep_growing=job.keep_growing), job.path)
@@ -264,15 +265,15 @@ def _attempt(
 
 def _writer(folder: RenderFolder, recipe: Recipe, job: VideoJob, first_segment: int) -> SegmentedWriter:
     g = recipe.geometry
-    # A name of this render's alone: two that want the same output do not meet on the way there.
+    # A name for this render alone, so that two renders with the same output do not share a temporary file.
     path = job.path.with_name(f"{job.path.stem[:60]}.{folder.manifest.identity[:8]}.mp4")
     return SegmentedWriter(path, g.width, g.height, job.video_format, first_segment, growing_video(folder, job))
 
 
 def good_segments(video: Path, folder: RenderFolder, recipe: Recipe, job: VideoJob) -> int:
-    """Whole, undamaged segments of finished blocks, so many that enough is left to make for `tail_frames`.
+    """The number of complete, undamaged segments of finished blocks, leaving out enough for `tail_frames`.
 
-    A segment that an exception closed early, or the short last one of a clip that is made longer, is not whole.
+    A segment that an exception closed early, or the short last one of a clip that is extended, is not complete.
     """
     if not video.exists():
         return 0
@@ -299,7 +300,7 @@ def _block_of(recipe: Recipe, job: VideoJob, segment: int) -> int:
 
 
 def _continue_earlier_take(folder: RenderFolder, recipe: Recipe, job: VideoJob) -> None:
-    """A retake's video begins as a copy of the segments that it keeps; the earlier take keeps its own video."""
+    """Starts a retake's video as a copy of the segments that it keeps; the earlier take keeps its own video."""
     manifest, video = folder.manifest, growing_video(folder, job)
     first_block = manifest.takes[-1].first_block
     if video.exists() or first_block == 0:

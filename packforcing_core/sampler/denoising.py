@@ -1,4 +1,4 @@
-"""What a rollout makes, and how a block becomes clean."""
+"""Events of a rollout, and the denoising of one block."""
 
 from __future__ import annotations
 
@@ -29,12 +29,11 @@ class StepDone:
 
 @dataclass(frozen=True)
 class BlockDone:
-    """A block is clean: `latents` [1, 16, frames_per_block, h, w] float32 on the CPU. `reused` if it was known
-    before.
+    """A block is finished: `latents` [1, 16, frames_per_block, h, w] float32 on the CPU. `reused`: it was known before.
 
-    To repeat it exactly takes `selection`, what each layer selected of the past, `tokens` [1, N_c, D] on the CPU, which
-    stand for it in a bank of compressed blocks, and `in_flight` [1, 16, F, h, w] float32 on the CPU, the noisy blocks
-    behind it that a rolling rollout has begun. `video` [1, 3, T, H, W] in -1..1 is there where the rollout decodes.
+    To repeat the block exactly: `selection` is what each layer selected of the past; `tokens` [1, N_c, D] on the CPU
+    are its compressed tokens for the bank; `in_flight` [1, 16, F, h, w] float32 on the CPU are the noisy blocks after
+    it that a rolling rollout has started. `video` [1, 3, T, H, W] in -1..1 is set if the rollout decodes.
     """
 
     block: int
@@ -51,11 +50,11 @@ Event = StepDone | BlockDone
 
 @dataclass(frozen=True)
 class Denoising:
-    """How a block becomes clean. `first_block` replaces `schedule` for the first block of a scene, which decides what
-    its prompt leaves open, where a family asks for it. `rolling` denoises as many blocks together as there are steps,
-    each at its own.
+    """How blocks are denoised. `first_block` replaces `schedule` for the first block of a scene, if a family needs it:
+    that block decides what the prompt leaves open. `rolling` denoises as many blocks together as there are steps, each
+    at a different step.
 
-    The first `repainted_blocks` run the last `denoise` (0..1) of their steps only.
+    The first `repainted_blocks` run only the last `denoise` (0..1) of their steps.
     """
 
     schedule: Schedule
@@ -68,13 +67,14 @@ class Denoising:
     def __post_init__(self):
         if self.rolling and self.first_block is not None:
             raise PackForcingError(
-                "A rolling rollout has one schedule for all blocks, but the first block was given its own. "
-                "Leave first_block_steps away, or choose a family that samples block by block."
+                "A rolling rollout has one schedule for all blocks, but first_block_steps gives the first block "
+                "another one. "
+                "Remove first_block_steps, or choose a family that samples block by block."
             )
 
     @classmethod
     def of_family(cls, family: Family) -> Denoising:
-        """How the checkpoints of `family` are sampled."""
+        """The denoising of checkpoints of `family`."""
         build = Schedule.warped if family.warp else Schedule.unwarped
         steps = family.first_block_steps
         first = None if steps is None else build(steps, family.shift)
@@ -94,14 +94,14 @@ class Denoising:
         return len(self.schedule) if self.rolling else 1
 
     def calls(self, block: int, behind_cut: bool = False) -> int:
-        """Denoising calls between the end of the block before and the end of `block`: as many `StepDone` events."""
+        """Denoising calls from the end of the previous block to the end of `block`: the number of `StepDone` events."""
         return 1 if self.rolling and block > 0 else len(self.of_block(block, behind_cut))
 
 
 def denoise_block(
     model: CausalWan, text: list[TextKV], view: BlockView, noise: NoiseSource, schedule: Schedule, block: int
 ) -> Generator[StepDone, None, Tensor]:
-    """Yields each step as it is done; returns the clean latents.
+    """Yields each step when it is done; returns the clean latents.
 
     x0 = x - sigma flow, then x = (1 - sigma') x0 + sigma' eps with fresh noise, until the last x0.
     """
@@ -117,20 +117,20 @@ def denoise_block(
 
 
 def without_noise(x: Tensor, flow: Tensor, sigma: float) -> Tensor:
-    """x0 = x - sigma flow in float32, computed in the widest float that the device has."""
+    """x0 = x - sigma flow, computed in the widest float of the device; returned in float32."""
     wide = widest_float(x.device)
     return (x.to(wide) - sigma * flow.to(wide)).float()
 
 
 def require_finite(x: Tensor, block: int) -> None:
-    """PackForcingError when `x`, which was to become `block`, has NaN or infinity."""
+    """Raises PackForcingError if `x`, the latents of `block`, contains NaN or infinity."""
     if not torch.isfinite(x).all():
         raise PackForcingError(
-            f"Block {block} came out with values that are not finite (NaN or infinity). The blocks before it are kept. "
+            f"Block {block} has values that are not finite (NaN or infinity). The blocks before it are kept. "
             "Try another dtype (bf16 instead of fp16), or check the checkpoint and its LoRAs."
         )
 
 
 def frame_timesteps(timestep: float, latents: Tensor) -> Tensor:
-    """[B, F]: the same timestep for every latent frame of `latents`."""
+    """[B, F]: the same timestep for each latent frame of `latents`."""
     return torch.full((latents.shape[0], latents.shape[2]), timestep, dtype=torch.float32)

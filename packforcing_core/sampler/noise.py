@@ -1,6 +1,6 @@
 """Noise that depends only on (seed, block, step).
 
-So the same seed gives the same video whatever its length, its device, or how often the render was interrupted.
+So a seed gives the same video at any length, on any device, with or without interruptions.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ NoiseSource = Callable[[int, int], Tensor]
 
 
 def seeded_noise(seed: int, shape: tuple[int, ...], take: int = 0) -> NoiseSource:
-    """Gaussian noise of `shape`, drawn on the CPU from a generator keyed by a hash of (seed, block, step).
+    """Gaussian noise of `shape`, drawn on the CPU from a generator seeded with a hash of (seed, block, step).
 
-    The number of a retake is part of the key: the same moment tried again, under the same seed even, is another try.
+    The number of the retake is hashed too: repeating a moment gives new noise, even with the same seed.
     """
     again = f"/{take}" if take else ""
 

@@ -1,4 +1,4 @@
-"""The rolling rollout: as many blocks as denoising steps in one model call, each one step noisier than the one before.
+"""The rolling rollout: one model call denoises as many blocks as there are steps, each one step noisier than the last.
 
     call 0    0                     blocks 0, 1, 2, ... at their steps, of 3
     call 1    1 0
@@ -6,9 +6,9 @@
     call 3      2 1 0               block 1
     call 4        2 1 0             block 2
 
-All blocks of a call see each other and the committed past. Source: Rolling Forcing (arXiv 2509.25161) and its published
-sampler, which lets the window shrink at the end of the video; here blocks past the end are rolled too and thrown away,
-so that a video does not depend on where it ends.
+All blocks of a call attend to each other and to the committed past. Source: Rolling Forcing (arXiv 2509.25161) and its
+published sampler. That sampler shrinks the window at the end of the video. Here blocks past the end are denoised too
+and discarded, so that a video does not depend on its length.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from .schedule import Schedule
 
 
 class RollingBlocks:
-    """Makes a block by rolling the window on until it is clean.
+    """Makes a block by rolling the window until the block is clean.
 
-    After blocks that were known the last of them must bring those that were in flight behind it, from which the render
-    goes on exactly. `StepDone` tells of the window's first block: the calls that fill the window are steps of block 0,
-    and each later block needs one more call, its last step.
+    When blocks were known before, the last of them must bring the noisy blocks that followed it, so that the render
+    continues exactly. `StepDone` refers to the window's first block: the calls that fill the window are steps of block
+    0, and each later block needs one more call, its last step.
     """
 
     def __init__(self, model: CausalWan, cache: KVCache, noise: NoiseSource, denoising: Denoising):
@@ -62,14 +62,14 @@ class RollingBlocks:
 
 
 def _in_flight(last: BlockDone, steps: int) -> list[Tensor]:
-    """The blocks that were in flight behind the last known block."""
+    """The noisy blocks that followed the last known block."""
     if steps == 1:
         return []
     frames = last.latents.shape[2]
     if last.in_flight is None or last.in_flight.shape[2] != (steps - 1) * frames:
         raise PackForcingError(
-            f"Block {last.block} is known, but not the {steps - 1} blocks that were in flight behind it, without which "
-            "a rolling render would continue differently. Give the `in_flight` of the last known block's `BlockDone`, "
+            f"Block {last.block} is known, but not the {steps - 1} noisy blocks after it, without which "
+            "a rolling render would continue differently. Pass the `in_flight` of the last known block's `BlockDone`, "
             "made with as many steps, or render from the start."
         )
     return list(last.in_flight.split(frames, dim=2))
@@ -78,7 +78,7 @@ def _in_flight(last: BlockDone, steps: int) -> list[Tensor]:
 def _predict(
     model: CausalWan, text: list[TextKV], view: BlockView, schedule: Schedule, window: list[Tensor]
 ) -> list[Tensor]:
-    """One model call: x0 = x - sigma flow of every block of the window, of which the newest is at step 0."""
+    """One model call: x0 = x - sigma flow for each block of the window; the newest is at step 0."""
     steps = range(len(window) - 1, -1, -1)
     timesteps = [frame_timesteps(schedule.timesteps[step], x) for step, x in zip(steps, window, strict=True)]
     flow = model.flow(torch.cat(window, dim=2), torch.cat(timesteps, dim=1), text, view)
@@ -87,8 +87,8 @@ def _predict(
 
 
 def _renoise(clean: list[Tensor], noise: NoiseSource, schedule: Schedule, first: int) -> list[Tensor]:
-    """x = (1 - sigma) x0 + sigma eps at the next step of every block that has one; `first` is the first block's
-    number.
+    """x = (1 - sigma) x0 + sigma eps at the next step, for each block that has one; `first` is the first
+    block's index.
     """
     window = []
     for offset, x0 in enumerate(clean):

@@ -1,6 +1,6 @@
-"""The block-by-block rollout: denoise a block given the history, commit it, continue with the next.
+"""The block-by-block rollout: denoise a block given the past, commit it, continue with the next.
 
-A lazy iterator of events. Whoever consumes it owns progress, previews and cancellation; between two events nothing
+It is a lazy iterator of events. The consumer handles progress, previews and cancellation; between two events nothing
 runs.
 """
 
@@ -28,7 +28,7 @@ from .rolling import RollingBlocks
 
 
 class Compressor(Protocol):
-    """Makes hidden tokens of a clean block: latents [1, 16, T, h, w] and its video [1, 3, T', H, W] (None without a
+    """Makes compressed tokens of a clean block: latents [1, 16, T, h, w] and its video [1, 3, T', H, W] (None without a
     decoder) -> [1, N_c, D].
     """
 
@@ -37,9 +37,9 @@ class Compressor(Protocol):
 
 @dataclass(frozen=True)
 class Compression:
-    """What makes the compressed tokens of a block. With a decoder every block is decoded once, by the rollout, and its
-    video goes on with the block, and the work of both is queued `beside` the pass over the block that follows it.
-    `waiting` has the tokens of the newest blocks, whose pass is still to come.
+    """Makes the compressed tokens of blocks. With a decoder the rollout decodes each block once and passes its video
+    on; decoding and compression are queued `beside` the next block's pass. `waiting` holds the tokens of the newest
+    blocks, which are not in the bank yet.
     """
 
     compressor: Compressor
@@ -52,13 +52,13 @@ View = TypeVar("View", contravariant=True)
 
 
 class Commits(Protocol[View]):
-    """What a commit asks of a cache: a writer for the block of one of its views (`KVCache`, and that of training)."""
+    """The part of a cache that a commit needs: a writer for one of its views (`KVCache`, and the training cache)."""
 
     def commit(self, view: View) -> AbstractContextManager[History]: ...
 
 
 Known = Callable[[int], BlockDone | None]
-"""A block that was finished in an earlier run, or None where it is still to be made."""
+"""A block that was finished in an earlier run, or None if it has to be sampled."""
 
 
 class BlockSampler(Protocol):
@@ -67,10 +67,10 @@ class BlockSampler(Protocol):
     def make(
         self, text: list[TextKV], block: int, behind_cut: bool
     ) -> Generator[StepDone, None, tuple[BlockDone, BlockView | None]]:
-        """Yields each step as it is done; returns the block (latents on the model's device), and the view to commit."""
+        """Yields each step; returns the block (latents on the model's device) and the view to commit."""
 
     def passed(self, done: BlockDone) -> None:
-        """Hears of a block that was known."""
+        """Called for a block that was known already."""
 
 
 def rollout(
@@ -86,16 +86,16 @@ def rollout(
     stop: int | None = None,
     decoded_from: int = 0,
 ) -> Generator[Event, None, None]:
-    """Latent blocks from where the cache stands to `blocks`-1, each under its text in `prompts` (embeddings
-    [1, L, text_dim], or a script of several over time).
+    """Makes latent blocks from the cache's next block to `blocks`-1, each with its text in `prompts` (embeddings [1, L,
+    text_dim], or a script of several over time).
 
-    Blocks that are `known` are not denoised again, only committed, with what they had selected and the compressed
-    tokens they had: that is exact. The last block is not committed, for nothing reads it. `stop` ends before that
-    block, so that another rollout can continue with the same cache. Blocks from `decoded_from` on are decoded, where
-    `compression` has a decoder, warmed up; earlier ones must be known and bring their tokens.
+    Blocks that are `known` are not denoised again, only committed, with their recorded selection and compressed tokens;
+    the result is exact. The last block is not committed, because nothing reads it. `stop` ends the rollout before that
+    block, so that another rollout can continue with the same cache. If `compression` has a decoder (warmed up), blocks
+    from `decoded_from` on are decoded; earlier ones must be known and have their tokens.
 
-    Raises PackForcingError when the policy needs a `compression` and none is given, when prompts change in a rolling
-    rollout, or when a block has values that are not finite; the blocks before it stand.
+    Raises PackForcingError if the policy needs a `compression` and there is none, if prompts change in a rolling
+    rollout, or if a block has values that are not finite. Blocks already yielded stay valid.
     """
     script, sampler = Script.of(prompts), _sampler(model, cache, noise, denoising)
     require_parts(cache.partitions, compression)
@@ -118,11 +118,11 @@ def rollout(
                 sampler.passed(made)
             done, moment = _compressed(made, cache, compression, block >= decoded_from, behind_cut)
             if block + 1 < blocks:
-                # Queued before the host waits for what is made beside it: a GPU works on both, and on this while the
-                # consumer has the block.
+                # Queued before the host waits for the work beside it. A GPU runs both, and continues while the consumer
+                # handles the block.
                 view = view or cache.begin_block(made.selection or None)
                 commit_block(model, text, cache, view, made.latents, denoising.context_noise)
-                # A block that was given, not sampled, chose when it was committed.
+                # A block that was given, not sampled, made its selection when it was committed.
                 done = replace(done, selection=made.selection or view.selection())
                 if compression and cache.mid:
                     commit_due_block(model, text, cache, compression.waiting)
@@ -135,7 +135,7 @@ def rollout(
 
 
 class SingleBlocks:
-    """One block after the other, each denoised on its own."""
+    """Denoises one block after the other."""
 
     def __init__(self, model: CausalWan, cache: KVCache, noise: NoiseSource, denoising: Denoising):
         self._model, self._cache, self._noise, self._denoising = model, cache, noise, denoising
@@ -156,7 +156,7 @@ def _sampler(model: CausalWan, cache: KVCache, noise: NoiseSource, denoising: De
 
 
 def _in_view(cache: KVCache, recent: Mapping[int, Tensor], known: Known) -> dict[int, Tensor]:
-    """Latents of the blocks in view, those of an earlier rollout from what is known."""
+    """Latents of the blocks in view; those of an earlier rollout come from `known`."""
     found: dict[int, Tensor] = {}
     for block in cache.blocks_in_view():
         if block in recent:
@@ -169,8 +169,8 @@ def _in_view(cache: KVCache, recent: Mapping[int, Tensor], known: Known) -> dict
 def _compressed(
     made: BlockDone, cache: KVCache, compression: Compression | None, decoded: bool, behind_cut: bool
 ) -> tuple[BlockDone, Moment]:
-    """The block with latents on the CPU and, where there is a `compression`, its video and its compressed tokens:
-    queued, and there at the moment that is returned.
+    """The block with latents on the CPU and, with a `compression`, its video and its compressed tokens. Their work is
+    queued on the device and complete at the returned moment.
     """
     done = replace(made, latents=made.latents.cpu())
     if compression is None:
@@ -190,22 +190,22 @@ def _compressed(
 
 
 def _there(moment: Moment) -> None:
-    """The host waits for `moment`, and with it everything that is queued from here on."""
+    """Makes the host, and all work queued after this call, wait for `moment`."""
     for event in moment:
         event.synchronize()
 
 
 def require_parts(partitions: Partitions, compression: Compression | None) -> None:
-    """PackForcingError when the policy needs what was not given."""
+    """Raises PackForcingError if the policy needs a compressor and there is none."""
     if partitions.bank and compression is None:
         raise PackForcingError(
-            "This policy keeps compressed blocks, which needs a compressor and the VAE that it encodes with. "
+            "This policy keeps compressed blocks, which needs a compressor and its VAE. "
             "Connect a VAE, or choose a policy without a bank."
         )
 
 
 def require_followable(script: Script, denoising: Denoising) -> None:
-    """PackForcingError for prompts that change where several blocks are denoised together."""
+    """Raises PackForcingError for prompts that change while several blocks are denoised together."""
     if denoising.rolling and len(script.cues) > 1:
         raise PackForcingError(
             f"Got {len(script.cues)} prompts over time for a rolling rollout, whose blocks are denoised together under "
@@ -222,9 +222,10 @@ def commit_block(
 
 
 def commit_due_block(model: CausalWan, text: list[TextKV], cache: KVCache, waiting: dict[int, Tensor]) -> None:
-    """Brings the block that has left the recent frames into the bank, compressed, if one has.
+    """If a block has left the recent frames, compresses it into the bank.
 
-    `waiting` has the compressed tokens [1, N_c, D] of the newest blocks; what is needed no more is taken out.
+    `waiting` holds the compressed tokens [1, N_c, D] of the newest blocks; tokens that are not needed again are
+    removed.
     """
     if cache.due_block is None:
         return
@@ -244,11 +245,12 @@ def recache(
     *,
     flush: bool = False,
 ) -> None:
-    """Commits the blocks in view again with another `text` (LongLive's re-caching at a prompt change); with `flush`
-    those of the sink and the newest alone, and all others are forgotten.
+    """Commits the blocks in view again with another `text` (LongLive's re-caching at a prompt change). With `flush`,
+    only those of the sink and the newest block; all others are dropped.
 
-    `latents` [1, 16, frames_per_block, h, w] by block must have those of `cache.blocks_in_view()`. Equal to a fresh
-    cache that was committed with these blocks alone; a bank keeps its blocks, made under the old text.
+    `latents` must hold the latents [1, 16, frames_per_block, h, w] of each of `cache.blocks_in_view()`. The result
+    equals a fresh cache with only these blocks committed, except that a bank keeps its blocks, which were made with the
+    old text.
     """
     missing = [block for block in cache.blocks_in_view() if block not in latents]
     if missing:

@@ -1,7 +1,7 @@
 """The denoising schedule of the Self-Forcing family, as a plain list of noise levels.
 
-Flow matching with a time shift S: sigma(u) = S u / (1 + (S - 1) u), timestep = 1000 sigma. Upstream reads sigma from a
-table of 1000 entries, u = 1 - i/1000; so does this, so that the values match.
+Flow matching with a time shift S: sigma(u) = S u / (1 + (S - 1) u), timestep = 1000 sigma. As upstream does, sigma is
+read from a table of 1000 entries, u = 1 - i/1000, so that the values match.
 """
 
 from __future__ import annotations
@@ -21,31 +21,29 @@ def shifted_sigma(u: float, shift: float) -> float:
 
 
 def _sigma_table(steps: tuple[float, ...], shift: float) -> list[float]:
-    """Sigmas at u = 1, 0.999, ..., 0.001; PackForcingError for a shift or a step that it cannot serve."""
+    """Sigmas at u = 1, 0.999, ..., 0.001. Raises PackForcingError if the shift or a step is out of range."""
     if not (math.isfinite(shift) and shift > 0):
-        raise PackForcingError(f"The shift is {shift}; expected a positive number (5 is usual).")
+        raise PackForcingError(f"Got shift {shift}; expected a positive number (5 is usual).")
     for step in steps:
         if not 1 <= step <= TRAINING_STEPS:
-            raise PackForcingError(f"A denoising step is {step}; expected numbers from 1 to {TRAINING_STEPS}.")
+            raise PackForcingError(f"Got timestep {step}; expected numbers from 1 to {TRAINING_STEPS}.")
     return [shifted_sigma(1 - i / TRAINING_STEPS, shift) for i in range(TRAINING_STEPS)]
 
 
 def _falling(steps: tuple[float, ...], sigmas: tuple[float, ...]) -> tuple[float, ...]:
-    """`sigmas`, each below the one before; PackForcingError for steps that do not fall, or share an entry."""
+    """`sigmas`, checked to be strictly falling. Raises PackForcingError for steps that do not fall or are too close."""
     for (first, high), (second, low) in pairwise(zip(steps, sigmas, strict=True)):
         if low >= high:
             raise PackForcingError(
-                f"The denoising steps {first} and {second} have the noise levels {high:.4f} and {low:.4f}; expected "
-                f"each below the one before, on a table of {TRAINING_STEPS} levels. Choose falling steps further apart."
+                f"Timesteps {first} and {second} have the noise levels {high:.4f} and {low:.4f}; expected "
+                f"falling levels on a table of {TRAINING_STEPS} levels. Choose falling timesteps further apart."
             )
     return sigmas
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The model calls that take a block from noise to clean: a timestep for the model and a sigma for the arithmetic
-    each.
-    """
+    """The model calls that denoise a block: for each, a timestep for the model and a sigma for the update."""
 
     timesteps: tuple[float, ...]
     sigmas: tuple[float, ...]
@@ -65,7 +63,9 @@ class Schedule:
         return cls(tuple(float(step) for step in steps), _falling(steps, nearest))
 
     def last_steps(self, share: float) -> Schedule:
-        """The last `share` (0..1) of the steps, rounded, at least one: a checkpoint knows its own noise levels only."""
+        """The last `share` (0..1) of the steps, rounded, at least one. A checkpoint knows only the noise levels of its
+        steps.
+        """
         steps = max(1, round(share * len(self)))
         return Schedule(self.timesteps[-steps:], self.sigmas[-steps:])
 

@@ -1,4 +1,4 @@
-"""What a render starts from instead of noise alone: given blocks, or a video to regenerate over its own noise."""
+"""The start of a render: given clean blocks, or a video to regenerate from partial noise."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .noise import NoiseSource
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """`given` [1, 16, k B_f, h, w]: clean blocks that are committed, not sampled (an image, the end of a video); with
-    `left_out` they are no part of the video.
+    """`given` [1, 16, k B_f, h, w]: clean blocks that are committed, not sampled (an image, the end of a video). With
+    `left_out` they are not shown in the video.
 
-    `repainted` [1, 16, m B_f, h, w]: the first m blocks begin at a later denoising step, from these latents with the
-    noise of that step on them; `denoise` in 0..1 is the share of the steps that is run. Latents in model space.
+    `repainted` [1, 16, m B_f, h, w]: the first m blocks start at a later denoising step, from these latents plus the
+    noise of that step; `denoise` in 0..1 is the share of the steps that is run. Latents are in model space.
     """
 
     given: Tensor | None = None
@@ -27,24 +27,24 @@ class Start:
 
     def __post_init__(self):
         if self.given is not None and self.repainted is not None:
-            raise PackForcingError("A render begins from given blocks or regenerates a video; got both. Choose one.")
+            raise PackForcingError("Got both given blocks and a video to regenerate; expected one of them.")
         if not 0 < self.denoise <= 1:
             raise PackForcingError(f"denoise is {self.denoise:g}; expected more than 0 and at most 1.")
 
     @property
     def latents(self) -> Tensor | None:
-        """Whatever the render begins from."""
+        """The latents of the start, of either kind."""
         return self.repainted if self.given is None else self.given
 
     @property
     def kind(self) -> str:
-        """What is done with it, in a word or two."""
+        """The kind of start, in one or a few words."""
         if self.latents is None:
             return "none"
         return "video to video" if self.given is None else "left out of the video" if self.left_out else "shown"
 
     def of(self, latents: Tensor) -> Start:
-        """The same start with other numbers."""
+        """The same start with other latents."""
         return replace(self, given=latents) if self.given is not None else replace(self, repainted=latents)
 
     def blocks_of(self, latents: Tensor | None, frames_per_block: int) -> tuple[Tensor, ...]:
@@ -57,21 +57,21 @@ class Start:
         return latents.split(frames_per_block, dim=2)
 
     def known(self, frames_per_block: int) -> list[BlockDone]:
-        """The given blocks as the rollout knows them; what they select of the past is chosen at their commit."""
+        """The given blocks as known blocks for the rollout; they make their selection when they are committed."""
         blocks = self.blocks_of(self.given, frames_per_block)
         return [BlockDone(number, latents, reused=True) for number, latents in enumerate(blocks)]
 
     def left_out_blocks(self, frames_per_block: int) -> int:
-        """How many blocks at the beginning are no part of the video."""
+        """How many blocks at the beginning are not shown in the video."""
         return len(self.known(frames_per_block)) if self.left_out else 0
 
     def denoising(self, denoising: Denoising, frames_per_block: int) -> Denoising:
-        """`denoising` with the repainted blocks begun later."""
+        """`denoising` with a later first step for the repainted blocks."""
         blocks = len(self.blocks_of(self.repainted, frames_per_block))
         return replace(denoising, repainted_blocks=blocks, denoise=self.denoise)
 
     def noise(self, noise: NoiseSource, denoising: Denoising, frames_per_block: int) -> NoiseSource:
-        """`noise` with the repainted blocks' latents under the first of theirs: (1 - sigma) x0 + sigma eps."""
+        """`noise` with the repainted blocks' latents added at their first step: (1 - sigma) x0 + sigma eps."""
         sources = self.blocks_of(self.repainted, frames_per_block)
 
         def mixed(block: int, step: int) -> Tensor:

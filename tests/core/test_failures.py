@@ -128,7 +128,7 @@ def test_memory_that_stays_out_stops_the_render_where_it_can_be_resumed(tmp_path
 
 def test_values_that_are_not_finite_stop_the_render_and_the_blocks_before_stand(tmp_path, unbroken):
     nan = faulty_model(lambda n: 3 * CALLS <= n < 3 * CALLS + 4, lambda out: out * float("nan"))
-    with pytest.raises(PackForcingError, match=r"Block [1-4] came out with values that are not finite"):
+    with pytest.raises(PackForcingError, match=r"Block [1-4] has values that are not finite"):
         SMALL.run(tmp_path, model=nan)
     kept = len(list((tmp_path / "film" / "blocks").glob("*.safetensors")))
     assert resumes(tmp_path, unbroken) == list(range(kept, 6))
@@ -138,7 +138,7 @@ def test_a_cache_that_is_not_finite_is_not_resumed_from(tmp_path, unbroken_films
     """NaN in the commit of block 1 spoils the cache; what resumes commits the blocks again."""
     small = SMALL.but(policy="window")
     spoilt = faulty_model(lambda n: CALLS + 8 < n <= 2 * CALLS, lambda out: out * float("nan"))
-    with pytest.raises(PackForcingError, match="Block 2 came out with values that are not finite"):
+    with pytest.raises(PackForcingError, match="Block 2 has values that are not finite"):
         small.run(tmp_path, model=spoilt)
     small.run(tmp_path)
     assert difference(frames(tmp_path), unbroken_films["window"]) == 0

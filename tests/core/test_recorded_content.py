@@ -102,7 +102,7 @@ def test_a_film_that_leaves_out_its_beginning_is_the_end_of_the_whole(tmp_path):
 def test_other_prompts_or_another_beginning_are_another_render(tmp_path):
     stop_after(3, tmp_path, "given", "window", "film")
     other = Script((*SCRIPT.cues[:2], Cue(7, SCRIPT.cues[2].context)))
-    with pytest.raises(PackForcingError, match="prompt: it changes at other moments"):
+    with pytest.raises(PackForcingError, match="prompt: it changes at other times"):
         list(events(tmp_path, "given", "window", "film", other))
     with pytest.raises(PackForcingError, match="start: the render has"):
         list(events(tmp_path, "noise", "window", "film"))

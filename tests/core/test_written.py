@@ -166,10 +166,10 @@ def test_other_settings_are_refused_with_the_difference(tmp_path):
     for changed, words in (
         (Small(blocks=3, seed=8), ["seed: the render has 7, now 8"]),
         (Small(blocks=3, prompt=5), ["prompt: another text than the render has"]),
-        (Small(blocks=3, weights=1), ["model: not the one that the render was begun with"]),
+        (Small(blocks=3, weights=1), ["model: not the one that the render was started with"]),
         (Small(blocks=4), ["seconds: the render has 2.06, now 2.81", "extend changes the length"]),
         (Small("window", blocks=3), ["policy: the render has packforcing, now window"]),
-        (Small(blocks=2, mode="extend"), ["only makes it longer"]),
+        (Small(blocks=2, mode="extend"), ["can only make it longer"]),
         (Small(blocks=4, seed=8, mode="extend"), ["seed: the render has 7, now 8"]),
         (Small(blocks=9, mode="retake", retake_block=5), ["needs the blocks before it, and 3 are there"]),
         (Small(blocks=3, mode="retake", retake_block=3), ["go further back"]),
@@ -220,7 +220,7 @@ def test_there_must_be_something_to_extend_or_retake(tmp_path, mode):
 def test_a_render_that_is_being_worked_on_is_left_alone(tmp_path):
     events = Small().events(tmp_path)
     next(events)
-    with pytest.raises(PackForcingError, match="being worked on"):
+    with pytest.raises(PackForcingError, match="is in use"):
         Small().open(tmp_path)
     events.close()
     Small().open(tmp_path)

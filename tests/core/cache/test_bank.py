@@ -167,5 +167,8 @@ def test_a_twin_that_never_came_is_missed():
                 writer.attend(layer, *tokens)
     with pytest.raises(PackForcingError, match="Block 1 has left the recent frames"):
         cache.begin_block()
-    with pytest.raises(PackForcingError, match="No block has to be compressed now"), small_cache(PackForcing(), 3).commit_compressed():
+    with (
+        pytest.raises(PackForcingError, match="No block has to be compressed now"),
+        small_cache(PackForcing(), 3).commit_compressed(),
+    ):
         pass

@@ -58,7 +58,7 @@ def test_what_is_no_render_is_not_removed(root, capsys, name, message):
 def test_a_render_at_work_is_left_alone(root, capsys):
     with locked(root / "begun"):
         assert main(["renders", str(root), "--clean", "begun"]) == 1
-    assert "being worked on" in capsys.readouterr().err
+    assert "is in use" in capsys.readouterr().err
     assert (root / "begun" / "manifest.json").exists()
 
 

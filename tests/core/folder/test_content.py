@@ -34,7 +34,7 @@ def test_a_text_and_a_start_of_another_processor_are_replaced_by_the_stored_ones
     again = opened(tmp_path, Content(Script.of(rounded(SEA)), "the sea", rounded(START)))
     print("\n".join(again.notes))
     assert len(again.notes) == 2
-    assert all("a little differently" in note for note in again.notes)
+    assert all("slightly different" in note for note in again.notes)
     assert torch.equal(again.script(0).cues[0].context, SEA)
     assert torch.equal(again.content.script.cues[0].context, SEA)
     assert torch.equal(again.content.start, START)
@@ -48,7 +48,7 @@ def test_a_text_and_a_start_of_another_processor_are_replaced_by_the_stored_ones
         (Content(Script.of(rounded(SEA)), "a sea", START), "prompt: the render has 'the sea', now 'a sea'"),
         (Content(Script.of(STORM), "", START), "prompt: another text than 'the sea'"),
         (Content(Script.of(SEA), "the sea", -START), "start: another image or video"),
-        (Content(Script((Cue(0, SEA), Cue(3, STORM))), "", START), "prompt: it changes at other moments"),
+        (Content(Script((Cue(0, SEA), Cue(3, STORM))), "", START), "prompt: it changes at other times"),
     ],
 )
 def test_what_really_differs_is_named_in_the_users_words(tmp_path, content, message):

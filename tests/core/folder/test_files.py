@@ -135,10 +135,10 @@ def test_a_second_holder_of_the_lock_is_refused_and_a_dead_one_holds_nothing(tmp
     words = [sys.executable, "-c", hold, str(tmp_path)]
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(FolderError, match="being worked on"), locked(tmp_path):
+        with pytest.raises(FolderError, match="is in use"), locked(tmp_path):
             pass
         process.kill()
-    with locked(tmp_path), pytest.raises(FolderError, match="being worked on"), locked(tmp_path):
+    with locked(tmp_path), pytest.raises(FolderError, match="is in use"), locked(tmp_path):
         pass
     with locked(tmp_path):
         pass

@@ -54,10 +54,10 @@ def test_blocks_that_are_there_follow_the_takes(tmp_path):
         ({"latents": torch.zeros(1, 16, 3, 4, 7)}, {}, "holds no block"),
         ({"latents": torch.zeros(SHAPE).half()}, {}, "holds no block"),
         ({"selected": torch.zeros(3).int(), "selected_by_layer": torch.tensor([1, 1])}, {}, "had selected"),
-        ({}, {"block": 1}, "of another block or render"),
-        ({}, {"take": 1}, "of another block or render"),
-        ({}, {"render": "0" * 32}, "of another block or render"),
-        ({}, {"settings": "0" * 32}, "of another block or render"),
+        ({}, {"block": 1}, "belongs to another block or render"),
+        ({}, {"take": 1}, "belongs to another block or render"),
+        ({}, {"render": "0" * 32}, "belongs to another block or render"),
+        ({}, {"settings": "0" * 32}, "belongs to another block or render"),
     ],
     ids=str,
 )
@@ -137,7 +137,7 @@ def test_a_link_in_the_place_of_a_folder_is_not_followed(tmp_path):
         os.symlink(outside, root / "film", target_is_directory=True)
     except OSError:
         pytest.skip("links are not allowed here")
-    with pytest.raises(FolderError, match="leads out of"):
+    with pytest.raises(FolderError, match="is a link out of"):
         Small().open(root)
     assert list(outside.iterdir()) == []
 

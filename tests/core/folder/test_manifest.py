@@ -82,7 +82,7 @@ def test_a_difference_is_told_in_the_users_words():
     print("\n".join(told))
     assert told == [
         "LoRAs: the render has one, now there is none",
-        "model: not the one that the render was begun with (other weights)",
+        "model: not the one that the render was started with (other weights)",
         "seconds: the render has 7.31, now 8.06",
         "sigmas: the render has 1, 0.333333, now 1",
     ]
@@ -94,7 +94,7 @@ def test_a_difference_is_told_in_the_users_words():
     [
         ({"schema": 2}, "its schema is 2, expected 1"),
         ({"schema": True}, "its schema is True"),
-        ({"more": 1}, "its keys are others"),
+        ({"more": 1}, "it has other keys"),
         ({"blocks": 0}, "its number of blocks is 0"),
         ({"blocks": 10**9}, "its number of blocks"),
         ({"blocks": 2.0}, "its number of blocks"),

@@ -77,7 +77,7 @@ def test_a_lock_that_somebody_holds_is_no_missing_lock(tmp_path, monkeypatch, co
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(files_module.fcntl, "flock", flock)
-    with pytest.raises(FolderError, match="being worked on"), locked(tmp_path):
+    with pytest.raises(FolderError, match="is in use"), locked(tmp_path):
         pass
 
 
@@ -188,5 +188,5 @@ def test_a_link_in_the_place_of_what_a_render_writes_is_refused_before_anything_
 def test_names_that_windows_takes_for_something_else_are_refused_there(tmp_path, monkeypatch, name):
     assert checked_output(tmp_path / name)
     monkeypatch.setattr(output_module, "WINDOWS", True)
-    with pytest.raises(PackForcingError, match="which is no file name on Windows"):
+    with pytest.raises(PackForcingError, match="which is not a valid file name on Windows"):
         checked_output(tmp_path / name)

@@ -19,7 +19,7 @@ from packforcing_core.render.output import LONGEST_NAME, checked_output, publish
         ("a" * 241 + ".mp4", "245 bytes"),
         ("\u00e4" * 120 + ".mp4", "244 bytes"),
         ("a\0b.mp4", "without NUL"),
-        ("a\ud800b.mp4", "no file can be called"),
+        ("a\ud800b.mp4", "which is not a valid path"),
         ("film.avi", "ends in .mp4"),
         ("", "ends in .mp4"),
     ],

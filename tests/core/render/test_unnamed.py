@@ -65,7 +65,7 @@ def test_a_shorter_render_is_the_beginning_of_the_longer_one_which_stays(tmp_pat
 def test_what_is_used_is_told_in_seconds_and_once(tmp_path):
     rendered(tmp_path, Small(blocks=3))
     first = opened(tmp_path, Small(blocks=8))
-    assert any("the first 2.1 s were rendered already, as auto-" in note for note in first.notes)
+    assert any("the first 2.1 s were rendered before, as auto-" in note for note in first.notes)
     assert first.known_blocks == 3
     assert opened(tmp_path, Small(blocks=8)).notes == ()
 

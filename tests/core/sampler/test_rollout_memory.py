@@ -127,7 +127,7 @@ def test_recaching_keeps_the_bank_and_goes_on_with_the_blocks_of_the_video():
 def test_missing_parts_are_refused_before_anything_runs():
     model = small_model()
     noise = seeded_noise(1, block_shape(3))
-    with pytest.raises(PackForcingError, match="needs a compressor and the VAE"):
+    with pytest.raises(PackForcingError, match="needs a compressor and its VAE"):
         next(rollout(model, small_context(), small_cache(PackForcing(), 3), noise, DENOISING, 3))
     with pytest.raises(PackForcingError, match="selection of 1 layers"):
         small_cache(PackForcing(), 3).begin_block(((),))

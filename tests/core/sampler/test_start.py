@@ -112,7 +112,7 @@ def test_what_is_left_out_is_made_besides():
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (lambda: recipe(Start(latents(4)), 4), "4 blocks are given and the render has 4"),
+        (lambda: recipe(Start(latents(4)), 4), "gives 4 blocks and the render has 4"),
         (lambda: recipe(Start(latents(2)[:, :, :4]), 4), "4 latent frames does not divide into blocks of 3"),
         (lambda: Start(latents(1), repainted=latents(1)), "got both"),
         (lambda: Start(repainted=latents(1), denoise=0.0), "denoise is 0"),
