@@ -1,1 +1,1 @@
-"""Checkpoint files: which family they come from, their keys, reading and checking them."""
+"""Checkpoint files: recognising their family, mapping their keys, reading and checking them."""

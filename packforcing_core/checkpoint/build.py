@@ -1,4 +1,4 @@
-"""A transformer that runs, from the weights of a file."""
+"""Builds a runnable transformer from a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def build_model(
     attention: Attention = sdpa,
     compiled: bool = False,
 ) -> CausalWan:
-    """The transformer with the checkpoint's weights on `device` in `dtype`, but its patch embedding in float32."""
+    """The transformer with the checkpoint's weights on `device` in `dtype`; its patch embedding stays float32."""
     net = build_on_meta(lambda: Wan(checkpoint.config, TorchOps))
-    # Cast one by one: through `dtype` and back, the patch embedding would be rounded.
+    # Cast one by one: a cast of the whole module would round the patch embedding to `dtype`.
     cast = {
         name: tensor.to(device, torch.float32 if name.startswith("patch_embedding.") else dtype)
         for name, tensor in checkpoint.state_dict.items()

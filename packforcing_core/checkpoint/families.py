@@ -19,7 +19,7 @@ SIXTEEN_STEPS = tuple(62.5 * step for step in range(16, 0, -1))
 
 def _check_steps(name: str, field: str, steps: tuple[float, ...]) -> None:
     falling = all(a > b for a, b in pairwise(steps))
-    # Written so that nan, which is in no order with anything, is refused too.
+    # Written so that nan, which compares false with everything, is refused too.
     if not steps or not falling or not all(1 <= step <= 1000 for step in steps):
         raise PackForcingError(
             f"Got {field} {list(steps)} ({name}); expected falling numbers from 1000 to 1, "
@@ -29,16 +29,15 @@ def _check_steps(name: str, field: str, steps: tuple[float, ...]) -> None:
 
 @dataclass(frozen=True)
 class Family:
-    """A preset: how checkpoints of one origin are sampled, and what their files look like.
+    """A preset: how checkpoints of one family are sampled, and what their files look like.
 
-    `denoising_steps` are on the 1000-step training grid, before warping if `warp`, else the timesteps
-    themselves. `first_block_steps`, where given, replaces them for block 0. `window_frames` and `sink_frames`
-    count latent frames; the window counts sink and current block too, and is None where all history is
-    attended. `attended_frames` is given where upstream's buffer of `window_frames` is larger than what a pass
-    of it attends to. `rollout` is "block" (one block after the other) or "rolling" (a window of blocks, each at
-    its own noise level). `patterns` are regular expressions on the lower-case "folder/file"; `generic_files` are
-    whole file names that say too little alone, and count only with one of `top_keys` ("" is a bare file). `own_keys`
-    are regular expressions of tensor names that no other family has.
+    `denoising_steps` are on the 1000-step training grid; with `warp` they are shifted, otherwise they are the timesteps
+    themselves. `first_block_steps`, if set, replaces them for block 0. `window_frames` and `sink_frames` are in latent
+    frames; the window includes sink and current block, and is None for full history. `attended_frames` is set if
+    upstream's buffer of `window_frames` is larger than what one pass attends to. `rollout` is "block" (one block after
+    the other) or "rolling" (a window of blocks, each at its own noise level). `patterns` are regular expressions for
+    the lower-case "folder/file". `generic_files` are whole file names that count only together with one of `top_keys`
+    ("" is a file without top-level keys). `own_keys` are regular expressions for tensor names that no other family has.
     """
 
     name: str
@@ -81,7 +80,7 @@ class Family:
 
     @property
     def sampling(self) -> str:
-        """One line to read: block length, steps, shift, window and sink."""
+        """One line for people: block length, steps, shift, window and sink."""
         steps = ", ".join(f"{step:g}" for step in self.denoising_steps)
         window = "full history" if self.window_frames is None else f"window {self.window_frames}"
         way = ", as a rolling window" if self.rollout == "rolling" else ""
@@ -232,7 +231,7 @@ _TABLE = (
         attended_frames=21,
         sink_frames=3,
         rollout="rolling",
-        notes=("Its window and sink are taken to be Rolling Forcing's.",),
+        notes=("Its window and sink are assumed to be Rolling Forcing's.",),
     ),
     Family(
         "streamdiffusion-v2",
@@ -267,7 +266,7 @@ _TABLE = (
         "packforcing-partial",
         "an independent partial PackForcing",
         own_keys=(r"(^|\.)pack_compressor\.",),
-        notes=("Its compressor keys (pack_compressor) are set aside: they are not this project's compressor.",),
+        notes=("Its compressor keys (pack_compressor) are not loaded: they are another project's compressor.",),
     ),
     Family(
         "miniature",
@@ -275,14 +274,14 @@ _TABLE = (
         patterns=(r"packforcing[-_ ]?miniature", r"weights/wan\.safetensors"),
         top_keys=("",),
         frames_per_block=4,
-        # The first block has to decide by itself what the prompt leaves open.
+        # The first block must decide everything that the prompt leaves open.
         first_block_steps=SIXTEEN_STEPS,
         window_frames=20,
-        notes=("It knows the toy world alone, at 128x64 pixels; its text encoder is a small vocabulary.",),
+        notes=("It knows only the toy world, at 128x64 pixels; its text encoder has a small vocabulary.",),
     ),
     Family(
         "wan2.1-t2v",
-        "Wan2.1 T2V as first released",
+        "the original Wan2.1 T2V",
         patterns=(r"wan[-_ ]?2[._]1[-_](t2v|.*text[-_]to[-_]video)",),
         top_keys=("",),
         window_frames=None,
@@ -293,12 +292,12 @@ _TABLE = (
 
 FAMILIES: Mapping[str, Family] = {family.name: family for family in _TABLE}
 
-# What an unrecognised file is sampled as: most autoregressive Wan models descend from Self-Forcing.
+# The preset for unrecognised files: most autoregressive Wan models descend from Self-Forcing.
 DEFAULT_FAMILY = FAMILIES["self-forcing"]
 
 
 def by_name(name: str) -> Family:
-    """The preset called `name`; PackForcingError names the ones there are."""
+    """The preset called `name`. Raises PackForcingError that lists all presets for an unknown name."""
     if name not in FAMILIES:
         raise PackForcingError(f"Got preset {name!r}; expected one of {', '.join(FAMILIES)}.")
     return FAMILIES[name]
@@ -316,7 +315,7 @@ def with_overrides(
     window_frames: int | None = None,
     sink_frames: int | None = None,
 ) -> Family:
-    """The preset with the user's choice on top; None leaves a value alone. PackForcingError for a bad one."""
+    """The preset with the user's values; None keeps the preset's. Raises PackForcingError for an invalid value."""
     chosen = {name: value for name, value in locals().items() if name != "family" and value is not None}
     for name in ("denoising_steps", "first_block_steps"):
         if name in chosen:
@@ -325,7 +324,7 @@ def with_overrides(
 
 
 def choice_warnings(trained: Family | None, chosen: Family) -> list[str]:
-    """What the user should know about a choice that departs from how the file was trained."""
+    """Warnings for a choice that differs from how the file was trained."""
     warnings = []
     if trained is not None and chosen.frames_per_block != trained.frames_per_block:
         warnings.append(
@@ -335,7 +334,7 @@ def choice_warnings(trained: Family | None, chosen: Family) -> list[str]:
     if trained is not None and chosen.rollout != trained.rollout:
         ways = {"block": "block by block", "rolling": "as a rolling window of blocks"}
         warnings.append(
-            f"{trained.title} was trained to be sampled {ways[trained.rollout]}, and {chosen.title} samples "
+            f"{trained.title} was trained to be sampled {ways[trained.rollout]}, but {chosen.title} samples "
             f"{ways[chosen.rollout]}: expect a worse image."
         )
     return warnings

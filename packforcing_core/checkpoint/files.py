@@ -1,7 +1,7 @@
 """Reading tensor files without trusting them: safetensors, whole or in shards, and the `.pt` files of torch.
 
-`open_tensors` reads names, shapes, dtypes and metadata only; tensors are read when they are asked for. The kind of a
-file is told by its first bytes, since wrong extensions are common.
+`open_tensors` reads names, shapes, dtypes and metadata only; tensors are read on demand. The format is recognised by
+the first bytes, because wrong file extensions are common.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _TORCH_NAMES = {
     torch.bool: "BOOL",
 }
 
-# How deep tables may lie in each other in a torch file, and how many entries they may have together. Real files nest
-# three deep; a few bytes of a table that holds itself, or another twice, would otherwise unfold without end.
+# Limits for nested tables in a torch file: depth and total number of entries. Real files nest three deep. Without
+# limits, a few bytes of a table that contains itself would expand without end.
 MAX_NESTING = 16
 MAX_ENTRIES = 1_000_000
 
@@ -60,9 +60,9 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What a file holds: names as they are in it, nested names joined with dots. `loaded` is for torch files only.
+    """The contents of a file: names as stored, nested names joined with dots. `loaded` is set for torch files only.
 
-    `shards` says for each name in which file it lies, where a checkpoint consists of several.
+    `shards` maps each name to its file, for a checkpoint in several files.
     """
 
     path: Path
@@ -73,11 +73,11 @@ class TensorFile:
 
     @property
     def file_bytes(self) -> int:
-        """What it takes on disk, all shards together."""
+        """Size on disk, of all shards together."""
         return sum(path.stat().st_size for path in {*(self.shards or {}).values()} or {self.path})
 
     def load(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """The named tensors, on the CPU, in the file's dtype, memory-mapped where the format allows."""
+        """The named tensors, on the CPU, in the file's dtype, memory-mapped if the format allows."""
         names = list(names)
         if self.loaded is not None:
             return {name: self.loaded[name] for name in names}
@@ -95,8 +95,8 @@ class TensorFile:
 def open_tensors(path: str | PathLike[str]) -> TensorFile:
     """Names, shapes, dtypes and metadata of a safetensors or torch file, checked against the file's length.
 
-    A folder or an index of shards, and any one of the shards, stand for all of them together.
-    Raises PackForcingError where the file is missing, truncated, not what it claims to be, or would run code.
+    A folder of shards, their index, or any single shard opens the whole checkpoint. Raises PackForcingError if the file
+    is missing, truncated, of another format than it claims, or would run code.
     """
     path = Path(path)
     shards = find_shards(path)
@@ -116,7 +116,7 @@ def _open_one(path: Path) -> TensorFile:
 
 
 def _join(path: Path, parts: list[TensorFile]) -> TensorFile:
-    """The shards of one checkpoint as one file."""
+    """Joins the shards of a checkpoint."""
     shards: dict[str, Path] = {}
     for part in parts:
         if part.loaded is not None:
@@ -124,7 +124,7 @@ def _join(path: Path, parts: list[TensorFile]) -> TensorFile:
         twice = next((name for name in part.tensors if name in shards), None)
         if twice is not None:
             raise PackForcingError(
-                f"{twice} lies in {shards[twice].name} and in {part.path.name}: these are not shards of one checkpoint."
+                f"{twice} is in both {shards[twice].name} and {part.path.name}: these are not shards of one checkpoint."
             )
         shards |= dict.fromkeys(part.tensors, part.path)
     tensors = {name: info for part in parts for name, info in part.tensors.items()}
@@ -136,16 +136,17 @@ def _first_bytes(path: Path) -> bytes:
     try:
         if not path.is_file():
             raise PackForcingError(
-                f"{str(path)[:200]} is no file; expected a checkpoint (.safetensors, .pt, .pth) or a folder of shards."
+                f"{str(path)[:200]} is not a file; expected a checkpoint (.safetensors, .pt, .pth) or a folder of "
+                "shards."
             )
         with path.open("rb") as file:
             return file.read(64)
-    except OSError as error:  # no permission, a name longer than the system's limit
+    except OSError as error:  # No permission, or a name longer than the system allows.
         raise PackForcingError(f"{str(path)[:200]} cannot be opened: {error.strerror}.") from error
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """(tensors, metadata) from the header, which the library checks against the file's length."""
+    """(tensors, metadata) from the header, which the safetensors library checks against the file's length."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
@@ -156,15 +157,15 @@ def _read_safetensors(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]
 
 
 def _damage(path: Path, error: str) -> str:
-    """What the library's error means for whoever has the file; older versions write its names in one word."""
+    """An explanation of the library's error for the user; older versions write its error names in one word."""
     kind = re.sub(r"[^a-z]", "", error.lower())
     if any(sign in kind for sign in ("headertoosmall", "headertoolarge", "headerstart")):
-        return f"{path.name} is not a safetensors file: it does not begin with a header of one. {_AGAIN}"
+        return f"{path.name} is not a safetensors file: it has no safetensors header. {_AGAIN}"
     size = f"the file has {path.stat().st_size:,} bytes"
     if "invalidheaderlength" in kind:
-        return f"{path.name} is truncated, or not a safetensors file: {size}, its header says more. {_AGAIN}"
+        return f"{path.name} is truncated, or not a safetensors file: {size}, its header needs more. {_AGAIN}"
     if "incomplete" in kind:
-        return f"{path.name} is truncated or damaged: {size}, and its header promises another number. {_AGAIN}"
+        return f"{path.name} is truncated or damaged: {size}, but its header needs another size. {_AGAIN}"
     return f"{path.name} is damaged, or not a safetensors file: {error[:200]}. {_AGAIN}"
 
 
@@ -172,7 +173,7 @@ def _refuse_other_formats(path: Path, start: bytes) -> None:
     if not start:
         raise PackForcingError(f"{path.name} is empty. {_AGAIN}")
     if start.lstrip().startswith(b"{"):
-        raise PackForcingError(f"{path.name} is a JSON file, not a checkpoint: expected the weights that it describes.")
+        raise PackForcingError(f"{path.name} is a JSON file, not a checkpoint: choose the file with the weights.")
     if start.startswith(b"GGUF"):
         raise PackForcingError(
             f"{path.name} is a GGUF file; expected .safetensors or .pt. "
@@ -188,17 +189,17 @@ def _load_torch(path: Path, *, is_zip: bool) -> dict[str, Tensor]:
     if is_zip and not zipfile.is_zipfile(path):
         raise PackForcingError(f"{path.name} is truncated: its end is missing. {_AGAIN}")
     try:
-        if path.suffix == ".safetensors":  # From 2.13 on torch believes the name, unless it is given the open file.
+        if path.suffix == ".safetensors":  # From 2.13 on torch trusts the extension unless it gets an open file.
             with path.open("rb") as file:
                 content = torch.load(file, map_location="cpu", weights_only=True)
         else:
-            # Only the zip format can be mapped into memory; files older than torch 1.6 are read whole.
+            # Only the zip format can be memory-mapped; files older than torch 1.6 are read completely.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise PackForcingError(_refusal(path, str(error))) from error
-    except Exception as error:  # a damaged pickle may raise anything
+    except Exception as error:  # A damaged pickle may raise anything.
         first_line = (str(error) or type(error).__name__).splitlines()[0]
-        raise PackForcingError(f"{path.name} is damaged or no torch file: {first_line}. {_AGAIN}") from error
+        raise PackForcingError(f"{path.name} is damaged or not a torch file: {first_line}. {_AGAIN}") from error
     return _flatten(path, content)
 
 
@@ -209,13 +210,13 @@ def _refusal(path: Path, error: str) -> str:
         return f"{path.name} is damaged, or holds more than tensors: {reason.strip()}. {_AGAIN}"
     what = found.group(1)
     return (
-        f"{path.name} was refused: apart from tensors it holds objects that could run code ({what}); nothing was run. "
-        "Expected tensors only: get a .safetensors version, or save its tensors alone if you trust the file."
+        f"{path.name} was refused: it contains objects that could run code ({what}); nothing was run. "
+        "Expected tensors only: get a .safetensors version, or, if you trust the file, save only its tensors."
     )
 
 
 def _flatten(path: Path, content: Any) -> dict[str, Tensor]:
-    """Every tensor of nested tables, under its names from the outermost to its own, joined with dots."""
+    """Every tensor in nested tables; the names of the tables and its own are joined with dots."""
     tensors: dict[str, Tensor] = {}
     for entries, (name, value) in enumerate(_entries(path, "", content, 0)):
         if entries >= MAX_ENTRIES:
@@ -234,7 +235,7 @@ def _entries(path: Path, name: str, value: Any, depth: int) -> Iterator[tuple[st
         return
     if depth == MAX_NESTING:
         raise PackForcingError(
-            f"{path.name} was refused: its tables lie more than {MAX_NESTING} deep in each other, or hold themselves."
+            f"{path.name} was refused: its tables are nested more than {MAX_NESTING} deep, or contain themselves."
         )
     for key, inner in value.items():
         if not isinstance(key, str | int | float):
@@ -246,7 +247,7 @@ def _plain_tensor(path: Path, name: str, tensor: Tensor) -> Tensor:
     if tensor.is_meta:
         raise PackForcingError(f"{path.name} holds no data for {name!r}: it was saved from the meta device.")
     if tensor.layout != torch.strided or tensor.is_nested:
-        raise PackForcingError(f"{path.name} was refused: {name!r} is stored sparse; expected plain tensors.")
+        raise PackForcingError(f"{path.name} was refused: {name!r} is a sparse tensor; expected dense tensors.")
     return tensor.detach()
 
 

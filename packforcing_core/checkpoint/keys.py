@@ -1,4 +1,4 @@
-"""Names in checkpoint files: top-level keys and prefixes taken off, and the exact check of what remains."""
+"""Names in checkpoint files: removing top-level keys and prefixes, and comparing the rest with the expected names."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from ..errors import PackForcingError
 from ..model.config import WanConfig
 
-# Wrappers of training frameworks: they carry no meaning, at any depth.
+# Wrappers of training frameworks; they have no meaning, at any depth.
 WRAPPERS = frozenset({"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"})
 
-# What may stand in front of an official name: top-level keys of training saves, and prefixes of other tools.
+# Possible prefixes of an official name: top-level keys of training checkpoints, and prefixes of other tools.
 TOP_KEYS = ("generator_ema", "generator", "generator_lora", "model", "state_dict")
 CRITICS = ("critic", "critic_lora")
 FRONTS = frozenset({*TOP_KEYS, *CRITICS, "diffusion_model", "net", "module", "base_model", "transformer", "unet"})
 
 COMPRESSOR_FRONTS = ("pack_compressor.", "compressor.")
 
-# A part of a file that text-to-video has no use for -> what it is.
+# Parts of a file that text-to-video does not use, and what they are.
 UNUSED_PARTS = {".self_attn.prope_o.": "minWM's camera path (prope_o), which does nothing without a camera"}
 
-# diffusers' name of a part -> the official one, at the beginning of a name and inside of a layer.
+# diffusers' name of a part -> the official one, at the beginning of a name and inside a layer.
 _DIFFUSERS_SIGN = "condition_embedder.time_embedder.linear_1.weight"
 _DIFFUSERS = {
     "condition_embedder.time_embedder.linear_1.": "time_embedding.0.",
@@ -48,7 +48,7 @@ _DIFFUSERS_LAYER = {
 
 _LORA = re.compile(r"(^|\.)(lora_[AB]|lora_down|lora_up|lora\.(down|up)|lora_embedding_[AB]|to_\w+_lora)(\.|$)")
 
-# Scales and marks of quantised files, beside the weights they belong to.
+# Scales and markers of quantised files, stored beside the weights.
 _QUANTISED = re.compile(
     r"(^|\.)(scaled_fp8|scale_weight|scale_input|weight_scale(_2)?|input_scale|pre_quant_scale|comfy_quant)$"
 )
@@ -56,7 +56,7 @@ _QUANTISED = re.compile(
 
 @dataclass(frozen=True)
 class KeyReport:
-    """How a state dict's names and shapes differ from what the transformer of these sizes has."""
+    """How the names and shapes of a state dict differ from those expected for these sizes."""
 
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
@@ -67,14 +67,14 @@ class KeyReport:
         return not (self.missing or self.unexpected or self.wrong_shape)
 
     def describe(self, most: int = 5) -> str:
-        """One sentence a kind of difference, naming the first few."""
+        """One phrase per kind of difference, with the first few names."""
         shapes = [f"{name} is {list(got)}, expected {list(want)}" for name, got, want in self.wrong_shape]
         groups = (("missing", self.missing), ("unexpected", self.unexpected), ("of the wrong shape", shapes))
         return "; ".join(f"{len(names)} {what}: {_some(names, most)}" for what, names in groups if names)
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """(front, official name): wrappers dropped at every depth, then everything taken off that stands in front.
+    """(prefix, official name): removes wrappers at every depth, then everything before the official name.
 
     "generator_ema.model._fsdp_wrapped_module.blocks.0.modulation" -> ("generator_ema.model", "blocks.0.modulation").
     """
@@ -86,7 +86,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def group_names(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """front -> {official name: name in the file}. PackForcingError where two names become one."""
+    """prefix -> {official name: name in the file}. Raises PackForcingError if two names become the same."""
     groups: dict[str, dict[str, str]] = {}
     for name in names:
         front, official = split_name(name)
@@ -100,7 +100,7 @@ def group_names(names: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def _in_official_names(group: dict[str, str]) -> dict[str, str]:
-    """A part in diffusers' names under official ones; any other as it is."""
+    """Converts a part with diffusers' names to official names; leaves any other unchanged."""
     if _DIFFUSERS_SIGN not in group:
         return group
     renamed = {from_diffusers(name): there for name, there in group.items()}
@@ -110,7 +110,7 @@ def _in_official_names(group: dict[str, str]) -> dict[str, str]:
 
 
 def from_diffusers(name: str) -> str:
-    """The official name of diffusers' `name`; one that is unknown there stays."""
+    """The official name for diffusers' `name`; an unknown name is returned unchanged."""
     if name == "scale_shift_table":
         return "head.modulation"
     if not name.startswith("blocks."):
@@ -141,28 +141,28 @@ def is_lora_name(name: str) -> bool:
 
 
 def is_quantisation_name(name: str) -> bool:
-    """Whether a name is a scale or a mark of a quantised file, not a weight."""
+    """Whether a name is a scale or marker of a quantised file, not a weight."""
     return bool(_QUANTISED.search(name))
 
 
 def choose_group(
     groups: Mapping[str, Mapping[str, str]], key: str | None, preferred: tuple[str, ...] = ()
 ) -> str | None:
-    """The front whose transformer to take, or None where there is none.
+    """The prefix of the transformer to use, or None if there is none.
 
-    `key` is the user's choice ("generator", or a whole front); otherwise `preferred`, then the averaged generator,
-    go first and critics last. PackForcingError where `key` is not there.
+    `key` is the user's choice ("generator", or a whole prefix). Otherwise `preferred`, then the averaged generator,
+    come first and critics last. Raises PackForcingError if the file has no `key`.
     """
     return choose_front([front for front, names in groups.items() if is_transformer(names)], key, preferred)
 
 
 def is_critic(front: str) -> bool:
-    """Whether a front is of a critic: a part of the training, not of the model."""
+    """Whether a prefix belongs to a critic, which is a part of the training, not of the model."""
     return any(segment in CRITICS for segment in front.split("."))
 
 
 def choose_front(fronts: list[str], key: str | None, preferred: tuple[str, ...] = ()) -> str | None:
-    """Which of `fronts` to take, by the rules of `choose_group`."""
+    """Which of `fronts` to use, by the rules of `choose_group`."""
     if key is not None:
         chosen = [front for front in fronts if front == key or key in front.split(".")]
         if not chosen:
@@ -183,7 +183,7 @@ def set_compressor_aside(names: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def set_unused_aside(names: Iterable[str]) -> tuple[list[str], dict[str, int]]:
-    """(names that are used, what the others are -> how many there are)."""
+    """(names that are used, unused parts -> their number of tensors)."""
     used: list[str] = []
     unused: Counter[str] = Counter()
     for name in names:

@@ -1,4 +1,4 @@
-"""What a file is that holds no Wan transformer, and what to do with it."""
+"""What a file without a Wan transformer is, and what the user can do with it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from .lora_names import made_for, native_name, width_of
 
 @dataclass(frozen=True)
 class Kind:
-    """`name` for programs ("vae", "text encoder", "lora", "compressor", "foreign", "unknown"), the rest to read."""
+    """`name` is for programs ("vae", "text encoder", "lora", "compressor", "foreign", "unknown"), the rest for
+    people.
+    """
 
     name: str
     title: str
@@ -23,9 +25,11 @@ class Kind:
 
 _LORA_ADVICE = (
     "Load a base checkpoint (the family's base file, or the Wan2.1 T2V it was made for) "
-    "and put the native LoraLoaderModelOnly behind it with this file."
+    "and add this file with the native LoraLoaderModelOnly node after the loader."
 )
-_LORA_RENAME = " Its names are not those the native node reads: `packforcing convert-lora FILE OUTPUT` renames them."
+_LORA_RENAME = (
+    " Its key names are not those that the native node reads: convert it with `packforcing convert-lora FILE OUTPUT`."
+)
 
 # (a name that only this kind has, kind)
 _SIGNS = (
@@ -51,7 +55,7 @@ _SIGNS = (
         Kind(
             "text encoder",
             "Wan's own umT5 file",
-            "ComfyUI and transformers name its tensors otherwise: use the repacked umt5_xxl file for ComfyUI, "
+            "ComfyUI and transformers expect other tensor names: use the repacked umt5_xxl file for ComfyUI, "
             "or a transformers folder of google/umt5-xxl on the command line.",
         ),
     ),
@@ -70,16 +74,16 @@ def classify(groups: Mapping[str, Mapping[str, str]], file: TensorFile) -> Kind:
         if any(name == sign or name.endswith("." + sign) for name in names):
             return kind
     if names and all(name.startswith(COMPRESSOR_FRONTS) for name in names):
-        advice = "Give it to the loader's compressor input, beside a checkpoint."
+        advice = "Choose it in the loader's compressor widget, together with a checkpoint."
         return Kind("compressor", "compressor weights without a transformer", advice)
     some = ", ".join(names[:3]) or "no tensor at all"
-    return Kind("unknown", f"of no kind known here (it has {some})", _UNKNOWN_ADVICE)
+    return Kind("unknown", f"of an unknown kind (it has {some})", _UNKNOWN_ADVICE)
 
 
 def foreign(names: Iterable[str], shapes: Mapping[str, tuple[int, ...]], where: str) -> Kind | None:
-    """A relative of Wan that cannot be sampled here, by its name; None for any other file.
+    """A model related to Wan that cannot be sampled here; None for any other file.
 
-    `names` and `shapes` are those of one part under official names, `where` is the file's path.
+    `names` and `shapes` are those of one part with official names, `where` is the file's path.
     """
     names = list(names)
     patch = shapes.get("patch_embedding.weight", ())
@@ -88,45 +92,46 @@ def foreign(names: Iterable[str], shapes: Mapping[str, tuple[int, ...]], where: 
         return Kind(
             "foreign",
             f"a Wan2.2 TI2V-5B of 48 latent channels{longlive}",
-            "It has another VAE and another latent; expected a Wan2.1 T2V (16 channels), for LongLive its 1.0 file.",
+            "It uses another VAE with other latents; expected a Wan2.1 T2V (16 channels). For LongLive use the 1.0 "
+            "file.",
         )
     if any(name.endswith(".int8_weight") for name in names):
         return Kind(
             "foreign",
             "a TurboDiffusion file, quantised to int8 (int8_weight and scale)",
-            "Its scales are not read here, and it makes the whole clip at once; expected an autoregressive Wan2.1.",
+            "Its scales are not supported, and it generates the whole clip at once; expected an autoregressive Wan2.1.",
         )
     if any(".base_layer." in name for name in names):
         return Kind(
             "foreign",
-            "a transformer with its LoRA beside it, not merged (PEFT's base_layer and lora_A)",
-            "Get the merged file (RAVEN's is cmgrpo_raven_merge.pt), or merge it where it was trained.",
+            "a transformer with an unmerged LoRA (PEFT's base_layer and lora_A)",
+            "Get the merged file (RAVEN's is cmgrpo_raven_merge.pt), or merge it with the software that trained it.",
         )
     attention = {name.split(".", 3)[3] for name in names if name.startswith("blocks.0.self_attn.")}
     if attention and "k.weight" not in attention and is_transformer(names):
         return Kind(
             "foreign",
             f"a Wan with another self-attention, as VideoMLA has (it has {', '.join(sorted(attention)[:3])}, but no k)",
-            "Its keys and values are not Wan's and no cache here holds them; expected a Wan2.1 T2V.",
+            "Its keys and values are not Wan's, and the KV cache does not support them; expected a Wan2.1 T2V.",
         )
     return None
 
 
 def quantisation(names: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> str | None:
-    """How a file is quantised, by its scales and marks; `names` are those of one part under official names."""
+    """How a file is quantised, from its scales and markers; `names` are those of one part, with official names."""
     rows = [info for name, info in names.items() if name.endswith(".weight_scale") and info.elements > 1]
     if "_quantization_metadata" in metadata or any(name.endswith("comfy_quant") for name in names):
         return "quantised as ComfyUI writes it (comfy_quant)"
     if rows:
         dtypes = {info.dtype for name, info in names.items() if f"{name}_scale" in names}
-        return f"quantised to {' and '.join(sorted(dtypes))} with a weight_scale for each row, as LightX2V writes it"
+        return f"quantised to {' and '.join(sorted(dtypes))} with one weight_scale per row, as LightX2V writes it"
     if any(map(is_quantisation_name, names)):
-        return "quantised to fp8 with a scale for each weight"
+        return "quantised to fp8 with one scale per weight"
     return None
 
 
 def size_name(config: WanConfig) -> str:
-    """ "1.3B" and the like for a known size, else width and layers."""
+    """ "1.3B" or the like for a known size, else width and number of layers."""
     known = (name for name, sizes in WAN_SIZES.items() if sizes == config)
     return next(known, f"width {config.dim} with {config.num_layers} layers")
 

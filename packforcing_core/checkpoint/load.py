@@ -1,4 +1,6 @@
-"""From a file to a checked state dict (`read_checkpoint`), and what a file is without loading it (`inspect`)."""
+"""Reads a file into a checked state dict (`read_checkpoint`), or tells what a file is without loading it
+(`inspect`).
+"""
 
 from __future__ import annotations
 
@@ -32,24 +34,24 @@ from .scales import CODES, OF_INPUTS, Scaled, decode, pair, scaled
 
 FP8 = frozenset({"F8_E4M3", "F8_E5M2"})
 
-# Where a safetensors file of ComfyUI's lists its quantised layers: a JSON table {"layers": {name: how}}.
+# The metadata entry of ComfyUI's safetensors files that lists quantised layers: JSON {"layers": {name: how}}.
 _QUANTISATION = "_quantization_metadata"
 
-# What a weight may be of by itself. Others (integers, complex numbers) are no weights, or stand for them packed.
+# The dtypes of unquantised weights. Others (integers, complex numbers) are packed weights, or no weights.
 WEIGHT_DTYPES = FP8 | {"F16", "BF16", "F32", "F64"}
 
-# Packed weights of these dtypes do not have the shape of the weight they stand for.
+# Packed weights of these dtypes have another shape than the weight they represent.
 PACKED = frozenset({"U8", "I8", "F4"})
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A transformer's weights under their official names, and what is known about them.
+    """A transformer's weights with their official names, and what is known about them.
 
-    `state_dict` is on the CPU, memory-mapped where the file allows; `compressor` holds the names that begin with
-    `compressor.` or `pack_compressor.`, or is None; `quantised` says that scales came along (see `read_checkpoint`).
-    `taken` is the top-level key (with prefixes) that was read and `others` those that were not. `how` says by which
-    signs the family is known.
+    `state_dict` is on the CPU, memory-mapped if the file allows. `compressor` holds the tensors whose names begin with
+    `compressor.` or `pack_compressor.`, or is None. `quantised`: scales are included (see `read_checkpoint`). `taken`
+    is the top-level key (with prefixes) that was read, `others` those that were not. `how` says how the family was
+    recognised.
     """
 
     path: Path
@@ -65,15 +67,17 @@ class Checkpoint:
     how: tuple[str, ...] = ()
 
     def unrounded(self) -> Mapping[str, Tensor] | None:
-        """The weights; None where the file has them in 8 bits or fewer, which cannot tell a base from its relatives."""
+        """The weights; None if the file has them in 8 bits or fewer, which is too coarse to tell a base from its
+        fine-tunes.
+        """
         return None if (FP8 | PACKED).intersection(inspect(self.path).dtypes) else self.state_dict
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a file is, from names, shapes and metadata alone. `parameters` counts the part that would be used.
+    """What a file is, from names, shapes and metadata only. `parameters` counts the part that would be used.
 
-    `quantised` weights come with scales that only a host such as ComfyUI knows (see `read_checkpoint`).
+    `quantised` weights have scales that only a host such as ComfyUI can use (see `read_checkpoint`).
     """
 
     path: Path
@@ -94,18 +98,18 @@ class Inspection:
 
     @property
     def usable(self) -> bool:
-        """Whether `read_checkpoint` would read it."""
+        """Whether `read_checkpoint` can read it."""
         return self.usable_by_host and not self.quantised
 
     @property
     def usable_by_host(self) -> bool:
-        """Whether `read_checkpoint(keep_quantised=True)` would read it, for a host that knows the scales."""
+        """Whether `read_checkpoint(keep_quantised=True)` can read it, for a host that supports the scales."""
         return self.kind == "transformer" and not self.problems
 
 
 @dataclass(frozen=True)
 class _Selection:
-    """Which of a file's tensors make up the transformer: official name -> name in the file, part by part."""
+    """The tensors of a file that make up the transformer: official name -> name in the file, per part."""
 
     taken: str
     weights: Mapping[str, str]
@@ -120,12 +124,12 @@ class _Selection:
 
 
 def read_checkpoint(path: str | PathLike[str], key: str | None = None, *, keep_quantised: bool = False) -> Checkpoint:
-    """Reads a Wan2.1 T2V transformer from any of the families' files, or raises PackForcingError with the reason.
+    """Reads a Wan2.1 T2V transformer from a file of any family. Raises PackForcingError with the reason if it cannot.
 
-    `key` chooses a top-level key of a training save ("generator", "generator_ema", "critic"). Plain fp8 weights are
-    cast to bfloat16, and so are codes of 8 bits times their scales (`scales`). `keep_quantised` is for a host that
-    knows scales: where the file is marked as such a host expects, weights and scales come as they are in it, scales
-    under their layer's name. What such a host alone can read is refused without it.
+    `key` chooses a top-level key of a training checkpoint ("generator", "generator_ema", "critic"). Plain fp8 weights
+    are cast to bfloat16; 8-bit codes with scales are decoded (`scales`). With `keep_quantised`, for a host that
+    supports scales, weights and scales are returned as stored if the file is marked as that host expects; scales are
+    named after their layer. Without it, files that only such a host can read are refused.
     """
     file = open_tensors(path)
     groups = group_names(file.tensors)
@@ -160,7 +164,7 @@ def read_checkpoint(path: str | PathLike[str], key: str | None = None, *, keep_q
 def inspect(path: str | PathLike[str], key: str | None = None) -> Inspection:
     """What a file is and what to do with it, without reading its tensors.
 
-    Raises PackForcingError only where the file cannot be read at all (missing, truncated, refused).
+    Raises PackForcingError only if the file cannot be read at all (missing, truncated, refused).
     """
     file = open_tensors(path)
     groups = group_names(file.tensors)
@@ -191,14 +195,14 @@ def inspect(path: str | PathLike[str], key: str | None = None) -> Inspection:
 
 _PLAIN_ADVICE = "Put it into models/diffusion_models, or give it to `packforcing render --checkpoint`."
 _QUANTISED_ADVICE = (
-    "Its weights are quantised and come with scales, which only ComfyUI's loader knows: put it into "
+    "Its weights are quantised with scales that only ComfyUI can read: put it into "
     "models/diffusion_models and load it there with Load Diffusion Model or our loader node, "
     "or use the fp16 or bf16 file on the command line."
 )
 
 
 def _foreign(file: TensorFile, groups: Mapping[str, Mapping[str, str]]) -> Kind | None:
-    """A relative of Wan that no part of the file can be sampled as."""
+    """A model related to Wan, if no part of the file can be sampled here."""
     shapes = ({name: file.tensors[there].shape for name, there in group.items()} for group in groups.values())
     found = (foreign(part, part, str(file.path)) for part in shapes)
     return next((kind for kind in found if kind), None)
@@ -234,7 +238,7 @@ def _select(file: TensorFile, groups: Mapping[str, Mapping[str, str]], key: str 
         scaled=known,
         warnings=tuple(
             origin_warnings(recognised, file.path, file.metadata)
-            + [f"{count} tensors are left out: {what}." for what, count in unused.items()]
+            + [f"{count} tensors are not used: {what}." for what, count in unused.items()]
             + _input_warnings(known, scales)
             + _taken_warnings(front, others)
             + _dtype_warnings(known, [file.tensors[name] for name in weights.values()])
@@ -244,7 +248,7 @@ def _select(file: TensorFile, groups: Mapping[str, Mapping[str, str]], key: str 
 
 
 def _check(file: TensorFile, selection: _Selection) -> tuple[WanConfig | None, tuple[str, ...]]:
-    """(sizes, problems); the sizes are None where they cannot be read."""
+    """(sizes, problems); the sizes are None if they cannot be read."""
     infos = {name: file.tensors[there] for name, there in selection.weights.items()}
     try:
         config = WanConfig.from_state_dict({name: info.shape for name, info in infos.items()})
@@ -257,11 +261,11 @@ def _check(file: TensorFile, selection: _Selection) -> tuple[WanConfig | None, t
     allowed = WEIGHT_DTYPES | {Scaled.HOST: PACKED, Scaled.NOT: frozenset()}.get(selection.scaled, CODES)
     odd = [f"{name} is {info.dtype}" for name, info in infos.items() if info.dtype not in allowed]
     if odd:
-        more = f" and {len(odd) - 1} more are no weights either" if len(odd) > 1 else ""
+        more = f" and {len(odd) - 1} more are not weights either" if len(odd) > 1 else ""
         return config, (f"{odd[0]}{more}; expected weights of {', '.join(sorted(allowed))}.",)
     shapes = {name: info.shape for name, info in infos.items()}
     if selection.scaled is Scaled.HOST:
-        # What is packed has another shape than its weight; the host that unpacks it knows which.
+        # A packed weight has another shape; only the host that unpacks it knows the right one.
         packed = {name for name, info in infos.items() if info.dtype in PACKED}
         shapes |= {name: shape for name, shape in expected_shapes(config).items() if name in packed}
     report = check_keys(shapes, config)
@@ -272,14 +276,16 @@ def _check(file: TensorFile, selection: _Selection) -> tuple[WanConfig | None, t
 
 
 def _official_metadata(file: TensorFile) -> dict[str, str]:
-    """The file's metadata, with the names in its table of quantised layers as `read_checkpoint` gives the weights'."""
+    """The file's metadata; in its table of quantised layers the names are those that `read_checkpoint` gives the
+    weights.
+    """
     if _QUANTISATION not in file.metadata:
         return dict(file.metadata)
     try:
         table = json.loads(file.metadata[_QUANTISATION])
         layers = {split_name(layer)[1]: how for layer, how in table["layers"].items()}
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
-        raise PackForcingError(f"{file.path.name} is damaged: its {_QUANTISATION} is no table of layers.") from error
+        raise PackForcingError(f"{file.path.name} is damaged: its {_QUANTISATION} is not a table of layers.") from error
     return {**file.metadata, _QUANTISATION: json.dumps({**table, "layers": layers})}
 
 
@@ -289,7 +295,7 @@ def _load(file: TensorFile, names: Mapping[str, str]) -> dict[str, Tensor]:
 
 
 def _weights(file: TensorFile, selection: _Selection, *, kept: bool, cast: bool) -> dict[str, Tensor]:
-    """The weights by official name; `kept` as they are, scales beside them, else decoded. `cast` takes away fp8."""
+    """The weights by official name: with `kept` as stored, scales included, else decoded. `cast` converts plain fp8."""
     if kept:
         return _load(file, {**selection.weights, **selection.scales})
     infos = {name: file.tensors[there] for name, there in selection.weights.items()}
@@ -298,7 +304,7 @@ def _weights(file: TensorFile, selection: _Selection, *, kept: bool, cast: bool)
     scales = _load(file, {scale: selection.scales[scale] for scale in pairs.values()})
     for name, scale in pairs.items():
         weights[name] = decode(name, weights[name], scales[scale])
-    # Without scales an fp8 weight is the weight, rounded; bfloat16 holds it exactly.
+    # Without scales, an fp8 weight is just a rounded weight; bfloat16 holds it exactly.
     codes = (torch.float8_e4m3fn, torch.float8_e5m2) if cast else ()
     return {name: weight.to(torch.bfloat16) if weight.dtype in codes else weight for name, weight in weights.items()}
 
@@ -323,7 +329,7 @@ def _taken_warnings(front: str, others: tuple[str, ...]) -> list[str]:
     if not others:
         return []
     rest = ", ".join(other or "(no top-level key)" for other in others)
-    return [f"The file holds several parts: {front or '(no top-level key)'} is taken, {rest} left out."]
+    return [f"The file holds several parts: {front or '(no top-level key)'} is used, {rest} ignored."]
 
 
 def _input_warnings(known: Scaled, scales: Mapping[str, str]) -> list[str]:
@@ -332,7 +338,7 @@ def _input_warnings(known: Scaled, scales: Mapping[str, str]) -> list[str]:
         return []
     where = "" if known is Scaled.HERE else "Outside ComfyUI "
     said = (
-        f"{where}{count} tensors are left out: scales of activations (input_scale), which decoded weights do not need."
+        f"{where}{count} tensors are not used: scales of activations (input_scale), which decoded weights do not need."
     )
     return [said]
 
@@ -340,8 +346,9 @@ def _input_warnings(known: Scaled, scales: Mapping[str, str]) -> list[str]:
 def _dtype_warnings(known: Scaled, infos: list[TensorInfo]) -> list[str]:
     if known is Scaled.HERE:
         return [
-            "Its weights are of 8 bits, and ComfyUI would not see their scales: they become bfloat16, twice as large."
+            "Its weights are 8-bit with scales that ComfyUI would ignore, so they are converted to bfloat16, twice "
+            "as large."
         ]
     if known is Scaled.HOST or not any(info.dtype in FP8 for info in infos):
         return []
-    return ["The weights are fp8: outside ComfyUI they are computed in bfloat16 and take twice the memory."]
+    return ["The weights are fp8: outside ComfyUI they are converted to bfloat16 and take twice the memory."]

@@ -1,4 +1,4 @@
-"""LoRA files of the families, renamed to what ComfyUI's native LoRA loaders read for Wan."""
+"""Converts the families' LoRA files to the key names that ComfyUI's native LoRA loaders read for Wan."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .keys import choose_front, group_names, is_critic, is_lora_name
 from .lora_names import made_for, native_name, width_of
 from .recognition import recognise
 
-# One half of a LoRA -> the other half.
+# One half of a LoRA and the other.
 _HALVES = {
     "lora_A.weight": "lora_B.weight",
     "lora_A": "lora_B",
@@ -29,13 +29,13 @@ _HALVES = {
     "lora.down.weight": "lora.up.weight",
 }
 
-# Where diffusers keeps the strength of a LoRA that has no alpha of its own.
+# The metadata entry where diffusers stores the alpha of a LoRA without alpha tensors.
 _ADAPTER_METADATA = "lora_adapter_metadata"
 
 
 @dataclass(frozen=True)
 class ConvertedLora:
-    """What was written: how many tensors, and the width of the transformer that they fit (None: nothing tells)."""
+    """The written LoRA: its number of tensors, and the transformer width that it fits (None: unknown)."""
 
     tensors: int
     width: int | None
@@ -46,16 +46,17 @@ class ConvertedLora:
 
 
 def convert_lora(path: str | PathLike[str], output: str | PathLike[str], key: str | None = None) -> ConvertedLora:
-    """Writes `path`'s LoRA to the safetensors file `output`.
+    """Writes the LoRA in `path` to the safetensors file `output`, with native key names.
 
-    Names become "diffusion_model.<layer>.lora_A.weight": PEFT's prefixes ("base_model.model."), top-level keys
-    ("generator_lora"), training wrappers and names of diffusers and of kohya go. `<layer>.alpha` stays, and divided by
-    the rank is the strength; where diffusers' metadata or PEFT's adapter_config.json beside the file has the alpha, it
-    is written for every layer. Without one the strength is 1, as it is for the families' own LoRAs, whose alpha equals
-    their rank. Of several parts
-    one is taken, by the order for checkpoints; `key` chooses another, and a critic's is never taken unasked.
-    Raises PackForcingError where there is no LoRA in the file, where it has tensors that the native loaders would
-    leave out, and where `output` cannot be written.
+    Names become "diffusion_model.<layer>.lora_A.weight": prefixes of PEFT ("base_model.model."), top-level keys
+    ("generator_lora"), training wrappers, and names of diffusers and kohya are converted. `<layer>.alpha` is kept;
+    alpha divided by the rank is the strength. If diffusers' metadata, or PEFT's adapter_config.json beside the file,
+    holds the alpha, it is written for every layer. Without an alpha the strength is 1, as for the families' own LoRAs,
+    whose alpha equals their rank. If the file has several parts, one is used, in the order for checkpoints; `key`
+    chooses another. A critic's LoRA is used only if `key` names it.
+
+    Raises PackForcingError if the file has no LoRA, if it has tensors that the native loaders would ignore, or if
+    `output` cannot be written.
     """
     path, output = Path(path), Path(output)
     file = open_tensors(path)
@@ -65,8 +66,8 @@ def convert_lora(path: str | PathLike[str], output: str | PathLike[str], key: st
         new = _native_name(path, name)
         if new in renamed:
             raise PackForcingError(
-                f"{path.name} has {new} twice, as {renamed[new]} and as {there}: expected one adapter. "
-                "Save the one you want alone."
+                f"{path.name} has {new} twice, as {renamed[new]} and as {there}: expected a single adapter. "
+                "Save only the one you want."
             )
         renamed[new] = there
     _check_halves(path, renamed)
@@ -79,20 +80,22 @@ def convert_lora(path: str | PathLike[str], output: str | PathLike[str], key: st
 
 
 def choose_part(file: TensorFile, key: str | None) -> Mapping[str, str]:
-    """The names of one part that holds a LoRA."""
+    """The names of the part that holds a LoRA."""
     groups = group_names(file.tensors)
     fronts = [front for front, names in groups.items() if any(map(is_lora_name, names))]
     if key is not None:
         fronts = [front for front in fronts if key == front or key in front.split(".")]
     elif fronts and all(map(is_critic, fronts)):
         raise PackForcingError(
-            f"{file.path.name} holds no LoRA but a critic's ({fronts[0]}), which is of no use for sampling. "
-            "Choose it with its top-level key if you want it all the same."
+            f"{file.path.name} holds only the LoRA of a critic ({fronts[0]}), which is not used for sampling. "
+            "To use it anyway, choose its top-level key."
         )
     apart = (there for group in groups.values() if not any(map(is_lora_name, group)) for there in group.values())
     stray = next((there for there in apart if there.endswith(("alpha", "dora_scale"))), None)
     if fronts and stray:
-        raise PackForcingError(f"{file.path.name} holds {stray} apart from any layer of a LoRA: it cannot be applied.")
+        raise PackForcingError(
+            f"{file.path.name} holds {stray}, which belongs to no layer of a LoRA: it cannot be applied."
+        )
     if not fronts:
         under = f" under {key!r}" if key else ""
         raise PackForcingError(f"{file.path.name} holds no LoRA{under}: expected names with lora_A and lora_B.")
@@ -106,15 +109,15 @@ def _native_name(path: Path, name: str) -> str:
         images = re.search(r"[kv]_img|add_[kv]_proj|img_emb", name)
         why = ": this LoRA is of an image-to-video model" if images else ""
         raise PackForcingError(
-            f"{path.name} holds {name}, which ComfyUI's LoRA loaders would leave out for a Wan2.1 T2V{why}; "
+            f"{path.name} holds {name}, which ComfyUI's LoRA loaders would ignore for a Wan2.1 T2V{why}; "
             "expected lora_A and lora_B (or lora_down and lora_up) of its layers, and their alpha. "
-            "Merge such an adapter into its base where it was trained."
+            "Merge such an adapter into its base with the software that trained it."
         )
     return native
 
 
 def described_alphas(file: TensorFile, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Name -> alpha of every layer, where the file's description has one and the layers have none of their own."""
+    """The alpha of every layer by name, if the file's description has one and the layers have no alpha tensors."""
     found = _described_alpha(file)
     if found is None or any(name.endswith(".alpha") for name in names):
         return {}
@@ -131,7 +134,9 @@ def described_alphas(file: TensorFile, names: Mapping[str, str]) -> dict[str, Te
 
 
 def _described_alpha(file: TensorFile) -> tuple[float, bool] | None:
-    """(alpha, whether it is divided by the root of the rank), of diffusers' metadata or PEFT's file; None without."""
+    """(alpha, whether it is divided by the root of the rank) from diffusers' metadata or PEFT's file; None if neither
+    has it.
+    """
     beside = file.path.with_name("adapter_config.json")
     try:
         if _ADAPTER_METADATA in file.metadata:
@@ -143,14 +148,16 @@ def _described_alpha(file: TensorFile) -> tuple[float, bool] | None:
             return None
         if told.get("alpha_pattern") or told.get("rank_pattern"):
             raise PackForcingError(
-                f"{file.path.name} has an alpha for each layer in its description, which is not read here. "
-                "Merge the adapter into its base where it was trained."
+                f"{file.path.name} has a separate alpha for each layer in its description, which is not supported. "
+                "Merge the adapter into its base with the software that trained it."
             )
         return float(told["lora_alpha"]), bool(told.get("use_rslora"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, PackForcingError):
             raise
-        raise PackForcingError(f"The description of {file.path.name} tells no lora_alpha: {error!r:.200}.") from error
+        raise PackForcingError(
+            f"The description of {file.path.name} has no valid lora_alpha: {error!r:.200}."
+        ) from error
 
 
 def _check_halves(path: Path, names: Mapping[str, str]) -> None:
@@ -170,11 +177,11 @@ def _check_alphas(file: TensorFile, names: Mapping[str, str]) -> None:
 
 def _save(file: TensorFile, names: Mapping[str, str], alphas: Mapping[str, Tensor], output: Path) -> None:
     tensors = file.load(names.values())
-    # The file may be mapped into memory, and parts of it shared: neither can be written from, or over.
+    # Copied: tensors that are mapped from the file, or share memory, cannot be written, nor can that file be replaced.
     copies = {name: tensors[there].clone().contiguous() for name, there in names.items()}
     try:
         if output.exists() and output.samefile(file.path):
-            raise PackForcingError(f"{output} is the LoRA itself; choose another name for the converted one.")
+            raise PackForcingError(f"{output} is the input file; choose another name for the output.")
         save_file({**copies, **alphas}, output)
     except (OSError, SafetensorError) as error:
         raise PackForcingError(f"{str(output)[:200]} cannot be written: {error}. Choose another place.") from error

@@ -1,4 +1,4 @@
-"""Names in LoRA files: what each trainer calls a layer of Wan, as ComfyUI's native LoRA loaders read it."""
+"""Names in LoRA files: the trainers' names for Wan's layers, and those that ComfyUI's native LoRA loaders read."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ..model.config import WAN_SIZES
 from .files import TensorInfo
 from .keys import expected_shapes, from_diffusers
 
-# What the native loaders read beside a layer's name: the halves of its LoRA as one of the trainers names them, and what
-# changes their strength or stands beside them. PEFT puts its adapter's name before "weight".
+# The suffixes that native loaders read after a layer's name: the two halves of a LoRA in each trainer's naming, and its
+# alpha and similar values. PEFT inserts its adapter's name before "weight".
 _PEFT = re.compile(r"(?P<layer>.+)\.(?P<half>lora_[AB])(\.[^.]+)?\.weight")
 _NATIVE = re.compile(
     r"(?P<layer>.+)\.(?P<half>lora_(up|down|mid)\.weight|lora\.(up|down)\.weight|lora_[AB]"
@@ -27,9 +27,9 @@ _IN_DIFFUSERS = {"self_attn": "attn1", "cross_attn": "attn2", "q": "to_q", "k": 
 
 
 def native_name(name: str) -> str | None:
-    """The name under which the native loaders read a tensor of a LoRA; None for one that they would leave out.
+    """The name under which the native loaders read a LoRA tensor; None if they would ignore it.
 
-    `name` has lost its prefixes (`keys.split_name`). Layers that a Wan2.1 T2V does not have are left out.
+    `name` has no prefixes (see `keys.split_name`). Layers that a Wan2.1 T2V does not have give None.
     """
     name = _PROCESSOR.sub(r".\1.lora.", name).replace(".to_out.lora.", ".to_out.0.lora.")
     peft = _PEFT.fullmatch(name)
@@ -43,7 +43,7 @@ def native_name(name: str) -> str | None:
 
 
 def width_of(tensors: Mapping[str, TensorInfo]) -> int | None:
-    """The width of the transformer that a LoRA with these native names was made for; None where nothing tells."""
+    """The transformer width that a LoRA with these native names was made for; None if unknown."""
     for name, info in tensors.items():
         down = re.search(r"\.(lora_A|lora_down|lora\.down)(\.weight)?$", name)
         if down and re.search(r"_attn\.[qkvo]\.|ffn\.0\.", name) and len(info.shape) == 2:
@@ -52,7 +52,7 @@ def width_of(tensors: Mapping[str, TensorInfo]) -> int | None:
 
 
 def made_for(width: int | None) -> str:
-    """ "Wan2.1 1.3B" and the like."""
+    """ "Wan2.1 1.3B" or the like."""
     known = {sizes.dim: f"Wan2.1 {name}" for name, sizes in WAN_SIZES.items()}
     return known.get(width, f"a Wan of width {width}") if width else "a Wan of unknown size"
 
@@ -67,14 +67,14 @@ def _official_layer(layer: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def _layers() -> frozenset[str]:
-    """The modules and parameters of a Wan2.1 T2V, of its first layer for all layers."""
+    """The modules and parameters of a Wan2.1 T2V; the first layer's stand for all layers."""
     names = (re.sub(r"\.(weight|bias)$", "", name) for name in expected_shapes(_LARGEST))
     return frozenset(name for name in names if not name.startswith("blocks.") or name.startswith("blocks.0."))
 
 
 @lru_cache(maxsize=1)
 def _flat_layers() -> dict[str, str]:
-    """Names whose dots are underscores, of the official ones and of diffusers', to the official ones."""
+    """Official and diffusers' names with underscores instead of dots -> official names."""
     flat = {}
     for name in _layers():
         theirs = ".".join(_IN_DIFFUSERS.get(part, part) for part in name.split("."))

@@ -1,7 +1,7 @@
-"""LoRAs on a checkpoint: whether they fit it, said before any work, and its weights with them added.
+"""Merging LoRAs into a checkpoint: checks that they fit before any work, then adds them to the weights.
 
-W + strength (alpha / rank) B A for every layer, where alpha is the rank unless the file says otherwise: "LoRA: Low-Rank
-Adaptation of Large Language Models" (arXiv 2106.09685), with the scale as PEFT and ComfyUI have it.
+W + strength (alpha / rank) B A for every layer; alpha is the rank unless the file says otherwise. Source: "LoRA:
+Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), scaled as in PEFT and ComfyUI.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _KIND = {"A": "down", "B": "up"}
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA file: layer -> {"down", "up", "alpha": name in the file}; `unread` are tensors of no such kind."""
+    """A LoRA file: layer -> {"down", "up", "alpha": name in the file}; `unread` are tensors of other kinds."""
 
     file: TensorFile
     layers: Mapping[str, Mapping[str, str]]
@@ -43,7 +43,9 @@ class Lora:
         return self.file.path.name
 
     def fitting(self, config: WanConfig) -> list[str]:
-        """The layers whose halves multiply to the shape of that layer's weight in a transformer of these sizes."""
+        """The layers for which down and up multiply to the shape of the layer's weight in a transformer of
+        these sizes.
+        """
         shapes, fitting = expected_shapes(config), []
         for layer, there in self.layers.items():
             if {"down", "up"} <= there.keys():
@@ -55,7 +57,7 @@ class Lora:
 
 
 def open_lora(path: str | PathLike[str], key: str | None = None) -> Lora:
-    """The names and shapes of a LoRA; PackForcingError for a file that holds none, or that cannot be read."""
+    """The names and shapes of a LoRA. Raises PackForcingError if the file has none or cannot be read."""
     file = open_tensors(path)
     names = choose_part(file, key)
     layers: dict[str, dict[str, str]] = {}
@@ -75,11 +77,11 @@ def open_lora(path: str | PathLike[str], key: str | None = None) -> Lora:
 
 
 def require_fit(lora: Lora, config: WanConfig) -> tuple[str, ...]:
-    """Notes about what of a LoRA does not fit a transformer of these sizes; PackForcingError where nothing does."""
+    """Notes about LoRA tensors that fit no layer of this transformer. Raises PackForcingError if none of them fits."""
     fitting = lora.fitting(config)
     if not fitting:
         holds = next(iter(lora.unread or lora.file.tensors), "nothing")
-        made = f"it was made for {made_for(lora.width)}" if lora.width else f"it holds {holds!r} and the like"
+        made = f"it was made for {made_for(lora.width)}" if lora.width else f"example: {holds!r}"
         raise PackForcingError(
             f"The LoRA {lora.name} matches no layer of this checkpoint, a Wan2.1 of {size_name(config)}: {made}. It "
             "would change nothing. Use a LoRA made for this checkpoint, or leave it out."
@@ -88,13 +90,13 @@ def require_fit(lora: Lora, config: WanConfig) -> tuple[str, ...]:
     if not others:
         return ()
     more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-    return (f"The LoRA {lora.name}: {others[0]}{more} fit nothing of this checkpoint and are left out.",)
+    return (f"The LoRA {lora.name}: {others[0]}{more} match no layer of this checkpoint and are ignored.",)
 
 
 def merged(
     state_dict: Mapping[str, Tensor], loras: Sequence[tuple[Lora, float]], config: WanConfig
 ) -> dict[str, Tensor]:
-    """The weights (official names) with each LoRA added at its strength, in their own dtypes; added up in float32."""
+    """The weights (official names) with each LoRA added at its strength, in their own dtypes; the sum is in float32."""
     weights = dict(state_dict)
     for lora, strength in loras:
         in_range("lora_strength", strength)
@@ -110,7 +112,7 @@ def merged(
 
 
 def named_lora(text: str) -> tuple[Path, float]:
-    """ "style.safetensors@0.8" -> the file and its strength, 1 where none is given."""
+    """ "style.safetensors@0.8" -> the file and its strength, 1 by default."""
     file, at, strength = text.rpartition("@")
     try:
         return (Path(file), float(strength)) if at else (Path(text), 1.0)

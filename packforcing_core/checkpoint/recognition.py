@@ -1,7 +1,7 @@
-"""Which family a file is of, and how that is known: by keys, by metadata, by its name.
+"""Recognises the family of a file by its keys, metadata or name, and says how.
 
-An autoregressive file cannot be told from a bidirectional one by its tensors, so most recognition goes by file name.
-Every sign that counted is stated (`Recognition.how`), and so is what a file that matches nothing is sampled as.
+An autoregressive file has the same tensors as a bidirectional one, so most files are recognised by name. Every sign
+that counted is listed in `Recognition.how`, as is the preset used for unrecognised files.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from .families import DEFAULT_FAMILY, FAMILIES, Family
 
 _SAYS_CAUSAL = re.compile(r"causal|causvid|autoregressive|forcing|long[-_ ]?live|packforcing")
 
-# Stages of minWM's training whose files are not distilled to a few steps.
+# Stages of minWM's training before distillation to a few steps.
 _UNDISTILLED = re.compile(r"action2v/(bidirectional|ar_diffusion_tf)/")
 
 
 @dataclass(frozen=True)
 class Recognition:
-    """The family of a file, or None where nothing tells, and a sentence for each sign that counted.
+    """The family of a file, or None if unknown, and one sentence per sign that counted.
 
-    `resembles` are the families that a file of this name and layout may be of, where the name says too little; `family`
-    is then None or a guess among them.
+    `resembles` lists the families that a file with this name and layout may belong to, if its name is ambiguous;
+    `family` is then None or a guess among them.
     """
 
     family: Family | None
@@ -36,7 +36,7 @@ class Recognition:
 def recognise(path: str | PathLike[str], metadata: Mapping[str, str] | None, keys: Iterable[str]) -> Recognition:
     """The family of a file, with the reasons.
 
-    `keys` are the names as they are in the file, top-level keys joined with a dot ("generator_ema.model...").
+    `keys` are the names as stored, with top-level keys joined by a dot ("generator_ema.model...").
     """
     keys = list(keys)
     for family in FAMILIES.values():
@@ -46,7 +46,7 @@ def recognise(path: str | PathLike[str], metadata: Mapping[str, str] | None, key
     where = _folders_and_file(path)
     tops = {top for top in ("generator_ema", "generator", "model", "critic") if _has_top(keys, top)} or {""}
     causal = metadata_says_causal(metadata)
-    marked = ("metadata: ComfyUI's mark causal_ar says autoregressive",) if causal else ()
+    marked = ("metadata: ComfyUI's marker causal_ar says autoregressive",) if causal else ()
     matched = _match_patterns(where, tops, causal)
     if matched:
         return Recognition(matched[0], (matched[1], *marked))
@@ -57,12 +57,12 @@ def recognise(path: str | PathLike[str], metadata: Mapping[str, str] | None, key
     if len(candidates) == 1:
         how = f"name: {file} with this top-level key is {candidates[0].title}'s"
         return Recognition(candidates[0], (how,), candidates)
-    nothing = "nothing: neither keys, metadata nor name tell how it was trained"
+    nothing = "unknown: neither keys, metadata nor file name tell how it was trained"
     return Recognition(None, (nothing,), candidates)
 
 
 def metadata_says_causal(metadata: Mapping[str, str] | None) -> bool:
-    """Whether safetensors metadata carries ComfyUI's mark: config = {"transformer": {"causal_ar": true}}."""
+    """Whether safetensors metadata has ComfyUI's marker: config = {"transformer": {"causal_ar": true}}."""
     try:
         config = json.loads((metadata or {}).get("config", "{}"))
     except ValueError:
@@ -74,7 +74,9 @@ def metadata_says_causal(metadata: Mapping[str, str] | None) -> bool:
 def origin_warnings(
     recognition: Recognition, path: str | PathLike[str], metadata: Mapping[str, str] | None
 ) -> list[str]:
-    """What the user should know about a file's origin: likely bidirectional, a guess, the family's notes."""
+    """Warnings about a file's origin: that it is likely bidirectional, that the family is a guess, the family's
+    notes.
+    """
     family, where = recognition.family, _folders_and_file(path)
     file = str(path).replace("\\", "/").rsplit("/", 1)[-1]
     if family is None:
@@ -83,16 +85,18 @@ def origin_warnings(
     if not (family.autoregressive or metadata_says_causal(metadata)):
         warnings.insert(0, f"{file} is likely a bidirectional model: {_FALLS_APART}")
     if family in recognition.resembles:
-        warnings.insert(0, f"{file} says little: taken for {family.title}; choose a preset if that is wrong.")
+        warnings.insert(
+            0, f"The file name {file} is ambiguous: sampled as {family.title}. Choose a preset if that is wrong."
+        )
     if family.name == "minwm" and (stage := _UNDISTILLED.search(where)):
         warnings.append(
-            f"{file} is of minWM's stage {stage[1]}, which is not distilled to few steps: take dmd/model.pt to render."
+            f"{file} is from minWM's stage {stage[1]}, before distillation to a few steps: use dmd/model.pt instead."
         )
     return warnings
 
 
 _FALLS_APART = (
-    "neither its name nor its metadata says autoregressive. Rendered block by block it falls apart; use a "
+    "neither its name nor its metadata says autoregressive. Sampled block by block, the video would fall apart. Use a "
     "Self-Forcing-style checkpoint, or choose its preset if it is one."
 )
 
@@ -101,14 +105,14 @@ def _unknown(recognition: Recognition, file: str, where: str) -> str:
     sampled = f"It will be sampled as {DEFAULT_FAMILY.title}: {DEFAULT_FAMILY.sampling}."
     if recognition.resembles:
         names = " or ".join(family.title for family in recognition.resembles)
-        return f"{file} is of no known family; its name and layout resemble {names}. {sampled} Choose its preset."
+        return f"{file} is not of a known family; its name and layout resemble {names}. {sampled} Choose its preset."
     if _SAYS_CAUSAL.search(where):
         return (
-            f"{file} is of no known family; its keys and shapes resemble {DEFAULT_FAMILY.title}'s. {sampled} "
+            f"{file} is not of a known family; its keys and shapes resemble {DEFAULT_FAMILY.title}'s. {sampled} "
             "Choose a preset if that is wrong."
         )
     return (
-        f"{file} is of no known family; its keys and shapes resemble Wan2.1 T2V, so it is likely a bidirectional "
+        f"{file} is not of a known family; its keys and shapes resemble Wan2.1 T2V, so it is likely a bidirectional "
         f"model: {_FALLS_APART} {sampled}"
     )
 
@@ -123,10 +127,10 @@ def _has_top(keys: list[str], top: str) -> bool:
 
 
 def _match_patterns(where: str, tops: set[str], causal: bool) -> tuple[Family, str] | None:
-    """The family with the longest match in the file's own name, then in its folder with it, then in the one above,
-    and how it is known.
+    """The family with the longest match in the file's own name, else in its folder's name, else in the parent folder's,
+    and how it was recognised.
 
-    Of equals (causal_forcing.pt), it is the one whose top key is there.
+    Among equal matches (causal_forcing.pt) the one whose top-level key is in the file wins.
     """
     own = where.rfind("/") + 1
     folder = where.rfind("/", 0, max(0, own - 1)) + 1
@@ -146,7 +150,7 @@ def _match_patterns(where: str, tops: set[str], causal: bool) -> tuple[Family, s
 
 
 def _match_generic(file: str, tops: set[str]) -> tuple[Family, ...]:
-    if "critic" in tops or "generator_ema" in tops:  # a training save, of whatever family
+    if "critic" in tops or "generator_ema" in tops:  # A training checkpoint of some family.
         return ()
     named = (family for family in FAMILIES.values() if file in family.generic_files)
     return tuple(family for family in named if tops.intersection(family.top_keys))

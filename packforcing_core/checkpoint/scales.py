@@ -1,7 +1,7 @@
-"""Weights that are stored as codes of 8 bits and a scale beside them: who can read which, and their decoding.
+"""8-bit weights with scales: who can read which, and decoding them.
 
-One scale for a weight, or one for each of its rows (its outputs); the weight is the code times the scale. Names:
-`scale_weight` (with the mark `scaled_fp8`, which ComfyUI reads too) and `weight_scale` (LightX2V).
+There is one scale per weight, or one per row (output) of it; the weight is code times scale. Names: `scale_weight`
+(with the marker `scaled_fp8`, which ComfyUI also reads) and `weight_scale` (LightX2V).
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from torch import Tensor
 from ..errors import PackForcingError
 from .files import TensorInfo
 
-# Codes that a scale may stand beside, as safetensors spells their dtypes.
+# Dtypes of codes that a scale may belong to, in safetensors' spelling.
 CODES = frozenset({"F8_E4M3", "F8_E5M2", "I8"})
 
 _OF_THE_HOST = ("comfy_quant", "weight_scale_2", "pre_quant_scale")
-# Scales of the activations, for multiplying in 8 bits: decoded weights need none.
+# Scales of activations, for 8-bit multiplication; decoded weights do not need them.
 OF_INPUTS = ("input_scale", "scale_input")
 
 
 class Scaled(Enum):
-    """Who knows what the scales of a file mean."""
+    """Who can interpret the scales of a file."""
 
     NOT = "there are none"
-    HERE = "decoded here; nothing tells ComfyUI of them"
+    HERE = "decoded here; ComfyUI would not see them"
     ANYWHERE = "decoded here, and known to ComfyUI"
-    HOST = "known to ComfyUI alone"
+    HOST = "known to ComfyUI only"
 
 
 def scaled(scales: Mapping[str, TensorInfo], table: bool) -> Scaled:
-    """By the names of its scales and marks, and by whether its metadata has a `table` of quantised layers."""
+    """From the names of the file's scales and markers, and whether its metadata has a `table` of quantised layers."""
     kinds = {name.rsplit(".", 1)[-1] for name in scales}
     if table or kinds.intersection(_OF_THE_HOST):
         return Scaled.HOST
@@ -44,7 +44,9 @@ def scaled(scales: Mapping[str, TensorInfo], table: bool) -> Scaled:
 
 
 def pair(weights: Mapping[str, TensorInfo], scales: Mapping[str, TensorInfo]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """(weight -> its scale, problems): every scale belongs to a weight of codes, and every such weight has one."""
+    """(weight -> its scale, problems): every scale must belong to an 8-bit weight, and every such weight must
+    have one.
+    """
     pairs: dict[str, str] = {}
     problems = []
     for name, info in scales.items():
@@ -54,25 +56,26 @@ def pair(weights: Mapping[str, TensorInfo], scales: Mapping[str, TensorInfo]) ->
             continue
         codes = weights.get(weight)
         if codes is None or codes.dtype not in CODES:
-            problems.append(f"{name} is the scale of no weight of 8 bits.")
+            problems.append(f"{name} is a scale without an 8-bit weight.")
         elif weight in pairs:
             problems.append(f"{weight} has two scales, {pairs[weight]} and {name}.")
         elif not _fits(info.shape, codes.shape):
             problems.append(
-                f"{name} is {list(info.shape)} for a weight of {list(codes.shape)}; expected one number, or one a row."
+                f"{name} is {list(info.shape)} for a weight of {list(codes.shape)}; expected one number, or one per "
+                "row."
             )
         else:
             pairs[weight] = name
     bare = [name for name, info in weights.items() if info.dtype in CODES and name not in pairs]
     if bare and not problems:
-        problems.append(f"{bare[0]} is {weights[bare[0]].dtype} without its scale, and other weights have one.")
+        problems.append(f"{bare[0]} is {weights[bare[0]].dtype} without a scale, but other weights have one.")
     return pairs, tuple(problems[:1])
 
 
 def decode(name: str, codes: Tensor, scale: Tensor) -> Tensor:
-    """The weight in bfloat16, rounded once. PackForcingError for a scale that is no number."""
+    """The weight in bfloat16, rounded once. Raises PackForcingError for a scale that is not finite."""
     if not scale.isfinite().all():
-        raise PackForcingError(f"The scale of {name} is infinite or undefined: the file is damaged. Get it again.")
+        raise PackForcingError(f"The scale of {name} is infinite or NaN: the file is damaged. Download it again.")
     rows = scale.float() if scale.numel() == 1 else scale.float().reshape(-1, *[1] * (codes.dim() - 1))
     return (codes.float() * rows).to(torch.bfloat16).reshape(codes.shape)
 

@@ -101,4 +101,4 @@ def test_scales_of_activations_that_are_left_out_are_counted(tmp_path):
     path = saved({**state, **inputs})(tmp_path)
     (said,) = (warning for warning in read_checkpoint(path).warnings if "activations" in warning)
     print(said)
-    assert said.startswith(f"{len(inputs)} tensors are left out: scales of activations")
+    assert said.startswith(f"{len(inputs)} tensors are not used: scales of activations")

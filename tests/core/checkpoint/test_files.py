@@ -166,7 +166,9 @@ def test_a_path_that_the_system_refuses_is_an_error_of_ours(tmp_path):
 def test_tables_that_hold_themselves_or_unfold_without_end_are_refused(tmp_path, monkeypatch):
     cycle = {}
     cycle["again"] = cycle
-    with pytest.raises(PackForcingError, match=r"refused: its tables lie more than 16 deep .* or hold themselves"):
+    with pytest.raises(
+        PackForcingError, match=r"refused: its tables are nested more than 16 deep, or contain themselves"
+    ):
         open_tensors(write(tmp_path / "cycle.pt", cycle))
     monkeypatch.setattr(files, "MAX_ENTRIES", 10_000)
     unfolding = torch.ones(1)
@@ -193,7 +195,7 @@ def test_what_is_no_plain_named_tensor_is_refused(tmp_path, content, message):
 
 def test_a_missing_file_and_a_folder_are_no_files(tmp_path):
     for path in (tmp_path / "none.pt", tmp_path):
-        with pytest.raises(PackForcingError, match="is no file"):
+        with pytest.raises(PackForcingError, match="is not a file"):
             open_tensors(path)
 
 

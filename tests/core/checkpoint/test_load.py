@@ -139,7 +139,7 @@ def damaged(change):
             "ffn.0.bias is I32; expected",
         ),
         (lambda s: s.update({"head.modulation": torch.ones(1, 2, 128, dtype=torch.int64)}), "modulation is I64; ex"),
-        (lambda s: s.update({name: s[name].to(torch.uint8) for name in list(s)}), "is U8 and .* more are no weights"),
+        (lambda s: s.update({name: s[name].to(torch.uint8) for name in list(s)}), "is U8 and .* more are not weights"),
         (lambda s: s.pop("text_embedding.0.weight"), "no text_embedding.0.weight"),
         (lambda s: s.update({"img_emb.proj.0.bias": torch.ones(1280)}), "image-to-video.*T2V"),
         (lambda s: s.update({"patch_embedding.weight": torch.ones(128, 36, 1, 2, 2)}), "36 input channels.*T2V"),
@@ -179,7 +179,7 @@ def test_a_lora_without_its_base_is_answered_with_what_to_do(tmp_path, where):
         ("encoder.block.0.layer.0.SelfAttention.q.weight", "text encoder", "a T5 text encoder"),
         ("blocks.0.attn.q.weight", "text encoder", "Wan's own umT5"),
         ("compressor.hr.0.weight", "compressor", "compressor weights"),
-        ("something.else", "unknown", "no kind known"),
+        ("something.else", "unknown", "an unknown kind"),
     ],
 )
 def test_another_kind_of_file_is_called_by_its_name(tmp_path, name, kind, words):
@@ -211,7 +211,7 @@ def test_minwms_camera_path_is_left_out_and_said(tmp_path):
         checkpoint = read_checkpoint(path)
         assert (checkpoint.family.name, checkpoint.family.frames_per_block) == ("minwm", 4)
         assert same(checkpoint.state_dict, STATE)
-        assert any("4 tensors are left out: minWM's camera path" in warning for warning in checkpoint.warnings)
+        assert any("4 tensors are not used: minWM's camera path" in warning for warning in checkpoint.warnings)
         assert inspect(path).how[0].startswith("keys: only minWM has")
         assert inspect(path).how[-1].startswith("shapes: Wan2.1 T2V")
 

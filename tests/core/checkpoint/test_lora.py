@@ -155,7 +155,7 @@ def test_the_strength_that_stands_beside_the_layers_is_kept(tmp_path, told, stre
 )
 def test_a_description_that_tells_no_strength_is_refused(tmp_path, table):
     save_file(PAIR, tmp_path / "lora.safetensors", metadata={"lora_adapter_metadata": table})
-    with pytest.raises(PackForcingError, match=r"tells no lora_alpha|an alpha for each layer"):
+    with pytest.raises(PackForcingError, match=r"has no valid lora_alpha|a separate alpha for each layer"):
         convert_lora(tmp_path / "lora.safetensors", tmp_path / "out.safetensors")
 
 
@@ -188,7 +188,7 @@ def test_one_part_is_taken_by_the_order_of_checkpoints(tmp_path, tops, key, take
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"critic": PAIR}, r"no LoRA but a critic's \(critic\)"),
+        ({"critic": PAIR}, r"only the LoRA of a critic \(critic\)"),
         (PAIR | {f"{LAYER}.lora_magnitude_vector": torch.ones(128)}, "holds .*magnitude_vector, which .* leave out"),
         (PAIR | {"blocks.0.norm3.weight": torch.ones(128)}, "holds blocks.0.norm3.weight, which .* leave out"),
         (PAIR | {"blocks.lora_A.weight": torch.ones(1)}, "holds blocks.lora_A.weight, which .* leave out"),
@@ -198,7 +198,7 @@ def test_one_part_is_taken_by_the_order_of_checkpoints(tmp_path, tops, key, take
         (PAIR | {f"{LAYER}.alpha": torch.ones(4)}, r"alpha of shape \[4\]; expected one number"),
         (
             {"generator_lora": {"model": PAIR, "alpha": torch.ones(1)}},
-            "holds generator_lora.alpha apart from any layer",
+            "holds generator_lora.alpha, which belongs to no layer",
         ),
         (
             {name: tensor for name, tensor in PAIR.items() if "lora_A" in name},
@@ -220,7 +220,7 @@ def test_what_the_stock_loader_would_leave_out_is_refused(tmp_path, content, mes
 def test_an_output_that_cannot_be_written_is_refused(tmp_path, output):
     path = write_peft_lora(tmp_path / "lora.pt")
     before = path.read_bytes()
-    with pytest.raises(PackForcingError, match=r"cannot be written|is the LoRA itself"):
+    with pytest.raises(PackForcingError, match=r"cannot be written|is the input file"):
         convert_lora(path, tmp_path / output)
     assert path.read_bytes() == before
 

@@ -34,7 +34,7 @@ def test_lightx2vs_scales_for_each_row_are_named(tmp_path, dtype):
     print(report.title)
     assert report.usable
     assert any("they become bfloat16" in warning for warning in report.warnings)
-    assert report.title.endswith("with a weight_scale for each row, as LightX2V writes it")
+    assert report.title.endswith("with one weight_scale per row, as LightX2V writes it")
     assert ("F8_E4M3" if dtype != torch.int8 else "I8") in report.title
 
 
@@ -142,5 +142,5 @@ def test_a_table_of_quantised_layers_that_is_none_is_refused(tmp_path, table):
     path = tmp_path / "self_forcing.safetensors"
     save_file(STATE, path, metadata={"_quantization_metadata": table})
     for read in (inspect, lambda path: read_checkpoint(path, keep_quantised=True)):
-        with pytest.raises(PackForcingError, match="_quantization_metadata is no table of layers"):
+        with pytest.raises(PackForcingError, match="_quantization_metadata is not a table of layers"):
             read(path)

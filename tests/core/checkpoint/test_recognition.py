@@ -114,7 +114,7 @@ def warnings_of(file, keys):
 
 
 def test_a_guess_by_a_generic_name_says_so():
-    assert "base.pt says little: taken for MemFlow" in warnings_of("base.pt", GENERATOR)[0]
+    assert "base.pt is ambiguous: sampled as MemFlow" in warnings_of("base.pt", GENERATOR)[0]
     assert not any("says little" in warning for warning in warnings_of("memflow/base.pt", GENERATOR))
 
 
@@ -144,5 +144,5 @@ def test_every_sign_that_counted_is_stated():
 
 def test_a_stage_of_minwm_that_is_not_distilled_says_so():
     (warning,) = warnings_of("Wan21/Action2V/ar_diffusion_tf/model.pt", GENERATOR)
-    assert "stage ar_diffusion_tf, which is not distilled" in warning
+    assert "stage ar_diffusion_tf, before distillation" in warning
     assert warnings_of("Wan21/Action2V/dmd/model.pt", GENERATOR) == []

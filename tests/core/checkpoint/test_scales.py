@@ -82,8 +82,8 @@ FIRST = LAYERS[0]
     ("change", "message"),
     [
         ({f"{FIRST}.weight_scale": None}, r"q\.weight is F8_E4M3 without its scale"),
-        ({f"{FIRST}.weight": None}, r"q\.weight_scale is the scale of no weight"),
-        ({f"{FIRST}.weight": torch.ones(128, 128)}, r"q\.weight_scale is the scale of no weight of 8 bits"),
+        ({f"{FIRST}.weight": None}, r"q\.weight_scale is a scale without an 8-bit weight"),
+        ({f"{FIRST}.weight": torch.ones(128, 128)}, r"q\.weight_scale is a scale without an 8-bit weight"),
         ({f"{FIRST}.scale_weight": torch.ones(1)}, r"q\.weight has two scales"),
         ({f"{FIRST}.weight_scale": torch.ones(128, 4)}, r"is \[128, 4\] for a weight of \[128, 128\]"),
         ({f"{FIRST}.weight_scale": torch.ones(64)}, r"is \[64\] for a weight"),

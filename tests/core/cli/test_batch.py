@@ -49,7 +49,7 @@ def test_jobs_run_in_order_a_broken_one_is_told_and_the_same_command_does_the_re
     assert main(command) == 1
     said = capsys.readouterr().out
     print(said)
-    assert "failed: bad: no is no file" in said
+    assert "failed: bad: no is not a file" in said
     assert sorted(path.name for path in out.glob("*.mp4")) == ["a.mp4", "job-0003.mp4"]
     assert (out / "a.mp4").read_bytes() != (out / "job-0003.mp4").read_bytes()
     assert render(files, tmp_path / "single.mp4", "--seed", "1") == 0
