@@ -1,1 +1,1 @@
-"""The dual-branch compressor: a committed block of latent frames to the few tokens that stand for it later."""
+"""The dual-branch compressor: turns a committed block of latent frames into a few tokens for the KV cache."""

@@ -1,7 +1,7 @@
-"""Which model a compressor belongs to: a few of the model's own numbers, written into the compressor's file.
+"""Identifies the model that a compressor was trained for, by samples of the model's weights in the compressor's file.
 
-Fine-tuned checkpoints of one origin have the same names and shapes, and differ by little. A digest would tell them
-apart but would also refuse the same weights in another dtype; samples tell both cases.
+Fine-tunes of one model have the same names and shapes and similar weights. A hash would tell them apart, but would also
+refuse the same weights in another dtype. Samples handle both cases.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch import Tensor
 
 SAMPLES = 64
 SAME, DOUBTFUL = 0.005, 0.06
-"""Relative differences. Rounding to bfloat16 moves numbers by 0.0017 of their size, to fp8 (e4m3) by 0.026; a training
-moves them by about as much as fp8.
+"""Relative differences. Rounding to bfloat16 changes weights by 0.0017 of their norm, rounding to fp8 (e4m3) by 0.026;
+a training run changes them by about as much as fp8.
 """
 SAMPLED = ("self_attn.q.weight", "self_attn.k.weight", "self_attn.v.weight", "ffn.0.weight", "ffn.2.weight")
 
 
 def sampled(weights: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """SAMPLES elements, evenly spread, of some matrices of the first, the middle and the last layer of a transformer
-    under its official names. Weights of 8 bits and packed ones, whose scales are unknown here, are left out.
+    """SAMPLES evenly spread elements of some matrices in the first, middle and last layer of a transformer, by official
+    name. Packed and 8-bit weights, whose scales are unknown here, are skipped.
     """
     layers = sorted({int(name.split(".")[1]) for name in weights if name.startswith("blocks.")})
     names = [f"blocks.{layer}.{part}" for layer in dict.fromkeys(_ends_and_middle(layers)) for part in SAMPLED]
@@ -41,13 +41,13 @@ def _ends_and_middle(layers: list[int]) -> list[int]:
 def _elements(weight: Tensor) -> list[float]:
     flat = weight.detach().reshape(-1)
     index = torch.linspace(0, len(flat) - 1, min(SAMPLES, len(flat)), dtype=torch.float64).long()
-    # Five digits: more than bfloat16 has, and a file's header stays small.
+    # Five digits: more precise than bfloat16, and the file's header stays small.
     return [float(f"{number:.5g}") for number in flat[index.to(flat.device)].float().tolist()]
 
 
 def difference(one: Mapping[str, list[float]], other: Mapping[str, list[float]]) -> float | None:
-    """The length of the difference relative to that of `one`, over the matrices that both have; None where they have
-    none in common, inf where one has other sizes.
+    """The norm of the difference relative to the norm of `one`, over the matrices in both; None if they share none, inf
+    if their sizes differ.
     """
     common = [name for name in one if name in other]
     if not common:
@@ -59,14 +59,14 @@ def difference(one: Mapping[str, list[float]], other: Mapping[str, list[float]])
 
 
 def was_fp8(samples: Mapping[str, list[float]]) -> bool:
-    """Whether all numbers are such as fp8 has: a file of 8 bits whose weights were cast when it was read."""
+    """Whether all values are fp8 values: an 8-bit file whose weights were cast when it was read."""
     numbers = torch.tensor([number for matrix in samples.values() for number in matrix])
     kinds = torch.float8_e4m3fn, torch.float8_e5m2
     return any(torch.allclose(numbers.to(kind).float(), numbers, rtol=1e-4, atol=0) for kind in kinds)
 
 
 def parse(text: str) -> dict[str, list[float]] | None:
-    """The samples that `json.dumps(sampled(weights))` wrote; None where the text is something else."""
+    """The samples in text written by `json.dumps(sampled(weights))`; None for any other text."""
     try:
         read = json.loads(text)
         return {str(name): [float(number) for number in numbers] for name, numbers in read.items()}

@@ -1,4 +1,4 @@
-"""Both branches together: a block's latents and decoded frames to the tokens that stand for it."""
+"""Both branches together: from a block's latents and decoded frames to its compressed tokens."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ..model.causal import CausalWan
 from .high_res import HighRes
 from .low_res import Encode, low_res_latents
 
-# "low_res" is zero-shot, "both" is trained, "high_res" is the ablation that needs no frames.
+# "low_res" is zero-shot, "both" is trained, "high_res" is an ablation that needs no frames.
 Branches = Literal["both", "high_res", "low_res"]
 
 
 class Compressor:
-    """Makes hidden tokens of the model's width, as its patch embedding would, from a clean block.
+    """Makes hidden tokens of the model's width from a clean block, like the model's patch embedding.
 
         compressor = Compressor(model, "low_res", encode=partial(encode, vae))
         tokens = compressor.tokens(latents, video, first_block=False)
 
-    `high_res` and `encode` are required by the branches that use them. The patch embedding is the model's own, called
-    by its name in `model.net`, so that a host's handling of its weights applies; the high-resolution branch computes in
-    the dtype of its weights. Raises PackForcingError for a part that is missing or made for another width.
+    `high_res` and `encode` are required by the branches that use them. The patch embedding is the model's own module in
+    `model.net`, so a host's handling of its weights applies. The high-resolution branch computes in the dtype of its
+    weights. Raises PackForcingError if a part is missing or was made for another width.
     """
 
     def __init__(
@@ -48,15 +48,15 @@ class Compressor:
 
     @property
     def needs_frames(self) -> bool:
-        """Whether `tokens` requires the block's decoded frames, and with them a VAE."""
+        """Whether `tokens` requires the block's decoded frames, and so a VAE."""
         return self.encode is not None
 
     def tokens(self, latents: Tensor, video: Tensor | None, first_block: bool) -> Tensor:
-        """[B, N_c, D] in the model's dtype, in order of time, rows, columns of `geometry.compressed_grid`.
+        """[B, N_c, D] in the model's dtype, in the order time, rows, columns of `geometry.compressed_grid`.
 
-        `latents` [B, 16, T, h, w] are clean and in model space. `video` [B, 3, T', 8h, 8w] in [-1, 1] is what they
-        decode to in the stream: T' is 4T, or 4T - 3 for the first block of a video. Raises PackForcingError when the
-        frames are missing or of another shape.
+        `latents` [B, 16, T, h, w] are clean and in model space. `video` [B, 3, T', 8h, 8w] in [-1, 1] is their decoded
+        video in the stream: T' is 4T, or 4T - 3 for the first block of a video. Raises PackForcingError if the frames
+        are missing or have another shape.
         """
         _require_latents(latents)
         small = None if self.encode is None else self._small(latents.shape, video, first_block)
@@ -65,16 +65,16 @@ class Compressor:
     def _small(self, shape: torch.Size, video: Tensor | None, first_block: bool) -> Tensor:
         if video is None:
             raise PackForcingError(
-                f"The compressor ('{self.branches}') got no decoded frames of the block; its low-resolution branch "
+                f"The compressor ('{self.branches}') got no decoded frames; its low-resolution branch "
                 "needs them. Connect the VAE, or choose branches 'high_res' with trained compressor weights."
             )
         return low_res_latents(_require_encode(self.encode, self.branches), video, shape, first_block)
 
 
 def fuse(model: CausalWan, high_res: HighRes | None, latents: Tensor, small: Tensor | None) -> Tensor:
-    """The branches that are there as tokens [B, N_c, D] in the model's dtype: the model's patch embedding of a block's
-    `small` latents [B, 16, g_t, 2 g_h, 2 g_w], and `high_res` of its `latents` [B, 16, T, h, w], joined as its fusion
-    says.
+    """The tokens [B, N_c, D] of one or both branches, in the model's dtype: the model's patch embedding of a block's
+    `small` latents [B, 16, g_t, 2 g_h, 2 g_w], and `high_res` of its `latents` [B, 16, T, h, w], combined by its
+    fusion.
     """
     low_res = None if small is None else model.patches(small).float()
     if high_res is not None:
@@ -82,14 +82,15 @@ def fuse(model: CausalWan, high_res: HighRes | None, latents: Tensor, small: Ten
     elif low_res is not None:
         grid = low_res
     else:
-        raise PackForcingError("A compressed block is made of neither branch; give small latents or a trained branch.")
+        raise PackForcingError("A compressed block needs small latents or a trained branch; got neither.")
     return rearrange(grid.to(model.dtype), "b d t h w -> b (t h w) d")
 
 
 def _require_high_res(branch: HighRes | None, branches: Branches, dim: int) -> HighRes:
     if branch is None:
         raise PackForcingError(
-            f"Compressor branches '{branches}' need trained compressor weights and got none; load a compressor file, "
+            f"Compressor branches '{branches}' need trained compressor weights, but none are loaded. Load a "
+            "compressor file, "
             "or choose branches 'low_res' (zero-shot)."
         )
     if branch.dim != dim:
@@ -103,7 +104,8 @@ def _require_high_res(branch: HighRes | None, branches: Branches, dim: int) -> H
 def _require_encode(encode: Encode | None, branches: Branches) -> Encode:
     if encode is None:
         raise PackForcingError(
-            f"Compressor branches '{branches}' need the VAE and got none: the low-resolution branch encodes the "
+            f"Compressor branches '{branches}' need the VAE, but none is connected: the low-resolution branch "
+            "encodes the "
             "decoded frames again. Connect the Wan2.1 VAE, or choose branches 'high_res' with trained weights."
         )
     return encode

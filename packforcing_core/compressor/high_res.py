@@ -1,5 +1,5 @@
-"""The trained part: five convolutions over the block's latent at its own resolution, pooled to the grid, and how what
-they make meets the other branch.
+"""The trained branch: five convolutions over the block's latents at full resolution, pooled to the grid, and its fusion
+with the low-resolution branch.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..geometry import LATENT_CHANNELS, compressed_grid
 from ..model.ops import Ops, TorchOps, build_on_meta
 
-# Widths between the latent's channels and the model's, for a model of REFERENCE_DIM, and the strides over time and
-# space of the convolutions around them. Source: the PackForcing paper (arXiv 2603.25730).
+# Channels between the latent's and the model's, for a model of width REFERENCE_DIM, and the strides in time and space
+# of the convolutions. Source: the PackForcing paper (arXiv 2603.25730).
 HIDDEN_CHANNELS = (32, 128, 512, 2048)
 STRIDES = ((2, 1, 1), (1, 2, 2), (1, 2, 2), (1, 2, 2), (1, 1, 1))
 REFERENCE_DIM = 1536
@@ -26,12 +26,12 @@ MIN_CHANNELS = 8
 Fusion = Literal["add", "concat"]
 FUSIONS: dict[Fusion, str] = {
     "add": "the sum of both branches",
-    "concat": "both branches side by side through a trained layer, behind a gate",
+    "concat": "both branches concatenated, with a gate, through a trained layer",
 }
 
 
 def channels(dim: int) -> tuple[int, ...]:
-    """Channels before and after the convolutions, for a model of width `dim`: the paper's, scaled, at least 8."""
+    """Channels before and after each convolution, for a model of width `dim`: the paper's, scaled, at least 8."""
     hidden = (max(MIN_CHANNELS, math.floor(width * dim / REFERENCE_DIM + 0.5)) for width in HIDDEN_CHANNELS)
     return (LATENT_CHANNELS, *hidden, dim)
 
@@ -39,14 +39,14 @@ def channels(dim: int) -> tuple[int, ...]:
 class HighRes(nn.Module):
     """Latents [B, 16, T, h, w] to [B, dim, g_t, g_h, g_w], the grid of `compressed_grid`, for any T, h and w.
 
-    Kernels of 3 with a padding of 1 make ceil(T/2) x ceil(h/8) x ceil(w/8) of it, at least one along each axis, and the
-    adaptive average pool brings that to the grid, which rounds down in space. With this H, and L what the
-    low-resolution branch makes of the block, a place of the grid becomes
+    Kernels of size 3 with padding 1 give ceil(T/2) x ceil(h/8) x ceil(w/8), at least one along each axis. An adaptive
+    average pool reduces that to the grid, which rounds down in space. With H the result, and L the low-resolution
+    branch's, a cell of the grid becomes
 
         add      L + H
         concat   L + W [L; sigmoid(a) H] + b,    a [dim] the `gate`, W [dim, 2 dim] and b [dim] the layer `join`
 
-    where L is zero without that branch. "add" is the paper's. For "concat" see this folder's README.
+    where L is zero without that branch. "add" is the paper's; for "concat" see this folder's README.
     """
 
     def __init__(self, dim: int, ops: Ops = TorchOps, fusion: Fusion = "add") -> None:
@@ -77,23 +77,23 @@ class HighRes(nn.Module):
 
 
 def _own_precision(device: torch.device) -> AbstractContextManager:
-    """Switches autocast off: trained in float32, the convolutions stay so under a training's bfloat16.
+    """Disables autocast: the convolutions are trained in float32, also inside a bfloat16 training step.
 
-    On CPUs with AVX512_BF16 and without AMX, PyTorch's bf16 weight gradients of three of the five are made of memory
-    that was never written (PyTorch 2.11); the forward pass is right. The meta device knows no autocast.
+    On CPUs with AVX512_BF16 but no AMX, PyTorch 2.11 computes the bf16 weight gradients of three of the five
+    convolutions from uninitialised memory; the forward pass is right. The meta device has no autocast.
     """
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 @torch.no_grad()
 def build_high_res(dim: int, seed: int = 0, fusion: Fusion = "add") -> HighRes:
-    """An untrained branch for a model of width `dim`, drawn on the CPU from `seed` alone.
+    """An untrained branch for a model of width `dim`, initialised on the CPU from `seed` only.
 
-    Layers start as usual before a rectifier (He et al., arXiv 1502.01852). With "add" the last starts at zero, so the
-    compressor is its low-resolution branch until the first step of training. With "concat" nothing that a gradient has
-    to pass is zero: the gate starts half open (a = 0), `join` as a random turn of H beside zeros for L.
+    Layers are initialised for ReLU (He et al., arXiv 1502.01852). With "add" the last layer starts at zero, so training
+    starts from the low-resolution branch alone. With "concat" nothing in the gradient's path is zero: the gate starts
+    half open (a = 0), and `join` starts as a random rotation of H with zeros for L.
     """
-    # Allocated without torch's own initialisation, which would draw from the global generator.
+    # Allocated without torch's own initialisation, which would use the global random generator.
     branch = build_on_meta(lambda: HighRes(dim, fusion=fusion)).to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
     for layer in branch.layers:

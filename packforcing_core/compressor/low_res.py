@@ -1,6 +1,6 @@
-"""The branch without trained weights: a block's own frames, made small and encoded again as a short clip.
+"""The branch without trained weights: a block's frames, scaled down and encoded again as a short clip.
 
-It has no state: what a block becomes depends on that block's frames alone.
+It has no state: the result depends only on the block's own frames.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ..geometry import (
     pixel_frames,
 )
 
-# A whole video [B, 3, 1 + 4k, H, W] in [-1, 1] to its latents [B, 16, 1 + k, H/8, W/8] in model space, as
-# `vae.streaming.encode` does for a VAE.
+# Encodes a whole video [B, 3, 1 + 4k, H, W] in [-1, 1] into latents [B, 16, 1 + k, H/8, W/8] in model space, like
+# `vae.streaming.encode`.
 Encode = Callable[[Tensor], Tensor]
 
 
 def block_video_shape(latent_shape: torch.Size, first_block: bool) -> tuple[int, ...]:
-    """[B, 3, T', 8h, 8w] of the frames that a block of latents [B, 16, T, h, w] decodes to: T' is 4T, 4T - 3 at the
-    start of a video.
+    """[B, 3, T', 8h, 8w]: the shape of the frames decoded from a block of latents [B, 16, T, h, w]. T' is 4T, or 4T - 3
+    at the start of a video.
     """
     batch, _, frames, height, width = latent_shape
     count = pixel_frames(frames) if first_block else PIXEL_FRAMES_PER_LATENT * frames
@@ -36,10 +36,10 @@ def block_video_shape(latent_shape: torch.Size, first_block: bool) -> tuple[int,
 
 
 def low_res_latents(encode: Encode, video: Tensor, latent_shape: torch.Size, first_block: bool) -> Tensor:
-    """A block's frames as small latents [B, 16, g_t, 2 g_h, 2 g_w], one patch for each place of the grid.
+    """A block's frames as small latents [B, 16, g_t, 2 g_h, 2 g_w], one patch per cell of the grid.
 
-    `video` [B, 3, T', 8h, 8w] in [-1, 1] is what the latents of `latent_shape` [B, 16, T, h, w] decode to in the
-    stream. Raises PackForcingError when it has another shape.
+    `video` [B, 3, T', 8h, 8w] in [-1, 1] is what latents of `latent_shape` [B, 16, T, h, w] decode to in the stream.
+    Raises PackForcingError if it has another shape.
     """
     _require_shape(video, block_video_shape(latent_shape, first_block))
     return encode(low_res_clip(video, latent_shape, first_block))[:, :, 1:]
@@ -48,9 +48,10 @@ def low_res_latents(encode: Encode, video: Tensor, latent_shape: torch.Size, fir
 def low_res_clip(video: Tensor, latent_shape: torch.Size, first_block: bool) -> Tensor:
     """The clip [B, 3, 1 + 4 g_t, 16 g_h, 16 g_w] that is encoded, float32.
 
-    Frames are resized by area, padded to 8 g_t (at the front of a video's first block, else at the end) and averaged in
-    pairs; then the first is repeated in front, because the VAE's first latent frame stands for a single pixel frame and
-    is dropped after encoding. Resizing commutes with the rest: it comes first so that no large frame is ever copied.
+    Frames are resized by area, padded to 8 g_t frames (at the front for a video's first block, else at the end) and
+    averaged in pairs. Then the first is repeated in front, because the VAE's first latent frame holds a single pixel
+    frame; it is dropped after encoding. Resizing commutes with the other steps; it comes first so that no large frames
+    are copied.
     """
     times, rows, columns = compressed_grid(*latent_shape[2:])
     missing = COMPRESSED_TIME * PIXEL_FRAMES_PER_LATENT * times - video.shape[2]

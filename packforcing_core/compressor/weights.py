@@ -1,4 +1,4 @@
-"""Compressor weights as files: our own key names and metadata (the table is in this folder's README)."""
+"""Compressor weight files: this project's key names and metadata (listed in this folder's README)."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ FORMAT_VERSION = 1
 GRID_RULE = "ceil(T/2) x max(1, floor(h/8)) x max(1, floor(w/8))"
 KEY_PREFIX = "compressor.high_res."
 FUSION_PREFIX = "compressor.fusion."
-"""Of the tensors that only the fusion "concat" has."""
+"""Prefix of the tensors that only the fusion "concat" has."""
 DTYPES = ("F32", "F16", "BF16")
 METADATA_KEYS = ("format_version", "base_model", "base_dim", "frames_per_block", "grid", "trained_with")
 BASE_SAMPLES = "base_samples"
 FUSION = "fusion"
-"""A key of FUSIONS; files without it are of "add"."""
+"""Metadata key of the fusion, one of FUSIONS; files without it use "add"."""
 MID_SPAN = "mid_span"
 TOLD_KEYS = (
     MID_SPAN,
@@ -47,18 +47,19 @@ TOLD_KEYS = (
     "licence",
     "score",
 )
-"""What a file may also say; `score` is JSON, errors relative to the full history; `mid_span` is how many latent
-frames of position a compressed block took in training, 0 or unsaid its true length."""
+"""Optional metadata. `score` is JSON with errors relative to the full history. `mid_span` is the number of latent-frame
+positions of a compressed block in training; 0 or missing means its real length.
+"""
 
-EXPECTED = "expected a compressor file that this project's training wrote"
+EXPECTED = "expected a compressor file written by `packforcing train`"
 
 
 @dataclass(frozen=True)
 class CompressorInfo:
     """What compressor weights were trained for: the base model's name, the block length in latent frames, and the cache
-    policy in the loop, as free text.
+    policy used in training, as free text.
 
-    `base_samples` are numbers of that model (`base.sampled`), where known; `told` has values of TOLD_KEYS.
+    `base_samples` are samples of that model's weights (`base.sampled`), if known; `told` has values for TOLD_KEYS.
     """
 
     base_model: str
@@ -69,21 +70,21 @@ class CompressorInfo:
 
     @property
     def mid_span(self) -> float:
-        """Latent frames of position that a compressed block took in training; 0: its true length."""
+        """Latent-frame positions of a compressed block in training; 0: its real length."""
         return _span(self.told)
 
 
 class LoadedCompressor(NamedTuple):
-    """The branch with its weights, frozen, and what the file says of its training."""
+    """The branch with its weights, frozen, and the training information in its file."""
 
     high_res: HighRes
     info: CompressorInfo
 
 
 def save_compressor(path: str | PathLike[str], high_res: HighRes, info: CompressorInfo) -> None:
-    """Writes the weights, in their dtype, and their metadata; a file of that name is replaced whole or not at all.
+    """Writes the weights, in their dtype, and the metadata. An existing file is replaced in one step.
 
-    Raises PackForcingError when the folder does not exist or cannot be written.
+    Raises PackForcingError if the folder does not exist or cannot be written to.
     """
     path = Path(path)
     metadata = {
@@ -118,13 +119,12 @@ def load_compressor(
     dtype: torch.dtype | None = None,
     base: Mapping[str, Tensor] | None = None,
 ) -> LoadedCompressor:
-    """The high-resolution branch for a model of `model_config` and blocks of `frames_per_block` latent frames; None
-    where that is chosen later, for a caller that compares it with `info.frames_per_block` then.
+    """The high-resolution branch for a model of `model_config` and blocks of `frames_per_block` latent frames. With
+    None the caller compares the block length with `info.frames_per_block` later.
 
-    `device` and `dtype` None leave the weights as they are in the file. `base` are the model's own weights under their
-    official names, where they are at hand. Raises PackForcingError for a file of another kind or project, of a newer
-    version, for another width, block length or `base`, or whose tensors do not fit exactly or are of another fusion
-    than its metadata says.
+    `device` and `dtype` None keep the file's. `base` holds the model's weights by official name, if available. Raises
+    PackForcingError for a file of another kind, project or newer version; for another width, block length or `base`;
+    and for tensors that do not match exactly, or not the fusion in the metadata.
     """
     file = open_tensors(path)
     _refuse_foreign(file)
@@ -148,10 +148,10 @@ def load_compressor(
 
 
 def described(path: str | PathLike[str]) -> Iterator[tuple[str, str]]:
-    """(what, value) of all that a compressor file says of itself, for people; tensors are not read.
+    """(field, value) of everything that a compressor file says about itself, for people; tensors are not read.
 
-    Raises PackForcingError for a file of another kind or project, of a newer version, or whose tensors are of another
-    fusion than it says.
+    Raises PackForcingError for a file of another kind, project or newer version, or whose tensors contradict its
+    fusion.
     """
     file = open_tensors(path)
     _refuse_foreign(file)
@@ -161,11 +161,11 @@ def described(path: str | PathLike[str]) -> Iterator[tuple[str, str]]:
     yield "trained with", metadata["trained_with"]
     yield from ((key.replace("_", " "), metadata[key]) for key in TOLD_KEYS if key in metadata)
     known = bases.parse(metadata.get(BASE_SAMPLES, ""))
-    yield "base", "known by its weights; another is refused" if known else "known by its width alone"
+    yield "base", "checked by its weights; other models are refused" if known else "checked by its width only"
 
 
 def trained_span(path: str | PathLike[str]) -> float:
-    """`CompressorInfo.mid_span` of a file, whose tensors are not read."""
+    """`CompressorInfo.mid_span` of a file, without reading its tensors."""
     file = open_tensors(path)
     _refuse_foreign(file)
     return _span(file.metadata)
@@ -179,21 +179,21 @@ def _span(told: Mapping[str, str]) -> float:
 
 
 def fits(metadata: Mapping[str, str]) -> str:
-    """With what the compressor of these metadata fits."""
+    """The model and block length that the compressor with this metadata fits."""
     family = f" ({metadata['base_family']})" if metadata.get("base_family") else ""
     width, frames = metadata["base_dim"], metadata["frames_per_block"]
     return f"{metadata['base_model']}{family}, width {width}, blocks of {frames} latent frames"
 
 
 def _file_key(name: str) -> str:
-    """`layers.N.weight` in the module -> `compressor.high_res.N.weight` in the file; `gate` and what is in `join` ->
+    """`layers.N.weight` in the module -> `compressor.high_res.N.weight` in the file; `gate` and the names in `join` ->
     `compressor.fusion.`.
     """
     return KEY_PREFIX + name.removeprefix("layers.") if name.startswith("layers.") else FUSION_PREFIX + name
 
 
 def _fusion(file: TensorFile) -> Fusion:
-    """How the file's branches meet, on which its metadata and its tensors agree."""
+    """The fusion of the file; its metadata and tensors must agree on it."""
     said = file.metadata.get(FUSION, "add")
     if said not in FUSIONS:
         raise PackForcingError(
@@ -203,9 +203,11 @@ def _fusion(file: TensorFile) -> Fusion:
     found = next((key for key in file.tensors if key.startswith(FUSION_PREFIX)), None)
     if (found is not None) == (said == "concat"):
         return said
-    says = f"says fusion '{said}'" if FUSION in file.metadata else "says no fusion, which is 'add'"
-    has = f"has {found}, which is of 'concat'" if found else f"has no tensor {FUSION_PREFIX}..., which 'concat' has"
-    raise PackForcingError(f"{file.path.name} contradicts itself: its metadata {says}, and it {has}; {EXPECTED}.")
+    says = f"says fusion '{said}'" if FUSION in file.metadata else "names no fusion, which means 'add'"
+    has = (
+        f"has {found}, which belongs to 'concat'" if found else f"has no tensor {FUSION_PREFIX}..., which 'concat' has"
+    )
+    raise PackForcingError(f"{file.path.name} contradicts itself: its metadata {says}, but it {has}; {EXPECTED}.")
 
 
 def _refuse_foreign(file: TensorFile) -> None:
@@ -213,13 +215,13 @@ def _refuse_foreign(file: TensorFile) -> None:
     if any("pack_compressor." in key for key in file.tensors):
         raise PackForcingError(
             f"{name} holds the compressor of another PackForcing project (pack_compressor.net), whose layers are not "
-            f"ours: {EXPECTED}. Its transformer can be loaded as a model, with branches 'low_res' (zero-shot)."
+            f"ours: {EXPECTED}. Its transformer can be loaded as a model and used zero-shot."
         )
     if file.metadata.get("format") == FORMAT:
         return
     some = ", ".join(list(file.tensors)[:3]) or "nothing"
     if any(key.startswith(KEY_PREFIX) for key in file.tensors):
-        problem = f"has our keys, but its metadata says no format '{FORMAT}': another program saved it without"
+        problem = f"has our keys, but its metadata lacks format '{FORMAT}': another program saved it"
     else:
         problem = f"is no compressor (it has {some} ...)"
     raise PackForcingError(f"{name} {problem}; {EXPECTED}.")
@@ -227,14 +229,14 @@ def _refuse_foreign(file: TensorFile) -> None:
 
 def _require_metadata(file: TensorFile) -> Mapping[str, str]:
     missing = [key for key in METADATA_KEYS if key not in file.metadata]
-    # The version comes first: what a newer one left out is no damage.
+    # Checked first: a newer version may have dropped fields, which is not damage.
     if "format_version" not in missing and _count(file, "format_version") > FORMAT_VERSION:
         raise PackForcingError(
             f"{file.path.name} is a compressor of format version {file.metadata['format_version']}; this version of "
             f"PackForcing reads up to {FORMAT_VERSION}. Update PackForcing."
         )
     if missing:
-        raise PackForcingError(f"{file.path.name} lacks {', '.join(missing)} in its metadata; {EXPECTED}.")
+        raise PackForcingError(f"{file.path.name} is missing {', '.join(missing)} in its metadata; {EXPECTED}.")
     return file.metadata
 
 
@@ -248,7 +250,8 @@ def _require_trained_for(file: TensorFile, metadata: Mapping[str, str], dim: int
         )
     if frames is not None and trained_frames != frames:
         raise PackForcingError(
-            f"{name} was trained on blocks of {trained_frames} latent frames; this render's have {frames}. "
+            f"{name} was trained with blocks of {trained_frames} latent frames, but this render has blocks of "
+            f"{frames}. "
             f"Set frames_per_block to {trained_frames}, or load no compressor (zero-shot)."
         )
     if metadata["grid"] != GRID_RULE:
@@ -259,12 +262,12 @@ def _require_trained_for(file: TensorFile, metadata: Mapping[str, str], dim: int
 
 
 def _require_same_base(file: TensorFile, trained: Mapping[str, list[float]], given: Mapping[str, list[float]]) -> None:
-    """Refuses weights that a rounding to another dtype cannot explain."""
+    """Raises PackForcingError if the weights differ by more than rounding to another dtype explains."""
     apart = bases.difference(trained, given)
     if apart is None or apart <= (bases.DOUBTFUL if bases.was_fp8(given) else bases.SAME):
         return
     raise PackForcingError(
-        f"{file.path.name} was trained for {fits(file.metadata)}; this model has the same sizes and other weights "
+        f"{file.path.name} was trained for {fits(file.metadata)}; this model has the same sizes but other weights "
         f"(they differ by {100 * apart:.2g}%). Load it with that model, train one for this model "
         "(`packforcing train compressor --checkpoint`), or load none (zero-shot)."
     )
@@ -275,7 +278,7 @@ def _count(file: TensorFile, key: str) -> int:
     if not re.fullmatch("[1-9][0-9]{0,8}", value):
         raise PackForcingError(
             f"{file.path.name} says {key} is {value!r} in its metadata; expected a whole number above 0. "
-            "The file is damaged: get it again."
+            "The file is damaged: download it again."
         )
     return int(value)
 

@@ -1,1 +1,1 @@
-"""Images of what a render does: its window on the past, and its telemetry."""
+"""Images of a render: what a block attends to, and the telemetry charts."""

@@ -1,8 +1,8 @@
 """The telemetry of a render as one image: time and memory per block, drift, and which past blocks were attended to.
 
-Lines are dictionaries as a render's telemetry.jsonl has them. Of `{"event": "block"}` are read block, seconds, gpu_mb
-or rss_mb, and selected (for each layer the blocks that it selected); of `{"event": "film"}` block, colour (mean red,
-green, blue) and contrast (deviation of brightness), all 0..255. The newest line about a block counts.
+Lines are dictionaries as in telemetry.jsonl. From `{"event": "block"}` it reads block, seconds, gpu_mb or rss_mb, and
+selected (per layer, the selected blocks); from `{"event": "film"}` block, colour (mean red, green, blue) and contrast
+(standard deviation of brightness), all 0..255. The newest line of a block counts.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _time_chart(made: Mapping[int, Mapping]) -> Chart:
     points = _values(made, "seconds")
     values = [value for _, value in points] or [0.0]
     middle = median(values)
-    # The first block waits for the weights; it must not flatten the others.
+    # The first block waits for the weights; clipped, so that it does not flatten the rest of the chart.
     return Chart(f"seconds per block (median {middle:.2f})", {"time": points}, 0, min(max(values), 3 * middle) * 1.15)
 
 
@@ -98,7 +98,9 @@ def _drift_chart(written: Mapping[int, Mapping]) -> Chart:
     contrast = _values(written, "contrast")
     series["contrast"] = [(block, value - contrast[0][1]) for block, value in contrast]
     reach = max((abs(value) for points in series.values() for _, value in points), default=0.0)
-    return Chart(f"drift from the first block, of 255 (most {reach:.1f})", series, -max(reach, 1.0), max(reach, 1.0))
+    return Chart(
+        f"drift from the first block, in 0..255 (largest {reach:.1f})", series, -max(reach, 1.0), max(reach, 1.0)
+    )
 
 
 def _is_colour(value: Any) -> bool:
@@ -149,8 +151,8 @@ def _x(block: int, blocks: int) -> float:
 def _draw_map(picture: Image.Image, selected: Mapping[int, Mapping[int, float]], top: int, blocks: int) -> None:
     draw = ImageDraw.Draw(picture)
     some = any(selected.values())
-    title = "which past blocks (upwards) each block (rightwards) selected; brighter: by more layers"
-    none = "which past blocks were selected: this policy selects none"
+    title = "selected past blocks (vertical) of each block (horizontal); brighter: by more layers"
+    none = "selected past blocks: this policy selects none"
     _draw_frame(draw, title if some else none, top, MAP, blocks)
     draw.text((LEFT - 6, top + MAP), "1", INK, _font(11), anchor="rm")
     draw.text((LEFT - 6, top), str(blocks), INK, _font(11), anchor="rm")
@@ -162,7 +164,7 @@ def _draw_map(picture: Image.Image, selected: Mapping[int, Mapping[int, float]],
 def _cells(
     selected: Mapping[int, Mapping[int, float]], top: int, blocks: int
 ) -> Iterator[tuple[float, float, float, float, float]]:
-    """(x, y, width, height, share) of every look back, fainter ones first where many fall on a pixel."""
+    """(x, y, width, height, share) of each selection, in ascending order of share, so that the strongest is on top."""
     width, height = (WIDTH - LEFT - RIGHT) / blocks, MAP / blocks
     looks = [(share, block, past) for block, shares in selected.items() for past, share in shares.items()]
     for share, block, past in sorted(looks):

@@ -1,6 +1,6 @@
-"""The window on the past as an SVG drawing, to scale: what a block attends to, and where that lies in the video.
+"""An SVG drawing, to scale, of what a block attends to, and where that is in the video.
 
-Words stand in braces ({sink}), for whoever shows the drawing to put in their language; numbers are final.
+Words are in braces ({sink}), to be replaced by the user's language; numbers are final.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ NARROWEST_LABEL = 28
 
 @dataclass(frozen=True)
 class Moment:
-    """Block `block` is being made or done; `selected` are the mid blocks in view, each with the share (0..1) of the
-    layers that selected it, where that is known.
+    """The state at block `block`. `selected` are the mid blocks in view, with the share (0..1) of layers that selected
+    each, if known.
     """
 
     block: int
@@ -39,14 +39,14 @@ class Moment:
 
 
 def selected_shares(selection: Iterable[Iterable[int]]) -> dict[int, float]:
-    """Block -> the share of the layers that selected it, from a block's selection of bank blocks."""
+    """Block -> share of layers that selected it, from a block's selections of bank blocks."""
     layers = [tuple(choice) for choice in selection]
     counts = Counter(block for choice in layers for block in choice)
     return {block: count / len(layers) for block, count in sorted(counts.items())}
 
 
 def parts_in_view(geometry: VideoGeometry, partitions: Partitions, block: int) -> dict[str, int]:
-    """Tokens in view when `block` is the oldest that is denoised: sink, mid, recent, current (all that roll)."""
+    """Tokens in view when `block` is the oldest block being denoised: sink, mid, recent, current (all that roll)."""
     committed = block * geometry.frames_per_block
     together = min(partitions.current_blocks, geometry.blocks - block)
     left = committed - partitions.sink_frames - partitions.recent_frames
@@ -63,7 +63,7 @@ def parts_in_view(geometry: VideoGeometry, partitions: Partitions, block: int) -
 
 
 def block_states(geometry: VideoGeometry, partitions: Partitions, block: int) -> list[str]:
-    """For each block of the video what it is to block `block`: sink, mid, recent, current, gone or ahead."""
+    """The state of each block of the video at block `block`: sink, mid, recent, current, gone or ahead."""
     frames = geometry.frames_per_block
     committed = block * frames
     together = min(partitions.current_blocks, geometry.blocks - block)
@@ -86,7 +86,7 @@ def block_states(geometry: VideoGeometry, partitions: Partitions, block: int) ->
 
 
 def _mid_from(partitions: Partitions, recent_from: int, pruned: bool) -> float:
-    """The first frame behind the sink of which something is remembered, counted in frames of the video."""
+    """The first frame after the sink that is still remembered, as a frame index in the video."""
     if pruned:
         return partitions.sink_frames
     if partitions.bank is None:
@@ -95,7 +95,7 @@ def _mid_from(partitions: Partitions, recent_from: int, pruned: bool) -> float:
 
 
 def draw_window(geometry: VideoGeometry, partitions: Partitions, plan: RenderPlan, moment: Moment | None = None) -> str:
-    """SVG text, 300 x 128 units: of the plan, or with a `moment` of the render at that block."""
+    """SVG text, 300 x 128 units: of the plan, or, with a `moment`, of the render at that block."""
     at = moment or Moment(max(0, geometry.blocks - partitions.current_blocks))
     parts = parts_in_view(geometry, partitions, at.block) if moment else _planned_parts(plan)
     body = [

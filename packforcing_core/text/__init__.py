@@ -1,1 +1,1 @@
-"""Prompts to context, outside ComfyUI."""
+"""Prompts and their embeddings, outside ComfyUI."""

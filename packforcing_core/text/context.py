@@ -1,4 +1,4 @@
-"""The context a Wan transformer reads: umT5 embeddings of a prompt, zero after its last token."""
+"""Text embeddings for a Wan transformer: umT5 embeddings of a prompt, zero after its last token."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ TEXT_DIM = WanConfig.text_dim
 
 
 def pad_context(context: Tensor, text_len: int = TEXT_LEN) -> Tensor:
-    """[1, L, text_dim] -> [1, text_len, text_dim], zeros behind, as the model was trained.
+    """[1, L, text_dim] -> [1, text_len, text_dim], padded with zeros, as in the model's training.
 
-    Raises PackForcingError for L above `text_len`.
+    Raises PackForcingError if L is greater than `text_len`.
     """
     tokens = context.shape[1]
     if tokens > text_len:
@@ -27,18 +27,18 @@ def pad_context(context: Tensor, text_len: int = TEXT_LEN) -> Tensor:
 
 
 def check_width(width: int, text_dim: int, source: str) -> None:
-    """Raises PackForcingError where text of this width does not fit the transformer."""
+    """Raises PackForcingError if text of this width does not fit the transformer."""
     if width != text_dim:
         raise PackForcingError(
-            f"Got text {width} wide from {source}; the transformer reads {text_dim} (4096 is umT5-XXL): "
+            f"Got text embeddings of width {width} from {source}; the transformer needs {text_dim} (4096 is umT5-XXL): "
             "use the text encoder that belongs to the checkpoint."
         )
 
 
 def load_context(path: str | PathLike[str], text_dim: int = TEXT_DIM) -> Tensor:
-    """[1, 512, text_dim] float32 from a safetensors file that holds `context`, [1, L, text_dim] or [L, text_dim].
+    """[1, 512, text_dim] float32 from a safetensors file with `context`, [1, L, text_dim] or [L, text_dim].
 
-    Raises PackForcingError where the tensor is missing, of another shape, no number, or not finite.
+    Raises PackForcingError if the tensor is missing, has another shape or dtype, or is not finite.
     """
     file = open_tensors(path)
     if "context" not in file.tensors:
@@ -55,5 +55,5 @@ def load_context(path: str | PathLike[str], text_dim: int = TEXT_DIM) -> Tensor:
     check_width(context.shape[2], text_dim, file.path.name)
     context = context.float()
     if not context.isfinite().all():
-        raise PackForcingError(f"{file.path.name} has infinite or undefined numbers in its context: encode it again.")
+        raise PackForcingError(f"{file.path.name} has infinite or NaN values in its context: encode it again.")
     return pad_context(context)

@@ -1,8 +1,8 @@
-"""Where the times stand in a text: in the punctuation that people type, or refused with the line shown.
+"""Finds the times in a prompt, in the punctuation that people use; refuses unclear ones and shows the line.
 
-Times stand in brackets of one kind anywhere ([5s] or (5s), full-width ones too), begin lines (0:05 a sea; 5s: a sea),
-or are the keys of a JSON map ({"5s": "a sea"}; keys without a unit are seconds). What looks like a timeline and cannot
-be read as one is an error, never one long prompt.
+Times are in brackets of one kind anywhere ([5s] or (5s), also full-width), or at the start of lines (0:05 a sea; 5s: a
+sea), or are the keys of a JSON map ({"5s": "a sea"}; keys without a unit are seconds). Text that looks like a timeline
+but cannot be read as one is an error, never one long prompt.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..errors import PackForcingError
 
 EXPECTED_TIME = "expected a time such as [0s], [12.5s], [1m05s] or [1:05]"
 
-# Full-width forms, and the brackets of Chinese and Japanese, one character for one: places in the text stay.
+# Full-width forms and Chinese or Japanese brackets, replaced one for one, so that character positions stay valid.
 _NARROW = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | str.maketrans(
     "\u3000\u3010\u3011\u3014\u3015", " [][]"
 )
@@ -28,21 +28,21 @@ TIME = re.compile(
     r"|(?:(?P<hours>\d{1,4}):(?=\d\d:))?(?P<clock_minutes>\d{1,6}):(?P<clock_seconds>[0-5]?\d(?:\.\d{1,6})?)",
     re.IGNORECASE,
 )
-# A time that cannot be meant as anything else where nothing marks it: with a unit, or a clock's with two digits.
+# An unambiguous time, which needs no brackets: with a unit, or a clock time with two-digit seconds.
 _SURE = (
     rf"(?:(?:\d{{1,6}}[ \t]*{_MINUTES}[ \t]*)?(?:\d{{1,7}}(?:\.\d{{1,6}})?|\.\d{{1,6}})[ \t]*{_SECONDS}(?![a-z])"
     rf"|\d{{1,6}}[ \t]*{_MINUTES}(?![a-z])|(?:\d{{1,4}}:)?\d{{1,6}}:[0-5]\d(?:\.\d{{1,6}})?(?![\d:]))"
 )
 _SEPARATOR = r"(?::|\||=>?|>|\u2192|-|\u2013|\u2014)"
 
-# Square brackets are common in prompts: only those that begin like a number have to be a time. Round ones mostly are
-# the weights of words: only those that hold a time and nothing else are one.
+# Square brackets are common in prompts: only those that begin with a number must be a time. Round brackets are mostly
+# prompt weights: only those that contain just a time count as one.
 _SQUARE = re.compile(r"\[[ \t]*([-+.\d][^\[\]\n]{0,40})\]")
 _ROUND = re.compile(rf"\([ \t]*({_SURE})[ \t]*\)", re.IGNORECASE)
 _LINE = re.compile(rf"^[ \t]*({_SURE})[ \t]*({_SEPARATOR}[ \t]*|(?=[ \t\n]|$))", re.IGNORECASE | re.MULTILINE)
 _WORD_IN_PLACE_OF_MARK = re.compile(r"^[ \t]*\[([^\[\]\n]{0,40})\]", re.MULTILINE)
 
-# What is refused where no time was found, and inside the prompts of those that were.
+# Errors that are checked if no time was found, and inside each prompt.
 _RANGE = re.compile(rf"(?:-|\u2013|\u2014|~|to\b|until\b|bis\b)?[ \t]?{_SURE}", re.IGNORECASE)
 _NUMBERED = re.compile(r"^[ \t]*(\d{1,7}(?:\.\d{1,6})?)[ \t]*:[ \t]*\S", re.MULTILINE)
 _FRAMES = re.compile(r"^[ \t]*(?:[\[({][ \t]*)?frames?[ \t]*\d", re.IGNORECASE | re.MULTILINE)
@@ -54,16 +54,16 @@ _KEY = re.compile(r"([\"'])\s{0,9}[-+.\d][^\"'\n]{0,40}\1\s{0,9}:")
 
 @dataclass(frozen=True)
 class Entry:
-    """One timed prompt as it was typed: what its mark says, and the text behind it."""
+    """One timed prompt as typed: the text of its mark, and the prompt after it."""
 
     mark: str
     text: str
 
 
 def find_entries(text: str) -> tuple[str, list[Entry]]:
-    """(what stands before the first mark, the entries); no entries where the text is one plain prompt.
+    """(the text before the first mark, the entries); no entries if the text is a plain prompt.
 
-    Raises PackForcingError, with the line, for a text that looks like a timeline and is none.
+    Raises PackForcingError, with the line, for text that looks like a timeline but cannot be read as one.
     """
     seen = text.translate(_NARROW)
     if _is_map(seen):
@@ -75,7 +75,7 @@ def find_entries(text: str) -> tuple[str, list[Entry]]:
     }
     half = _HALF.search(seen)
     if half:
-        raise _unread(text, half.start(), "A time has one bracket of two")
+        raise _unread(text, half.start(), "A time has only one of its two brackets")
     used = [kind for kind, marks in kinds.items() if marks]
     if not used:
         _refuse_lookalikes(text, seen)
@@ -83,7 +83,9 @@ def find_entries(text: str) -> tuple[str, list[Entry]]:
     marks = kinds[used[0]]
     if len(used) > 1:
         other = kinds[used[1]][0]
-        raise _unread(text, other.start(), f"Times stand in {used[0]} and in {used[1]}; expected one way for all")
+        raise _unread(
+            text, other.start(), f"Times are written in {used[0]} and in {used[1]}; expected the same for all"
+        )
     if used == ["square brackets"]:
         _refuse_words(seen)
     ends = [*(mark.start() for mark in marks[1:]), len(text)]
@@ -105,7 +107,7 @@ def narrow(text: str) -> str:
 
 
 def _timed_lines(seen: str) -> list[re.Match]:
-    """Lines that begin with times: two or more, or one that does so at 0 or with a separator behind."""
+    """Lines that begin with times: two or more, or one at 0 or followed by a separator."""
     lines = list(_LINE.finditer(seen))
     begins = lines[:1] and (not re.search(r"[1-9]", lines[0][1]) or lines[0][2])
     return lines if len(lines) > 1 or begins else []
@@ -116,7 +118,7 @@ def _entries_of_json(text: str) -> list[Entry]:
     try:
         pairs = json.loads(f"{{{inner}}}", object_pairs_hook=list)
     except (ValueError, RecursionError) as error:
-        raise _unread(text, 0, f"This looks like a JSON map of prompts and cannot be read ({error})") from error
+        raise _unread(text, 0, f"This looks like a JSON map of prompts but cannot be read ({error})") from error
     for key, value in pairs:
         if not isinstance(value, str):
             raise _unread(text, 0, f"The key {key!r} of the JSON map has no text; expected a prompt")
@@ -124,26 +126,26 @@ def _entries_of_json(text: str) -> list[Entry]:
 
 
 def _refuse_words(seen: str) -> None:
-    """Where other lines begin with a time, one that begins with a word in brackets is a mistake."""
+    """Raises PackForcingError if one line begins with a word in brackets while other lines begin with times."""
     for found in _WORD_IN_PLACE_OF_MARK.finditer(seen):
         if not _SQUARE.match(found[0].strip()):
             raise PackForcingError(f"A line begins with [{found[1].strip()}]; {EXPECTED_TIME}.")
 
 
 def _refuse_times_inside(text: str, seen: str, start: int, end: int, *, lines: bool) -> None:
-    """A prompt that goes on with a time is half of a range, or holds the next entry."""
+    """Raises PackForcingError for a second time inside a prompt: a range, or an entry without a line break."""
     if _RANGE.match(seen[start:end].lstrip(" \t")):
-        raise _unread(text, start, "A time follows a time; expected the moment when a prompt begins, and no end")
+        raise _unread(text, start, "Two times follow each other; expected only the time at which a prompt starts")
     stray = _STRAY.search(seen, start, end) if lines else None
     if stray or (lines and re.compile(rf"[,;.][ \t]*{_SURE}[ \t]", re.IGNORECASE).search(seen, start, end)):
-        raise _unread(text, start, "A second time stands in the same line; expected a line for each prompt")
+        raise _unread(text, start, "There is a second time in the same line; expected one line per prompt")
 
 
 def _refuse_lookalikes(text: str, seen: str) -> None:
     numbered = list(_NUMBERED.finditer(seen))
     checks: tuple[tuple[re.Match | None, str], ...] = (
-        (numbered[0] if len(numbered) > 1 else None, "Lines begin with numbers that have no unit"),
-        (_FRAMES.search(seen), "Prompts are set by frames"),
+        (numbered[0] if len(numbered) > 1 else None, "Lines begin with numbers without a unit"),
+        (_FRAMES.search(seen), "Prompts are timed in frames; expected seconds"),
         (_STRAY.search(seen), "This looks like a time"),
     )
     for found, what in checks:
@@ -152,7 +154,7 @@ def _refuse_lookalikes(text: str, seen: str) -> None:
 
 
 def _unread(text: str, place: int, what: str) -> PackForcingError:
-    """The error that shows the first line with something in it from `place` on."""
+    """An error that shows the first nonempty line from position `place` on."""
     begin = text.rfind("\n", 0, place) + 1
     line: str = next((line.strip() for line in text[begin : begin + 400].splitlines() if line.strip()), "")
     shown = line if len(line) <= 80 else f"{line[:77]}..."

@@ -1,4 +1,4 @@
-"""Which text a block is made under. A plain prompt is a script with one cue."""
+"""Which prompt each block is generated with. A single prompt is a script with one cue."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from ..errors import PackForcingError
 
 Change = Literal["", "cut", "flush"]
-"""What happens to the past where a prompt begins, before its first block: nothing; all of it is forgotten, which makes
-a hard cut; or all but the sink and the newest block is (a flush, Infinity-RoPE, arXiv 2511.20649).
+"""What happens to the past before the first block of a prompt: nothing; a hard cut, which forgets all of it; or a flush,
+which forgets all but the sink and the newest block (Infinity-RoPE, arXiv 2511.20649).
 """
 CHANGES: tuple[Change, ...] = get_args(Change)
 NOTHING: Change = ""
@@ -24,9 +24,9 @@ NOTHING: Change = ""
 class Cue:
     """From block `first_block` on the text is `context` [1, L, text_dim].
 
-    The first `blend_blocks` blocks are made under mixtures of the text before and this one, in even steps. `recache`
-    commits what is in view again under the new text, as soon as it stands alone (LongLive). A `change` other than none
-    is made at once, so such a cue blends nothing.
+    The first `blend_blocks` blocks use mixtures of the previous text and this one, in even steps. `recache` recomputes
+    the visible blocks with the new text, once blending is done (LongLive). A `change` other than none happens at once,
+    so such a cue does not blend.
     """
 
     first_block: int
@@ -38,8 +38,8 @@ class Cue:
 
 @dataclass(frozen=True, eq=False)
 class Stretch:
-    """Blocks `first`..`end`-1 have the same text; before the first of them `change` is made, and the past is committed
-    again if `recache`.
+    """Blocks `first`..`end`-1 with the same text. Before the first of them `change` is applied, and with `recache` the
+    past is committed again.
     """
 
     first: int
@@ -51,7 +51,7 @@ class Stretch:
 
 @dataclass(frozen=True, eq=False)
 class Script:
-    """Cues in order of time, the first at block 0. What it says of a block does not depend on the clip's length."""
+    """Cues in order of time, the first at block 0. The text of a block does not depend on the clip's length."""
 
     cues: tuple[Cue, ...]
 
@@ -60,30 +60,30 @@ class Script:
         if starts[:1] != [0] or any(b <= a for a, b in pairwise(starts)):
             raise PackForcingError(f"A script's prompts begin at blocks {starts}; expected 0 and then rising numbers.")
         if any(cue.blend_blocks < 0 for cue in self.cues):
-            raise PackForcingError("A blend has a negative number of blocks; expected 0 or more.")
+            raise PackForcingError("blend_blocks is negative; expected 0 or more.")
         if self.cues[0].change:
-            raise PackForcingError(f"A script begins with a {self.cues[0].change}; there is nothing before it.")
+            raise PackForcingError(f"The first prompt has a {self.cues[0].change}, but nothing comes before it.")
 
     @property
     def recaches(self) -> bool:
-        """Whether a change of prompt commits blocks again."""
+        """Whether any prompt change commits blocks again."""
         return any(cue.change == "flush" or (cue.recache and not cue.change) for cue in self.cues[1:])
 
     @property
     def cuts(self) -> frozenset[int]:
-        """The first blocks behind hard cuts."""
+        """The first block after each hard cut."""
         return frozenset(cue.first_block for cue in self.cues if cue.change == "cut")
 
     @classmethod
     def of(cls, text: Tensor | Script) -> Script:
-        """The embeddings of one prompt [1, L, text_dim] as a script for the whole video; a script as it is."""
+        """The embeddings of one prompt [1, L, text_dim] as a script; a script is returned unchanged."""
         return text if isinstance(text, Script) else cls((Cue(0, text),))
 
     def stretches(self, first: int, end: int) -> Iterator[Stretch]:
-        """What to do from block `first` to before block `end`, in order."""
+        """The stretches of blocks `first` to `end`-1, in order."""
         for stretch in self._stretches(end):
             if stretch.end > first:
-                # Begun in its middle, what was to be committed again has been.
+                # A stretch entered in its middle has been re-cached already.
                 begun = stretch.first < first
                 again, change = stretch.recache and not begun, NOTHING if begun else stretch.change
                 yield Stretch(max(first, stretch.first), stretch.end, stretch.context, again, change)
@@ -94,7 +94,7 @@ class Script:
             if cue.first_block >= end:
                 return
             blend = cue.blend_blocks if number and not cue.change else 0
-            if following is not None:  # Every prompt stands alone for a block at least.
+            if following is not None:  # Each prompt is used unblended for at least one block.
                 blend = min(blend, following - cue.first_block - 1)
             for step in range(min(blend, end - cue.first_block)):
                 block, share = cue.first_block + step, (step + 1) / (blend + 1)
@@ -104,30 +104,32 @@ class Script:
                 yield Stretch(alone, last, cue.context, cue.recache and number > 0, cue.change)
 
     def _alike(self, number: int) -> tuple[Tensor, Tensor]:
-        """The texts of cue `number`-1 and of cue `number`, as long as each other."""
+        """The texts of cues `number`-1 and `number`, padded to the same length."""
         pair = [self.cues[number - 1].context, self.cues[number].context]
         tokens = max(context.shape[1] for context in pair)
         before, after = (torch.nn.functional.pad(c.float(), (0, 0, 0, tokens - c.shape[1])) for c in pair)
         return before, after.to(before.device)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The script for a file: `context.N`, and `cues` [N, 4]: first block, blend blocks, re-cache, change."""
+        """The script as tensors for a file: `context.N`, and `cues` [N, 4]: first block, blend blocks, recache,
+        change.
+        """
         numbers = [
             [cue.first_block, cue.blend_blocks, int(cue.recache), CHANGES.index(cue.change)] for cue in self.cues
         ]
-        # Copies: a text that comes back later is one tensor here, and a file takes no tensors that share memory.
+        # Copied: a text that returns later is the same tensor here, and a safetensors file takes no shared memory.
         whole = torch.contiguous_format
         contexts = {f"context.{number}": cue.context.clone(memory_format=whole) for number, cue in enumerate(self.cues)}
         return {**contexts, "cues": torch.tensor(numbers, dtype=torch.int64)}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Script:
-        """The inverse of `tensors`. PackForcingError for tensors of another make."""
+        """The inverse of `tensors`. Raises PackForcingError for tensors in another form."""
         numbers = tensors.get("cues")
         if numbers is None or numbers.dtype != torch.int64 or numbers.ndim != 2 or numbers.shape[1] != 4:
-            raise PackForcingError("The file holds no prompts of a render: it has no tensor cues [N, 4].")
+            raise PackForcingError("The file has no prompts of a render: its tensor cues [N, 4] is missing.")
         if not bool(((numbers[:, 3] >= 0) & (numbers[:, 3] < len(CHANGES))).all()):
-            raise PackForcingError("The file's prompts change in a way that is unknown here. Start the render again.")
+            raise PackForcingError("The file's prompts use an unknown kind of change. Start the render again.")
         contexts = _contexts(tensors, len(numbers))
         rows = zip(numbers.tolist(), contexts, strict=True)
         return cls(tuple(Cue(row[0], context, row[1], bool(row[2]), CHANGES[row[3]]) for row, context in rows))

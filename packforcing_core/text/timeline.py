@@ -1,13 +1,13 @@
 """Prompts that change over time, as text:
 
-    A paper boat, watercolour.          before the first mark: the beginning of every prompt
+    A paper boat, watercolour.          before the first time: put in front of every prompt
     [0s] It drifts on a pond.
     [12.5s] Rain begins to fall.
     [1m05s] It lies on the bank, the sun is out.
     [1m20s cut] A harbour at night.     a hard cut; `flush` instead forgets all but sink and newest block
 
-Times may also stand in full-width or round brackets, begin lines (0:05 a sea), or be the keys of a JSON map: see
-`marks`. A text without times is one prompt for the whole video.
+Times may also be in full-width or round brackets, at the start of lines (0:05 a sea), or the keys of a JSON map: see
+`marks`. Text without times is one prompt for the whole video.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .marks import EXPECTED_TIME, TIME, find_entries, narrow
 from .script import CHANGES, NOTHING, Change
 
 MOST_PROMPTS = 1000
-# umT5 reads 512 tokens, some 2,500 characters of English; what lies behind is cut off.
+# umT5 reads 512 tokens, about 2,500 characters of English; the rest is cut off.
 LONGEST_PROMPT = 20_000
 LONGEST_TEXT = 2_000_000
 LATEST_SECONDS = 1e6
@@ -32,7 +32,7 @@ LATEST_SECONDS = 1e6
 
 @dataclass(frozen=True)
 class TimedPrompt:
-    """`prompt` is what is shown from `seconds` of the video on, and `change` how it begins (`script.Change`)."""
+    """`prompt` is used from second `seconds` of the video on; `change` says how it starts (`script.Change`)."""
 
     seconds: float
     prompt: str
@@ -41,7 +41,7 @@ class TimedPrompt:
 
 @dataclass(frozen=True)
 class Snapped:
-    """A wished time, and the block that begins nearest to it: `seconds` is when the block's first frame is shown."""
+    """A requested time and the nearest block; `seconds` is when that block's first frame is shown."""
 
     wished: float
     block: int
@@ -49,10 +49,11 @@ class Snapped:
 
 
 def parse_timeline(text: str, prefix: str = "") -> tuple[TimedPrompt, ...]:
-    """The prompts of a timeline in order of time, the first at 0 s, each behind `prefix` and the text's own beginning.
+    """The prompts of a timeline in order of time, the first at 0 s, each after `prefix` and the text before the first
+    time.
 
-    Raises PackForcingError for times that cannot be read or do not rise, a first one other than 0, an empty prompt, and
-    what is too long.
+    Raises PackForcingError for times that cannot be read or do not rise, a first time other than 0, an empty prompt,
+    and text that is too long.
     """
     if len(text) + len(prefix) > LONGEST_TEXT:
         raise PackForcingError(f"Got a timeline of {len(text) + len(prefix):,} characters; expected a few thousand.")
@@ -68,12 +69,12 @@ def parse_timeline(text: str, prefix: str = "") -> tuple[TimedPrompt, ...]:
         prompts.append(replace(made, change=change))
     require_rising([prompt.seconds for prompt in prompts])
     if prompts[0].change:
-        raise PackForcingError(f"The first prompt is a {prompts[0].change}, but nothing comes before it. Write [0s].")
+        raise PackForcingError(f"The first prompt has a {prompts[0].change}, but nothing comes before it. Write [0s].")
     return tuple(prompts)
 
 
 def _split_change(mark: str) -> tuple[str, Change]:
-    """(the time, the change) of a mark such as "20s cut"; without a change the mark is the time."""
+    """(time, change) of a mark such as "20s cut"; without a change, (mark, none)."""
     found = re.fullmatch(r"(.*\S)\s+(cut|flush)\s*", narrow(mark), re.IGNORECASE)
     if not found:
         return mark, NOTHING
@@ -81,7 +82,7 @@ def _split_change(mark: str) -> tuple[str, Change]:
 
 
 def parse_time(text: str) -> float:
-    """Seconds of "12.5s", "1m05s", "2m", "1:05" or "1:00:05"; PackForcingError for anything else."""
+    """Seconds in "12.5s", "1m05s", "2m", "1:05" or "1:00:05". Raises PackForcingError for anything else."""
     text = narrow(text).strip()
     found = TIME.fullmatch(text)
     if not text or not found:
@@ -91,27 +92,26 @@ def parse_time(text: str) -> float:
 
 
 def require_rising(times: Sequence[float]) -> None:
-    """PackForcingError unless `times` begin at 0 s and rise."""
+    """Raises PackForcingError unless `times` start at 0 s and rise."""
     for seconds in times:
         if not (math.isfinite(seconds) and 0 <= seconds <= LATEST_SECONDS):
             raise PackForcingError(f"A prompt begins at {seconds:g} s; expected a time from 0 to {LATEST_SECONDS:g} s.")
     if times[0] != 0:
-        raise PackForcingError(
-            f"The first prompt begins at {times[0]:g} s; expected one at [0s] to begin the video with."
-        )
+        raise PackForcingError(f"The first prompt begins at {times[0]:g} s; expected the first at [0s].")
     for before, after in pairwise(times):
         if after <= before:
             raise PackForcingError(
-                f"A prompt at {after:g} s follows one at {before:g} s; expected rising times. Order the prompts by "
-                "time, one for each moment."
+                f"A prompt at {after:g} s follows one at {before:g} s; expected rising times. Sort the prompts by "
+                "time, one per time."
             )
 
 
 def snap(times: Sequence[float], geometry: VideoGeometry, left_out_blocks: int = 0) -> tuple[Snapped, ...]:
-    """Each time (rising, the first 0) on the block whose first frame is nearest; the first on the very first block.
+    """Moves each time (rising, the first 0) to the block whose first frame is nearest; the first to the very first
+    block.
 
-    Counted from the video's first frame, which is that of block `left_out_blocks`. A time does not depend on the length
-    of the video, and may lie behind its end. PackForcingError for two times on one block.
+    Times count from the video's first frame, which is that of block `left_out_blocks`. The result does not depend on
+    the video's length; a time may be after its end. Raises PackForcingError if two times fall on one block.
     """
     require_rising(times)
     block_seconds = PIXEL_FRAMES_PER_LATENT * geometry.frames_per_block / geometry.fps
@@ -130,18 +130,18 @@ def snap(times: Sequence[float], geometry: VideoGeometry, left_out_blocks: int =
 
 
 def block_starts(block: int, geometry: VideoGeometry, left_out_blocks: int = 0) -> float:
-    """Seconds of the video at which `block` (not before `left_out_blocks`) begins to be seen."""
+    """Seconds of the video at which `block` (not before `left_out_blocks`) starts."""
     before = pixel_frames(block * geometry.frames_per_block) - pixel_frames(left_out_blocks * geometry.frames_per_block)
     return before / geometry.fps
 
 
 def describe(snapped: Sequence[Snapped], geometry: VideoGeometry, prompts: Sequence[str] = ()) -> list[str]:
-    """A line for each prompt: when it was wished and when it comes."""
+    """One line per prompt: its requested time and its actual time."""
     lines = []
     for number, moment in enumerate(snapped):
-        late = ", behind the end" if moment.block >= geometry.blocks else f", block {moment.block}"
+        late = ", after the end" if moment.block >= geometry.blocks else f", block {moment.block}"
         said = f": {_short(prompts[number])}" if number < len(prompts) else ""
-        lines.append(f"prompt {number + 1} at {moment.wished:g} s comes at {moment.seconds:.2f} s{late}{said}")
+        lines.append(f"prompt {number + 1} at {moment.wished:g} s starts at {moment.seconds:.2f} s{late}{said}")
     return lines
 
 
@@ -152,10 +152,10 @@ def _short(prompt: str) -> str:
 def _prompt(seconds: float, parts: Sequence[str], own: str | None = None) -> TimedPrompt:
     prompt = " ".join(part.strip() for part in parts if part.strip())
     if own is not None and not own.strip():
-        raise PackForcingError(f"The prompt at {seconds:g} s is empty. Write after the time what the video shows.")
+        raise PackForcingError(f"The prompt at {seconds:g} s is empty. Write what the video shows after the time.")
     if len(prompt) > LONGEST_PROMPT:
         raise PackForcingError(
             f"The prompt at {seconds:g} s has {len(prompt):,} characters; expected at most {LONGEST_PROMPT:,} (the "
-            "text encoder reads some 2,500)."
+            "text encoder reads about 2,500)."
         )
     return TimedPrompt(seconds, prompt)

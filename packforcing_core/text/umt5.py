@@ -21,7 +21,7 @@ EXPECTED_FOLDER = "expected a local transformers folder of google/umt5-xxl (conf
 
 
 def clean_prompt(prompt: str) -> str:
-    """HTML entities resolved (twice, as Wan does), runs of white space made one space."""
+    """Resolves HTML entities (twice, as Wan does) and collapses white space."""
     return " ".join(html.unescape(html.unescape(prompt)).split())
 
 
@@ -32,12 +32,12 @@ def encode_prompt(
     dtype: torch.dtype = torch.bfloat16,
     text_dim: int = TEXT_DIM,
 ) -> Tensor:
-    """The context of one prompt, [1, 512, text_dim] in `dtype` on `device`, zero behind the prompt's tokens.
+    """The embeddings of one prompt, [1, 512, text_dim] in `dtype` on `device`, zero after the prompt's tokens.
 
-    `folder` holds a umT5 encoder and its tokenizer as `transformers` saves them, side by side or in the subfolders
-    text_encoder and tokenizer of a diffusers folder; nothing is downloaded. Longer prompts are cut at 512 tokens. The
-    encoder is freed on return. Raises PackForcingError where the folder, its tokenizer, or `transformers` itself is
-    missing, or where the encoder's width is not `text_dim`.
+    `folder` holds a umT5 encoder and its tokenizer as saved by `transformers`, together or in the subfolders
+    text_encoder and tokenizer of a diffusers folder. Nothing is downloaded. Prompts are cut at 512 tokens. The encoder
+    is freed on return. Raises PackForcingError if the folder, its tokenizer or `transformers` is missing, or if the
+    encoder's width is not `text_dim`.
     """
     return encode_prompts([prompt], folder, device, dtype, text_dim)[0]
 
@@ -49,7 +49,7 @@ def encode_prompts(
     dtype: torch.dtype = torch.bfloat16,
     text_dim: int = TEXT_DIM,
 ) -> list[Tensor]:
-    """`encode_prompt` for several, with the encoder loaded once; equal prompts share their context."""
+    """`encode_prompt` for several prompts; the encoder is loaded once, and equal prompts share their embeddings."""
     encoder_folder, tokenizer_folder = _find_folders(Path(folder))
     _check_config(encoder_folder, text_dim)
     tokenizer = _load_tokenizer(tokenizer_folder)
@@ -59,25 +59,25 @@ def encode_prompts(
 
 
 def _encoded(prompt: str, tokenizer, encoder) -> Tensor:
-    # Only the prompt's own tokens are run: padding that is masked out changes nothing in front of it.
+    # Only the prompt's own tokens are encoded: masked padding has no effect on them.
     batch = tokenizer(clean_prompt(prompt), max_length=TEXT_LEN, truncation=True, return_tensors="pt")
     whole = len(tokenizer(clean_prompt(prompt), verbose=False).input_ids)
     if whole > TEXT_LEN:
         logging.getLogger(__name__).warning(
-            "A prompt of %d tokens is cut: the text encoder reads %d, about its first %d characters.",
+            "A prompt of %d tokens is cut: the text encoder reads %d, about the first %d characters.",
             *(whole, TEXT_LEN, len(prompt) * TEXT_LEN // whole),
         )
     batch = batch.to(encoder.device)
     with torch.inference_mode():
         hidden = encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
-    # Padded outside inference mode, what is returned is an ordinary tensor, usable in training too.
+    # Padded outside inference mode, so that the result is an ordinary tensor, usable in training.
     return pad_context(hidden)
 
 
 def _find_folders(folder: Path) -> tuple[Path, Path]:
     """(encoder's folder, tokenizer's folder)."""
     if not folder.is_dir():
-        raise PackForcingError(f"{folder} is no folder; {EXPECTED_FOLDER}.")
+        raise PackForcingError(f"{folder} is not a folder; {EXPECTED_FOLDER}.")
     if (folder / "text_encoder").is_dir():
         encoder, tokenizer = folder / "text_encoder", folder / "tokenizer"
     else:
@@ -107,7 +107,7 @@ def _load_tokenizer(folder: Path):
     transformers = _import_transformers()
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # The tokenizers' own library raises nothing narrower for a damaged file.
+    except Exception as error:  # The tokenizer library raises no specific error for a damaged file.
         raise PackForcingError(f"The tokenizer in {folder} cannot be read: {error}") from error
 
 
@@ -119,7 +119,7 @@ def _load_encoder(folder: Path, dtype: torch.dtype):
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise PackForcingError(f"The text encoder in {folder} cannot be read: {error}") from error
-    # transformers fills what is missing with random numbers; the input embedding alone may be stored as `shared`.
+    # transformers fills missing weights with random numbers; only the input embedding may be stored as `shared`.
     missing = sorted(set(loading["missing_keys"]) - {"encoder.embed_tokens.weight"})
     if missing:
         raise PackForcingError(
@@ -134,6 +134,6 @@ def _import_transformers():
     except ImportError as error:
         raise PackForcingError(
             "Encoding prompts outside ComfyUI needs transformers: pip install transformers sentencepiece, "
-            "or give a file with a saved context."
+            "or pass saved prompt embeddings with --context."
         ) from error
     return transformers

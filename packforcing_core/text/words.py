@@ -1,7 +1,7 @@
-"""A text encoder for a small vocabulary: every word a fixed vector, told apart by its place and by the word before it.
+"""A text encoder for a small vocabulary. Each word has a fixed vector, changed by its position and the word before it.
 
-Cross-attention has no positions. Without them "a red circle and a blue square" could not be told from its swap, so a
-word's vector also says where it stands and what it follows, as the states of a large encoder do.
+Cross-attention has no positions, so "a red circle and a blue square" would equal its swap. A word's vector therefore
+also encodes its position and the word before it, as the states of a large encoder do.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from ..errors import PackForcingError
 
 WORD = re.compile(r"[a-z]+")
 UNKNOWN = 0
-"""The row of words that are not in the vocabulary; the row behind it stands before the first word."""
+"""The row for words outside the vocabulary; the next row stands before the first word."""
 START = 1
 FIRST_WORD = 2
-"""The row of the vocabulary's first word."""
+"""The row of the first word in the vocabulary."""
 
 
 class WordEncoder(nn.Module):
-    """Prompts to [B, text_len, dim]; zeros behind the last word. The tables are fixed, and part of the weights."""
+    """Prompts to [B, text_len, dim], zeros after the last word. The tables are fixed and saved with the weights."""
 
     words: Tensor
     places: Tensor
@@ -38,11 +38,11 @@ class WordEncoder(nn.Module):
         self._rows = {word: row for row, word in enumerate(self.vocabulary, start=FIRST_WORD)}
 
     def rows(self, prompt: str) -> list[int]:
-        """A row of `words` for each word of the prompt; PackForcingError for a prompt that is too long."""
+        """The row of `words` for each word. Raises PackForcingError for a prompt that is too long."""
         words = WORD.findall(prompt.lower())
         if len(words) > self.text_len:
             raise PackForcingError(
-                f"The prompt has {len(words)} words; the miniature's text encoder takes {self.text_len} at most."
+                f"The prompt has {len(words)} words; the miniature's text encoder takes at most {self.text_len}."
             )
         return [self._rows.get(word, UNKNOWN) for word in words]
 
@@ -54,7 +54,7 @@ class WordEncoder(nn.Module):
         return torch.stack([self.encode(self.rows(prompt)) for prompt in prompts])
 
     def encode(self, rows: Sequence[int]) -> Tensor:
-        """[text_len, dim] of a prompt given as what `rows` made of it."""
+        """[text_len, dim] for a prompt given as `rows`."""
         context = self.places.new_zeros(self.text_len, self.dim)
         if rows:
             pairs = torch.cat((self.words[list(rows)], self.words[[START, *rows[:-1]]]), dim=1)

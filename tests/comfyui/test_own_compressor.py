@@ -79,4 +79,4 @@ def test_it_is_listed_at_once_changes_the_video_and_fits_no_other_base(
     save_file(wan_state_dict(SMALL_STOCK, seed=5), models / other)
     graph = Graph()
     decode(graph, stream(graph, loader(graph, other, OWN)), files)
-    failed(comfy, graph, "PackForcingModelLoader", "the same sizes and other weights", Path(files.self_forcing).stem)
+    failed(comfy, graph, "PackForcingModelLoader", "the same sizes but other weights", Path(files.self_forcing).stem)

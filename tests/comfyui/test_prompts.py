@@ -47,8 +47,8 @@ def test_the_film_changes_at_the_block_that_the_sampler_names(comfy: ComfyServer
     one, _ = film(comfy, files, lambda graph: timed(graph, "a boat drifts"))
     two, told = film(comfy, files, lambda graph: timed(graph, "a boat [0s] drifts [3s] sinks [4.5s] drifts"))
     print(told)
-    assert "prompt 2 at 3 s comes at 2.81 s, block 4" in told  # Frame 45 of 16 a second.
-    assert "prompt 3 at 4.5 s comes at" in told, "a text may come back"
+    assert "prompt 2 at 3 s starts at 2.81 s, block 4" in told  # Frame 45 of 16 a second.
+    assert "prompt 3 at 4.5 s starts at" in told, "a text may come back"
     assert first_difference(one, two) == 45
     plain, _ = film(comfy, files, lambda graph: encoded(graph, "a boat drifts"))
     assert np.array_equal(one, plain)

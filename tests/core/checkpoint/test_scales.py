@@ -87,7 +87,7 @@ FIRST = LAYERS[0]
         ({f"{FIRST}.scale_weight": torch.ones(1)}, r"q\.weight has two scales"),
         ({f"{FIRST}.weight_scale": torch.ones(128, 4)}, r"is \[128, 4\] for a weight of \[128, 128\]"),
         ({f"{FIRST}.weight_scale": torch.ones(64)}, r"is \[64\] for a weight"),
-        ({f"{FIRST}.weight_scale": torch.full((128, 1), torch.inf)}, "infinite or undefined"),
+        ({f"{FIRST}.weight_scale": torch.full((128, 1), torch.inf)}, "infinite or NaN"),
         ({f"{FIRST}.weight_zero_point": torch.ones(128, 1)}, r"unexpected: .*weight_zero_point"),
     ],
 )

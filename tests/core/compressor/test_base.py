@@ -85,5 +85,10 @@ def test_inspect_says_what_a_compressor_is_for(path, capsys):
     assert main(["inspect", str(path)]) == 0
     shown = capsys.readouterr().out
     print(shown)
-    for said in ("small (Self-Forcing), width 128, blocks of 4", "120", "as its base model's", "known by its weights"):
+    for said in (
+        "small (Self-Forcing), width 128, blocks of 4",
+        "120",
+        "as its base model's",
+        "checked by its weights",
+    ):
         assert said in shown

@@ -188,13 +188,13 @@ def test_the_high_resolution_branch_alone_needs_neither_frames_nor_a_vae():
 
 @pytest.mark.parametrize("branches", ["both", "low_res"])
 def test_a_missing_vae_is_refused_before_anything_runs(branches):
-    with pytest.raises(PackForcingError, match="need the VAE and got none"):
+    with pytest.raises(PackForcingError, match="need the VAE, but none is connected"):
         Compressor(small_model(), branches, high_res=trained_high_res())
 
 
 @pytest.mark.parametrize("branches", ["both", "high_res"])
 def test_missing_weights_are_refused_before_anything_runs(branches):
-    with pytest.raises(PackForcingError, match=r"need trained compressor weights and got none.*zero-shot"):
+    with pytest.raises(PackForcingError, match=r"need trained compressor weights, but none are loaded.*zero-shot"):
         Compressor(small_model(), branches, encode=small_encode())
 
 

@@ -110,7 +110,7 @@ def test_another_width_is_refused(path):
 
 def test_another_block_length_is_refused(path):
     with pytest.raises(
-        PackForcingError, match=r"blocks of 4 latent frames; this render's have 3.*frames_per_block to 4"
+        PackForcingError, match=r"blocks of 4 latent frames, but this render has blocks of 3.*frames_per_block to 4"
     ):
         load_compressor(path, CONFIG, 3)
 
@@ -123,7 +123,7 @@ def test_another_block_length_is_refused(path):
         ({"base_dim": "-128"}, "base_dim is '-128' in its metadata"),
         ({"frames_per_block": "9" * 5000}, "frames_per_block is '999"),
         ({"grid": "T x h x w"}, "trained for the token grid 'T x h x w'; this version of PackForcing makes"),
-        ({"format": "other"}, "says no format 'packforcing-compressor'"),
+        ({"format": "other"}, "lacks format 'packforcing-compressor'"),
     ],
 )
 def test_other_metadata_is_refused(path, metadata, message):
@@ -138,10 +138,10 @@ GATE = {"compressor.fusion.gate": torch.zeros(128)}
 @pytest.mark.parametrize(
     ("fusion", "change", "message"),
     [
-        ("add", {"metadata": {"fusion": "concat"}}, "says fusion 'concat', and it has no tensor compressor.fusion"),
-        ("add", {"tensors": GATE}, "says fusion 'add', and it has compressor.fusion.gate, which is of 'concat'"),
-        ("concat", {"metadata": {"fusion": "add"}}, "says fusion 'add', and it has compressor.fusion"),
-        ("concat", {"drop": "fusion"}, "says no fusion, which is 'add', and it has compressor.fusion"),
+        ("add", {"metadata": {"fusion": "concat"}}, "says fusion 'concat', but it has no tensor compressor.fusion"),
+        ("add", {"tensors": GATE}, "says fusion 'add', but it has compressor.fusion.gate, which belongs to 'concat'"),
+        ("concat", {"metadata": {"fusion": "add"}}, "says fusion 'add', but it has compressor.fusion"),
+        ("concat", {"drop": "fusion"}, "names no fusion, which means 'add', but it has compressor.fusion"),
         ("concat", {"metadata": {"fusion": "product"}}, "of fusion 'product'; this version .* knows add, concat"),
     ],
 )

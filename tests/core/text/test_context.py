@@ -27,7 +27,7 @@ def test_a_saved_context_comes_back_padded_with_zeros(tmp_path, batched, dtype):
 
 def test_the_width_of_umt5_xxl_is_expected_unless_told_otherwise(tmp_path):
     assert load_context(write_context(tmp_path / "c.safetensors")).shape == (1, 512, 4096)
-    with pytest.raises(PackForcingError, match=r"64 wide from c.safetensors; the transformer reads 4096"):
+    with pytest.raises(PackForcingError, match=r"width 64 from c.safetensors; the transformer needs 4096"):
         load_context(write_context(tmp_path / "c.safetensors", text_dim=64))
 
 
@@ -45,7 +45,7 @@ def test_padding_leaves_a_full_context_alone_and_refuses_a_longer_one():
         ({"context": torch.ones(2, 2, 64)}, r"\[2, 2, 64\].*one prompt"),
         ({"context": torch.ones(64)}, r"\[64\].*one prompt"),
         ({"context": torch.ones(1, 2, 64, dtype=torch.int64)}, "int64.*of floats"),
-        ({"context": torch.full((1, 2, 64), torch.nan)}, "infinite or undefined"),
+        ({"context": torch.full((1, 2, 64), torch.nan)}, "infinite or NaN"),
         ({"context": torch.ones(1, 600, 64)}, "600 tokens"),
     ],
 )

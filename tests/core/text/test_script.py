@@ -100,5 +100,5 @@ def test_a_cut_is_made_at_once_and_only_where_the_rollout_passes_it():
     assert [(s.first, s.change) for s in script.stretches(0, 9)] == [(0, ""), (2, "cut")]
     assert [(s.first, s.change) for s in script.stretches(2, 9)] == [(2, "cut")]
     assert [(s.first, s.change) for s in script.stretches(3, 9)] == [(3, "")]
-    with pytest.raises(PackForcingError, match="begins with a flush"):
+    with pytest.raises(PackForcingError, match="has a flush"):
         Script((Cue(0, context(0), change="flush"),))

@@ -147,10 +147,10 @@ def test_times(text, seconds):
         ("[0s] a\n[nan s] b", r"A line begins with \[nan s\]"),
         ("[0s] a [5s] ", "prompt at 5 s is empty"),
         ("[0s] [5s] b", "prompt at 0 s is empty"),
-        ("[0s] a\n[5s b", r"one bracket of two, in the line '\[5s b'"),
-        ("[0s] a [1:05 b", "one bracket of two"),
-        ("[5s a", "one bracket of two"),
-        ("[0s] a\n 5s] b", r"one bracket of two, in the line '5s\] b'"),
+        ("[0s] a\n[5s b", r"only one of its two brackets, in the line '\[5s b'"),
+        ("[0s] a [1:05 b", "only one of its two brackets"),
+        ("[5s a", "only one of its two brackets"),
+        ("[0s] a\n 5s] b", r"only one of its two brackets, in the line '5s\] b'"),
         ("[0s] a [9999999s] b", "begins at 1e.07 s; expected a time from 0 to"),
         ("x" * 1_000_000, "1,000,000 characters; expected at most 20,000"),
         ("[0s] a [1s] " + "x" * 1_000_000, "prompt at 1 s has 1,000,000"),
@@ -200,7 +200,7 @@ def test_behind_blocks_that_are_left_out_the_film_begins_at_zero():
 def test_snapping_does_not_depend_on_the_length():
     longer = VideoGeometry(832, 480, 16.0, 3, 400)
     assert snap([0.0, 7.0, 100.0], GEOMETRY) == snap([0.0, 7.0, 100.0], longer)
-    assert "behind the end" in describe(snap([0.0, 100.0], GEOMETRY), GEOMETRY)[1]
+    assert "after the end" in describe(snap([0.0, 100.0], GEOMETRY), GEOMETRY)[1]
 
 
 @pytest.mark.parametrize("times", [[0.0, 0.2], [0.0, 5.0, 5.3]])
@@ -216,7 +216,7 @@ def test_cuts_and_flushes_stand_behind_the_time(text):
 
 
 def test_the_first_prompt_cuts_nothing_and_other_words_are_no_changes():
-    with pytest.raises(PackForcingError, match="first prompt is a cut"):
+    with pytest.raises(PackForcingError, match="first prompt has a cut"):
         parse_timeline("[0s cut] a [5s] b")
     with pytest.raises(PackForcingError, match="20s fade"):
         parse_timeline("[0s] a [20s fade] b")

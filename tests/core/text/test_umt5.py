@@ -86,11 +86,11 @@ def test_prompts_are_cleaned_as_wan_does(prompt, cleaned):
 
 
 def test_a_missing_or_foreign_folder_says_what_was_expected(tmp_path, folder):
-    with pytest.raises(PackForcingError, match=r"is no folder; expected a local transformers folder"):
+    with pytest.raises(PackForcingError, match=r"is not a folder; expected a local transformers folder"):
         encode("x", tmp_path / "none")
     with pytest.raises(PackForcingError, match="has no tokenizer"):
         encode("x", tmp_path)
-    with pytest.raises(PackForcingError, match=r"64 wide .* the transformer reads 4096"):
+    with pytest.raises(PackForcingError, match=r"width 64 .* the transformer needs 4096"):
         encode_prompt("x", folder)
 
 
