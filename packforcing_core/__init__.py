@@ -1,3 +1,3 @@
-"""PackForcing: block-by-block video from Wan2.1 models in constant memory. Imports no ComfyUI."""
+"""PackForcing: block-by-block video from Wan2.1 models in VRAM that does not grow with length. Imports no ComfyUI."""
 
 __version__ = "0.1.0"

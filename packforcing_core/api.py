@@ -1,4 +1,4 @@
-"""The public Python API: models, settings, and a render as one iterator of events with a finished file at its end."""
+"""The public Python API: models, settings, and a render as an iterator of events that ends with a finished file."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def load_models(
     decode_device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Models:
-    """A Wan2.1 T2V checkpoint with its VAE, the folder of its text encoder and trained compressor weights, if any.
+    """Loads a Wan2.1 T2V checkpoint with its VAE and, if given, its text encoder's folder and trained compressor
+    weights.
 
-    `loras` are files with their strengths, added to the weights; PackForcingError where one fits nothing of them.
-
-    On a GPU in bfloat16 unless told otherwise, else on the CPU in float32; the VAE on `decode_device` if
-    one is named. PackForcingError for files that are not what is expected or do not belong together, and for a device
-    that cannot be used; without a text encoder a render is opened with a script of embeddings.
+    `loras` maps LoRA files to strengths; they are merged into the weights. By default models run on a GPU in bfloat16,
+    or on the CPU in float32 if there is none; the VAE on `decode_device` if given. Raises PackForcingError for files of
+    another kind or that do not belong together, a LoRA that fits no layer, and a device that cannot be used. Without a
+    text encoder, open the render with a script of embeddings.
     """
     place = usable_device(str(device or ("cuda" if torch.cuda.is_available() else "cpu")), "device")
     decodes = usable_device(str(decode_device), "decode_device") if decode_device else place
@@ -95,7 +95,9 @@ def load_models(
 
 
 def load_miniature(dtype: torch.dtype | None = None) -> Models:
-    """The trained miniature that comes with the package, for 128x64 pixels; in what this CPU computes it fastest in."""
+    """The trained miniature that comes with the package, for 128x64 pixels, in the dtype that is fastest on
+    this CPU.
+    """
     kind = dtype or shipped.fast_dtype()
     words, trained = shipped.load_text(), shipped.load_compressor(dtype=kind)
     return Models(

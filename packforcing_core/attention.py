@@ -1,7 +1,7 @@
-"""The `attention` interface: the callable that all attention of the transformer goes through, and its backends.
+"""The `attention` interface: the function that computes all attention of the transformer, and its backends.
 
-`supported` says by capability which backends a device may have, in the order of preference until `packforcing bench`
-has measured another; `attention_named` gives one of them.
+`supported` lists the backends that a device can run, in the order of preference; `packforcing bench` can measure
+another order. `attention_named` returns one of them.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from .errors import PackForcingError
 class Attention(Protocol):
     """`attention(q, k, v)`: q [B, Lq, heads, head_dim], k and v [B, Lk, heads, head_dim] -> [B, Lq, heads, head_dim].
 
-    Softmax of q.k / sqrt(head_dim) over all Lk keys, no mask: what may not be seen is not handed over.
+    Softmax of q.k / sqrt(head_dim) over all Lk keys, without a mask: keys that must not be seen are not passed.
     """
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's own scaled dot product attention, by the kernel that PyTorch chooses."""
+    """PyTorch's scaled dot product attention, with the kernel that PyTorch chooses."""
     out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return out.transpose(1, 2)
 
 
 class Capability(NamedTuple):
-    """What decides which backends can run: `architecture` is a GPU's (major, minor), (0, 0) elsewhere; `packages` are
-    those of the backends' packages that are installed.
+    """What decides which backends can run. `architecture` is a GPU's (major, minor), (0, 0) elsewhere; `packages` are
+    the installed packages of the backends.
     """
 
     device_type: str
@@ -58,9 +58,9 @@ class Capability(NamedTuple):
 
 @dataclass(frozen=True)
 class Backend:
-    """An attention kernel. `exact` ones compute in the dtype that they are given, others in fewer bits.
+    """An attention kernel. `exact` ones compute in the given dtype, others in fewer bits.
 
-    `architectures` is the half-open range of GPU architectures it runs on, None for every device.
+    `architectures` is the half-open range of GPU architectures that it supports, None for every device.
     """
 
     build: Callable[[], Attention]
@@ -88,12 +88,12 @@ _CUDNN_FIRST = [
 
 
 def _ranked() -> bool:
-    """Whether this PyTorch takes backends as a ranking; before 2.6 they are a set, and its own ranking holds."""
+    """Whether this PyTorch accepts a ranking of backends; before 2.6 it takes a set and uses its own ranking."""
     return "set_priority" in inspect.signature(sdpa_kernel).parameters
 
 
 def cudnn_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's attention with cuDNN's kernel ranked first: what that refuses, the next takes, instead of failing."""
+    """PyTorch's attention with cuDNN's kernel first; if it does not support the inputs, the next backend is used."""
     backends = {"set_priority": True} if _ranked() else {}
     with sdpa_kernel(_CUDNN_FIRST, **backends):
         return sdpa(q, k, v)
@@ -104,7 +104,7 @@ def _flash(package: str) -> Attention:
 
     def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = function(q, k, v)
-        return out[0] if isinstance(out, tuple) else out  # Some releases give the log-sum-exp too.
+        return out[0] if isinstance(out, tuple) else out  # Some releases also return the log-sum-exp.
 
     return flash
 
@@ -120,7 +120,7 @@ def _sage() -> Attention:
 
 AMPERE, HOPPER, BLACKWELL, ANY = (8, 0), (9, 0), (10, 0), (99, 0)
 
-# In order of preference, exact ones.
+# In order of preference, exact ones first.
 BACKENDS = {
     "cudnn": Backend(lambda: cudnn_first, architectures=(AMPERE, ANY)),
     "flash3": Backend(lambda: _flash("flash_attn_interface"), "flash_attn_interface", (HOPPER, BLACKWELL)),
@@ -131,22 +131,24 @@ BACKENDS = {
 
 
 def prefers_cudnn(capability: Capability) -> bool:
-    """Whether PyTorch's own ranking, which has FlashAttention 2 before cuDNN, leaves much on the table: Hopper and data
-    centre Blackwell.
+    """Whether cuDNN is much faster than PyTorch's first choice, FlashAttention 2: on Hopper and data centre
+    Blackwell.
     """
     hopper = HOPPER <= capability.architecture < (11, 0)
     return hopper and capability.device_type == "cuda" and BACKENDS["cudnn"].runs_on(capability)
 
 
 def supported(capability: Capability, exact: bool = True) -> tuple[str, ...]:
-    """The backends that can run there, preferred first; with `exact`, without those that compute in fewer bits."""
+    """The backends that can run on this device, preferred first; with `exact`, without those that compute in fewer
+    bits.
+    """
     return tuple(name for name, b in BACKENDS.items() if b.runs_on(capability) and (b.exact or not exact))
 
 
 def attention_named(name: str, capability: Capability) -> Attention:
-    """The backend called `name`; "auto" is cuDNN where `prefers_cudnn`, else the first other that `supported` names.
+    """The backend called `name`. "auto" is cuDNN if `prefers_cudnn`, else the first other one in `supported`.
 
-    PackForcingError where it cannot run.
+    Raises PackForcingError if it cannot run here.
     """
     able = supported(capability, exact=False)
     if name == "auto":
@@ -161,7 +163,9 @@ def attention_named(name: str, capability: Capability) -> Attention:
 
 
 def measured_order(names: tuple[str, ...], seconds: Callable[[str], float]) -> tuple[str, ...]:
-    """`names` by what `seconds` measures for each, fastest first; a name that fails (RuntimeError) is left out."""
+    """`names` sorted by the time that `seconds` measures, fastest first; a name that raises RuntimeError is
+    left out.
+    """
     times = {}
     for name in names:
         try:

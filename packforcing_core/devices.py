@@ -1,4 +1,4 @@
-"""What devices do not support, and how they report that their memory is full."""
+"""What devices do not support, and how they report that they are out of memory."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 
 from .errors import PackForcingError
 
-# How torch and the libraries under it say so where they raise no class of its own: CUDA, cuBLAS, cuDNN, HIP, MPS, XPU,
-# DirectML, and the host's allocators. In lower case.
+# Out-of-memory messages of torch and its libraries where they have no exception class: CUDA, cuBLAS, cuDNN, HIP, MPS,
+# XPU, DirectML, and CPU allocators. In lower case.
 _FULL = (
     "out of memory",
     "outofmemory",
@@ -21,7 +21,7 @@ _FULL = (
     "statusallocfailed",
     "rocblas_status_memory_error",
     "cudaerrormemoryallocation",
-    "valid cudnn algorithm",  # cuDNN found none that fits into what is left
+    "valid cudnn algorithm",  # cuDNN found no algorithm that fits in the free memory.
     "not enough gpu video memory",
     "can't allocate memory",
     "cannot allocate memory",
@@ -32,7 +32,7 @@ _FULL = (
 
 
 def usable_device(name: str, option: str = "--device") -> torch.device:
-    """The device that `option` names, tried with one element; PackForcingError where there is none or it fails."""
+    """The device that `option` names, tested with one element. Raises PackForcingError if it is missing or fails."""
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
@@ -42,7 +42,7 @@ def usable_device(name: str, option: str = "--device") -> torch.device:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory has run out, on a device or in the host, in whatever words."""
+    """Whether an error means that a device or the system is out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     said = str(error).lower()
@@ -50,7 +50,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def has_complex(device: torch.device | str) -> bool:
-    """Whether `device` multiplies complex numbers (older MPS and DirectML have none)."""
+    """Whether `device` supports complex numbers (older MPS and DirectML do not)."""
     return _has_complex(str(device))
 
 
@@ -65,7 +65,7 @@ def _has_complex(device: str) -> bool:
 
 
 def widest_float(device: torch.device | str) -> torch.dtype:
-    """float64, or float32 on a device that has none (MPS, some XPUs, DirectML)."""
+    """float64, or float32 on a device without float64 (MPS, some XPUs, DirectML)."""
     return _widest_float(str(device))
 
 

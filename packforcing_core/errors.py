@@ -1,4 +1,4 @@
-"""The one family of errors that a user is meant to read."""
+"""The one class of errors that are written for the user."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Sizes of a render, in plain integers: pixel frames, latent frames, blocks, tokens.
+"""Sizes of a render, as plain integers: pixel frames, latent frames, blocks, tokens.
 
-The Wan VAE's first latent frame stands for one pixel frame and every other for four; space is reduced 8 times by the
-VAE and 2 times by the transformer's patch.
+The Wan VAE's first latent frame is one pixel frame, every other one is four. The VAE reduces height and width 8 times,
+the transformer's patches another 2 times.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ LATENT_CHANNELS = 16
 MAX_SIDE = 8192
 MAX_FPS = 240.0
 MAX_SECONDS = 36_000.0
-# How many latent frames, and how many latent pixels along each side, one token of a compressed block stands for.
+# How many latent frames, and how many latent pixels along each side, one token of a compressed block covers.
 COMPRESSED_TIME = 2
 COMPRESSED_SPACE = 8
 
 
 def size_text(size: int) -> str:
-    """Bytes for people: "3.99 GB", and below a hundredth of one "4.7 MB"."""
+    """A size in bytes as text: "3.99 GB", or "4.7 MB" below 0.01 GB."""
     return f"{size / GB:.2f} GB" if size == 0 or size >= GB / 100 else f"{size / 1e6:.2g} MB"
 
 
 def pixel_frames(latent_frames: int) -> int:
-    """Pixel frames that `latent_frames` decode to, counted from the start of a video."""
+    """Pixel frames in `latent_frames` latent frames from the start of a video."""
     return 1 + PIXEL_FRAMES_PER_LATENT * (latent_frames - 1) if latent_frames > 0 else 0
 
 
 def blocks_for_seconds(seconds: float, fps: float, frames_per_block: int) -> int:
-    """The number of blocks whose video comes nearest to `seconds`, at least one."""
+    """The number of blocks whose length is closest to `seconds`, at least one."""
     latent_frames = (seconds * fps - 1) / PIXEL_FRAMES_PER_LATENT + 1
     return max(1, math.floor(latent_frames / frames_per_block + 0.5))
 
 
 def compressed_grid(frames_per_block: int, latent_height: int, latent_width: int) -> tuple[int, int, int]:
-    """Time, rows and columns (g_t, g_h, g_w) of the tokens that stand for one compressed block: their product is N_c.
+    """The grid (g_t, g_h, g_w) of a compressed block's tokens in time, rows and columns; their product is N_c.
 
-    Sizes in latent frames and latent pixels. ceil(T/2) x floor(h/8) x floor(w/8), each at least 1; 2 x 7 x 13 = 182 for
-    a block of 4 at 832x480. Source: the PackForcing paper (arXiv 2603.25730).
+    From latent frames T and latent pixels h, w: ceil(T/2) x floor(h/8) x floor(w/8), each at least 1. For a block of 4
+    at 832x480: 2 x 7 x 13 = 182. Source: the PackForcing paper (arXiv 2603.25730).
     """
     return (
         -(-frames_per_block // COMPRESSED_TIME),
@@ -56,13 +56,13 @@ def compressed_grid(frames_per_block: int, latent_height: int, latent_width: int
 
 def _require_positive(name: str, value: float, unit: str, most: float = math.inf) -> None:
     if not (math.isfinite(value) and 0 < value <= most):
-        up_to = f", {most:g} at most" if math.isfinite(most) else ""
+        up_to = f", at most {most:g}" if math.isfinite(most) else ""
         raise PackForcingError(f"{name} is {value}; expected a positive number of {unit}{up_to}.")
 
 
 def _require_size(name: str, value: int) -> None:
     if value > MAX_SIDE:
-        raise PackForcingError(f"{name} is {value}; expected {MAX_SIDE} pixels at most.")
+        raise PackForcingError(f"{name} is {value}; expected at most {MAX_SIDE} pixels.")
     if value < SIZE_MULTIPLE or value % SIZE_MULTIPLE:
         below = max(SIZE_MULTIPLE, value // SIZE_MULTIPLE * SIZE_MULTIPLE)
         raise PackForcingError(
@@ -92,7 +92,7 @@ class VideoGeometry:
     def from_seconds(
         cls, seconds: float, *, width: int, height: int, fps: float, frames_per_block: int
     ) -> VideoGeometry:
-        """The geometry nearest to a wished length; `seconds` of the result says what it became."""
+        """The geometry closest to a requested length; `seconds` of the result is the actual length."""
         _require_positive("seconds", seconds, "seconds", MAX_SECONDS)
         _require_positive("fps", fps, "frames per second", MAX_FPS)
         _require_positive("seconds x fps", seconds * fps, "frames")
@@ -109,7 +109,7 @@ class VideoGeometry:
 
     @property
     def frames_per_push(self) -> int:
-        """Pixel frames that a whole block decodes to."""
+        """Pixel frames in a whole block."""
         return PIXEL_FRAMES_PER_LATENT * self.frames_per_block
 
     @property
@@ -135,12 +135,12 @@ class VideoGeometry:
 
     @property
     def compressed_grid(self) -> tuple[int, int, int]:
-        """Tokens in time, rows and columns of a block's compressed form."""
+        """The grid of a compressed block's tokens: time, rows and columns."""
         return compressed_grid(self.frames_per_block, self.latent_height, self.latent_width)
 
     @property
     def compressed_tokens(self) -> int:
-        """Tokens of a block's compressed form (N_c): 182 for 4 latent frames at 832x480."""
+        """Tokens in a compressed block (N_c): 182 for 4 latent frames at 832x480."""
         return math.prod(self.compressed_grid)
 
     @property
@@ -149,7 +149,7 @@ class VideoGeometry:
         return (1, LATENT_CHANNELS, self.frames_per_block, self.latent_height, self.latent_width)
 
     def block_at(self, seconds: float) -> int:
-        """The block that shows the moment `seconds` after the start (also behind the end of the clip)."""
+        """The block that shows the time `seconds` (which may be after the end of the clip)."""
         _require_positive("seconds", seconds + 1, "seconds")
         frame = math.floor(seconds * self.fps)
         latent_frame = (frame + PIXEL_FRAMES_PER_LATENT - 1) // PIXEL_FRAMES_PER_LATENT
@@ -163,7 +163,7 @@ class VideoGeometry:
         )
 
     def describe_length(self, wished_seconds: float) -> str:
-        """One line that says what rounding to whole blocks made of the wished length."""
+        """One line on how the requested length was rounded to whole blocks."""
         return (
             f"{wished_seconds:g} s at {self.fps:g} FPS became {self.seconds:.2f} s: {self.pixel_frames} frames "
             f"in {self.blocks} blocks of {self.frames_per_block} latent frames"

@@ -1,4 +1,4 @@
-"""What a forward pass of the transformer attends to apart from its own tokens: the contract between model and cache."""
+"""What a forward pass attends to in addition to its own tokens: the interface between model and cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class History(Protocol):
-    """What attention sees of the past, as a model pass holds it."""
+    """The past, as a model pass sees it."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of the pass's own tokens over the past and themselves.
@@ -19,7 +19,7 @@ class History(Protocol):
 
 @runtime_checkable
 class Writer(History, Protocol):
-    """The history of a commit, which can also take what a layer keeps without giving its attention."""
+    """The history of a commit. It can also store a layer's keys and values without computing attention."""
 
     def keep(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        """Stores what `attend` would store: all that a commit needs of its last layer, whose output nobody reads."""
+        """Stores what `attend` would store. Enough for a commit's last layer, whose output is not used."""

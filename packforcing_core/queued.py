@@ -1,4 +1,4 @@
-"""Work that is queued on CUDA devices without the host waiting for it: small tensors on their way, side streams."""
+"""Work that is queued on CUDA devices without the host waiting: copies of small tensors, side streams."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 Moment = tuple[torch.cuda.Event, ...]
-"""When all that was queued on the streams of a `SideStream` is done."""
+"""The completion of all work queued so far on the streams of a `SideStream`."""
 
 
 def to_device(x: Tensor, device: torch.device | str) -> Tensor:
-    """`x` on `device`. From the host to a CUDA device through pinned memory: the copy is queued like any other work."""
+    """`x` on `device`. From CPU to CUDA it is copied through pinned memory, so that the copy is queued like
+    other work.
+    """
     device = torch.device(device)
     if device.type == "cuda" and x.device.type == "cpu":
         return x.pin_memory().to(device, non_blocking=True)
@@ -21,15 +23,15 @@ def to_device(x: Tensor, device: torch.device | str) -> Tensor:
 
 
 class SideStream:
-    """A stream of its own on each CUDA device among `devices`; elsewhere work just runs."""
+    """A separate stream on each CUDA device among `devices`; on other devices work runs directly."""
 
     def __init__(self, *devices: torch.device):
         self._streams = [torch.cuda.Stream(d) for d in dict.fromkeys(devices) if d.type == "cuda"]
 
     @contextmanager
     def beside(self, *tensors: Tensor) -> Iterator[None]:
-        """Work that waits for what was queued before it on these devices, and that nothing after it waits for;
-        `tensors` are what it reads of what others made.
+        """Work that waits for everything queued before it on these devices, and that later work does not wait for.
+        `tensors` are inputs that other streams made.
         """
         if not self._streams:
             yield
@@ -40,30 +42,32 @@ class SideStream:
                 for other in others:
                     stream.wait_stream(other)
             self.lend(*tensors)
-            for stream in reversed(self._streams):  # The first device is the current one inside.
+            for stream in reversed(self._streams):  # Inside, the first device is the current one.
                 entered.enter_context(torch.cuda.stream(stream))
             yield
 
     def lend(self, *tensors: Tensor) -> None:
-        """`tensors`, made by others, for all that is queued here from now on: freed, their memory stays until it is
-        done.
+        """Allows all work queued here from now on to read `tensors`, which other streams made: if they are freed, their
+        memory is kept until that work is done.
         """
         for tensor in tensors:
             for stream in self._streams if tensor.is_cuda else ():
                 tensor.record_stream(stream)
 
     def mark(self) -> Moment:
-        """The moment at which all work until now is done."""
+        """The completion of all work queued so far."""
         return tuple(stream.record_event() for stream in self._streams)
 
     def wait(self, moment: Moment) -> None:
-        """Work queued from here on, on any of the devices, waits for `moment`."""
+        """Makes work queued after this call, on any of the devices, wait for `moment`."""
         for stream in self._streams:
             for event in moment:
                 torch.cuda.current_stream(stream.device).wait_event(event)
 
     def hand_over(self, tensor: Tensor) -> Tensor:
-        """`tensor`, made beside, for the current stream: its memory stays as long as work queued there needs it."""
+        """Passes `tensor`, made on the side stream, to the current stream: its memory is kept while work queued there
+        needs it.
+        """
         if self._streams and tensor.is_cuda:
             tensor.record_stream(torch.cuda.current_stream(tensor.device))
         return tensor

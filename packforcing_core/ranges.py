@@ -1,4 +1,4 @@
-"""The allowed range of every number from the user, from widgets, links, JSON, command line or job files."""
+"""The allowed range of every number from the user: from widgets, links, JSON, command line or job files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LONGEST_SHOWN = 60
 
 @dataclass(frozen=True)
 class Range:
-    """From `least` to `most`; with `above` without `least` itself. `whole`: whole numbers only."""
+    """From `least` to `most`; with `above`, excluding `least`. `whole`: whole numbers only."""
 
     least: float
     most: float
@@ -24,12 +24,13 @@ class Range:
     def __str__(self) -> str:
         what = "a whole number" if self.whole else "a number"
         if self.above:
-            return f"{what} above {self.least}, {self.most} at most"
+            return f"{what} above {self.least} and at most {self.most}"
         return f"{what} from {self.least} to {self.most}"
 
     def holds(self, value: Any) -> bool:
-        """Whether `value` is such a number; True, False and texts are none."""
-        kind: Any = Integral if self.whole else Real  # Numbers of all libraries; a type checker cannot compare them.
+        """Whether `value` is a number in this range; True, False and text are not numbers."""
+        # Accepts numbers of any library; a type checker cannot compare them.
+        kind: Any = Integral if self.whole else Real
         if isinstance(value, bool) or not isinstance(value, kind):
             return False
         return (self.least < value if self.above else self.least <= value) and bool(value <= self.most)
@@ -55,11 +56,11 @@ RANGES = {
     "workers": Range(1, 10_000, whole=True),
     "attempts": Range(1, 1000, whole=True),
 }
-"""By the name of the widget or option."""
+"""The ranges, by the name of the widget or option."""
 
 
 def in_range(name: str, value: Any) -> Any:
-    """`value` as a plain int or float. PackForcingError that names the widget where it is out of its range."""
+    """`value` as a plain int or float. Raises PackForcingError that names the widget if it is out of range."""
     allowed = RANGES[name]
     if not allowed.holds(value):
         shown = repr(value)

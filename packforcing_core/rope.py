@@ -1,8 +1,8 @@
 """Wan's three-axis rotary position embedding.
 
-A head of d channels gives d - 4(d//6) to time, 2(d//6) to height and 2(d//6) to width, as interleaved pairs; pair j
-of an axis with c channels turns by position / theta^(2j/c). Angles are taken in float64 and the rotation in float32:
-in bfloat16 temporal positions above 256 would collide.
+A head of d channels has d - 4(d//6) for time, 2(d//6) for height and 2(d//6) for width, in interleaved pairs. Pair j of
+an axis with c channels is rotated by position / theta^(2j/c). Angles are computed in float64 and the rotation in
+float32: in bfloat16, temporal positions above 256 would collide.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Rotation = Tensor
 
 
 KEPT_TIMES = 256
-"""Tables of temporal positions that a GridRope keeps, 0.5 KB a position; a window with its own clock needs few."""
+"""How many temporal positions a GridRope caches, 0.5 KB each; a window with its own clock needs few."""
 
 
 def rotation_by(angles: Tensor, device: torch.device | str) -> Rotation:
@@ -50,7 +50,7 @@ def axis_angles(positions: Tensor, channels: int) -> Tensor:
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turns the channel pairs of `x` [B, L, heads, head_dim]; dtype and shape are kept."""
+    """Rotates the channel pairs of `x` [B, L, heads, head_dim]; dtype and shape are kept."""
     if fast.rotates(x):
         turned = torch.empty_like(x)
         fast.rotate_into(x, rotation, turned)
@@ -59,7 +59,7 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 def rotate_into(target: Tensor, x: Tensor, rotation: Rotation) -> None:
-    """Writes `rotate` of `x` to `target`, a view of a buffer of the same shape and dtype."""
+    """Writes `rotate(x, rotation)` to `target`, a view of a buffer with the same shape and dtype."""
     if fast.rotates(x) and fast.rotates(target):
         fast.rotate_into(x, rotation, target)
     else:
@@ -69,8 +69,8 @@ def rotate_into(target: Tensor, x: Tensor, rotation: Rotation) -> None:
 class GridRope:
     """Rotations for latent frames of one token grid, made on `device`.
 
-    Spatial angles never change, so a block's table costs the cosines of a few temporal positions and an expansion.
-    `rows` and `columns` are the coordinates of a grid that is not the full one (fractions are allowed).
+    Spatial angles never change, so a block's table only needs the cosines of a few temporal positions and an expansion.
+    `rows` and `columns` are the coordinates of a grid other than the full one (fractions are allowed).
     """
 
     def __init__(
@@ -98,18 +98,18 @@ class GridRope:
         """The rotation of whole latent frames at temporal `positions`: [len(positions) x tokens_per_frame, 1,
         pairs].
         """
-        # Where one of the two turns, the other is 1: the product keeps the bits of both.
+        # Each factor is 1 where the other rotates, so the product keeps the bits of both.
         return plain.product(self.time(positions), self._spatial.squeeze(1)).flatten(0, 1).unsqueeze(1)
 
     def spatial(self, frames: int) -> Rotation:
-        """The rotation of `frames` latent frames by height and width alone (the angle of time is zero)."""
+        """The rotation of `frames` latent frames by height and width only (temporal angles are zero)."""
         return self.frames([0.0] * frames)
 
     def time(self, positions: Sequence[float]) -> Rotation:
-        """The rotation by time alone (spatial angles are zero), one row per position: [len(positions), 1, pairs]."""
+        """The rotation by time only (spatial angles are zero), one row per position: [len(positions), 1, pairs]."""
         key = tuple(positions)
         if key not in self._times:
-            with torch.inference_mode(False):  # A table that outlives this call must serve any mode.
+            with torch.inference_mode(False):  # The cached table outlives this call and must work in any mode.
                 angles = axis_angles(_coordinates(key), self._time_channels)
                 padded = F.pad(angles, (0, (self.head_dim - self._time_channels) // 2))
                 self._times[key] = rotation_by(padded, self.device)

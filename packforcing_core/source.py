@@ -1,6 +1,6 @@
 """Images, videos and latents that a render starts from.
 
-image            repeated to the frames of one block, then encoded: it stands still there (in frame-wise models: one)
+image            repeated for the frames of one block, then encoded: it is held still (frame-wise models: one frame)
 end of a video   its last frames, encoded as if the video started there
 whole video      encoded, for video-to-video
 """
@@ -25,24 +25,24 @@ FRAMES_AT_ONCE = 16
 
 
 def blocks_in(seconds: float, geometry: VideoGeometry) -> int:
-    """How many blocks are nearest to `seconds`, at least one."""
+    """The number of blocks closest to `seconds`, at least one."""
     if not 0 < seconds < float("inf"):
-        raise PackForcingError(f"Got {seconds} seconds to begin from; expected a positive number.")
+        raise PackForcingError(f"Got {seconds} seconds of the video to continue; expected a positive number.")
     return max(1, round(seconds * geometry.fps / (PIXEL_FRAMES_PER_LATENT * geometry.frames_per_block)))
 
 
 def last_frames(frames: Iterable[np.ndarray], frame_rate: float, fps: float, count: int) -> list[np.ndarray]:
-    """The last `count` frames, or all there are, of a video of `frame_rate`, as a video of `fps` has them."""
+    """The last `count` frames, or all there are, of a video with `frame_rate`, converted to `fps`."""
     ratio = frame_rate / fps
     kept = deque(frames, maxlen=int(count * ratio) + 2)
     if not kept:
-        raise PackForcingError("The video to begin from holds no frames.")
+        raise PackForcingError("The start video has no frames.")
     places = (len(kept) - 1 - int(back * ratio + 0.5) for back in range(count))
     return [kept[place] for place in places if place >= 0][::-1]
 
 
 def at_rate(frames: Iterable[np.ndarray], frame_rate: float, fps: float) -> Iterator[np.ndarray]:
-    """A video of `frame_rate` as a video of `fps`: each moment shows the frame that is shown then."""
+    """Converts a video from `frame_rate` to `fps`: each output frame is the input frame shown at that time."""
     shown = 0
     for number, frame in enumerate(frames):
         while shown * frame_rate < (number + 1) * fps - 1e-6:
@@ -51,7 +51,9 @@ def at_rate(frames: Iterable[np.ndarray], frame_rate: float, fps: float) -> Iter
 
 
 def fitted(frames: np.ndarray, width: int, height: int) -> Tensor:
-    """uint8 [T, H, W, 3] -> [1, 3, T, height, width] in [-1, 1]: scaled to cover the size, the middle of it."""
+    """uint8 [T, H, W, 3] -> [1, 3, T, height, width] in [-1, 1]: scaled to cover the size, then cropped to the
+    centre.
+    """
     if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
         raise PackForcingError(f"Got images of shape {list(frames.shape)}; expected [frames, height, width, 3].")
     video = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -75,21 +77,23 @@ def encoded(vae: WanVAE, frames: Iterable[np.ndarray], geometry: VideoGeometry) 
 
     for frame in frames:
         if waiting and frame.shape != waiting[0].shape:
-            raise PackForcingError(f"Frames of {frame.shape[:2]} and {waiting[0].shape[:2]} pixels are in one video.")
+            raise PackForcingError(
+                f"The video has frames of {frame.shape[:2]} and of {waiting[0].shape[:2]} pixels; expected one size."
+            )
         waiting.append(frame)
         if len(waiting) == FRAMES_AT_ONCE:
             push()
     if waiting:
         push()
     if not latents:
-        raise PackForcingError("The video to begin from holds no frames.")
+        raise PackForcingError("The start video has no frames.")
     return torch.cat(latents, dim=2)
 
 
 def given_by_frames(vae: WanVAE, frames: Sequence[np.ndarray], geometry: VideoGeometry) -> Tensor:
     """The last whole blocks that `frames` (uint8 [H, W, 3], at the render's rate) make: [1, 16, k B_f, h, w].
 
-    Too few for one block are preceded by copies of the first: an image becomes a block that stands still.
+    Too few frames for one block are preceded by copies of the first, so an image becomes a still block.
     """
     per_block = geometry.frames_per_block
     blocks = max(1, ((len(frames) - 1) // PIXEL_FRAMES_PER_LATENT + 1) // per_block)
@@ -99,33 +103,33 @@ def given_by_frames(vae: WanVAE, frames: Sequence[np.ndarray], geometry: VideoGe
 
 
 def given_by_latents(samples: Tensor, geometry: VideoGeometry, blocks: int) -> Tensor:
-    """The last `blocks` whole blocks, or all there are, of latents as the VAE makes them, [1, 16, T, h, w], in model
-    space.
+    """The last `blocks` whole blocks, or all there are, of latents in the VAE's own scale [1, 16, T, h, w]; the result
+    is in model space.
     """
     own = (geometry.latent_height, geometry.latent_width)
     if samples.ndim != 5 or samples.shape[:2] != (1, LATENT_CHANNELS) or tuple(samples.shape[3:]) != own:
         raise PackForcingError(
-            f"Got a LATENT of shape {list(samples.shape)} to begin from; expected [1, {LATENT_CHANNELS}, frames, "
+            f"Got a LATENT of shape {list(samples.shape)} to start from; expected [1, {LATENT_CHANNELS}, frames, "
             f"{own[0]}, {own[1]}] for {geometry.width}x{geometry.height} pixels. Set the sampler's size to the clip's."
         )
     frames = min(blocks, samples.shape[2] // geometry.frames_per_block) * geometry.frames_per_block
     if frames == 0:
         raise PackForcingError(
-            f"Got a LATENT of {samples.shape[2]} latent frames to begin from, and a block has "
-            f"{geometry.frames_per_block}. Give a longer clip; a single image goes to the image input."
+            f"Got a LATENT of {samples.shape[2]} latent frames to start from, but a block has "
+            f"{geometry.frames_per_block}. Use a longer clip; connect a single image to start_image."
         )
     return normalise(samples[:, :, -frames:]).cpu()
 
 
 def repainted_by_frames(vae: WanVAE, frames: Iterable[np.ndarray], geometry: VideoGeometry) -> Tensor:
-    """The whole blocks of a video's beginning, as many as the render has at most: [1, 16, m B_f, h, w]."""
+    """The first whole blocks of a video, at most as many as the render has: [1, 16, m B_f, h, w]."""
     wanted = pixel_frames(geometry.latent_frames)
     latents = encoded(vae, (frame for frame, _ in zip(frames, range(wanted), strict=False)), geometry)
     whole = latents.shape[2] // geometry.frames_per_block * geometry.frames_per_block
     if whole == 0:
         raise PackForcingError(
-            f"The video to regenerate has {latents.shape[2]} latent frames, and a block has "
+            f"The video to regenerate has {latents.shape[2]} latent frames, but a block has "
             f"{geometry.frames_per_block}: it needs {pixel_frames(geometry.frames_per_block)} "
-            f"frames at {geometry.fps:g} FPS at least."
+            f"frames or more at {geometry.fps:g} FPS."
         )
     return latents[:, :, :whole]

@@ -1,3 +1,1 @@
-"""Operations that PyTorch needs several passes over memory for: versions in plain PyTorch, and Triton kernels for
-NVIDIA GPUs.
-"""
+"""Fused operations: plain PyTorch versions, and Triton kernels for NVIDIA GPUs."""

@@ -1,8 +1,8 @@
-"""Where the Triton programs run, and their launches as operations that PyTorch knows.
+"""Launches the Triton kernels as PyTorch operators, on devices where they were tested.
 
-`usable(device)` decides once a process and device: an NVIDIA GPU with Triton, on which each operation was tried and
-gave what its version in plain PyTorch gives. What fails there (no compiler for Triton's launchers) is logged, and
-plain PyTorch serves.
+`usable(device)` decides once per process and device: it must be an NVIDIA GPU with Triton, and each operation is tried
+and compared with its plain PyTorch version. If that fails (no compiler for Triton's launchers), it is logged and plain
+PyTorch is used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _lock = threading.Lock()
 
 
 def usable(device: torch.device) -> bool:
-    """Whether the kernels serve on `device`."""
+    """Whether the kernels can be used on `device`."""
     if device.type != "cuda":
         return False
     if device in _verdicts:
@@ -39,29 +39,31 @@ def usable(device: torch.device) -> bool:
 
 
 def serves(x: Tensor) -> bool:
-    """Whether the kernels may take `x`: on such a device, and no gradient is wanted, which they do not have."""
+    """Whether the kernels can be used for `x`: its device supports them, and it needs no gradient, which they do not
+    have.
+    """
     return x.is_cuda and not (torch.is_grad_enabled() and x.requires_grad) and usable(x.device)
 
 
 def rotates(x: Tensor) -> bool:
-    """Whether `rotate_into` may take `x` [B, L, heads, head_dim]: heads lie one behind the other."""
+    """Whether `rotate_into` accepts `x` [B, L, heads, head_dim]: the heads of a token are contiguous."""
     dim = x.shape[-1]
     packed = x.stride()[2:] == (dim, 1)
     return packed and dim & (dim - 1) == 0 and x.dtype in (*HALF, torch.float32) and serves(x)
 
 
 def rotate_into(x: Tensor, rotation: Tensor, out: Tensor) -> None:
-    """`plain.rotated` of x [B, L, heads, head_dim] written to `out` of the same shape, which may be `x`."""
+    """Writes `plain.rotated` of x [B, L, heads, head_dim] to `out`, which has the same shape and may be `x`."""
     torch.ops.packforcing.rotate_into(x, torch.view_as_real(rotation), out)
 
 
 def activates(x: Tensor) -> bool:
-    """Whether `norm_silu_into` may take `x` [1, C, T, H, W]: channels come last."""
+    """Whether `norm_silu_into` accepts `x` [1, C, T, H, W]: channels come last."""
     return x.ndim == 5 and x.shape[0] == 1 and x.is_contiguous(memory_format=torch.channels_last_3d) and serves(x)
 
 
 def norm_silu_into(x: Tensor, gamma: Tensor, out: Tensor, tail: Tensor) -> None:
-    """`plain.norm_silu` of x [1, C, T, H, W] written to `out`, its last frames also to `tail`; all channels last."""
+    """Writes `plain.norm_silu` of x [1, C, T, H, W] to `out`, and its last frames also to `tail`; all channels-last."""
     torch.ops.packforcing.norm_silu_into(x, gamma, out, tail)
 
 
@@ -73,7 +75,7 @@ def chosen_slots(scores: Tensor, blocks: Tensor, held: Tensor) -> Tensor:
 
 
 def reaches(bank: Tensor, device: torch.device) -> bool:
-    """Whether `recall` may read `bank`: pinned memory of the host that a kernel on `device` was seen to read."""
+    """Whether `recall` can read `bank`: pinned system RAM that a kernel on `device` was tested to read."""
     if device.type != "cuda" or not bank.is_pinned() or not usable(device):
         return False
     with _lock:
@@ -83,14 +85,14 @@ def reaches(bank: Tensor, device: torch.device) -> bool:
 
 
 def recall(bank: Tensor, slots: Tensor, held: Tensor, out: Tensor) -> None:
-    """Copies what `plain.chosen_slots` chose from `bank` [m, B, tokens, heads, head_dim] to `out` [k, B, ...] where
-    `held` says that it is not there yet. The rows of a slot and batch lie one behind the other.
+    """Copies the slots that `plain.chosen_slots` chose from `bank` [m, B, tokens, heads, head_dim] to `out` [k, B,
+    ...], except those that are in place already according to `held`. The rows of a slot and batch are contiguous.
     """
     torch.ops.packforcing.recall(bank, slots, held, out)
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`plain.linear_gelu` in one kernel of the matrix library's."""
+    """`plain.linear_gelu` in one kernel of the matrix library."""
     made = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
     return made.unflatten(0, x.shape[:-1])
 
@@ -144,12 +146,12 @@ def _recall(bank: Tensor, slots: Tensor, held: Tensor, out: Tensor) -> None:
 
 
 def _on(device: torch.device) -> AbstractContextManager:
-    """Triton launches on the current device, whatever its arguments'; its interpreter needs none."""
+    """Makes `device` current, where Triton launches; its interpreter needs none."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _define() -> torch.library.Library | None:
-    """The operations' names; a second copy of this package in one process finds them there."""
+    """Declares the operators; a second copy of this package in the process finds them declared."""
     if hasattr(torch.ops.packforcing, "rotate_into"):
         return None
     library = torch.library.Library("packforcing", "FRAGMENT")
@@ -174,17 +176,17 @@ def _tried(device: torch.device) -> bool:
         return False
     try:
         worst = max(_differences(device))
-    except Exception as error:  # Triton raises errors of many kinds, and its compiler's.
-        LOG.warning("PackForcing computes without its Triton kernels: %s: %s", type(error).__name__, error)
+    except Exception as error:  # Triton and its compiler raise errors of many kinds.
+        LOG.warning("PackForcing runs without its Triton kernels: %s: %s", type(error).__name__, error)
         return False
     if worst > 0.02:
-        LOG.warning("PackForcing computes without its Triton kernels: they are off by %.2g here.", worst)
+        LOG.warning("PackForcing runs without its Triton kernels: on this GPU they differ by %.2g.", worst)
     return worst <= 0.02
 
 
 @torch.no_grad()
 def _reads_the_host(device: torch.device) -> bool:
-    """Whether `recall` brings what lies in pinned memory of the host."""
+    """Whether `recall` can read pinned system RAM."""
     try:
         bank = torch.arange(3 * 2 * 5000, dtype=torch.float32).view(3, 2, 1000, 1, 5).pin_memory()
         slots = torch.tensor([[7, 9], [2, 0], [0, 1]], dtype=torch.int32, device=device)
@@ -192,7 +194,7 @@ def _reads_the_host(device: torch.device) -> bool:
         recall(bank, slots, torch.tensor([7, 8], dtype=torch.int32, device=device), out)
         return bool((out[0] == -1).all()) and torch.equal(out[1].cpu(), bank[0])
     except Exception as error:  # As above.
-        LOG.warning("PackForcing chooses from a bank in system RAM on the host: %s: %s", type(error).__name__, error)
+        LOG.warning("PackForcing selects from a bank in system RAM on the CPU: %s: %s", type(error).__name__, error)
         return False
 
 

@@ -1,4 +1,4 @@
-"""The operations in PyTorch's own terms: what serves without Triton, and what the kernels are compared with."""
+"""The operations in plain PyTorch: the fallback without Triton, and the reference for the kernels."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ SMALLEST_NORM = 1e-12
 def rotated(x: Tensor, rotation: Tensor) -> Tensor:
     """Channel pairs of `x` [B, L, heads, head_dim] times `rotation` [L or 1, 1, head_dim / 2] complex64, in float32.
 
-    A `rotation` [L or 1, 1, head_dim / 2, 2] of real and imaginary parts serves where there are no complex numbers.
+    On devices without complex numbers, `rotation` is [L or 1, 1, head_dim / 2, 2], real and imaginary parts.
     """
     pairs = x.float().unflatten(-1, (-1, 2))
     if not rotation.is_complex():
         return product(pairs, rotation).flatten(-2)
-    # As complex numbers, since one product is one pass over memory where its four and their sums are seven.
+    # As complex numbers: one product is one pass over memory; four real products and their sums are seven.
     return torch.view_as_real(torch.view_as_complex(pairs) * rotation).flatten(-2)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """`a` times `b`: complex numbers, or [..., 2] their real and imaginary parts."""
+    """`a` times `b`: complex numbers, or [..., 2] real and imaginary parts."""
     if a.is_complex():
         return a * b
     (x, y), (u, v) = a.unbind(-1), b.unbind(-1)
@@ -36,7 +36,7 @@ def norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
 
 
 def norm_silu_into(x: Tensor, gamma: Tensor, out: Tensor) -> None:
-    """`norm_silu` written to `out`, which is not `x`; on a CPU no other tensor of that size is made."""
+    """Writes `norm_silu` to `out`, which must not be `x`; on a CPU no other tensor of that size is made."""
     last = x.ndim == 5 and x.is_contiguous(memory_format=torch.channels_last_3d)
     if x.is_cuda and last and hasattr(torch.ops.aten, "_fused_rms_norm"):
         width = x.shape[1]
@@ -49,17 +49,17 @@ def norm_silu_into(x: Tensor, gamma: Tensor, out: Tensor) -> None:
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """GELU, in its tanh form, of a linear layer."""
+    """GELU (tanh form) of a linear layer."""
     return F.gelu(F.linear(x, weight, bias), approximate="tanh")
 
 
 def chosen_slots(scores: Tensor, blocks: Tensor, held: Tensor) -> Tensor:
-    """Which of the bank's blocks are shown, and where: [3, k] int32, by mid slot the block, its slot in the bank and
-    its place among the chosen in order of time.
+    """Which bank blocks are shown, and where: [3, k] int32. For each mid slot: the block, its bank slot, and its rank
+    in time among the selected blocks.
 
-    `scores` [m] float32 and `blocks` [m] int32 are those of the bank's slots, `held` [k] int32 the blocks that the mid
-    slots hold, -1 for none. The k highest scores are chosen, a tie going to the newer block; a block that is held
-    stays, the others take the free slots in order of time.
+    `scores` [m] float32 and `blocks` [m] int32 are those of the bank's slots; `held` [k] int32 are the blocks in the
+    mid slots, -1 for none. The k highest scores are selected; ties go to the newer block. A block that is in a mid slot
+    stays there; the others take the free slots in order of time.
     """
     newest = blocks.argsort(descending=True)
     best = newest[scores[newest].argsort(descending=True, stable=True)][: len(held)]

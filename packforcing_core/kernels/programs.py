@@ -1,4 +1,4 @@
-"""The Triton programs. Only imported where Triton is installed; `fast` launches them."""
+"""The Triton kernels. Imported only if Triton is installed; `fast` launches them."""
 
 # ruff: noqa: N803 - Triton writes what it compiles in with capitals
 from __future__ import annotations
@@ -10,7 +10,7 @@ import triton.language as tl
 @triton.jit
 def rotate(x, rotation, out, tokens, x_batch, x_token, out_batch, out_token, turn_token,
            HEADS: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
-    """x [B, L, HEADS, DIM] with a stride for batch and token each; `rotation` float32 [L or 1, DIM / 2, 2]."""
+    """x [B, L, HEADS, DIM] with strides for batch and token; `rotation` float32 [L or 1, DIM / 2, 2]."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     batch = tl.program_id(1).to(tl.int64)
     inside = row[:, None] < tokens
@@ -74,8 +74,8 @@ def chosen_slots(scores, blocks, held, out, count, SLOTS: tl.constexpr, COLUMNS:
 
 @triton.jit
 def recall(bank, slots, held, out, count, size, batches, out_slot, out_batch, AT_ONCE: tl.constexpr):
-    """Rows of `bank` [.., batches, size], which may be pinned memory of the host, to `out` [count, batches, size] with
-    a stride for slot and batch: those in slots[1] [count], where slots[0] is not what is `held`.
+    """Copies rows of `bank` [.., batches, size], which may be pinned system RAM, to `out` [count, batches, size], with
+    strides for slot and batch: the bank slots in slots[1] [count], where slots[0] differs from `held`.
     """
     slot, batch = tl.program_id(1), tl.program_id(2)
     source = tl.load(slots + count + slot).to(tl.int64)

@@ -1,1 +1,1 @@
-"""A Wan small enough for any CPU, trained on the toy world: its weights lie in the package."""
+"""A miniature Wan for any CPU, trained on the toy world; its weights are part of the package."""

@@ -1,10 +1,9 @@
-"""Reads the miniature from the package's own weights: transformer, VAE, text encoder and, where there is one, the
-trained compressor.
+"""Loads the miniature's weights from the package: transformer, VAE, text encoder and, if shipped, the compressor.
 
     model, vae, words = load_model(), load_vae(), load_text()
     context = words(["a red circle and a blue square bounce on a dark background"])    # [1, 24, 128]
 
-The files have the names and formats that large ones have, so native loaders read them too.
+The files have the names and formats of large ones, so native loaders read them too.
 """
 
 from __future__ import annotations
@@ -35,29 +34,29 @@ FAMILY = FAMILIES["miniature"]
 SIZE = (WIDTH, HEIGHT)
 """Pixels, width first: the only size it was trained at."""
 MEMORY = MINIATURE_MEMORY
-"""The KV cache policy that the model was trained with. The study (`study/README.md`) found none that is better."""
+"""The KV cache policy that the model was trained with. The study (`study/README.md`) found no better one."""
 PROMPT = "a red circle at the top left bounces on a dark background"
 
 
 def read_model() -> Checkpoint:
-    """The transformer's weights, with the length of its texts, which its file cannot tell."""
+    """The transformer's weights, with the length of its texts, which the file does not state."""
     read, texts = read_checkpoint(_shipped(MODEL)), _open(TEXT).tensors["places"].shape[0]
     return replace(read, config=replace(read.config, text_len=texts))
 
 
 def fast_dtype() -> torch.dtype:
-    """What this CPU computes the miniature fastest in: bfloat16 where it has units for it, else float32.
+    """The dtype in which this CPU runs the miniature fastest: bfloat16 if it has units for it, else float32.
 
-    With them a video takes about 0.6 of the time, and its latents differ by 0.6% of their spread, after ten blocks as
-    after one.
+    In bfloat16 a video takes about 0.6 of the time. Its latents differ by 0.6% of their standard deviation, after ten
+    blocks as after one.
     """
-    # Older versions of torch do not tell; then float32, which every CPU has.
+    # Older versions of torch do not tell; float32 always works.
     told = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return torch.bfloat16 if any(told.get(unit) for unit in ("avx512_bf16", "amx_bf16")) else torch.float32
 
 
 def load_model(dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> CausalWan:
-    """The transformer, computing in `dtype`."""
+    """The transformer, running in `dtype`."""
     return build_model(read_model(), torch.device(device), dtype)
 
 
@@ -68,16 +67,16 @@ def read_vae() -> dict[str, Tensor]:
 
 
 def load_vae(dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> WanVAE:
-    """The VAE, computing in `dtype`."""
+    """The VAE, running in `dtype`."""
     return vaes.load_vae(read_vae(), device=device, dtype=dtype)
 
 
 def load_text(path: Path = TEXT) -> WordEncoder:
-    """The text encoder in float32, with the vocabulary that its weights were made for."""
+    """The text encoder in float32, with the vocabulary that its weights were trained with."""
     file = _open(path)
     tensors = {name: tensor.float() for name, tensor in file.load(file.tensors).items()}
     rows, half = tensors["words"].shape
-    # The vocabulary grows at its end, so older weights know its first words.
+    # New words are added at the end, so older weights know the first words.
     encoder = WordEncoder(WORDS[: rows - FIRST_WORD], 2 * half, len(tensors["places"]))
     encoder.load_state_dict(tensors)
     return encoder.requires_grad_(False).eval()
@@ -90,7 +89,9 @@ def load_compressor(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> compressors.LoadedCompressor | None:
-    """The trained compressor, or another at `path`; None where the package ships none: the memory is zero-shot then."""
+    """The trained compressor, or another at `path`; None if the package has none, and the policy then runs
+    zero-shot.
+    """
     if path == COMPRESSOR and not path.exists():
         return None
     frames = FAMILY.frames_per_block
@@ -105,7 +106,5 @@ def _open(path: Path) -> TensorFile:
 
 def _shipped(path: Path) -> Path:
     if not path.exists():
-        raise PackForcingError(
-            f"The installation is missing {path}, a part of the miniature. Install the package again."
-        )
+        raise PackForcingError(f"{path}, a part of the miniature, is missing. Install the package again.")
     return path

@@ -1,14 +1,14 @@
-"""The toy world that the miniature was trained on: its size, its colours and shapes, and the words of its prompts."""
+"""The toy world of the miniature: its image size, colours and shapes, and the words of its prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 HEIGHT, WIDTH = 64, 128
-"""Pixels. A compressed block of such an image has 1 x 2 places, so that tokens can be told apart by where they are."""
+"""Pixels. A compressed block of such an image has 1 x 2 cells, so tokens can be told apart by position."""
 FPS = 16
 
-# Hues far apart: between neighbours, blurred rims would read as a third colour.
+# Hues far apart: with closer ones, blurred edges between two colours would look like a third.
 COLOURS: Mapping[str, tuple[int, int, int]] = {
     "red": (224, 40, 40),
     "green": (40, 190, 70),
@@ -26,7 +26,7 @@ SHAPES = ("circle", "square", "triangle")
 
 ROWS = ("top", "bottom")
 COLUMNS = ("left", "middle", "right")
-"""Places of an image: halves of its height, thirds of its width."""
+"""Positions in an image: halves of its height, thirds of its width."""
 
 WORDS = (
     *("a", "and", "on", "background", "the", "view", "pans", "over", "bars", "shape"),
@@ -38,4 +38,4 @@ WORDS = (
     *ROWS,
     *COLUMNS,
 )
-"""The whole vocabulary. The order is part of the text encoder: new words go to the end."""
+"""The whole vocabulary. Its order is part of the text encoder, so new words go to the end."""

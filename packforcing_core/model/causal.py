@@ -1,8 +1,8 @@
-"""The causal forward: one block of latent frames against a history.
+"""The causal forward pass: one block of latent frames that attends to a history.
 
-`CausalWan` drives a network by the attribute names of the official checkpoint and calls its modules, never their
-weights. So our own `Wan` serves, and so does the diffusion model inside a ComfyUI MODEL with everything that hosts
-hang on it (LoRA, fp8, GGUF, offloading).
+`CausalWan` uses a network through the official attribute names and calls its modules, never their weights. So it works
+with our own `Wan`, and with the diffusion model inside a ComfyUI MODEL, including everything that hosts attach to it
+(LoRA, fp8, GGUF, offloading).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .ops import TorchOps
 
 
 class Modulation(NamedTuple):
-    """The timestep's influence, per latent frame: `embedding` [B, F, 1, D], `shifts` [B, F, 6, D]."""
+    """The modulation by the timestep, per latent frame: `embedding` [B, F, 1, D], `shifts` [B, F, 6, D]."""
 
     embedding: Tensor
     shifts: Tensor
@@ -34,7 +34,7 @@ class Modulation(NamedTuple):
 class TextKV(NamedTuple):
     """Cross-attention keys and values of one layer, [B, text_len, heads, head_dim] each.
 
-    A layer whose cross-attention was given another forward (NAG) takes the embedded text `hidden` [B, text_len, D].
+    A layer whose cross-attention has a replaced forward (NAG) gets the embedded text `hidden` [B, text_len, D] instead.
     """
 
     k: Tensor
@@ -51,7 +51,7 @@ def sinusoidal_embedding(timesteps: Tensor, channels: int) -> Tensor:
 
 
 def modulate(tokens: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """tokens [B, F x n, D] times (1 + scale) plus shift, each [B, F, 1, D], per latent frame."""
+    """tokens [B, F x n, D] times (1 + scale) plus shift; scale and shift are [B, F, 1, D], per latent frame."""
     framed = tokens.unflatten(1, (scale.shape[1], -1))
     return torch.addcmul(shift, framed, 1 + scale).flatten(1, 2)
 
@@ -63,7 +63,7 @@ def add_gated(tokens: Tensor, update: Tensor, gate: Tensor) -> Tensor:
 
 
 class Seams(NamedTuple):
-    """What the layers take from outside: number of heads, `cast` and `attention` as `CausalWan` has them."""
+    """Parameters of the layers from outside: number of heads, and `cast` and `attention` of `CausalWan`."""
 
     heads: int
     cast: Callable[[Tensor, Tensor], Tensor]
@@ -73,8 +73,8 @@ class Seams(NamedTuple):
 def queries_keys_values(
     layer: Layer, tokens: Tensor, shifts: Tensor, seams: Seams
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A layer up to its self-attention: q, k (normalised, not rotated) and v [B, L, heads, head_dim], and the layer's
-    own shifts [B, F, 6, D].
+    """The part of a layer before its self-attention: q, k (normalised, not rotated) and v [B, L, heads, head_dim], and
+    the layer's own shifts [B, F, 6, D].
     """
     shifts = seams.cast(layer.modulation, tokens) + shifts
     shift, scale = (shifts[:, :, i].unsqueeze(2) for i in (0, 1))
@@ -88,7 +88,9 @@ def queries_keys_values(
 def after_attention(
     layer: Layer, tokens: Tensor, attended: Tensor, shifts: Tensor, text: TextKV, seams: Seams
 ) -> Tensor:
-    """The rest of a layer: tokens [B, L, D] and what its self-attention `attended` [B, L, heads, head_dim]."""
+    """The part of a layer after its self-attention: tokens [B, L, D], self-attention output `attended` [B, L, heads,
+    head_dim].
+    """
     gate1, shift2, scale2, gate2 = (shifts[:, :, i].unsqueeze(2) for i in (2, 3, 4, 5))
     tokens = add_gated(tokens, layer.self_attn.o(attended.flatten(2)), gate1)
     cross, x = layer.cross_attn, layer.norm3(tokens)
@@ -101,8 +103,8 @@ def after_attention(
 
 
 def feed_forward(ffn: nn.Sequential, x: Tensor) -> Tensor:
-    """`ffn(x)`. On a GPU its GELU rides in the first product where both are plain modules; a host's product is followed
-    by a GELU in place, which spares a tensor of the hidden width (112 MB at 832x480 in blocks of 4).
+    """`ffn(x)`. On a GPU, GELU is fused into the first product if both are plain modules. After a host's own product,
+    GELU runs in place, which saves a tensor of the hidden width (112 MB at 832x480 in blocks of 4).
     """
     if type(ffn) is not nn.Sequential or len(ffn) != 3 or torch.is_grad_enabled():
         return ffn(x)
@@ -118,9 +120,9 @@ def feed_forward(ffn: nn.Sequential, x: Tensor) -> Tensor:
 class CausalWan:
     """Runs blocks of latent frames through `net`.
 
-    `dtype` is that of the activations; `cast` brings bare parameters to an activation's device and dtype; `attention`
-    is the seam all attentions go through. `compiled` runs the layers through torch.compile: for networks of plain
-    modules, where it gives one graph a half-layer and shape, however many layers and blocks there are.
+    `dtype` is that of the activations. `cast` moves bare parameters to an activation's device and dtype. All attention
+    goes through `attention`. `compiled` runs the layers through torch.compile, for networks of plain modules: one graph
+    per half-layer and shape, for any number of layers and blocks.
     """
 
     def __init__(
@@ -141,16 +143,16 @@ class CausalWan:
         self.device = torch.device(device)
         self.attention = attention
         self.compiled = compiled
-        fast.usable(self.device)  # Tried here: not in the middle of a block, and not while a graph is traced.
+        fast.usable(self.device)  # Tested here, not in the middle of a block or while a graph is traced.
         self._cast = cast
-        # What lies between the halves, the history, stays eager: its slices grow until the window is full.
+        # The history, between the two halves, stays eager: its slices grow until the window is full.
         self._before, self._after = queries_keys_values, after_attention
         if compiled:
             self._before = torch.compile(queries_keys_values, dynamic=False)
             self._after = torch.compile(after_attention, dynamic=False)
 
     def encode_text(self, context: Tensor) -> list[TextKV]:
-        """Text embeddings [B, text_len, text_dim] -> the cross-attention keys and values of every layer, once a
+        """Text embeddings [B, text_len, text_dim] -> the cross-attention keys and values of every layer; once per
         prompt.
         """
         hidden = self._text_hidden(context)
@@ -166,8 +168,8 @@ class CausalWan:
     def flow_behind(
         self, tokens: Tensor, latents: Tensor, timesteps: Tensor, text: list[TextKV], history: History
     ) -> Tensor:
-        """`flow` of latents [B, 16, F, h, w] that stand behind hidden tokens [B, G x n, D] in one pass; timesteps
-        [B, G + F], of which the first G are those of the tokens, n at a time.
+        """`flow` of latents [B, 16, F, h, w] that follow hidden tokens [B, G x n, D] in one pass. Of the timesteps
+        [B, G + F], the first G belong to the tokens, n tokens each.
         """
         modulation = self._modulation(timesteps)
         everything = torch.cat((tokens.to(self.device, self.dtype), self.embed(latents)), dim=1)
@@ -176,25 +178,25 @@ class CausalWan:
         return self._head(hidden, own, latents.shape)
 
     def commit(self, latents: Tensor, timesteps: Tensor, text: list[TextKV], history: History) -> None:
-        """A pass for the sake of its keys and values only; `history` is a commit's writer.
+        """A pass that only writes keys and values; `history` is a commit's writer.
 
-        It ends with the last layer's keys and values, unless `history` is no `Writer` and can but attend.
+        It ends with the last layer's keys and values if `history` is a `Writer`; otherwise the last layer attends too.
         """
         self._commit(self.embed(latents), self._modulation(timesteps), text, history)
 
     def embed(self, latents: Tensor) -> Tensor:
         """The patch embedding: latents [B, 16, F, h, w] -> tokens [B, F x n, D], in order of time, row, column."""
         tokens = rearrange(self.patches(latents).to(self.dtype), "b d f h w -> b (f h w) d")
-        # A graph is made for strides: the first layer's are to be those of the others.
+        # torch.compile specialises on strides: the first layer's input should have those of the others.
         return tokens.contiguous() if self.compiled else tokens
 
     def patches(self, latents: Tensor) -> Tensor:
         """The patch embedding as a grid: latents [B, 16, F, h, w] -> [B, D, F, h/2, w/2]."""
-        # It stays in float32 in every host: latents lose precision in bfloat16 before they are mixed.
+        # It stays float32 in every host: in bfloat16, latents would lose precision before they are mixed.
         return self._net.patch_embedding(latents.to(self.device, torch.float32))
 
     def commit_tokens(self, tokens: Tensor, timesteps: Tensor, text: list[TextKV], history: History) -> None:
-        """`commit` for hidden tokens [B, L, D] that are embedded already; timesteps [B, F] with F a divisor of L."""
+        """`commit` for hidden tokens [B, L, D] that are embedded already; timesteps [B, F], where F divides L."""
         self._commit(tokens.to(self.device, self.dtype), self._modulation(timesteps), text, history)
 
     def _text_hidden(self, context: Tensor) -> Tensor:

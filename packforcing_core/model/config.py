@@ -1,4 +1,4 @@
-"""Sizes of a Wan2.1 text-to-video transformer: the presets, and how to read them off a checkpoint."""
+"""The sizes of a Wan2.1 text-to-video transformer: presets, and reading them from a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 
 from ..errors import PackForcingError
 
-# Every loader of Wan takes width / 128 heads, since the file does not say how many there are.
+# Every Wan loader assumes width / 128 heads, since the file does not state their number.
 HEAD_DIM = 128
 PATCH_SIZE = (1, 2, 2)
 
-# A tensor that only this relative of Wan T2V has -> what that relative is.
+# Tensors that only a related model has, and what that model is.
 FOREIGN_KEYS = {
     "img_emb.": "an image-to-video (I2V) Wan",
     "vace_patch_embedding.": "a VACE Wan",
@@ -29,7 +29,7 @@ FOREIGN_KEYS = {
     "ref_conv.": "a Fun-Control Wan",
 }
 
-# The tensors that carry the sizes.
+# The tensors that the sizes are read from.
 SIZE_KEYS = (
     "patch_embedding.weight",
     "text_embedding.0.weight",
@@ -39,7 +39,7 @@ SIZE_KEYS = (
     "head.modulation",
 )
 
-# The largest Wan2.1 has 40 layers. A file that claims more than this was made to cost memory.
+# The largest Wan2.1 has 40 layers. A file that claims more was made to exhaust memory.
 MAX_LAYERS = 512
 
 EXPECTED = "expected a Wan2.1 text-to-video (T2V) transformer"
@@ -64,7 +64,8 @@ class WanConfig:
     def __post_init__(self) -> None:
         if self.num_heads < 1 or self.dim % self.num_heads:
             raise PackForcingError(
-                f"Got {self.num_heads} heads for a width of {self.dim}: the width must be a multiple of them."
+                f"Got {self.num_heads} heads for a width of {self.dim}: the width must be a multiple of the number "
+                "of heads."
             )
 
     @property
@@ -73,10 +74,10 @@ class WanConfig:
 
     @classmethod
     def from_state_dict(cls, shapes: Mapping[str, Any]) -> WanConfig:
-        """Sizes read off official key names; values are tensors, or shapes (tuples, lists, torch.Size).
+        """Sizes from official key names; values are tensors or shapes (tuples, lists, torch.Size).
 
-        Raises PackForcingError for a file that is not the text-to-video transformer of a Wan, or whose width
-        is not a multiple of 128.
+        Raises PackForcingError for a file that is not a Wan text-to-video transformer, or whose width is not a multiple
+        of 128.
         """
         sizes = {name: _shape(value) for name, value in shapes.items()}
         _refuse_foreign(sizes)
@@ -123,22 +124,22 @@ def _refuse_foreign(sizes: Mapping[str, tuple[int, ...]]) -> None:
     for name in SIZE_KEYS:
         if len(sizes[name]) != ranks.get(name, 2) or 0 in sizes[name]:
             raise PackForcingError(
-                f"Got {name} of shape {list(sizes[name])}; {EXPECTED}. The file is damaged or foreign."
+                f"Got {name} of shape {list(sizes[name])}; {EXPECTED}. The file is damaged or of another model."
             )
 
 
 def _count_layers(sizes: Mapping[str, Any]) -> int:
-    """How many layers there are, each counted by its name: a single large number must not cost what it claims."""
+    """The number of layers, counted by name: a file with one large layer number must not cost memory."""
     found = dict.fromkeys(name.split(".", 2)[1] for name in sizes if name.startswith("blocks."))
     expected = {str(layer) for layer in range(len(found))}
     stray = next((layer for layer in found if layer not in expected), None)
     if stray is not None:
         raise PackForcingError(
             f"Got blocks.{stray[:40]} among {len(found)} layers; {EXPECTED}, whose layers are numbered from 0 without "
-            "a hole. The file is damaged or foreign."
+            "gaps. The file is damaged or of another model."
         )
     if len(found) > MAX_LAYERS:
-        raise PackForcingError(f"Got {len(found):,} layers; {EXPECTED}, of {MAX_LAYERS} layers at most.")
+        raise PackForcingError(f"Got {len(found):,} layers; {EXPECTED} with at most {MAX_LAYERS} layers.")
     return len(found)
 
 

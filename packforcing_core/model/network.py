@@ -1,4 +1,4 @@
-"""What a network must provide: the attribute names of the official checkpoint, and that each can be called.
+"""The interface of a network: the attribute names of the official checkpoint, all callable.
 
 Our own `Wan` has them, and so has the diffusion model inside a ComfyUI MODEL.
 """
@@ -11,7 +11,7 @@ from typing import Protocol, cast
 from torch import Tensor, nn
 
 Call = Callable[[Tensor], Tensor]
-"""A module that makes a tensor of a tensor."""
+"""A module from tensor to tensor."""
 
 
 class Attention(Protocol):
@@ -26,7 +26,7 @@ class Attention(Protocol):
 
 
 class CrossAttention(Attention, Protocol):
-    """An attention to the text that can also be called as a whole, by what a host has put in its place (NAG)."""
+    """Attention to the text, which can also be called as a whole: a host may have replaced its forward (NAG)."""
 
     def __call__(self, x: Tensor, hidden: Tensor) -> Tensor: ...
 
@@ -44,7 +44,7 @@ class Layer(Protocol):
 
 
 class Head(Protocol):
-    """What makes patches of tokens; `modulation` is [1, 2, D]."""
+    """The projection from tokens to patches; `modulation` is [1, 2, D]."""
 
     modulation: Tensor
     norm: Call
@@ -63,5 +63,5 @@ class Network(Protocol):
 
 
 def as_network(net: nn.Module) -> Network:
-    """`net` with the types of its attributes, of which torch says only that each is a tensor or a module."""
+    """`net` with typed attributes; torch types them only as tensor or module."""
     return cast("Network", net)

@@ -1,7 +1,7 @@
-"""The `ops` seam: which classes the networks are built from.
+"""The `ops` interface: the module classes that the networks are built from.
 
-A host that casts, offloads, dequantises or patches weights (ComfyUI) brings its own classes of the same names;
-everything here and in the VAE is built through this object and reads no weight directly, so that the host's handling
+A host that casts, offloads, dequantises or patches weights (ComfyUI) supplies its own classes with the same names. The
+transformer and the VAE are built only from these classes and never read a weight directly, so the host's handling
 always applies.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 class Ops(Protocol):
     """Module classes with the signatures of `torch.nn`, and a cast for bare parameters.
 
-    Properties, since they are only read: so a class that holds the modules' classes serves, and a module of them too.
+    They are declared as properties because they are only read: a class with these attributes fits, and a module too.
     """
 
     # The names are torch's.

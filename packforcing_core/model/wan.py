@@ -1,6 +1,6 @@
 """The Wan2.1 text-to-video transformer as a tree of modules with the official names.
 
-It has no forward of its own: `model.causal.CausalWan` drives it, or any other network with these names.
+It has no forward of its own: `model.causal.CausalWan` runs it, or any other network with these names.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .ops import Ops
 
 
 class Attention(nn.Module):
-    """Projections and the full-width query and key norms of one attention."""
+    """The projections of one attention, and its full-width query and key norms."""
 
     def __init__(self, config: WanConfig, ops: Ops):
         super().__init__()
@@ -56,7 +56,7 @@ class Head(nn.Module):
 
 
 class Wan(nn.Module):
-    """All weights of the transformer, under the names of the official files."""
+    """All weights of the transformer, with the official names."""
 
     def __init__(self, config: WanConfig, ops: Ops):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Sizes of a Wan2.1 VAE, how to read them off its tensors, and the statistics of its latents."""
+"""The sizes of a Wan2.1 VAE, read from its tensors, and the statistics of its latents."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ LATENT_STD = (
     3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
 )  # fmt: skip
 
-# Which of the encoder's three downsamplings halve time besides space; the decoder's doublings are the mirror image.
+# Which of the encoder's three downsamplings also halve time; the decoder's upsamplings are in reverse order.
 TEMPORAL_DOWNSAMPLE = (False, True, True)
 
 EXPECTED = "expected a Wan2.1 VAE (16 channels, for example wan_2.1_vae.safetensors, or a narrower LightVAE)"
 
-# The first key found says what the file is; more telling keys come first.
+# The first key that is found identifies the file; more specific keys come first.
 FOREIGN_KEYS = {
     "decoder.upsamples.0.upsamples.0.residual.2.weight": "the Wan2.2 VAE (48 channels)",
     "decoder.mid_block.resnets.0.norm1.gamma": "a Wan VAE with the key names of diffusers",
@@ -48,7 +48,7 @@ SIZE_KEYS = ("encoder.conv1.weight", "conv2.weight", "decoder.conv1.weight", "de
 
 
 class Shaped(Protocol):
-    """A tensor, or what a file's header says of one."""
+    """A tensor, or its entry in a file's header."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -56,7 +56,7 @@ class Shaped(Protocol):
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Sizes of the network: `*_dim` is the width at full resolution, `dim_mult` the stages' multiples of it.
+    """Sizes of the network: `*_dim` is the number of channels at full resolution, `dim_mult` the factor of each stage.
 
     A stage has `num_res_blocks` residual blocks in the encoder and one more in the decoder.
     """
@@ -72,7 +72,7 @@ class VAEConfig:
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Shaped]) -> VAEConfig:
-        """Sizes read off official key names. Raises PackForcingError for a VAE of another family."""
+        """Sizes from official key names. Raises PackForcingError for a VAE of another family."""
         _refuse_foreign(state_dict)
         width = state_dict["encoder.conv1.weight"].shape[0]
         samplers = sorted(
@@ -118,7 +118,7 @@ def _refuse_foreign(state_dict: Mapping[str, Shaped]) -> None:
         raise PackForcingError(f"Got a VAE with {latent} latent channels; {EXPECTED}.")
     colours = state_dict["encoder.conv1.weight"].shape[1]
     if colours != 3:
-        raise PackForcingError(f"Got a Wan VAE for images of {colours} channels; {EXPECTED}, with 3 (RGB).")
+        raise PackForcingError(f"Got a Wan VAE with {colours} image channels; {EXPECTED}, with 3 (RGB).")
 
 
 def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How much memory a streaming decode takes, before it is begun."""
+"""Memory of a streaming decode, computed before it starts."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from .config import VAEConfig
 from .state import lookback
 from .wan_vae import TOGETHER, WanVAE, is_small, stages_of
 
-# Full-resolution activations of one frame that exist together at the worst moment, which is a convolution in the last
-# stage: the block's input, the normalised input behind its tail of two frames (3), the output, and one for what waits
-# at the lower resolutions. A convolution's own workspace, which depends on the device, is not in it.
+# Full-resolution activations of one frame that exist at the peak, which is at a convolution in the last stage: the
+# block's input, the normalised input after its two cached frames (3), the output, and one for frames that wait at lower
+# resolutions. A convolution's own workspace depends on the device and is not included.
 WORKING_FRAMES = 1 + 3 + 1 + 1
-# The same where frames go in pairs: the input behind its tail is 4; and 2 where a kernel loses the layout.
+# The same for frames in pairs: the input with its cached frames is 4; plus 2 where a kernel loses the memory layout.
 WORKING_FRAMES_OF_SMALL = 2 + 4 + 2 + 1 + 2
-# The same where four go together; 4 more wait with twice the channels at half the height and width.
+# The same for four frames together; 4 more wait, with twice the channels at half the height and width.
 WORKING_FRAMES_TOGETHER = 4 + 6 + 4 + 4
-# Before Python 3.11 a caller holds what it handed to a call until that returns: a stage's input, as many frames as go
+# Before Python 3.11 a caller holds its arguments until the call returns, so a stage's input, as many frames as run
 # together, lives longer there.
 HELD_BY_CALLS = 1 if sys.version_info < (3, 11) else 0
-# Four go together on a GPU where what they take more is at most this part of its memory: from 16 GB on at 832x480.
+# Four frames run together on a GPU if the extra memory is at most this share of its memory: from 16 GB at 832x480.
 ROOM = 1 / 12
 FLOAT_BYTES = 4
 
 
 def state_bytes(config: VAEConfig, height: int, width: int, dtype: torch.dtype) -> int:
-    """Bytes that a StreamingDecoder holds between pushes, exactly, for one video of height x width pixels."""
+    """Exact bytes that a StreamingDecoder holds between pushes, for one video of height x width pixels."""
     positions = (height // VAE_SPATIAL_STRIDE) * (width // VAE_SPATIAL_STRIDE)
     return _state_per_position(config) * positions * dtype.itemsize
 
 
 @lru_cache(maxsize=16)
 def _state_per_position(config: VAEConfig) -> int:
-    """Numbers that the tails of a decoder hold for each latent position: each convolution's at its own resolution."""
+    """Values per latent position in a decoder's cached frames, each convolution at its own resolution."""
     decoder = build_on_meta(lambda: WanVAE(config)).decoder
     stages: list[list[nn.Module]] = stages_of(decoder.upsamples)
     stages[0] += [decoder.conv1, decoder.middle]
@@ -59,8 +59,8 @@ def weight_bytes(config: VAEConfig, dtype: torch.dtype) -> int:
 
 
 def frames_at_once(config: VAEConfig, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> int:
-    """How many frames a decoder puts through a stage together, for latents of rows x columns. A matter of the sizes and
-    the device alone, so that a video that is resumed comes out the same.
+    """How many frames a decoder runs through a stage together, for latents of rows x columns. It depends only on sizes
+    and device, so a resumed video comes out the same.
     """
     if device.type == "cuda":
         more = (WORKING_FRAMES_TOGETHER - WORKING_FRAMES) * _frame_bytes(config, rows, columns, dtype)
@@ -69,7 +69,7 @@ def frames_at_once(config: VAEConfig, rows: int, columns: int, dtype: torch.dtyp
 
 
 def _frame_bytes(config: VAEConfig, rows: int, columns: int, dtype: torch.dtype) -> int:
-    """Bytes of a frame's activation at full resolution."""
+    """Bytes of one frame's activation at full resolution."""
     width = config.decoder_dim * config.dim_mult[0]
     return width * rows * columns * VAE_SPATIAL_STRIDE**2 * dtype.itemsize
 
@@ -77,9 +77,9 @@ def _frame_bytes(config: VAEConfig, rows: int, columns: int, dtype: torch.dtype)
 def decode_bytes(
     config: VAEConfig, height: int, width: int, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> int:
-    """Bytes at the worst moment of a push, whatever its length, for one video of height x width pixels on `device`.
+    """Peak bytes of a push of any length, for one video of height x width pixels on `device`.
 
-    The state and the activations; weights and the finished float32 frames (12 bytes a pixel) come on top.
+    Includes the state and the activations; weights and the finished float32 frames (12 bytes per pixel) are extra.
     """
     rows, columns = height // VAE_SPATIAL_STRIDE, width // VAE_SPATIAL_STRIDE
     at_once = frames_at_once(config, rows, columns, dtype, torch.device(device))
@@ -91,8 +91,8 @@ def decode_bytes(
 def vae_bytes(
     config: VAEConfig, height: int, width: int, frames: int, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> int:
-    """All that a VAE takes on its device while it decodes `frames` pixel frames a push: weights, the worst moment of a
-    push, and the finished frames in float32.
+    """All memory of a VAE on its device when each push decodes `frames` pixel frames: weights, the peak of a push, and
+    the finished frames in float32.
     """
     finished = 3 * FLOAT_BYTES * height * width * frames
     return weight_bytes(config, dtype) + decode_bytes(config, height, width, dtype, device) + finished

@@ -1,4 +1,4 @@
-"""The streaming decoder of whatever can decode Wan2.1's latents."""
+"""The streaming decoder for any VAE that decodes Wan2.1 latents."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def streaming_decoder(vae: WanVAE | TinyVAE) -> StreamingDecoder | TinyDecoder:
 def decoder_bytes(
     vae: WanVAE | TinyVAE, height: int, width: int, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> int:
-    """Bytes at the peak of a push for one video of height x width pixels on `device`, besides the weights."""
+    """Peak bytes of a push for one video of height x width pixels on `device`, without the weights."""
     if isinstance(vae, TinyVAE):
         return tiny_decode_bytes(vae, height, width, dtype)
     return decode_bytes(vae.config, height, width, dtype, device)

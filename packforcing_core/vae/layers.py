@@ -1,4 +1,4 @@
-"""The building blocks of the Wan VAE, under the official key names. Video tensors are [B, C, T, H, W] throughout."""
+"""The layers of the Wan VAE, with the official key names. Video tensors are [B, C, T, H, W] throughout."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .state import CausalState
 
 
 def causal_conv(ops: Ops, in_dim: int, out_dim: int) -> nn.Module:
-    """A 3x3x3 convolution that is padded in space; `CausalState.convolve` puts the past before its input."""
+    """A 3x3x3 convolution, padded in space only; `CausalState.convolve` puts the previous frames before its input."""
     return ops.Conv3d(in_dim, out_dim, 3, padding=(0, 1, 1))
 
 
 def to_frames(x: Tensor) -> Tensor:
-    """[B, C, T, H, W] -> [B T, C, H, W], a view when channels come last."""
+    """[B, C, T, H, W] -> [B T, C, H, W], a view if channels come last."""
     return x.transpose(1, 2).flatten(0, 1)
 
 
@@ -29,7 +29,7 @@ def to_video(frames: Tensor, batch: int) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """Every position's channels scaled to a root mean square of 1, times `gamma` [dim, 1, ...], `axes` ones."""
+    """Scales the channels of each position to a root mean square of 1, times `gamma` [dim, 1, ...] with `axes` ones."""
 
     def __init__(self, ops: Ops, dim: int, axes: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class RMSNorm(nn.Module):
         return plain.norm_silu(x, self.ops.cast(self.gamma, x))
 
     def activate_into(self, x: Tensor, out: Tensor, tail: Tensor) -> None:
-        """The same written to `out`, its last frames also to `tail` [B, C, 1 or 2, H, W]."""
+        """Writes the SiLU of the norm to `out`, and its last frames also to `tail` [B, C, 1 or 2, H, W]."""
         gamma = self.ops.cast(self.gamma, x)
         if fast.activates(x) and fast.activates(out):
             fast.norm_silu_into(x, gamma, out, tail)
@@ -55,13 +55,14 @@ class RMSNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Norm, SiLU, convolution, twice, beside a shortcut that is a 1x1x1 convolution where the width changes."""
+    """Norm, SiLU and convolution, twice, plus a shortcut, which is a 1x1x1 convolution if the width changes."""
 
     def __init__(self, ops: Ops, in_dim: int, out_dim: int) -> None:
         super().__init__()
         self.residual = nn.Sequential(
             RMSNorm(ops, in_dim, axes=3),
-            nn.Identity(),  # SiLU, which `CausalState.convolve` does together with the norm; places keep the keys
+            # SiLU, which `CausalState.convolve` applies with the norm; the entry keeps the official key numbers
+            nn.Identity(),
             causal_conv(ops, in_dim, out_dim),
             RMSNorm(ops, out_dim, axes=3),
             nn.Identity(),  # SiLU
@@ -73,13 +74,13 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, state: CausalState) -> Tensor:
         _, _, conv_in, _, _, _, conv_out = self.residual
         norm_in, norm_out = (cast("RMSNorm", self.residual[place]) for place in (0, 3))
-        # One expression: a name would keep a full-size activation alive through the second convolution.
+        # One expression: a variable would keep a full-size activation alive during the second convolution.
         changed = state.convolve(conv_out, state.convolve(conv_in, x, norm_in), norm_out)
         return changed.add_(self.shortcut(x))
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention with one head among the positions of one frame; it does not look at other frames."""
+    """Self-attention with one head over the positions of one frame; frames do not attend to each other."""
 
     def __init__(self, ops: Ops, dim: int) -> None:
         super().__init__()
@@ -99,7 +100,7 @@ class AttentionBlock(nn.Module):
 class Upsample(nn.Module):
     """Doubles height and width and halves the channels; with `temporal`, doubles time too.
 
-    The first frame of a video is not doubled: it skips the convolution over time, whose own history begins after it.
+    The first frame of a video is not doubled: it skips the convolution over time, whose history starts after it.
     """
 
     def __init__(self, ops: Ops, dim: int, temporal: bool) -> None:
@@ -121,12 +122,12 @@ def _double_time(conv: nn.Module, x: Tensor, state: CausalState) -> Tensor:
         state.start(conv, None, like=x)
         return x
     pairs = state.convolve(conv, x)
-    # Concatenation keeps the memory format, which a stack and reshape would lose.
+    # Concatenation keeps the memory format, which stack and reshape would lose.
     return torch.cat([half for frame in pairs.split(1, dim=2) for half in frame.chunk(2, dim=1)], dim=2)
 
 
 class Downsample(nn.Module):
-    """Halves height and width; with `temporal`, halves time too, except that the first frame stands alone."""
+    """Halves height and width; with `temporal`, halves time too, except that the first frame is kept alone."""
 
     def __init__(self, ops: Ops, dim: int, temporal: bool) -> None:
         super().__init__()

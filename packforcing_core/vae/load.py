@@ -1,4 +1,4 @@
-"""Reads a Wan VAE from a file or from tensors that another program holds, and refuses what does not fit exactly."""
+"""Loads a Wan VAE from a file or a state dict, and refuses one that does not fit exactly."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def load_vae(
 ) -> WanVAE:
     """The VAE with the weights of `source`: a .safetensors, .pt or .pth file, or a state dict.
 
-    Weights are assigned, not copied: those of a state dict stay shared with their owner wherever `device` and `dtype`
-    (None: as they are) already hold, except on a CUDA device, where those of convolutions are laid out again. Raises
-    PackForcingError for another kind of VAE, and for keys or shapes that do not match exactly.
+    Weights are assigned, not copied: tensors of a state dict stay shared with their owner if `device` and `dtype`
+    (None: unchanged) match. An exception are convolution weights on a CUDA device, which are copied to another memory
+    layout. Raises PackForcingError for another kind of VAE, and for keys or shapes that do not match exactly.
     """
     state_dict = source if isinstance(source, Mapping) else _read(Path(source))
     config = VAEConfig.from_state_dict(state_dict)
@@ -37,7 +37,9 @@ def load_vae(
 
 
 def channels_last(vae: WanVAE) -> WanVAE:
-    """`vae` with its convolutions' weights on a CUDA device in the layout of its activations: private copies."""
+    """`vae` with its convolution weights on a CUDA device in the memory layout of its activations, as private
+    copies.
+    """
     for module in vae.modules():
         weight = module._parameters.get("weight")
         if weight is not None and weight.is_cuda and weight.ndim in (4, 5):

@@ -1,4 +1,4 @@
-"""Video in and out of a Wan VAE piece by piece: the border between model space and pixels."""
+"""Encodes and decodes video with a Wan VAE piece by piece, between pixels and model space."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from .wan_vae import TOGETHER, WanVAE, is_small
 
 
 class StreamingDecoder:
-    """Latent frames in, pixel frames out, with nothing held back: there is nothing to flush.
+    """Latent frames in, pixel frames out. Nothing is held back, so there is nothing to flush.
 
         decoder = StreamingDecoder(vae)
         for latents in blocks:            # [B, 16, T, h, w] in model space, any T
             video = decoder.push(latents) # [B, 3, 4T, 8h, 8w], 4T - 3 frames the first time
-        decoder.reset()                   # the next push begins another video
+        decoder.reset()                   # the next push starts another video
 
-    On a CPU the sizes of the pushes do not matter: the frames are the same, bit for bit, as those of one push of
-    everything. On a GPU with room several latent frames go through the network together: the same pushes give the same
-    bits, others agree up to rounding.
-    `device` and `dtype` are where and in what the network computes, by default those of its weights.
+    On a CPU the sizes of the pushes do not matter: the frames are bit for bit those of a single push. On a GPU with
+    enough memory, several latent frames run through the network together; then equal pushes give equal bits, others
+    agree up to rounding. `device` and `dtype` are those of the computation, by default those of the weights.
     """
 
     def __init__(self, vae: WanVAE, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
@@ -35,14 +34,14 @@ class StreamingDecoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the network computes."""
+        """The device of the computation."""
         return self._like.device
 
     @torch.no_grad()
     def push(self, latents: Tensor) -> Tensor:
         """The pixel frames of the next latent frames, float32 in [-1, 1] on the computing device.
 
-        Raises PackForcingError when the shape is not [B, 16, T, h, w], or not the one the video began with.
+        Raises PackForcingError if the shape is not [B, 16, T, h, w], or differs from that of the video's first push.
         """
         self._require_latents(latents)
         own = _entering(unnormalise(latents.to(self._like.device)), self._like)
@@ -53,11 +52,11 @@ class StreamingDecoder:
         return (torch.cat(frames, dim=2) if len(frames) > 1 else frames[0]).clamp_(-1, 1)
 
     def reset(self) -> None:
-        """Forgets the past: the next push begins another video."""
+        """Clears the state: the next push starts another video."""
         self._state = CausalState()
 
     def fork(self) -> StreamingDecoder:
-        """Another decoder that stands where this one does; neither changes the other."""
+        """An independent decoder with the same state."""
         other = StreamingDecoder(self.vae, self._like.device, self._like.dtype)
         other._state.tails.update(self._state.tails)
         return other
@@ -68,15 +67,15 @@ class StreamingDecoder:
 
 
 class StreamingEncoder:
-    """Pixel frames in, latent frames out, as soon as they are complete.
+    """Pixel frames in, latent frames out as soon as they are complete.
 
         encoder = StreamingEncoder(vae)
         for video in clips:               # [B, 3, T, H, W] in [-1, 1], any T
             latents = encoder.push(video) # [B, 16, T', H/8, W/8] in model space; T' may be 0
-        encoder.reset()                   # the next push begins another video
+        encoder.reset()                   # the next push starts another video
 
-    The first pixel frame makes one latent frame, every further four one more; up to three wait for the next push, and
-    those left at the end are dropped, as everywhere in Wan. `device` and `dtype` as in StreamingDecoder.
+    The first pixel frame makes one latent frame, every further four one more. Up to three frames wait for the next
+    push; those left at the end are dropped, as everywhere in Wan. `device` and `dtype` as in StreamingDecoder.
     """
 
     def __init__(self, vae: WanVAE, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
@@ -89,8 +88,8 @@ class StreamingEncoder:
     def push(self, video: Tensor) -> Tensor:
         """The latent frames that `video` completes, float32, on the computing device.
 
-        Raises PackForcingError when the shape is not [B, 3, T, H, W] with H and W multiples of 8, or not the one the
-        video began with.
+        Raises PackForcingError if the shape is not [B, 3, T, H, W] with H and W multiples of 8, or differs from that of
+        the video's first push.
         """
         self._require_video(video)
         video = video.to(self._like)
@@ -105,7 +104,7 @@ class StreamingEncoder:
         return normalise(torch.cat(latents, dim=2)) if latents else self._nothing(video)
 
     def reset(self) -> None:
-        """Forgets the past and the waiting frames: the next push begins another video."""
+        """Clears the state and the waiting frames: the next push starts another video."""
         self._state = CausalState()
         self._waiting = None
 
@@ -113,7 +112,7 @@ class StreamingEncoder:
         return PIXEL_FRAMES_PER_LATENT if self._state.started(self.vae.encoder.conv1) else 1
 
     def _together(self, video: Tensor) -> bool:
-        """Whether whole latent frames go through the network together: small images on a GPU, as compression does."""
+        """Whether whole latent frames run through the network together: small images on a GPU, as in compression."""
         rows, columns = (size // VAE_SPATIAL_STRIDE for size in video.shape[3:])
         return self._like.is_cuda and is_small(rows, columns)
 
@@ -150,7 +149,7 @@ def encode(vae: WanVAE, video: Tensor) -> Tensor:
 
 
 def to_frames(video: Tensor) -> np.ndarray:
-    """One decoded video [1, 3, T, H, W] in [-1, 1] as images: uint8 [T, H, W, 3], rounded to nearest."""
+    """A decoded video [1, 3, T, H, W] in [-1, 1] as images: uint8 [T, H, W, 3], rounded to nearest."""
     if video.ndim != 5 or video.shape[:2] != (1, 3):
         raise PackForcingError(f"Got a video of shape {list(video.shape)}; expected [1, 3, T, H, W].")
     pixels = (video[0].permute(1, 2, 3, 0).float() + 1).mul_(127.5).round_().clamp_(0, 255)
@@ -158,13 +157,13 @@ def to_frames(video: Tensor) -> np.ndarray:
 
 
 def _compute_like(vae: WanVAE, device: torch.device | str | None, dtype: torch.dtype | None) -> Tensor:
-    """An empty tensor that carries the device and dtype of the computation."""
+    """An empty tensor with the device and dtype of the computation."""
     weight = next(vae.parameters())
     return torch.empty(0, device=device or weight.device, dtype=dtype or weight.dtype)
 
 
 def _calls(latents: Tensor, begun: bool, at_once: int) -> list[Tensor]:
-    """The pieces of a push that go through the network in one call each; a video's first frame is always alone."""
+    """The pieces of a push, one network call each; a video's first frame is always a call of its own."""
     calls = []
     if not begun:
         first, latents = latents.split((1, latents.shape[2] - 1), dim=2)
@@ -189,6 +188,6 @@ def _require_same_size(what: str, given: Tensor, before: Tensor | None) -> None:
     old, new = ([*x.shape[:1], *x.shape[3:]] for x in (before, given))
     if old != new:
         raise PackForcingError(
-            f"Got {what} of [batch, height, width] {new} in a video that began with {old}; "
+            f"Got {what} of [batch, height, width] {new} in a video that started with {old}; "
             "call reset() before another video."
         )

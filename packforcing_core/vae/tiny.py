@@ -1,7 +1,7 @@
-"""Tiny autoencoders for video (TAEHV) with Wan2.1's 16 latent channels: taew2_1, lighttaew2_1. Only the decoder.
+"""Decoders of tiny video autoencoders (TAEHV) with Wan2.1's 16 latent channels: taew2_1, lighttaew2_1.
 
-A decoder of 2-D convolutions; its blocks see the frame before besides the current one, and two of its stages double the
-frames. Layer numbers are those of the files' key names.
+They consist of 2-D convolutions. Their blocks also see the previous frame, and two of the stages double the frames.
+Layer numbers are those in the files' key names.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from ..geometry import LATENT_CHANNELS, PIXEL_FRAMES_PER_LATENT
 from ..model.ops import Ops, TorchOps, build_on_meta
 from .config import unnormalise
 
-# Of a Wan2.1 TAE: where a width begins, and how many frames each stage makes of one.
+# Of a Wan2.1 TAE: the layers where a width starts, and how many frames each stage makes of one.
 WIDTH_KEYS = tuple(f"decoder.{number}.weight" for number in (1, 8, 14, 20))
 STAGE_FRAMES = (1, 2, 2)
 LAST_BIAS = "decoder.22.bias"
 # Full-resolution activations of one frame that exist together: a block's two inputs, their concatenation (2), and its
-# output, for the four frames that a latent frame becomes.
+# output, for the four pixel frames of a latent frame.
 WORKING_FRAMES = 4 * (1 + 1 + 2 + 1)
 
 
 class MemBlock(nn.Module):
-    """Three convolutions over the current frame and the one before, added to the current."""
+    """Three convolutions over the current frame and the previous one, added to the current one."""
 
     def __init__(self, width: int, ops: Ops):
         super().__init__()
@@ -35,12 +35,12 @@ class MemBlock(nn.Module):
         self.conv = nn.Sequential(first, nn.ReLU(), next(rest), nn.ReLU(), next(rest))
 
     def forward(self, x: Tensor, before: Tensor) -> Tensor:
-        """[T, C, H, W] and, for each, the frame before it."""
+        """[T, C, H, W] and, for each frame, the previous one."""
         return torch.relu(self.conv(torch.cat((x, before), dim=1)) + x)
 
 
 class TimeGrow(nn.Module):
-    """One frame [T, C, H, W] becomes `frames`: [frames T, C, H, W]."""
+    """Each frame of [T, C, H, W] becomes `frames` frames: [frames T, C, H, W]."""
 
     def __init__(self, width: int, frames: int, ops: Ops):
         super().__init__()
@@ -58,7 +58,7 @@ class SoftClamp(nn.Module):
 
 
 class TinyVAE(nn.Module):
-    """The decoder. `raw_latents`: it reads latents as the Wan VAE makes them (lighttaew2_1), not those of model space
+    """The decoder. With `raw_latents` it reads latents in the VAE's own scale (lighttaew2_1), otherwise in model space
     (taew2_1).
     """
 
@@ -74,7 +74,7 @@ class TinyVAE(nn.Module):
 
 
 class TinyDecoder:
-    """Latent frames in, pixel frames out, as `StreamingDecoder` does it: push, reset."""
+    """Latent frames in, pixel frames out, with `push` and `reset` as in `StreamingDecoder`."""
 
     def __init__(self, vae: TinyVAE):
         self.vae = vae
@@ -96,7 +96,9 @@ class TinyDecoder:
         return torch.cat(frames).float().mul_(2).sub_(1).clamp_(-1, 1).transpose(0, 1)[None]
 
     def _decoded(self, x: Tensor) -> Tensor:
-        """One latent frame [1, 16, h, w] -> its pixel frames [4, 3, 8h, 8w] in 0..1, the first of a video's alone."""
+        """One latent frame [1, 16, h, w] -> its pixel frames [4, 3, 8h, 8w] in 0..1; for a video's first frame only
+        one.
+        """
         first = not self._before
         for name, layer in self.vae.decoder.named_children():
             if isinstance(layer, MemBlock):
@@ -108,7 +110,7 @@ class TinyDecoder:
         return x[PIXEL_FRAMES_PER_LATENT - 1 :] if first else x
 
     def reset(self) -> None:
-        """Forgets the past: the next push begins another video."""
+        """Clears the state: the next push starts another video."""
         self._before = {}
 
 
@@ -123,7 +125,7 @@ def load_tiny(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> TinyVAE:
-    """The decoder of a TAEHV's weights. PackForcingError for one of another video model, or of another layout."""
+    """The decoder with a TAEHV's weights. Raises PackForcingError for another video model or another layout."""
     own = {name: tensor for name, tensor in state_dict.items() if name.startswith("decoder.")}
     missing = [name for name in WIDTH_KEYS if name not in own]
     channels = 0 if missing else own[WIDTH_KEYS[0]].shape[1]
@@ -143,5 +145,5 @@ def load_tiny(
 
 
 def tiny_decode_bytes(vae: TinyVAE, height: int, width: int, dtype: torch.dtype) -> int:
-    """An estimate of the bytes at the worst moment of a push, which is in the last stage; weights come on top."""
+    """An estimate of the peak bytes of a push, which is in the last stage; weights are extra."""
     return WORKING_FRAMES * vae.widths[-1] * height * width * dtype.itemsize

@@ -1,8 +1,8 @@
 """The Wan2.1 VAE: official key names, no state of its own.
 
-The first latent frame of a video is 1 pixel frame and has a call of its own; every other is 4. `at_once` bounds how
-many frames go through a stage together, and with it the memory. Calls of one latent frame each make the arithmetic the
-same, bit for bit, whatever the size of the blocks that are streamed; larger calls agree up to rounding.
+The first latent frame of a video is 1 pixel frame and has a call of its own; every other is 4. `at_once` limits how
+many frames run through a stage together, and so the memory. With one latent frame per call, results do not depend on
+the size of the streamed blocks, bit for bit; larger calls agree up to rounding.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from .layers import AttentionBlock, Downsample, ResidualBlock, RMSNorm, Upsample
 from .state import CausalState
 
 SMALL = 2048
-"""Latent positions [h * w] up to which frames are decoded in pairs.
+"""Number of latent positions [h * w] up to which frames are decoded in pairs.
 
-There two fit into little memory together, and fewer, larger calls take less time. Larger images fill a call alone.
+Small frames in pairs take little memory, and fewer, larger calls take less time. A larger frame keeps the device busy
+alone.
 """
 TOGETHER = 4
-"""Frames at once where there is room: what a latent frame becomes, or as many latent frames."""
+"""Frames that run together if there is enough memory: those of one latent frame, or as many latent frames."""
 
 
 class Encoder(nn.Module):
@@ -46,8 +47,8 @@ class Encoder(nn.Module):
         self.head = _head(ops, widths[-1], 2 * LATENT_CHANNELS)
 
     def forward(self, video: Tensor, state: CausalState, at_once: int) -> Tensor:
-        # Where there is little room, the full-resolution stage sees one frame at a time and the next the two that its
-        # resampling merges: activations of four large frames never exist together.
+        # With little memory, the full-resolution stage gets one frame at a time, and the next the two frames that its
+        # downsampling merges, so activations of four large frames never exist together.
         first = at_once if at_once >= TOGETHER else 1
         x = torch.cat([self._first_stage(frame, state) for frame in video.split(first, dim=2)], dim=2)
         for stage in stages_of(self.downsamples)[1:]:
@@ -59,7 +60,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent frames [B, 16, n, h, w] to their pixel frames [B, 3, 4 n, 8h, 8w]; the first of a video alone, to one."""
+    """Latent frames [B, 16, n, h, w] to pixel frames [B, 3, 4 n, 8h, 8w]; the first frame of a video, alone, to one."""
 
     def __init__(self, config: VAEConfig, ops: Ops) -> None:
         super().__init__()
@@ -68,7 +69,7 @@ class Decoder(nn.Module):
         self.middle = _middle(ops, widths[0])
         upsamples = []
         for stage, (in_dim, out_dim) in enumerate(pairwise(widths)):
-            in_dim = in_dim // 2 if stage else in_dim  # the upsampling before it halved the channels
+            in_dim = in_dim // 2 if stage else in_dim  # The upsampling before it halved the channels.
             upsamples += _residual_blocks(ops, in_dim, out_dim, config.num_res_blocks + 1)
             if stage < len(TEMPORAL_DOWNSAMPLE):
                 upsamples.append(Upsample(ops, out_dim, TEMPORAL_DOWNSAMPLE[-1 - stage]))
@@ -84,17 +85,18 @@ class Decoder(nn.Module):
     def _frames(
         self, stages: list[list[nn.Module]], waiting: list[Tensor], state: CausalState, together: int
     ) -> Iterator[Tensor]:
-        """The pixel frames of what is `waiting`, `together` at a time: they go to the end before the next are begun.
+        """The pixel frames of the `waiting` frames, `together` at a time, each group decoded completely before the
+        next.
 
-        Depth first, so that no more than `together` of the frames that doublings of time make are ever at full
-        resolution. Each is taken out of the list, which alone holds it, so that a stage's input can go when it is used.
+        Depth first, so that at most `together` of the frames that the temporal doublings make exist at full resolution.
+        Each frame is taken out of the list, its only owner, so that a stage's input can be freed after use.
         """
         while waiting:
             if not stages:
                 yield _run_head(self.head, waiting.pop(0), state)
                 continue
             frames = _run(stages[0], waiting.pop(0), state).split(together, dim=2)
-            # Pieces of one tensor would all live as long as the last; where there is room, that is no matter.
+            # Pieces of one tensor stay alive until the last is freed; with enough memory that does not matter.
             apart = len(frames) > 1 and together < TOGETHER
             frames = [piece.clone() for piece in frames] if apart else list(frames)
             yield from self._frames(stages[1:], frames, state, together)
@@ -106,7 +108,7 @@ def is_small(height: int, width: int) -> bool:
 
 
 class WanVAE(nn.Module):
-    """Encoder and decoder with the 1x1x1 convolutions around the latent. Latents here are the VAE's own."""
+    """Encoder and decoder with the 1x1x1 convolutions around the latent. Latents here are in the VAE's own scale."""
 
     def __init__(self, config: VAEConfig, ops: Ops = TorchOps) -> None:
         super().__init__()
@@ -119,7 +121,7 @@ class WanVAE(nn.Module):
     def encode_frames(self, video: Tensor, state: CausalState, at_once: int = 1) -> Tensor:
         """The first pixel frame of a video [B, 3, 1, H, W], or the next 4 n, to latent frames [B, 16, 1 or n, h, w].
 
-        The result is the mean of the latent distribution, which is what Wan uses.
+        The result is the mean of the latent distribution, as in Wan.
         """
         mean, _log_variance = self.conv1(self.encoder(video, state, at_once)).chunk(2, dim=1)
         return mean
@@ -142,7 +144,7 @@ def _head(ops: Ops, dim: int, out_dim: int) -> nn.Sequential:
 
 
 def stages_of(layers: nn.Sequential) -> list[list[nn.Module]]:
-    """The layers of each resolution: a stage ends with the layer that resamples."""
+    """The layers of each resolution; a stage ends with its resampling layer."""
     stages: list[list[nn.Module]] = [[]]
     for layer in layers:
         stages[-1].append(layer)

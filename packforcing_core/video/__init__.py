@@ -1,4 +1,4 @@
-"""Frames to a file that plays while it grows, and back."""
+"""Writing frames to a file that plays while it grows, and reading videos and images."""
 
 from .boxes import ScannedVideo, Segment, VideoError, scan_video
 from .format import CODECS, Codec, VideoFormat

@@ -1,8 +1,8 @@
-"""The few boxes of an mp4 (ISO/IEC 14496-12) that joining and cutting back a growing video needs.
+"""The mp4 boxes (ISO/IEC 14496-12) that are needed to append to a growing video and to cut it back.
 
-A growing video is `ftyp moov` (its init) followed by one `moof mdat` pair per closed segment. A moof carries the
-segment's place in the video twice: a sequence number (mfhd) and the decode time of its first frame (tfdt).
-Everything else in it is relative, so an encoder that knows nothing of the video can be appended by setting those.
+A growing video is `ftyp moov` (its init), followed by one `moof mdat` pair per closed segment. A moof states the
+segment's place in the video twice: as a sequence number (mfhd) and as the decode time of its first frame (tfdt).
+Everything else in it is relative, so the output of a fresh encoder can be appended by setting these two.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from ..errors import PackForcingError
 
 _HEADER = 8
 _LONG_HEADER = 16
-# A moof holds 4-16 bytes a frame and a moov of an empty video under 2 kB: more is damage, not worth reading.
+# A moof takes 4 to 16 bytes per frame, and the moov of an empty video less than 2 kB; larger boxes are damage.
 _LARGEST_INDEX = 64 * 2**20
 
 
 class VideoError(PackForcingError):
-    """A file is not a video that the writer began, or holds fewer closed segments than asked for."""
+    """A file is not a video that the writer started, or has fewer closed segments than expected."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One closed segment of a growing video: where its bytes end in the file, and how many frames it holds."""
+    """One closed segment of a growing video: the end of its bytes in the file, and its number of frames."""
 
     end: int
     frames: int
@@ -36,13 +36,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class ScannedVideo:
-    """What a growing video consists of, up to the last segment that is complete."""
+    """The contents of a growing video, up to the last complete segment."""
 
     init: bytes
     segments: tuple[Segment, ...]
 
     def end(self, segments: int) -> int:
-        """Bytes of the video that its first `segments` segments take."""
+        """The size in bytes of the video with its first `segments` segments."""
         return self.segments[segments - 1].end if segments else len(self.init)
 
     def frames(self, segments: int) -> int:
@@ -58,9 +58,9 @@ class _Box:
 
 
 def scan_video(path: Path) -> ScannedVideo:
-    """Read which segments of a growing video are complete; a tail cut off by a crash is left out.
+    """Finds the complete segments of a growing video; an incomplete end after a crash is ignored.
 
-    Reads the boxes' headers and skips the images. Raises VideoError if the file does not begin as a video.
+    Reads only the headers of the boxes. Raises VideoError if the file does not begin as a video.
     """
     try:
         with open(path, "rb") as file:
@@ -86,7 +86,7 @@ def _scan(file: BinaryIO) -> ScannedVideo:
 
 
 def _file_boxes(file: BinaryIO, size: int) -> Iterator[_Box]:
-    """The complete boxes at the top of the file, in order; ends at the first that is cut off or no box."""
+    """The complete boxes at the top level of the file, in order; stops at the first incomplete or invalid one."""
     position = 0
     while position < size:
         file.seek(position)
@@ -112,7 +112,7 @@ def _parse_header(header: bytes | bytearray, start: int) -> _Box | None:
         return None
     size, kind = struct.unpack_from(">I4s", header)
     body = _HEADER
-    if size == 1 and len(header) >= _LONG_HEADER:  # the size did not fit 32 bits
+    if size == 1 and len(header) >= _LONG_HEADER:  # The size did not fit in 32 bits.
         (size,) = struct.unpack_from(">Q", header, _HEADER)
         body = _LONG_HEADER
     return _Box(kind, start, start + body, start + size) if size >= body else None
@@ -139,7 +139,7 @@ def _frames_in(moof: bytes) -> int:
 
 
 def split_segment(encoded: bytes) -> tuple[bytes, bytearray, int]:
-    """An encoder's whole output as (init boxes, the moof mdat pair, frames in it). Raises VideoError."""
+    """The whole output of an encoder as (init boxes, its moof mdat pair, its number of frames). Raises VideoError."""
     boxes = list(_boxes(encoded))
     kinds = [box.kind for box in boxes]
     if kinds != [b"ftyp", b"moov", b"moof", b"mdat"] or boxes[-1].end != len(encoded):
@@ -150,7 +150,7 @@ def split_segment(encoded: bytes) -> tuple[bytes, bytearray, int]:
 
 
 def place_segment(media: bytearray, segment: int, first_tick: int) -> None:
-    """Give a moof mdat pair, in place, its number (from 0) and the decode time of its first frame in ticks."""
+    """Sets, in place, the number (from 0) of a moof mdat pair and the decode time of its first frame, in ticks."""
     for box in _inside(media, b"moof", b"mfhd"):
         struct.pack_into(">I", media, box.body + 4, (segment + 1) % 2**32)
     for box in _inside(media, b"moof", b"traf", b"tfdt"):

@@ -1,12 +1,12 @@
-"""What a browser calls a video's codec (RFC 6381), read from the video's own boxes."""
+"""A browser's name for a video's codec (RFC 6381), read from the video's boxes."""
 
 from __future__ import annotations
 
 
 def codec_name(init: bytes) -> str | None:
-    """For example "avc1.640028", from the `ftyp moov` of a growing video; None for a codec that is not known here.
+    """For example "avc1.640028", from the `ftyp moov` of a growing video; None for an unknown codec.
 
-    H.264: ISO/IEC 14496-15 5.3.3.1, AV1: the AV1 in ISOBMFF binding 2.3, H.265: ISO/IEC 14496-15 8.3.3.1 and annex E.
+    Sources: H.264: ISO/IEC 14496-15 5.3.3.1; AV1: AV1 in ISOBMFF 2.3; H.265: ISO/IEC 14496-15 8.3.3.1 and annex E.
     """
     for kind, name in ((b"avcC", _avc), (b"av1C", _av1), (b"hvcC", _hevc)):
         at = init.find(kind)

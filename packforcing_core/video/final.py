@@ -1,4 +1,4 @@
-"""The finished file: a growing video copied, packet by packet, into an mp4 with its index in front."""
+"""The finished file: the growing video's packets copied into an mp4 with its index at the front."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .format import VideoFormat
 from .packets import read_packets
 from .process import run_ffmpeg, video_url
 
-# use_metadata_tags: ComfyUI's front end finds the keys prompt and workflow only in that form of the metadata.
+# use_metadata_tags: ComfyUI's front end finds the keys prompt and workflow only in this form.
 _FINAL = ("-movflags", "+faststart+use_metadata_tags")
 
 
 def write_final(
     growing: Path, path: Path, frames: int, video_format: VideoFormat, metadata: Mapping[str, object]
 ) -> None:
-    """Write `path` from the growing video; it appears whole or not at all, and the growing video is only read.
+    """Writes `path` from the growing video in one step; the growing video is only read.
 
     Raises VideoError if the result does not have `frames` frames at the format's rate, FfmpegError, OSError.
     """
@@ -29,7 +29,7 @@ def write_final(
         run_ffmpeg(_arguments(growing, unfinished, video_format), stdin=_ffmetadata(metadata).encode("utf-8"))
         _check(unfinished, frames, video_format)
         with open(unfinished, "r+b") as file:
-            os.fsync(file.fileno())  # on disk before the growing video may go
+            os.fsync(file.fileno())  # On disk before the growing video is removed.
         os.replace(unfinished, path)
     except BaseException:
         with suppress(OSError):
@@ -55,7 +55,7 @@ def _check(path: Path, frames: int, video_format: VideoFormat) -> None:
 
 
 def _ffmetadata(metadata: Mapping[str, object]) -> str:
-    """ffmpeg's metadata file: handed over by a pipe, because a workflow is too long for a command line."""
+    """ffmpeg's metadata file, passed through a pipe because a workflow is too long for a command line."""
     lines = [";FFMETADATA1"]
     for key, value in metadata.items():
         text = value if isinstance(value, str) else json.dumps(value)

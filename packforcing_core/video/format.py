@@ -1,4 +1,4 @@
-"""What a video is encoded as: the table of codecs, and the choice of codec, quality and frame rate."""
+"""Encoding settings of a video: the table of codecs, and the choice of codec, quality and frame rate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..ranges import Range, in_range
 _SLOWEST = 1.0
 _MIN_TIMESCALE = 10_000
 
-# Exact arithmetic and no vector shortcuts, so that a video continued on another machine gets the same pixels.
+# Bit-exact arithmetic without vector shortcuts, so that another machine continues a video with the same pixels.
 _TO_YUV = (
     "scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int+bitexact,"
     "format=yuv420p,"
@@ -21,12 +21,11 @@ _TO_YUV = (
 
 @dataclass(frozen=True)
 class Codec:
-    """One row of the table: how ffmpeg is asked for this codec.
+    """One row of the codec table: the ffmpeg arguments for this codec.
 
-    Thread counts are fixed in `arguments` because encoders let them change the result, and a video must not
-    depend on the number of cores. No B-frames: frames are stored in the order they are shown, so that segments
-    of any length, one frame included, join without a gap. Quality is the encoder's constant rate factor: lower
-    is better and larger.
+    Thread counts are fixed in `arguments`, because they change the encoders' output, and a video must not depend on the
+    number of cores. There are no B-frames: frames are stored in display order, so segments of any length, even one
+    frame, join without a gap. Quality is the encoder's constant rate factor: lower is better and larger.
     """
 
     name: str
@@ -35,12 +34,12 @@ class Codec:
     filters: str
     default_quality: int
     quality_range: tuple[int, int]
-    # 4:2:0 codecs store one colour sample per 2x2 pixels: odd sizes are padded by repeating the last row/column.
+    # 4:2:0 codecs store one colour sample per 2x2 pixels, so odd sizes are padded by repeating the last row or column.
     even_sizes: bool = True
 
     @property
     def encoder(self) -> str:
-        """ffmpeg's name of what encodes it."""
+        """ffmpeg's name of the encoder."""
         return self.arguments[self.arguments.index("-c:v") + 1]
 
 
@@ -63,7 +62,7 @@ CODECS: dict[str, Codec] = {
             about="H.265 4:2:0, smaller files, slower, not in every browser",
             arguments=(
                 *("-c:v", "libx265", "-preset", "medium", "-tag:v", "hvc1"),
-                # info=0: the information record names the CPU, which would make equal videos differ.
+                # info=0: the information record names the CPU, so equal videos would differ.
                 *("-x265-params", "bframes=0:pools=4:frame-threads=1:open-gop=0:info=0:log-level=error"),
             ),
             filters=_TO_YUV,
@@ -98,8 +97,8 @@ CODECS: dict[str, Codec] = {
 class VideoFormat:
     """Codec (a key of `CODECS`), quality (None: the codec's default; lower is better) and frames per second.
 
-    Every pixel becomes `zoom` x `zoom` pixels of the video. Raises PackForcingError for an unknown codec, a quality
-    outside the codec's range, a rate outside 1..240, or a zoom outside 1..16.
+    `zoom` scales each pixel to `zoom` x `zoom` pixels. Raises PackForcingError for an unknown codec, a quality outside
+    the codec's range, a rate outside 1..240, or a zoom outside 1..16.
     """
 
     codec: str = "h264"
@@ -115,7 +114,7 @@ class VideoFormat:
         if not allowed.holds(self.crf):
             raise PackForcingError(f"quality is {self.crf!r:.60} for codec {self.codec}; expected {allowed}.")
         if in_range("fps", self.fps) < _SLOWEST:
-            raise PackForcingError(f"fps is {self.fps}; expected {_SLOWEST:g} or more in a file.")
+            raise PackForcingError(f"fps is {self.fps}; expected {_SLOWEST:g} or more for a file.")
         in_range("zoom", self.zoom)
 
     @property
@@ -128,7 +127,7 @@ class VideoFormat:
 
     @property
     def rate(self) -> Fraction:
-        """Frames per second, exactly: 23.976, 29.97, 59.94 mean 24000/1001 and the like, as broadcasters do."""
+        """Exact frames per second: 23.976, 29.97 and 59.94 mean 24000/1001 and so on, as in broadcasting."""
         nominal = round(self.fps * 1.001)
         if self.fps != round(self.fps) and abs(self.fps * 1.001 - nominal) < 0.002:
             return Fraction(nominal * 1000, 1001)
@@ -136,13 +135,13 @@ class VideoFormat:
 
     @property
     def filters(self) -> str:
-        """What ffmpeg does to a frame before it encodes it."""
+        """ffmpeg's filters for a frame before it is encoded."""
         enlarge = f"scale=iw*{self.zoom}:ih*{self.zoom}:flags=neighbor," if self.zoom > 1 else ""
         return enlarge + self.settings.filters
 
     @property
     def timescale(self) -> int:
-        """Ticks per second of the video's clock: fine enough for players, and a whole number of ticks a frame."""
+        """Ticks per second of the video's clock: fine enough for players, with a whole number of ticks per frame."""
         ticks = self.rate.numerator
         while ticks < _MIN_TIMESCALE:
             ticks *= 2
@@ -153,7 +152,7 @@ class VideoFormat:
         return int(self.timescale / self.rate)
 
     def stored_size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) in the file before `zoom`: odd sizes grow by one pixel where the codec needs even ones."""
+        """(width, height) in the file before `zoom`; odd sizes grow by one pixel if the codec needs even ones."""
         if not self.settings.even_sizes:
             return width, height
         return width + width % 2, height + height % 2

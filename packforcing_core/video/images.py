@@ -1,4 +1,4 @@
-"""Photos and drawings as one RGB frame: upright, on black where they are transparent."""
+"""Image files as one RGB frame: upright, with black behind transparent parts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BYTES_OF_SIGNATURE = 16
 
 @dataclass(frozen=True)
 class StillImage:
-    """`pixels` uint8 [H, W, 3], the format's name as Pillow spells it, and what is to be said."""
+    """`pixels` uint8 [H, W, 3], Pillow's name of the format, and notes for the user."""
 
     pixels: np.ndarray
     format: str
@@ -26,7 +26,7 @@ class StillImage:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file begins as an image does, whatever its name; False where it cannot be opened."""
+    """Whether a file begins like an image, whatever its name; False if it cannot be opened."""
     try:
         with open(path, "rb") as file:
             start = file.read(_BYTES_OF_SIGNATURE)
@@ -37,7 +37,7 @@ def is_image(path: Path) -> bool:
 
 
 def read_image(path: Path) -> StillImage:
-    """The image in a file, turned as its metadata says. Raises VideoError where it cannot be read."""
+    """The image in a file, rotated as its metadata says. Raises VideoError if it cannot be read."""
     try:
         with Image.open(path, formats=[name for name in _FORMATS if name in _readable()]) as image:
             more = getattr(image, "n_frames", 1) - 1
@@ -48,10 +48,10 @@ def read_image(path: Path) -> StillImage:
             return StillImage(pixels, image.format or "image", (*notes, *told, *shown))
     except UnidentifiedImageError as error:
         raise VideoError(
-            f"The image {path} cannot be read: it is damaged, or of a format that is not read here (HEIC photos are "
-            "such). Save it as JPEG or PNG."
+            f"The image {path} cannot be read: it is damaged, or in a format that is not supported (such as HEIC). "
+            "Save it as JPEG or PNG."
         ) from error
-    # Decoders of image formats raise what they like where a file is damaged.
+    # Image decoders raise errors of any kind for a damaged file.
     except Exception as error:
         raise VideoError(f"The image {path} cannot be read: {error}. Save it again as JPEG or PNG.") from error
 
@@ -64,20 +64,20 @@ def _readable() -> set[str]:
 def _upright(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     try:
         return ImageOps.exif_transpose(image), ()
-    except Exception:  # Damaged metadata is no reason to refuse the image itself.
-        return image, ("Its metadata is damaged: it is not turned.",)
+    except Exception:  # Damaged metadata is no reason to refuse the image.
+        return image, ("Its metadata is damaged, so it is not rotated.",)
 
 
 def _rgb(image: Image.Image) -> tuple[np.ndarray, tuple[str, ...]]:
-    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255.
         grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2), ()
     if image.mode == "F":
-        raise ValueError("its numbers have no range")
+        raise ValueError("its pixel values have no known range")
     if "A" not in image.getbands() and "transparency" not in image.info:
         return np.array(image.convert("RGB")), ()
     layers = image.convert("RGBA")
     black = Image.new("RGBA", layers.size, "black")
     opaque = layers.getchannel("A").getextrema()[0] == 255
-    said = () if opaque else ("It has transparency: what is transparent is shown on black.",)
+    said = () if opaque else ("It has transparency: transparent parts become black.",)
     return np.array(Image.alpha_composite(black, layers).convert("RGB")), said

@@ -1,4 +1,4 @@
-"""How many frames a video has and when each is shown, from its packets alone (nothing is decoded)."""
+"""The number of frames in a video and their display times, from its packets; nothing is decoded."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from statistics import median_low
 from .boxes import VideoError
 from .process import FfmpegError, run_ffmpeg, video_url
 
-# The containers and bare streams that are read, by ffmpeg's names. What is not here can make ffmpeg open other files or
-# addresses (playlists, scripts, image sequences, session descriptions), whatever the file calls itself.
+# The supported containers and bare streams, by ffmpeg's names. Others can make ffmpeg open further files or addresses
+# (playlists, scripts, image sequences, session descriptions), whatever the file's extension.
 _CONTAINERS = (
     "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,apng,ivf,h264,hevc,obu,m4v,mxf,mjpeg,rm,nut,yuv4mpegpipe,dv"
 )
-_DISCARDED = 4  # AV_PKT_FLAG_DISCARD: decoded because others need it, but cut off by the file's edit list
+_DISCARDED = 4  # AV_PKT_FLAG_DISCARD: decoded because other frames need it, but cut off by the file's edit list.
 _NO_TIME = -(2**63)
 _LONGEST_SECONDS = 24 * 3600
 _FASTEST = 240
@@ -26,8 +26,8 @@ _ONE_FRAME_RATE = Fraction(25)
 
 @dataclass(frozen=True)
 class Packets:
-    """`frames` at the constant `rate`. Where those that the file stores are not shown once each, `repeats` says how
-    often each is shown, 0 for never; else it is None. `notes` are sentences about what was amiss.
+    """`frames` at the constant `rate`. If stored frames are not shown exactly once each, `repeats` says how often each
+    is shown (0: never); otherwise it is None. `notes` are sentences about irregularities.
     """
 
     frames: int
@@ -52,7 +52,7 @@ def read_packets(path: Path) -> Packets:
     except FfmpegError as error:
         if "not on whitelist" in str(error):
             raise VideoError(
-                f"The video {path} cannot be read: it is a playlist, a script or of a format that is not read here. "
+                f"The video {path} cannot be read: it is a playlist, a script or in a format that is not supported. "
                 "Convert it to .mp4, .mov, .mkv or .webm."
             ) from error
         raise VideoError(f"The video {path} cannot be read: {error}") from error
@@ -63,7 +63,7 @@ def read_packets(path: Path) -> Packets:
 
 
 def input_arguments(path: Path, level: str = "error") -> list[str]:
-    """How ffmpeg opens the first video stream of a stranger's file: that file alone, and only as a video."""
+    """ffmpeg arguments to open the first video stream of an untrusted file: only that file, and only as a video."""
     return [
         *("-v", level, "-nostats", "-protocol_whitelist", "file", "-format_whitelist", _CONTAINERS),
         *("-i", video_url(path), "-map", "0:V:0"),
@@ -71,7 +71,7 @@ def input_arguments(path: Path, level: str = "error") -> list[str]:
 
 
 def _parse(listing: str) -> tuple[dict[str, str], list[_Packet]]:
-    """A framecrc listing as its header ("tb 0": "1/16384") and the packets that are shown."""
+    """The header of a framecrc listing ("tb 0": "1/16384") and the packets that are shown."""
     header: dict[str, str] = {}
     packets: list[_Packet] = []
     for line in listing.splitlines():
@@ -101,12 +101,12 @@ def _timed(packets: Sequence[_Packet], tick: Fraction, codec: str) -> Packets:
     rate = min(_even_rate([0, usual, 2 * usual + 1], tick), Fraction(_FASTEST))
     places = [round((time - times[0]) * tick * rate) for time in times]
     repeats = [after - before for before, after in pairwise(places)] + [1]
-    said = f"Its frame rate varies: it is read at {float(rate):.4g} frames per second, frames repeated or left out."
+    said = f"Its frame rate varies: it is read at {float(rate):.4g} frames per second, with frames repeated or dropped."
     return Packets(sum(repeats), rate, codec, tuple(repeats), (*notes, said))
 
 
 def _stored_repeats(packets: Sequence[_Packet]) -> tuple[int, ...] | None:
-    """How often each stored frame is shown where packets of no bytes (Theora's) say "the same again"; else None."""
+    """How often each stored frame is shown, if empty packets (Theora) mean "the same frame again"; otherwise None."""
     starts = [place for place, packet in enumerate(packets) if packet.size or not place]
     if len(starts) == len(packets):
         return None
@@ -114,9 +114,10 @@ def _stored_repeats(packets: Sequence[_Packet]) -> tuple[int, ...] | None:
 
 
 def _even_rate(times: Sequence[int], tick: Fraction) -> Fraction:
-    """The rate of frames that are evenly apart but for the rounding to ticks.
+    """The rate of evenly spaced frames, allowing for times rounded to ticks.
 
-    A container of coarse ticks (1 ms in Matroska) cannot hold most rates: of all that give these times, the usual one.
+    A container with coarse ticks (1 ms in Matroska) cannot store most rates exactly: of all rates that fit these times,
+    the most usual one.
     """
     measured = (len(times) - 1) / ((times[-1] - times[0]) * tick)
     if len({after - before for before, after in pairwise(times)}) == 1:
@@ -129,9 +130,9 @@ def _even_rate(times: Sequence[int], tick: Fraction) -> Fraction:
 
 
 def _times(packets: Sequence[_Packet], tick: Fraction) -> tuple[list[int] | None, tuple[str, ...]]:
-    """When each frame is shown, in ticks, in that order, and what is to be said; None where nothing tells.
+    """The display time of each frame in ticks, in that order, and notes for the user; None if the file has no times.
 
-    AVI stores no times of display. The decoding times of its packets are as far apart, only in another order.
+    AVI stores no display times. The decode times of its packets have the same spacing, only in another order.
     """
     durations = [packet.duration for packet in packets]
     choices = (
@@ -143,4 +144,4 @@ def _times(packets: Sequence[_Packet], tick: Fraction) -> tuple[list[int] | None
         rising = all(after > before for before, after in pairwise(times))
         if rising and _NO_TIME not in times and (times[-1] - times[0]) * tick <= _LONGEST_SECONDS:
             return times, ()
-    return None, (f"It does not say when its frames are shown: {_ONE_FRAME_RATE} frames per second are assumed.",)
+    return None, (f"It has no frame times: {_ONE_FRAME_RATE} frames per second are assumed.",)

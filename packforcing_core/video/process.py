@@ -1,4 +1,4 @@
-"""Running the ffmpeg that imageio-ffmpeg brings, without ever waiting on a full pipe."""
+"""Runs imageio-ffmpeg's ffmpeg without ever blocking on a full pipe."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from typing import IO, Any
 from ..errors import PackForcingError
 
 _LAST_WORDS = 12
-# 7.0, which imageio-ffmpeg 0.6 and 0.7 bring, loses frames of Theora without a word and crashes on MPEG-TS.
+# 7.0, which imageio-ffmpeg 0.6 and 0.7 include, silently loses Theora frames and crashes on MPEG-TS.
 _OLDEST = (7, 1)
-# The child must not see the terminal's Ctrl-C: it would end the segment before the frames that are still to come.
+# ffmpeg must not get the terminal's Ctrl-C: it would end the segment before the last frames.
 _DETACHED: dict[str, Any]
 if sys.platform == "win32":
     _DETACHED = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
@@ -31,16 +31,16 @@ else:
 
 
 class FfmpegError(PackForcingError):
-    """ffmpeg is missing, was killed, or refused: the message ends with its last words."""
+    """ffmpeg is missing, was killed, or failed; the message ends with ffmpeg's last lines."""
 
 
 def video_url(path: Path) -> str:
-    """The path as ffmpeg takes it: never read as an option or as another protocol, whatever its first letters."""
+    """The path in a form that ffmpeg never reads as an option or another protocol."""
     return f"file:{path.absolute()}"
 
 
 def start_ffmpeg(arguments: Sequence[str], *, reads_stdin: bool = False) -> subprocess.Popen[bytes]:
-    """Start ffmpeg with stdout and stderr piped (and stdin too if `reads_stdin`). Raises FfmpegError."""
+    """Starts ffmpeg with stdout and stderr piped (and stdin too if `reads_stdin`). Raises FfmpegError."""
     executable = _executable()
     try:
         return subprocess.Popen(
@@ -48,7 +48,7 @@ def start_ffmpeg(arguments: Sequence[str], *, reads_stdin: bool = False) -> subp
             stdin=subprocess.PIPE if reads_stdin else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "SVT_LOG": "1"},  # the AV1 encoder otherwise prints its settings as if errors
+            env={**os.environ, "SVT_LOG": "1"},  # Otherwise the AV1 encoder prints its settings as errors.
             **_DETACHED,
         )
     except OSError as error:
@@ -70,8 +70,8 @@ def has_encoder(name: str) -> bool:
 
 
 def _executable() -> str:
-    """imageio-ffmpeg's choice; where that is too old, the first that is not of those that are there."""
-    import imageio_ffmpeg  # Only here: what renders without writing a file runs without it.
+    """imageio-ffmpeg's choice, or, if that is too old, the first one found that is not."""
+    import imageio_ffmpeg  # Imported here, so that rendering without a file works without imageio-ffmpeg.
 
     try:
         chosen = imageio_ffmpeg.get_ffmpeg_exe()
@@ -85,15 +85,15 @@ def _executable() -> str:
 
 @lru_cache(maxsize=8)
 def _instead_of(chosen: str, version: tuple[int, int], brought: Path) -> str:
-    """Another ffmpeg than `chosen`, which is too old; said once. `brought` is the folder of imageio-ffmpeg's own.
+    """Another ffmpeg than `chosen`, which is too old; logged once. `brought` is the folder of imageio-ffmpeg's own.
 
-    Raises FfmpegError where there is none.
+    Raises FfmpegError if there is none.
     """
     problem = f"{chosen} is ffmpeg {version[0]}.{version[1]}; expected {_OLDEST[0]}.{_OLDEST[1]} or newer"
     for candidate in (*map(str, sorted(brought.glob("ffmpeg*"))), shutil.which("ffmpeg")):
         with suppress(OSError):
             if candidate and (_version(candidate) or (0, 0)) >= _OLDEST:
-                logging.getLogger(__name__).warning("%s: %s is used instead.", problem, candidate)
+                logging.getLogger(__name__).warning("%s; using %s instead.", problem, candidate)
                 return candidate
     raise FfmpegError(
         f"{problem}. Run `pip install --upgrade imageio-ffmpeg`, or set IMAGEIO_FFMPEG_EXE to a newer ffmpeg."
@@ -108,7 +108,7 @@ def _not_started(error: Exception) -> FfmpegError:
 
 @lru_cache(maxsize=8)
 def _version(executable: str) -> tuple[int, int] | None:
-    """Major and minor version; None for a build between releases, which calls itself by its date or commit."""
+    """Major and minor version; None for a development build, which has a date or commit instead."""
     said = subprocess.run(
         [executable, "-version"], stdin=subprocess.DEVNULL, capture_output=True, check=False, **_DETACHED
     ).stdout.decode("utf-8", "replace")
@@ -117,17 +117,17 @@ def _version(executable: str) -> tuple[int, int] | None:
 
 
 def run_ffmpeg(arguments: Sequence[str], stdin: bytes = b"") -> bytes:
-    """Run ffmpeg to its end and return its stdout. Raises FfmpegError if it fails."""
+    """Runs ffmpeg to its end and returns its stdout. Raises FfmpegError if it fails."""
     return _outputs(arguments, stdin)[0]
 
 
 def ffmpeg_says(arguments: Sequence[str]) -> list[str]:
-    """Run ffmpeg to its end and return the lines of its stderr. Raises FfmpegError if it fails."""
+    """Runs ffmpeg to its end and returns the lines of its stderr. Raises FfmpegError if it fails."""
     return _outputs(arguments)[1].decode("utf-8", "replace").splitlines()
 
 
 def _outputs(arguments: Sequence[str], stdin: bytes = b"") -> tuple[bytes, bytes]:
-    """(stdout, stderr) of ffmpeg run to its end. Raises FfmpegError if it fails."""
+    """(stdout, stderr) of a complete run of ffmpeg. Raises FfmpegError if it fails."""
     with start_ffmpeg(arguments, reads_stdin=True) as process:
         try:
             stdout, stderr = process.communicate(stdin)
@@ -140,32 +140,32 @@ def _outputs(arguments: Sequence[str], stdin: bytes = b"") -> tuple[bytes, bytes
 
 
 def failure(returncode: int | None, lines: Sequence[str]) -> str:
-    """One sentence from how ffmpeg ended and what it said last."""
+    """One sentence from ffmpeg's exit status and last lines."""
     ending = f"ffmpeg was killed by signal {-returncode}" if returncode and returncode < 0 else "ffmpeg failed"
     words = " | ".join(line.strip() for line in lines[-_LAST_WORDS:] if line.strip())
-    return f"{ending} (exit status {returncode}); its last words: {words or 'none'}"
+    return f"{ending} (exit status {returncode}); last output: {words or 'none'}"
 
 
 def stdin_of(process: subprocess.Popen[bytes]) -> IO[bytes]:
-    """The pipe that `start_ffmpeg(reads_stdin=True)` has opened."""
+    """The stdin pipe of a process started with `reads_stdin=True`."""
     assert process.stdin is not None
     return process.stdin
 
 
 def stdout_of(process: subprocess.Popen[bytes]) -> IO[bytes]:
-    """The pipe that `start_ffmpeg` has opened."""
+    """The stdout pipe of a process started with `start_ffmpeg`."""
     assert process.stdout is not None
     return process.stdout
 
 
 def stderr_of(process: subprocess.Popen[bytes]) -> IO[bytes]:
-    """The pipe that `start_ffmpeg` has opened."""
+    """The stderr pipe of a process started with `start_ffmpeg`."""
     assert process.stderr is not None
     return process.stderr
 
 
 class LastWords:
-    """Drains a process's stderr on a thread, so that it can never fill up, and keeps the end of it."""
+    """Drains a process's stderr in a thread, so that it never fills up, and keeps its last lines."""
 
     def __init__(self, stderr: IO[bytes]):
         self._lines: deque[str] = deque(maxlen=_LAST_WORDS)
@@ -178,15 +178,15 @@ class LastWords:
                 self._lines.append(line.decode("utf-8", "replace"))
 
     def lines(self) -> list[str]:
-        """What was said last; waits until the process has closed its stderr."""
+        """The last lines; waits until the process has closed its stderr."""
         self._thread.join()
         return list(self._lines)
 
 
 class Encoder:
-    """One ffmpeg that takes raw frames and returns, when closed, all bytes that it has made of them.
+    """An ffmpeg process that takes raw frames and, when it is closed, returns all encoded bytes.
 
-    It writes to a pipe and never to a file: should this process be killed, nobody else touches the video.
+    It writes to a pipe and never to a file, so if this process is killed nothing else writes to the video.
     """
 
     def __init__(self, arguments: Sequence[str]):
@@ -202,14 +202,14 @@ class Encoder:
             shutil.copyfileobj(stdout, self._output)
 
     def write(self, data: bytes | memoryview) -> None:
-        """Feed raw bytes, blocking while the encoder is busy. Raises FfmpegError if it has died."""
+        """Sends raw bytes; blocks while the encoder is busy. Raises FfmpegError if it has died."""
         try:
             self._stdin.write(data)
-        except OSError as error:  # a broken pipe, which Windows calls an invalid argument
+        except OSError as error:  # A broken pipe, or "invalid argument" on Windows.
             raise FfmpegError(self._end()) from error
 
     def close(self) -> bytes:
-        """No more frames: wait for the rest and return everything. Raises FfmpegError if the encoder failed."""
+        """Ends the input, waits for the output and returns all of it. Raises FfmpegError if the encoder failed."""
         try:
             self._stdin.close()
         except OSError as error:
@@ -220,12 +220,12 @@ class Encoder:
         return self._output.getvalue()
 
     def kill(self) -> None:
-        """End it now; what it was encoding is gone."""
+        """Kills the encoder; the open segment is lost."""
         self._process.kill()
         self._end()
 
     def _end(self) -> str:
-        with suppress(OSError):  # the pipe broke before: the exit status below tells why
+        with suppress(OSError):  # The pipe was broken before; the exit status below says why.
             self._stdin.close()
         lines = self._words.lines()
         self._reader.join()

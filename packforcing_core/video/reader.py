@@ -1,6 +1,4 @@
-"""Reading a video or an image: what is in it, and its frames. Works on a growing video and on one cut off by a
-crash.
-"""
+"""Reads a video or an image: its properties and its frames. Also reads growing videos and those cut off by a crash."""
 
 from __future__ import annotations
 
@@ -23,10 +21,10 @@ _FPS_OF_AN_IMAGE = Fraction(25)
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What `read_frames` gives of a file: upright frames with square pixels at a constant rate.
+    """The output of `read_frames` for a file: upright frames with square pixels at a constant rate.
 
-    `fps` is exact; `codec` is ffmpeg's name (h264, hevc, av1), or of an image Pillow's (png, jpeg). `notes` are
-    sentences about what is changed on the way, for the user to read.
+    `fps` is exact. `codec` is ffmpeg's name (h264, hevc, av1), or Pillow's for an image (png, jpeg). `notes` are
+    sentences for the user on what is changed while reading.
     """
 
     frames: int
@@ -43,7 +41,7 @@ class VideoInfo:
 
 
 def probe(path: Path | str) -> VideoInfo:
-    """Count and measure a video: every packet is read, one frame decoded. Raises VideoError if it cannot be read."""
+    """Counts and measures a video: reads every packet, decodes one frame. Raises VideoError if it cannot be read."""
     path = Path(path)
     if is_image(path):
         image = read_image(path)
@@ -55,9 +53,9 @@ def probe(path: Path | str) -> VideoInfo:
 
 
 def read_frames(path: Path | str) -> Iterator[np.ndarray]:
-    """Decode a video or an image frame by frame: uint8 [H, W, 3], RGB. Raises VideoError if it cannot be read.
+    """Decodes a video or an image frame by frame: uint8 [H, W, 3], RGB. Raises VideoError if it cannot be read.
 
-    Frames come at the constant rate that `probe` tells. Of a growing video it reads the closed segments.
+    Frames have the constant rate that `probe` returns. Of a growing video, the closed segments are read.
     """
     path = Path(path)
     if is_image(path):
@@ -74,7 +72,7 @@ def _shown(frames: Iterator[np.ndarray], packets: Packets) -> Iterator[np.ndarra
 
 
 def _decoded(path: Path, plain: Plain) -> Iterator[np.ndarray]:
-    """Every frame of the file, once."""
+    """Each stored frame of the file, once."""
     size = plain.width * plain.height * 3
     output = ("-vf", plain.filters, "-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1")
     with start_ffmpeg([*input_arguments(path), "-fps_mode", "passthrough", *output]) as process:

@@ -1,6 +1,6 @@
-"""Any decoded frame as plain RGB: square pixels, no fields, no alpha, standard dynamic range.
+"""Decoded frames of any kind as plain RGB: square pixels, progressive, no alpha, standard dynamic range.
 
-What has to be done is read off the first decoded frame, after ffmpeg has turned it upright, and never off a header.
+The needed filters are derived from the first decoded frame, after ffmpeg has rotated it, and never from a header.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _COLOURS = re.compile(r"color_space:(\S+).*color_trc:(\S+)")
 _WITH_ALPHA = re.compile(r"yuva|ya\d|gbrap|rgba|bgra|argb|abgr|rgb32|bgr32|pal8")
 _YUV = re.compile(r"yuv|nv\d|p0\d\d|uyvy|yuyv")
 _HDR = {"smpte2084": "PQ", "arib-std-b67": "HLG"}
-# The widest and the narrowest pixels in use are 2:1 and 8:9; a file may state anything.
+# The widest and narrowest pixels in use are 2:1 and 8:9, but a file may state anything.
 _NARROWEST, _WIDEST = 1 / 4, 4.0
-# Players take untagged colours of more than 576 rows, the most of standard definition, for BT.709.
+# Players assume BT.709 for untagged colours of more than 576 rows, the limit of standard definition.
 _ROWS_OF_SD = 576
 
 
 @dataclass(frozen=True)
 class Plain:
-    """The size of a video's frames as they are shown, the `filters` that make them so, and what is to be said."""
+    """The display size of a video's frames, the `filters` that produce it, and notes for the user."""
 
     width: int
     height: int
@@ -38,7 +38,7 @@ class Plain:
 
 
 def look(path: Path) -> Plain:
-    """Decodes the first frame of a video. Raises VideoError where there is none."""
+    """Decodes the first frame of a video. Raises VideoError if there is none."""
     arguments = [*input_arguments(path, "info"), "-frames:v", "1", "-vf", "showinfo", "-f", "null", "-"]
     try:
         said = ffmpeg_says(arguments)
@@ -55,10 +55,10 @@ def look(path: Path) -> Plain:
 
 
 def _left_out(holds: Sequence[str]) -> Iterator[str]:
-    """What else is in the file, by ffmpeg's list of its streams."""
+    """Notes on what else is in the file, from ffmpeg's list of its streams."""
     kinds = [found[1] for line in holds if (found := _STREAM.match(line)) and "(attached pic)" not in line]
     if "Audio" in kinds:
-        yield "Its sound is left out."
+        yield "Its sound is ignored."
     if kinds.count("Video") > 1:
         yield f"It holds {kinds.count('Video')} videos: only the first is used."
 
@@ -68,22 +68,22 @@ def _plain(frame: Sequence[str], space: str, curve: str) -> Plain:
     filters, notes = [], []
     if field in "TB":
         filters.append("yadif=deint=interlaced")
-        notes.append("It is interlaced: its fields are made whole frames.")
+        notes.append("It is interlaced: it is deinterlaced.")
     if _WITH_ALPHA.match(pixels):
         filters.append("format=gbrap,premultiply=inplace=1")
-        notes.append("It has transparency: what is transparent is shown on black.")
+        notes.append("It has transparency: transparent parts become black.")
     if curve in _HDR and has_filter("zscale"):
         filters.append(_TONE_MAP)
-        notes.append(f"It is HDR ({_HDR[curve]}): its brightness is mapped to standard range.")
+        notes.append(f"It is HDR ({_HDR[curve]}): it is tone-mapped to standard range.")
     elif curve in _HDR:
-        notes.append(f"It is HDR ({_HDR[curve]}), which this ffmpeg cannot map to standard range: it looks pale.")
+        notes.append(f"It is HDR ({_HDR[curve]}), which this ffmpeg cannot tone-map: it will look pale.")
     if across != down and across and down:
         width, height, said = _square(width, height, across, down)
         notes.append(said)
     untagged = space == "unknown" and _YUV.match(pixels) and min(width, height) > _ROWS_OF_SD
     matrix = ":in_color_matrix=bt709" if untagged else ""
     exact = f"flags=bicubic+accurate_rnd+full_chroma_int+bitexact{matrix}"
-    # The size is given, so that a video that changes its size half-way keeps that of its first frame.
+    # A fixed size, so that a video that changes its size keeps that of its first frame.
     return Plain(width, height, ",".join([*filters, f"scale={width}:{height}:{exact}", "format=rgb24"]), tuple(notes))
 
 
@@ -97,7 +97,7 @@ def _square(width: int, height: int, across: int, down: int) -> tuple[int, int, 
     """The size with square pixels: one side grows, so that nothing is lost."""
     shape = f"Its pixels are {across}:{down}, not square"
     if not _NARROWEST <= across / down <= _WIDEST:
-        return width, height, f"{shape}: that is taken for a mistake and left out."
+        return width, height, f"{shape}: this is taken for an error and ignored."
     if across > down:
         width = round(width * across / down)
     else:

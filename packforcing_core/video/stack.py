@@ -1,4 +1,4 @@
-"""Videos side by side, for comparing what differs between renders."""
+"""Videos side by side, to compare renders."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FRAMES_PER_SEGMENT = 64
 def stack_videos(
     videos: Sequence[Path], target: Path, codec: str = "h264", captions: Sequence[np.ndarray] | None = None
 ) -> Generator[int, None, None]:
-    """Writes the `videos`, left to right, as one video `target`, which is there when the iterator ends.
+    """Writes the `videos`, left to right, as one video `target`, which exists when the iterator ends.
 
-    Yields the number of frames written, after each. `captions` are images uint8 [h, W, 3], one as wide as each video,
-    that stand above it. A video that ends early shows its last frame until the longest ends. Raises PackForcingError
-    for videos of different height or frame rate.
+    Yields the number of written frames after each frame. `captions` are images uint8 [h, W, 3] above the videos, each
+    as wide as its video. A video that ends early shows its last frame until the longest one ends. Raises
+    PackForcingError for videos of different height or frame rate.
     """
     infos = [probe(video) for video in videos]
     _require_alike(videos, infos)
@@ -38,7 +38,7 @@ def stack_videos(
 
 
 def _rows(videos: Sequence[Path], captions: Sequence[np.ndarray] | None) -> Iterator[np.ndarray]:
-    """Each moment of all videos as one image."""
+    """One image per time step with all videos side by side."""
     shown: list[np.ndarray] = []
     for frames in zip_longest(*map(read_frames, videos)):
         shown = [old if new is None else new for old, new in zip(shown or frames, frames, strict=True)]
@@ -50,11 +50,11 @@ def _rows(videos: Sequence[Path], captions: Sequence[np.ndarray] | None) -> Iter
 
 def _require_alike(videos: Sequence[Path], infos: Sequence[VideoInfo]) -> None:
     if len(videos) < 2:
-        raise PackForcingError(f"Got {len(videos)} video to stack; expected two or more.")
+        raise PackForcingError(f"Got {len(videos)} video(s) to stack; expected two or more.")
     for video, info in zip(videos, infos, strict=True):
         if (info.height, info.fps) != (infos[0].height, infos[0].fps):
             raise PackForcingError(
                 f"{Path(video).name} is {info.height} pixels high at {float(info.fps):g} FPS and "
                 f"{Path(videos[0]).name} {infos[0].height} at "
-                f"{float(infos[0].fps):g}; videos side by side must agree. Render them alike."
+                f"{float(infos[0].fps):g}; they must be the same. Render them with the same height and fps."
             )

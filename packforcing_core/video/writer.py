@@ -1,8 +1,8 @@
-"""Frames into a video that can be watched while it grows, survives a crash, and can be continued exactly.
+"""Writes frames to a video that plays while it grows, survives a crash, and can be continued exactly.
 
-The growing video is a fragmented mp4 beside the final one. Each segment comes from a fresh encoder and is appended
-whole, so that its bytes depend on its own frames alone: a video continued in another process is byte for byte the
-video of an unbroken run, and appending costs the same at block 10,000 as at block 1.
+The growing video is a fragmented mp4 beside the final one. Each segment comes from a fresh encoder and is appended as a
+whole, so its bytes depend only on its own frames. A video continued in another process is byte for byte equal to an
+uninterrupted one, and appending costs the same at block 10,000 as at block 1.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from .process import Encoder, FfmpegError, has_encoder
 
 _GROWING = ("-movflags", "empty_moov+default_base_moof+skip_trailer")
 _NO_CUT = ("-frag_duration", "2000000000")  # microseconds: one fragment per segment, however long it is
-# Half an index makes players refuse the whole file. So a segment lies on disk as a free box that lasts until the end
-# of the file, which they skip, and becomes a segment when its true header (of the same 8 bytes) is put on top.
+# An incomplete index makes players refuse the whole file. So a segment is first written inside a free box that lasts to
+# the end of the file, which players skip. Then its real header (also 8 bytes) is written over the box's header.
 _UNTIL_THE_END = b"\0\0\0\0free"
 
 
 class SegmentedWriter:
-    """Writes frames to `path` (an .mp4) by way of a growing video beside it.
+    """Writes frames to `path` (an .mp4) through a growing video beside it.
 
         with SegmentedWriter("out/video.mp4", 832, 480, VideoFormat(fps=16)) as writer:
             for number, frames in enumerate(blocks, start=1):    # frames: uint8 [T, 480, 832, 3], RGB
                 writer.write(frames)
                 if number % 8 == 0:
-                    writer.end_segment()                         # playable and safe on disk from here on
+                    writer.end_segment()                         # from here on these frames play and are safe
             writer.finish(metadata={"workflow": workflow})
 
-    `first_segment` continues a video: its first `first_segment` segments are kept and the rest is cut off; the
-    caller then continues with the frames that follow `frames_written`. With 0 a video that is there is begun again.
-    `growing_path` is the video so far, playable from the first closed segment on; `growing` puts it elsewhere.
+    `first_segment` continues a video: its first `first_segment` segments are kept and the rest is cut off. The caller
+    continues with the frame after `frames_written`. With 0 an existing video is started over. `growing_path` is the
+    video so far, playable from the first closed segment on; `growing` sets another place for it.
 
-    Odd sizes are padded to even ones by repeating the last row or column (not for codec lossless).
+    Odd sizes are padded to even ones by repeating the last row or column (except for codec lossless).
 
-    Folder, codec, size and the video to be continued are checked here, before any work: PackForcingError.
-    Leaving the `with` block, by an exception too, closes the segment that is open; `finish` makes the final file.
-    One segment's encoded bytes are held in memory until it is closed.
+    Folder, codec, size and the video to continue are checked here, before any work (PackForcingError). Leaving the
+    `with` block, also by an exception, closes the open segment; `finish` makes the final file. The encoded bytes of one
+    segment are in memory until it is closed.
     """
 
     def __init__(
@@ -58,7 +58,9 @@ class SegmentedWriter:
         growing: Path | None = None,
     ):
         if width < 1 or height < 1 or first_segment < 0:
-            raise PackForcingError(f"Got size {width}x{height} and first segment {first_segment}: too small.")
+            raise PackForcingError(
+                f"Got size {width}x{height} and first segment {first_segment}; expected a size of 1x1 or more."
+            )
         self.path = Path(path)
         self.growing_path = growing or self.path.with_name(f"{self.path.stem}.growing.mp4")
         if self.path.suffix.lower() != ".mp4":
@@ -77,12 +79,12 @@ class SegmentedWriter:
 
     @property
     def frames_written(self) -> int:
-        """Frames of the video so far, the open segment's included."""
+        """Frames of the video so far, including the open segment."""
         return self._closed_frames + self._open_frames
 
     @property
     def safe_frames(self) -> int:
-        """Frames in closed segments: those that a crash cannot take."""
+        """Frames in closed segments, which a crash cannot lose."""
         return self._closed_frames
 
     def __enter__(self) -> SegmentedWriter:
@@ -90,23 +92,23 @@ class SegmentedWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
-            if self._problem:  # finished, aborted or failed: nothing is open
+            if self._problem:  # Finished, aborted or failed: nothing is open.
                 return
             if error is None:
                 self.end_segment()
             else:
-                with suppress(PackForcingError):  # the error on its way out says more than this one would
+                with suppress(PackForcingError):  # The error that is being raised says more than this one.
                     self._close_segment(strict=False)
         finally:
             self.abort()
-            if not self.segments:  # a video without a frame would not play
+            if not self.segments:  # A video without a frame would not play.
                 with suppress(OSError):
                     self.growing_path.unlink()
 
     def write(self, frames: np.ndarray) -> None:
-        """Append uint8 frames [T, H, W, 3], RGB, to the open segment; opens one if none is. Blocks while busy.
+        """Appends uint8 frames [T, H, W, 3], RGB, to the open segment; opens one if needed. Blocks while busy.
 
-        Raises PackForcingError for frames of another shape or dtype, or when the encoder has died.
+        Raises PackForcingError for frames of another shape or dtype, or if the encoder has died.
         """
         self._must_be_writable()
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (self.height, self.width, 3):
@@ -126,35 +128,35 @@ class SegmentedWriter:
         self._open_frames += len(frames)
 
     def end_segment(self) -> None:
-        """Close the open segment (none: does nothing) and put it on disk. The next frame begins a fresh encoder.
+        """Closes the open segment, if any, and writes it to disk. The next frame starts a fresh encoder.
 
-        Raises PackForcingError when the encoder failed, the disk is full or the video has gone.
+        Raises PackForcingError if the encoder failed, the disk is full or the video was removed.
         """
         self._must_be_writable()
         self._close_segment(strict=True)
 
     def finish(self, metadata: Mapping[str, object] | None = None, *, keep_growing: bool = False) -> Path:
-        """Close the video and make the final file, which plays from its first bytes and can be sought in.
+        """Closes the video and makes the final file, which can be streamed and seeked.
 
-        metadata: key -> text, or what JSON can hold; "prompt" and "workflow" are what ComfyUI reads back.
-        keep_growing: leave the growing video, so that the video can be extended or retaken later.
-        Raises PackForcingError, and leaves the growing video as it is, if the final file cannot be made.
+        metadata: key -> text or JSON values; ComfyUI reads "prompt" and "workflow".
+        keep_growing: keeps the growing video, so that the video can be extended or retaken later.
+        Raises PackForcingError if the final file cannot be made; the growing video then stays unchanged.
         """
         self.end_segment()
         if not self.segments:
-            raise PackForcingError(f"The video {self.path} has no frames: write some before finishing it.")
+            raise PackForcingError(f"The video {self.path} has no frames; write frames before finishing it.")
         try:
             write_final(self.growing_path, self.path, self._closed_frames, self.format, metadata or {})
         except (PackForcingError, OSError) as error:
             self._fail(error)
         self.abort()
         if not keep_growing:
-            with suppress(OSError):  # Windows: somebody is watching it; the final video is complete all the same
+            with suppress(OSError):  # On Windows someone may be watching it; the final video is complete anyway.
                 self.growing_path.unlink()
         return self.path
 
     def abort(self) -> None:
-        """Stop: drop the open segment and close the video, whose closed segments stay playable."""
+        """Stops: drops the open segment and closes the video; its closed segments stay playable."""
         if self._encoder is not None:
             self._encoder.kill()
         self._encoder = None
@@ -167,7 +169,7 @@ class SegmentedWriter:
             raise PackForcingError(f"Nothing more can be written to {self.path}: {self._problem}.")
 
     def _try_encoder(self) -> bytes:
-        """One black frame through the encoder: proves codec and size, and gives the video's init boxes."""
+        """Encodes one black frame, to test codec and size, and to get the video's init boxes."""
         width, height = self.format.stored_size(self.width, self.height)
         try:
             encoder = Encoder(self._arguments)
@@ -177,7 +179,7 @@ class SegmentedWriter:
             needed = self.format.settings.encoder
             if not has_encoder(needed):
                 raise PackForcingError(
-                    f"This ffmpeg was built without {needed}, which codec {self.format.codec} takes. Choose another "
+                    f"This ffmpeg was built without {needed}, which codec {self.format.codec} needs. Choose another "
                     "codec, or run `pip install --upgrade imageio-ffmpeg`."
                 ) from error
             raise PackForcingError(
@@ -190,18 +192,20 @@ class SegmentedWriter:
         video = scan_video(self.growing_path)
         if len(video.segments) < first_segment:
             raise VideoError(
-                f"The video {self.growing_path} has {len(video.segments)} complete segments but {first_segment} were "
-                f"expected: continue from segment {len(video.segments)} or earlier."
+                f"The video {self.growing_path} has {len(video.segments)} complete segments, but {first_segment} were "
+                f"expected. Continue from segment {len(video.segments)} or earlier."
             )
         if video.init != self._init:
             raise VideoError(
-                f"The video {self.growing_path} was begun with another size, codec, quality or frame rate, or by "
+                f"The video {self.growing_path} was started with another size, codec, quality or frame rate, or by "
                 "another ffmpeg: continue it with the same, or start a new video."
             )
         return video
 
     def _open_video(self, new: bool):
-        """The growing video, cut to what is kept. Unbuffered: after a failed write nothing may follow later."""
+        """Opens the growing video and cuts it to the kept segments. Unbuffered: nothing may be written after a failed
+        write.
+        """
         try:
             for folder in (self.path.parent, self.growing_path.parent):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -221,7 +225,7 @@ class SegmentedWriter:
         return file
 
     def _close_segment(self, strict: bool) -> None:
-        """strict: the segment must hold every frame that was written (not so when a write was interrupted)."""
+        """With `strict`, the segment must have every frame that was written (not so after an interrupted write)."""
         if self._encoder is None:
             return
         try:
@@ -258,13 +262,13 @@ class SegmentedWriter:
         os.fsync(self._file.fileno())
 
     def _fail(self, error: Exception) -> None:
-        """Stop for good (later frames would leave a hole) and say what there is."""
+        """Stops for good, because later frames would leave a gap, and raises an error that says what is complete."""
         self._problem = "it failed before"
         self.abort()
         raise PackForcingError(
             f"The video could not be written: {error}. The first {self.segments} segments "
             f"({self._closed_frames} frames) are complete in {self.growing_path}, which plays; "
-            f"continue from segment {self.segments} when the cause is removed."
+            f"fix the cause, then continue from segment {self.segments}."
         ) from error
 
 

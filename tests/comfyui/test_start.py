@@ -133,7 +133,7 @@ def test_what_is_changed_of_a_video_on_the_way_in_is_said_on_the_node(comfy: Com
     (text,) = comfy.client.run(graph.prompt)["outputs"][start[0]]["text"]
     print(text)
     assert "Its pixels are 4:3, not square: it is stretched to 128 x 64." in text
-    assert "Its sound is left out." in text
+    assert "Its sound is ignored." in text
 
 
 def test_a_picture_without_the_vae_is_refused(comfy: ComfyServer, files: Files, inputs):
