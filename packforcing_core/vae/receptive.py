@@ -1,4 +1,4 @@
-"""How many latent frames before a block a fresh decoder needs to decode the block bit for bit.
+"""How many earlier latent frames a fresh decoder needs to decode a block bit for bit.
 
 The decoders have no feedback, only layers that look back a fixed number of frames, so their state depends only on the
 newest latent frames. A decoder that starts in the middle of a video treats its first frame as the video's first, with

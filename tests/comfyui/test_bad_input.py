@@ -187,7 +187,7 @@ def test_a_lora_that_fits_nothing_is_named_before_anything_is_sampled(comfy: Com
         "LoraLoaderModelOnly", model=our_loader(graph, files), lora_name="strange.safetensors", strength_model=1.0
     )[0]
     decode(graph, stream(graph, model), files)
-    failed(comfy, graph, "strange.safetensors", "fits nothing", "strange.part")
+    failed(comfy, graph, "strange.safetensors", "matches this model", "strange.part")
 
 
 def test_a_lora_of_a_larger_model_is_named_before_anything_is_sampled(comfy: ComfyServer, files: Files):
@@ -198,7 +198,7 @@ def test_a_lora_of_a_larger_model_is_named_before_anything_is_sampled(comfy: Com
         "LoraLoaderModelOnly", model=our_loader(graph, files), lora_name="larger.safetensors", strength_model=1.0
     )[0]
     decode(graph, stream(graph, model), files)
-    failed(comfy, graph, "larger.safetensors", "fits nothing", "made for a Wan of width 256")
+    failed(comfy, graph, "larger.safetensors", "matches no layer", "made for a Wan of width 256")
 
 
 LINKED = {

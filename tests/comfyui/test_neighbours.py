@@ -131,7 +131,7 @@ def test_a_replaced_cross_attention_is_honoured_and_other_parts_are_refused(comf
     graph = Graph()
     model = graph.add("PackForcingTestReplace", model=stock_loader(graph, files), part="self_attn", strength=1.0)[0]
     decode(graph, stream(graph, model, **FAST), files)
-    failed(comfy, graph, "self-attention", "cannot honour")
+    failed(comfy, graph, "self-attention", "does not support")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_what_else_hangs_on_a_prompt_is_refused_by_name(comfy: ComfyServer, file
         inputs["positive"] = graph.add(kind, positive=prompt, negative=prompt, vae=vae, **size)[0]
     else:
         inputs["positive"] = graph.add(kind, conditioning=inputs["positive"], strength=0.5)[0]
-    failed(comfy, graph, named, "cannot honour")
+    failed(comfy, graph, named, "does not support")
 
 
 def test_a_narrower_vae_decodes_through_the_stock_loader(comfy: ComfyServer, files: Files):

@@ -147,7 +147,7 @@ def test_the_modes_extend_and_retake_a_named_render(comfy: ComfyServer, files: F
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"render_mode": "extend"}, ("needs its name",)),
+        ({"render_mode": "extend"}, ("enter its name",)),
         ({"render_mode": "retake", "render_name": "nothing here"}, ("no render 'nothing here' to retake",)),
     ],
 )

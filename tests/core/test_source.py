@@ -113,7 +113,7 @@ def test_seconds_become_whole_blocks():
         (lambda: repainted_by_frames(random_vae(), picture(0, 8), GEOMETRY), "needs 9 frames at 16 FPS"),
         (lambda: encoded(random_vae(), [], GEOMETRY), "holds no frames"),
         (lambda: last_frames([], 16.0, 16.0, 3), "holds no frames"),
-        (lambda: encoded(random_vae(), [picture(0)[0], picture(0, 1, 32, 32)[0]], GEOMETRY), "in one video"),
+        (lambda: encoded(random_vae(), [picture(0)[0], picture(0, 1, 32, 32)[0]], GEOMETRY), "expected one size"),
         (lambda: fitted(np.zeros((1, 8, 8, 4), np.uint8), 16, 16), "images of shape"),
         (lambda: blocks_in(float("nan"), GEOMETRY), "nan seconds"),
     ],

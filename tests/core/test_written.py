@@ -171,7 +171,7 @@ def test_other_settings_are_refused_with_the_difference(tmp_path):
         (Small("window", blocks=3), ["policy: the render has packforcing, now window"]),
         (Small(blocks=2, mode="extend"), ["can only make it longer"]),
         (Small(blocks=4, seed=8, mode="extend"), ["seed: the render has 7, now 8"]),
-        (Small(blocks=9, mode="retake", retake_block=5), ["needs the blocks before it, and 3 are there"]),
+        (Small(blocks=9, mode="retake", retake_block=5), ["needs the blocks before it, and only 3 are finished"]),
         (Small(blocks=3, mode="retake", retake_block=3), ["go further back"]),
         (Small(width=64, blocks=3, mode="retake", retake_block=1), ["width: the render has 48, now 64"]),
     ):

@@ -183,7 +183,7 @@ def test_tables_that_hold_themselves_or_unfold_without_end_are_refused(tmp_path,
     ("content", "message"),
     [
         ({"a": torch.ones(2, device="meta")}, "no data for 'a'"),
-        ({"a": torch.eye(2).to_sparse()}, "'a' is stored sparse"),
+        ({"a": torch.eye(2).to_sparse()}, "'a' is a sparse tensor"),
         ({"a.b": torch.ones(1), "a": {"b": torch.ones(1)}}, r"has 'a\.b' twice"),
         ({(1, 2): torch.ones(1)}, "a name of type tuple"),
     ],

@@ -90,7 +90,7 @@ def test_of_a_training_save_the_averaged_generator_is_taken_unless_another_is_ch
     assert set(checkpoint.others) == {f"{part}.model" for part in parts} - {checkpoint.taken}
     (warning,) = [warning for warning in checkpoint.warnings if "several parts" in warning]
     print(warning)
-    assert f"{checkpoint.taken} is taken" in warning
+    assert f"{checkpoint.taken} is used" in warning
     assert inspect(path, key).taken == checkpoint.taken
 
 
@@ -238,7 +238,7 @@ def without(part: str, *added: str):
         (
             "cmgrpo_raven_full.safetensors",
             without(".self_attn.q.", "self_attn.q.base_layer.weight", "self_attn.q.lora_A.default.weight"),
-            r"not merged.*cmgrpo_raven_merge\.pt",
+            r"unmerged.*cmgrpo_raven_merge\.pt",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""LoRAs on a checkpoint: what fits nothing is named before any work, in every layout; what fits is added exactly."""
+"""LoRAs on a checkpoint: what matches no layer is named before any work, in every layout; what fits is added exactly."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_every_layout_is_added_as_in_float64(tmp_path, name):
 def test_a_lora_of_another_size_is_named_with_both_sizes(tmp_path, name):
     for config in (WAN_SIZES["1.3B"], WAN_SIZES["14B"]):
         lora = open_lora(written(tmp_path, name, lora_tensors()))
-        with pytest.raises(PackForcingError, match=r"lora\.safetensors fits nothing") as refused:
+        with pytest.raises(PackForcingError, match=r"lora\.safetensors matches no layer") as refused:
             require_fit(lora, config)
         print(refused.value)
         assert "made for a Wan of width 128" in str(refused.value)
@@ -75,7 +75,7 @@ def test_a_lora_of_another_size_is_named_with_both_sizes(tmp_path, name):
 )
 def test_a_lora_of_another_family_is_named_with_what_it_holds(tmp_path, content, holds):
     save_file(content, tmp_path / "other.safetensors")
-    with pytest.raises(PackForcingError, match=rf"other\.safetensors fits nothing.*{holds}") as refused:
+    with pytest.raises(PackForcingError, match=rf"other\.safetensors matches no layer.*{holds}") as refused:
         require_fit(open_lora(tmp_path / "other.safetensors"), SMALL)
     print(refused.value)
 

@@ -33,7 +33,7 @@ def test_lightx2vs_scales_for_each_row_are_named(tmp_path, dtype):
     report = inspect(write(tmp_path / "self_forcing_lightx2v.safetensors", state))
     print(report.title)
     assert report.usable
-    assert any("they become bfloat16" in warning for warning in report.warnings)
+    assert any("they are converted to bfloat16" in warning for warning in report.warnings)
     assert report.title.endswith("with one weight_scale per row, as LightX2V writes it")
     assert ("F8_E4M3" if dtype != torch.int8 else "I8") in report.title
 
@@ -80,7 +80,7 @@ def packed():
 def test_packed_weights_are_for_a_host_that_knows_their_scales(tmp_path):
     state = packed()
     path = write(tmp_path / "self_forcing.safetensors", {f"model.{name}": tensor for name, tensor in state.items()})
-    with pytest.raises(PackForcingError, match=r"quantised.*ComfyUI's loader.*bf16"):
+    with pytest.raises(PackForcingError, match=r"quantised.*only ComfyUI.*bf16"):
         read_checkpoint(path)
     kept = read_checkpoint(path, keep_quantised=True)
     assert kept.quantised
@@ -89,7 +89,7 @@ def test_packed_weights_are_for_a_host_that_knows_their_scales(tmp_path):
     assert (report.quantised, report.usable, report.usable_by_host) == (True, False, True)
     assert report.problems == ()
     assert "quantised" in report.advice
-    assert "ComfyUI's loader" in report.advice
+    assert "only ComfyUI" in report.advice
     assert not any("bfloat16" in warning for warning in report.warnings), "outside ComfyUI nothing computes it"
 
 

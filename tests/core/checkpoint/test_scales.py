@@ -48,7 +48,7 @@ def test_scales_that_nothing_tells_a_host_of_are_applied(tmp_path, dtype, shape)
         )
         print(f"worst relative difference {worst:.1e}")
         assert worst < (0.012 if dtype == torch.int8 else 0.05 if dtype == torch.float8_e4m3fn else 0.1)
-        assert any("become bfloat16" in warning for warning in read.warnings)
+        assert any("converted to bfloat16" in warning for warning in read.warnings)
     report = inspect(path)
     assert report.usable
     assert report.usable_by_host
@@ -81,7 +81,7 @@ FIRST = LAYERS[0]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({f"{FIRST}.weight_scale": None}, r"q\.weight is F8_E4M3 without its scale"),
+        ({f"{FIRST}.weight_scale": None}, r"q\.weight is F8_E4M3 without a scale"),
         ({f"{FIRST}.weight": None}, r"q\.weight_scale is a scale without an 8-bit weight"),
         ({f"{FIRST}.weight": torch.ones(128, 128)}, r"q\.weight_scale is a scale without an 8-bit weight"),
         ({f"{FIRST}.scale_weight": torch.ones(1)}, r"q\.weight has two scales"),

@@ -72,7 +72,7 @@ def test_nothing_is_deleted_that_the_batch_did_not_replace(files, tmp_path, caps
     assert main(command) == 0
     assert (out / "holiday.mp4").read_bytes() == b"my own"
     made = (out / "holiday-2.mp4").read_bytes()
-    for edited, message in (({"seed": 2}, "seed: the render has 1, now 2"), ({"checkpoint": "gone"}, "no file")):
+    for edited, message in (({"seed": 2}, "seed: the render has 1, now 2"), ({"checkpoint": "gone"}, "not a file")):
         write_jobs(path, {"name": "holiday", "seed": 1, **edited})
         assert main(command) == 1
         assert message in capsys.readouterr().out

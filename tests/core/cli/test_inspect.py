@@ -54,7 +54,7 @@ def test_every_other_kind_is_named_with_advice(tmp_path, capsys):
         (tmp_path / "t5.safetensors", "text encoder", "models/text_encoders"),
         (write_comfyui_lora(tmp_path / "lora.safetensors"), "lora", "LoraLoaderModelOnly"),
         (write_peft_lora(tmp_path / "lora.pt"), "lora", "Its key names are not those"),
-        (tmp_path / "compressor.safetensors", "compressor", "compressor input"),
+        (tmp_path / "compressor.safetensors", "compressor", "compressor widget"),
         (write_context(tmp_path / "context.safetensors"), "unknown", "Expected a Wan2.1"),
         (tmp_path / "unknown.safetensors", "unknown", "Expected a Wan2.1"),
     ]

@@ -177,7 +177,7 @@ def test_a_lora_is_added_and_one_that_fits_nothing_is_named_before_anything_else
 
 def test_an_output_that_cannot_be_written_is_said_before_sampling(files, tmp_path, capsys):
     for output, message in (
-        (files / "a_file" / "film.mp4", "cannot be made"),
+        (files / "a_file" / "film.mp4", "cannot be created"),
         (tmp_path / "film.avi", "ends in .mp4"),
         (Path(), "expected a file name"),
     ):

@@ -53,7 +53,7 @@ def test_blocks_that_are_there_follow_the_takes(tmp_path):
         ({}, {}, "holds no block"),
         ({"latents": torch.zeros(1, 16, 3, 4, 7)}, {}, "holds no block"),
         ({"latents": torch.zeros(SHAPE).half()}, {}, "holds no block"),
-        ({"selected": torch.zeros(3).int(), "selected_by_layer": torch.tensor([1, 1])}, {}, "had selected"),
+        ({"selected": torch.zeros(3).int(), "selected_by_layer": torch.tensor([1, 1])}, {}, "the block selected"),
         ({}, {"block": 1}, "belongs to another block or render"),
         ({}, {"take": 1}, "belongs to another block or render"),
         ({}, {"render": "0" * 32}, "belongs to another block or render"),

@@ -28,7 +28,7 @@ def test_a_device_on_which_they_are_wrong_is_served_by_the_twins(monkeypatch, ca
     monkeypatch.setattr(fast, "_differences", lambda device: [0.001, 0.3])
     monkeypatch.setattr(fast.importlib.util, "find_spec", lambda name: object())
     assert not fast.usable(torch.device("cuda", 0))
-    assert "off by 0.3" in caplog.text
+    assert "differ by 0.3" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

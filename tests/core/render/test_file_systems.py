@@ -155,7 +155,7 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_sampled(tmp_path, m
 def test_a_path_that_is_too_long_is_said_before_anything_is_sampled(tmp_path):
     deep = tmp_path.joinpath(*["x" * 250] * 20)
     said, events = refused(deep)
-    assert "cannot be made" in said
+    assert "cannot be created" in said
     assert events == []
     said, events = refused(tmp_path, output=str(deep / "film.mp4"))
     assert "No video can be written" in said

@@ -129,7 +129,7 @@ def test_missing_parts_are_refused_before_anything_runs():
     noise = seeded_noise(1, block_shape(3))
     with pytest.raises(PackForcingError, match="needs a compressor and its VAE"):
         next(rollout(model, small_context(), small_cache(PackForcing(), 3), noise, DENOISING, 3))
-    with pytest.raises(PackForcingError, match="selection of 1 layers"):
+    with pytest.raises(PackForcingError, match="selection for 1 layers"):
         small_cache(PackForcing(), 3).begin_block(((),))
 
 

@@ -81,7 +81,7 @@ def test_families_are_sampled_as_published():
 @pytest.mark.parametrize("build", [Schedule.warped, Schedule.unwarped])
 @pytest.mark.parametrize("shift", [0.0, -5.0, math.nan, math.inf])
 def test_a_shift_that_bends_nothing_is_refused(build, shift):
-    with pytest.raises(PackForcingError, match=f"shift is {shift}; expected a positive number"):
+    with pytest.raises(PackForcingError, match=f"Got shift {shift}; expected a positive number"):
         build(FOUR, shift)
 
 

@@ -114,7 +114,7 @@ def test_what_is_left_out_is_made_besides():
     [
         (lambda: recipe(Start(latents(4)), 4), "gives 4 blocks and the render has 4"),
         (lambda: recipe(Start(latents(2)[:, :, :4]), 4), "4 latent frames does not divide into blocks of 3"),
-        (lambda: Start(latents(1), repainted=latents(1)), "got both"),
+        (lambda: Start(latents(1), repainted=latents(1)), "Got both"),
         (lambda: Start(repainted=latents(1), denoise=0.0), "denoise is 0"),
         (lambda: Start(repainted=latents(1), denoise=1.5), "denoise is 1.5"),
     ],

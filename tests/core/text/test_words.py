@@ -49,5 +49,5 @@ def test_every_prompt_of_the_little_world_is_known_and_fits():
 
 
 def test_a_prompt_that_is_too_long_is_refused():
-    with pytest.raises(PackForcingError, match="takes 3 at most"):
+    with pytest.raises(PackForcingError, match="takes at most 3"):
         WordEncoder(WORDS, text_len=3)(["a red circle bounces"])

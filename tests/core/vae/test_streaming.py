@@ -142,8 +142,8 @@ def test_reset_begins_another_video():
         ((1, 48, 2, 3, 5), "expected .B, 16, T"),
         ((16, 2, 3, 5), "expected .B, 16, T"),
         ((1, 16, 0, 3, 5), "none of them 0"),
-        ((1, 16, 2, 3, 6), "began with"),
-        ((2, 16, 2, 3, 5), "began with"),
+        ((1, 16, 2, 3, 6), "started with"),
+        ((2, 16, 2, 3, 5), "started with"),
     ],
 )
 def test_latents_that_do_not_fit_are_refused(shape, message):
@@ -158,7 +158,7 @@ def test_latents_that_do_not_fit_are_refused(shape, message):
     [
         ((1, 4, 1, 24, 40), "expected .B, 3, T"),
         ((1, 3, 1, 20, 40), "multiples of 8"),
-        ((1, 3, 1, 24, 48), "began with"),
+        ((1, 3, 1, 24, 48), "started with"),
     ],
 )
 def test_video_that_does_not_fit_is_refused(shape, message):

@@ -134,7 +134,7 @@ def test_a_killed_encoder_is_reported_and_the_film_goes_on_from_the_last_segment
         write_segments(writer, range(2))
         writer.write(picture(8))
         kill_encoders()
-        with pytest.raises(PackForcingError, match=r"ffmpeg .*last words.*first 2 segments \(8 frames\) are complete"):
+        with pytest.raises(PackForcingError, match=r"ffmpeg .*last output.*first 2 segments \(8 frames\) are complete"):
             write_segments(writer, range(3, 2000))
         with pytest.raises(PackForcingError, match="failed before"):
             writer.write(picture(8))

@@ -12,7 +12,7 @@ from packforcing_core.video.process import Encoder, _version, run_ffmpeg, start_
 
 
 def test_a_refusal_ends_with_the_last_words_of_ffmpeg():
-    with pytest.raises(FfmpegError, match=r"exit status .*last words: .*no_such_codec"):
+    with pytest.raises(FfmpegError, match=r"exit status .*last output: .*no_such_codec"):
         run_ffmpeg(["-f", "lavfi", "-i", "color", "-c:v", "no_such_codec", "-f", "null", "-"])
 
 

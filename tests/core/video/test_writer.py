@@ -225,7 +225,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path):
 
 
 def test_a_size_that_the_codec_cannot_do_is_refused_before_any_work(tmp_path):
-    with pytest.raises(PackForcingError, match=r"h264 cannot encode 20000x20000 here.*last words"):
+    with pytest.raises(PackForcingError, match=r"h264 cannot encode 20000x20000 here.*last output"):
         SegmentedWriter(tmp_path / "film.mp4", 20_000, 20_000, VideoFormat())
     with pytest.raises(PackForcingError, match="expected a size of 1x1"):
         SegmentedWriter(tmp_path / "film.mp4", 0, 48, VideoFormat())
@@ -267,7 +267,7 @@ def test_an_encoder_that_this_ffmpeg_lacks_is_named_with_the_remedy(tmp_path, mo
     """As that of imageio-ffmpeg 0.6, which has no AV1."""
     lacking = replace(CODECS["av1"], arguments=("-c:v", "libnothing", "-preset", "8"))
     monkeypatch.setitem(CODECS, "av1", lacking)
-    with pytest.raises(PackForcingError, match=r"without libnothing, which codec av1 takes\. Choose another") as said:
+    with pytest.raises(PackForcingError, match=r"without libnothing, which codec av1 needs\. Choose another") as said:
         SegmentedWriter(tmp_path / "film.mp4", 64, 48, VideoFormat("av1"))
     print(said.value)
     assert {codec.encoder for codec in CODECS.values()} == {"libx264", "libx265", "libnothing", "libx264rgb"}

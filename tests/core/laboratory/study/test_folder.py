@@ -51,7 +51,7 @@ def test_another_studys_folder_is_refused(tmp_path):
 
 def test_one_study_at_a_time(tmp_path):
     folder = StudyFolder(tmp_path, SETTINGS)
-    with folder.opened(), pytest.raises(PackForcingError, match="worked on already"), folder.opened():
+    with folder.opened(), pytest.raises(PackForcingError, match="is in use"), folder.opened():
         pass
 
 
