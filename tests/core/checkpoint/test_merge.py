@@ -1,4 +1,4 @@
-"""LoRAs on a checkpoint: what matches no layer is named before any work, in every layout; what fits is added exactly."""
+"""LoRAs on a checkpoint: the weights with them, what does not fit, and a wrong LoRA, which is named before any work."""
 
 from __future__ import annotations
 
