@@ -165,6 +165,49 @@ def test_no_imports_go_in_a_circle():
     TopologicalSorter(asked).prepare()  # CycleError names the circle.
 
 
+def room_of(module: str) -> str:
+    """A room of the architecture page's drawing; three modules lie on another floor than the rest of their room."""
+    apart = {"checkpoint.files": "checkpoint.files", "checkpoint.shards": "checkpoint.files", "model.ops": "model.ops"}
+    return apart.get(".".join(module.split(".")[:2]), module.split(".")[0])
+
+
+def room_imports() -> dict[str, set[str]]:
+    """Room -> the rooms that it imports. The nodes are one room."""
+    modules = {module_of(path) for path in sources(CORE)}
+    found: dict[str, set[str]] = {}
+    for path in sources(CORE, NODES):
+        room = room_of(module_of(path)) if path.is_relative_to(CORE) else "nodes"
+        for target, _ in core_imports(path):
+            module = next((part for part in prefixes(target) if part in modules), "")
+            if module and module != "__init__" and room_of(module) != room:
+                found.setdefault(room, set()).add(room_of(module))
+    return found
+
+
+def prefixes(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+
+
+def below(room: str, arrows: dict[str, set[str]]) -> set[str]:
+    """All rooms that arrows lead to from `room`."""
+    direct = arrows.get(room, set())
+    return direct.union(*(below(target, arrows) for target in direct))
+
+
+def test_the_architecture_pages_drawing_is_the_code():
+    page = (CORE / "README.md").read_text(encoding="utf-8")
+    drawing = page.split("```mermaid")[1].split("```")[0]
+    floors = [part.split() for part in re.findall(r"subgraph [^\n]*\n(.*?)\n  end", drawing, re.DOTALL)]
+    floor = {room: number for number, rooms in enumerate(floors) for room in rooms}
+    drawn = {room: set(re.split(r"[\s&]+", to.strip())) for room, to in re.findall(r"  (\S+) --> (.*)", drawing)}
+    arrows = room_imports()
+    assert set(floor) == set(arrows) | set().union(*arrows.values())
+    assert [(room, to) for room in drawn for to in drawn[room] if floor[to] < floor[room]] == []
+    direct = {room: to - set().union(*(below(other, arrows) for other in to)) for room, to in arrows.items()}
+    assert drawn == direct
+
+
 def test_the_product_imports_no_laboratory():
     """By no import and no name, but for the command line's, which looks whether it is there."""
     asks = CORE / "cli" / "main.py"
