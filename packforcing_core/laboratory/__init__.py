@@ -1,1 +1,1 @@
-"""What no render needs: training, evaluation, the study and the benchmark. The product never imports it."""
+"""Training, evaluation, the study and the benchmark. No render needs them, and the product never imports them."""

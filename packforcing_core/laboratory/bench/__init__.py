@@ -1,1 +1,1 @@
-"""How fast a machine renders, and how near that is to what it can do: the `packforcing bench` command's parts."""
+"""Parts of `packforcing bench`: how fast a machine renders, and how close that is to its kernels' speed."""

@@ -1,4 +1,4 @@
-"""The passes of a block without the loop around them: what the cache and the sampler cost on top is the rest."""
+"""The model calls of a block without cache and sampler, so that their cost can be measured as the difference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .subject import Stream
 
 
 class StaticHistory:
-    """A history that never changes: the pass's tokens attend to fixed keys and values of the same number."""
+    """A history that never changes: tokens attend to fixed keys and values, as many as in a render."""
 
     def __init__(self, k: Tensor, v: Tensor, rotation: Rotation, attention: Attention):
         self._k, self._v, self._rotation, self._attention = k, v, rotation, attention
@@ -26,8 +26,8 @@ class StaticHistory:
 
 
 class BarePasses:
-    """The model calls of one block of `stream` in its steady state: the steps, the commit, the compression and its
-    pass. No views, selection, writes, noise or checks; attention reads as many keys.
+    """The model calls of one block of `stream` with a full window: the steps, the commit, the compression and its pass.
+    No views, selection, writes, noise or checks; attention reads as many keys as in a render.
     """
 
     def __init__(self, stream: Stream):

@@ -1,6 +1,6 @@
-"""Time: device events on a GPU, the thread's own time on a CPU with one thread, else a clock on the wall.
+"""Clocks: device events on a GPU, thread time on a CPU with one thread, otherwise wall time.
 
-Runs take turns, so that a busy machine slows all alike.
+Runs alternate, so that other load on the machine slows all of them alike.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Laps:
         return event
 
     def mark(self, name: str) -> None:
-        """Ends a part, which began at the mark before."""
+        """Ends the part that started at the previous mark."""
         self._marks.append((name, self._now()))
 
     def seconds(self) -> dict[str, float]:
@@ -52,18 +52,18 @@ class Laps:
 
 
 def working_time() -> float:
-    """Seconds on a CPU: of this thread's work where it is the only one, so that what else runs hardly counts."""
+    """Seconds on a CPU: of this thread if it is the only one, so that other programs hardly count."""
     return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for what is queued on a GPU."""
+    """Waits for work queued on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds_of(run: Run, device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
-    """How long one run takes, all it queued included."""
+    """The duration of one run, including the work that it queued."""
     synchronize(device)
     began = clock()
     run()
@@ -79,10 +79,11 @@ def in_turns(
     before: Mapping[str, Run] = MappingProxyType({}),
     clock: Callable[[], float] | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of each run in each round. Every round begins with another run, so that none has the same neighbour.
+    """Seconds of each run in each round. Each round starts with another run, so that no run always has the same
+    neighbour.
 
-    `before` are what comes before each run of that name, off its clock: on a GPU the wall's, elsewhere this thread's
-    own, unless another `clock` is given.
+    `before` maps a run to untimed work before it. The clock is wall time on a GPU and thread time elsewhere, unless
+    `clock` is given.
     """
     names, clock = list(runs), clock or (time.perf_counter if device.type == "cuda" else working_time)
     for _ in range(warm_up):
@@ -102,10 +103,10 @@ def _nothing() -> None: ...
 
 
 def ratio(over: list[float], under: list[float]) -> float:
-    """The median of the rounds' ratios: a slow moment that both were in cancels out."""
+    """The median of the ratios per round, so that a slow moment in both runs cancels out."""
     return median(a / b for a, b in zip(over, under, strict=True))
 
 
 def p95(values: list[float]) -> float:
-    """The value that 95% of `values` do not exceed."""
+    """The 95th percentile of `values`."""
     return sorted(values)[max(0, -(-95 * len(values) // 100) - 1)]

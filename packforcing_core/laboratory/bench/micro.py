@@ -1,4 +1,4 @@
-"""The kernels alone, at the sizes that a block has: what matrix work, attention and convolution reach here."""
+"""The speed of single kernels at the sizes of a block: matrix product, attention and convolution."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BY_FRAMES = "2-D by frames"
 
 
 def matmul_rate(scale: Scale, device: torch.device, dtype: torch.dtype, repeats: int) -> float:
-    """Operations a second of the feed-forward's first matrix over a block's tokens."""
+    """Operations per second of the first feed-forward matrix on a block's tokens."""
     config, tokens = scale.config, scale.geometry.tokens_per_frame * FRAMES_PER_BLOCK
     x = torch.randn(tokens, config.dim, device=device, dtype=dtype)
     weight = torch.randn(config.ffn_dim, config.dim, device=device, dtype=dtype)
@@ -31,7 +31,7 @@ def matmul_rate(scale: Scale, device: torch.device, dtype: torch.dtype, repeats:
 def attention_rates(
     scale: Scale, attended: int, device: torch.device, dtype: torch.dtype, repeats: int
 ) -> dict[str, float]:
-    """Operations a second of every backend that runs here, fastest first, for a block's queries and `attended` keys."""
+    """Operations per second of each available backend, fastest first, for a block's queries and `attended` keys."""
     config, tokens = scale.config, scale.geometry.tokens_per_frame * FRAMES_PER_BLOCK
     sizes = [(1, length, config.num_heads, config.head_dim) for length in (tokens, attended, attended)]
     q, k, v = (torch.randn(size, device=device, dtype=dtype) for size in sizes)
@@ -48,9 +48,7 @@ def attention_rates(
 
 
 def conv_rates(scale: Scale, device: torch.device, dtype: torch.dtype, repeats: int) -> dict[str, float]:
-    """Operations a second of the decoder's full-size convolution, one frame behind its past, by layout; fastest
-    first.
-    """
+    """Operations per second of the decoder's full-size convolution on one frame, by memory layout, fastest first."""
     width = scale.vae.decoder_widths[-1]
     conv = torch.nn.utils.skip_init(TorchOps.Conv3d, width, width, 3, padding=(0, 1, 1), device=device, dtype=dtype)
     conv.requires_grad_(False).weight.normal_(std=(27 * width) ** -0.5)

@@ -33,7 +33,7 @@ Tell = Callable[[str], None]
 
 
 def measure(plan: Plan, tell: Tell) -> dict[str, Any]:
-    """Runs everything; `tell` hears what comes next. On a CPU only the ratios mean anything."""
+    """Runs all measurements; `tell` is called with the name of each. On a CPU only the ratios are meaningful."""
     capability = Capability.of(plan.device, plan.dtype, plan.scale.config.head_dim)
     attention = attention_named(plan.attention, capability)
     model = build_model(plan.scale, plan.device, plan.dtype, attention, plan.compiled)
@@ -67,12 +67,12 @@ def _settings(plan: Plan) -> dict[str, Any]:
 
 
 def named(position: int) -> str:
-    """What a stream in front of block `position` is called."""
+    """The name of a stream that starts at block `position`."""
     return f"block {position}"
 
 
 def _blocks(plan: Plan, model: CausalWan) -> dict[str, Any]:
-    """Blocks at each position of a render, a rolling window's and the bare passes, all in turns."""
+    """Times blocks at each position of a render, with a rolling window, and bare model calls, all alternating."""
     streams = {named(position): Stream(model, plan.scale).placed(position) for position in plan.positions}
     early = streams[named(EARLY)]
     streams[WINDOW] = Stream(model, plan.scale, Window(TRAINED_FRAMES)).placed(EARLY)
@@ -105,7 +105,9 @@ def _blocks(plan: Plan, model: CausalWan) -> dict[str, Any]:
 
 
 def _decoding(plan: Plan, model: CausalWan) -> dict[str, Any]:
-    """The split of a block with its decode, the first frame, decoding beside the transformer, peaks."""
+    """Times a block's parts with its decode, the first frame, and decoding in parallel with the transformer; peak
+    memory.
+    """
     vae = build_vae(plan.scale, plan.device, plan.dtype)
     _reset_peak(plan.device)
     first = Stream(model, plan.scale, vae=vae)
@@ -130,7 +132,7 @@ def _decoding(plan: Plan, model: CausalWan) -> dict[str, Any]:
         "fps": {
             "transformer only": frames / dit,
             "decoded in turn": frames / median(in_turn),
-            # The wall's clock counts two threads at once; on a CPU the others are of one thread's work.
+            # Wall time counts two threads at once; the other CPU times are those of one thread.
             **({"end to end": frames / beside} if plan.device.type == "cuda" else {}),
         },
         "end_to_end_seconds": beside,
@@ -139,7 +141,7 @@ def _decoding(plan: Plan, model: CausalWan) -> dict[str, Any]:
 
 
 class _Discard:
-    """A video that nobody keeps."""
+    """A video writer that discards its frames."""
 
     def write(self, frames) -> None: ...
 
@@ -147,8 +149,8 @@ class _Discard:
 
 
 def _beside(plan: Plan, model: CausalWan, vae) -> float:
-    """Seconds per block, by the clock on the wall, to frames on the host, as a render makes them: the rollout decodes,
-    for the compressed tokens need the frames, and they are brought to the host while the next block is made.
+    """Wall seconds per block until its frames are on the CPU, as in a render: the rollout decodes, because compressed
+    tokens need the frames, and frames are copied to the CPU while the next block is sampled.
     """
     stream = Stream(model, plan.scale, vae=vae)
     stream.skip(EARLY - 1)
@@ -166,13 +168,13 @@ def _beside(plan: Plan, model: CausalWan, vae) -> float:
         )
         film = written_events(events, StreamingDecoder(vae), _Discard(), blocks_per_segment=blocks)
         while not isinstance(next(film), BlockDone):
-            continue  # The first decode of a render does other work than the rest.
+            continue  # The first decode of a render does different work.
         seconds = seconds_of(lambda: list(film), plan.device)
     return seconds / plan.decoded_rounds
 
 
 def _kernels(plan: Plan, model: CausalWan, result: dict[str, Any]) -> dict[str, Any]:
-    """Rates of the kernels, and what part of them the whole reaches."""
+    """Speeds of the kernels, and the share of them that the whole block reaches."""
     scale, device, dtype = plan.scale, plan.device, plan.dtype
     stream = Stream(model, scale)
     seen = stream.cache.shape.attended_tokens(stream.cache.partitions)
@@ -210,8 +212,8 @@ def _reset_peak(device: torch.device) -> None:
 
 
 def _peak(device: torch.device) -> int | None:
-    """The most bytes in use: allocated on a GPU since the reset, resident in this process elsewhere; None where the
-    system does not say.
+    """Peak bytes: allocated on a GPU since the reset, otherwise the resident memory of this process; None if
+    unknown.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -1,4 +1,4 @@
-"""A measurement as Markdown, and as an image where matplotlib is installed."""
+"""A measurement as Markdown, and as an image if matplotlib is installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .subject import EARLY
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Tables for a page. From a CPU only ratios: its seconds say nothing about another machine."""
+    """Tables for a page. From a CPU only ratios, because its seconds do not apply to other machines."""
     settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in result["settings"].items())
     parts = [settings, _ratios(result), _kernels(result)]
     if result["settings"]["device_type"] == "cuda":
@@ -30,7 +30,7 @@ def _ratios(result: dict[str, Any]) -> str:
     whole = sum(split.values())
     graphs = result["compiled_graphs"]
     rows = [
-        (f"flatness: a later block over block {EARLY}, the worst", f"{result['flatness']:.3f}"),
+        (f"flatness: slowest later block over block {EARLY}", f"{result['flatness']:.3f}"),
         *((f"{name} over block {EARLY}", f"{over:.3f}") for name, over in result["growth"].items()),
         ("loop overhead over bare passes", f"{100 * result['loop_overhead']:.1f}%"),
         ("a 21-frame window's block over ours", f"{result['window_over_ours']:.2f}"),
@@ -49,7 +49,7 @@ def _survival(result: dict[str, Any]) -> list[tuple[str, str]]:
     behind = result["resumed_behind_block"]
     return [
         ("a recorded rollout over the same without a folder", f"{result['recorded_over_bare']:.3f}"),
-        (f"resuming behind {behind} blocks over making them", f"{result['resume_share']:.2f}"),
+        (f"resuming after {behind} blocks over sampling them", f"{result['resume_share']:.2f}"),
     ]
 
 
@@ -69,7 +69,7 @@ def _seconds(result: dict[str, Any]) -> str:
 
 
 def _kernels(result: dict[str, Any]) -> str:
-    """Each kernel's rate over the slowest of its kind; on a GPU TFLOP/s besides."""
+    """Each kernel's speed relative to the slowest of its kind; on a GPU also in TFLOP/s."""
     rows = []
     for kind in ("attention", "conv"):
         rates = result["kernels"][kind]

@@ -1,6 +1,6 @@
-"""What is measured: models of exact shapes with random weights, built where they run, and streams of blocks.
+"""What is measured: models of exact shapes with random weights, created on the device, and streams of blocks.
 
-Random weights serve for time and memory, not for quality, and not for what a policy selects.
+Random weights are valid for time and memory, but not for quality, or for what a policy selects.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Scale:
-    """The sizes of a measurement: a transformer, a VAE and an image of `width` x `height` pixels; a cache planned for
-    `blocks`, by default two minutes.
+    """The sizes of a measurement: a transformer, a VAE, an image of `width` x `height` pixels, and a cache planned for
+    `blocks` (by default two minutes).
     """
 
     name: str
@@ -59,7 +59,7 @@ class Scale:
         return VideoGeometry(self.width, self.height, fps=16.0, frames_per_block=FRAMES_PER_BLOCK, blocks=self.blocks)
 
 
-# Wide enough that matrix work outweighs Python's.
+# Wide enough that matrix products take longer than Python's overhead.
 _SMALL = Scale(
     "small",
     WanConfig(dim=512, ffn_dim=2048, num_layers=8, num_heads=4, text_dim=64),
@@ -76,18 +76,18 @@ SCALES = {
 
 
 EARLY = 21
-"""The block, counted from 1, that is the first with a full window."""
+"""The first block with a full window, counted from 1."""
 POSITIONS, TWO_MINUTES = (5, EARLY, 60, 200), (EARLY, 115)
-"""Blocks to time: on a CPU with models that are soon there, and where two minutes are long enough."""
+"""Blocks to time: on a CPU with small models, and where two minutes are long enough."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure on what. `rounds` is how many blocks each stream makes in turns, `repeats` that of a kernel.
+    """What to measure. `rounds` is the number of blocks of each stream, `repeats` the number of runs of a kernel.
 
-    A stream stands in front of each of the `positions` (blocks counted from 1, 21 among them). On a CPU it makes that
-    very block every time; elsewhere it continues from there, since its cache is too large to be put back. `survival`
-    makes 40 whole blocks and more.
+    Each stream starts at one of the `positions` (blocks counted from 1; 21 must be among them). On a CPU it repeats
+    that block; on a GPU it continues from there, because its cache is too large to be restored. `survival` samples 40
+    blocks and more.
     """
 
     scale: Scale
@@ -102,12 +102,12 @@ class Plan:
 
     @property
     def decoded_rounds(self) -> int:
-        """Blocks that are also decoded; fewer, for nothing fine is read off them."""
+        """Number of blocks that are also decoded; fewer, because no small differences are derived from them."""
         return min(15, max(1, self.rounds // 2))
 
     @property
     def returns(self) -> bool:
-        """Whether a stream makes one block again and again."""
+        """Whether a stream repeats one block."""
         return self.device.type == "cpu"
 
 
@@ -151,7 +151,7 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 def _random_weights(net: Net, device: torch.device) -> Net:
-    """`net` from the meta device to `device`: matrices that keep a variance of about 1, gains of 1, biases of 0."""
+    """`net` from the meta device to `device`: matrices that keep a variance of about 1, gains 1, biases 0."""
     net = net.to_empty(device=device).eval().requires_grad_(False)
     generator = torch.Generator(device).manual_seed(SEED)
     for name, parameter in net.named_parameters():
@@ -167,8 +167,8 @@ def _random_weights(net: Net, device: torch.device) -> Net:
 class Stream:
     """A render, block by block; `skip` fills the cache with random keys instead of running the model.
 
-    With a VAE every block is decoded to frames on the host, and encoded again for its compressed tokens. A stream that
-    was `placed` can make the same block again and again: `again` takes back what was made since.
+    With a VAE, every block is decoded to frames on the CPU and encoded again for its compressed tokens. After `placed`,
+    a stream can repeat the same block: `again` restores the state.
     """
 
     def __init__(self, model: CausalWan, scale: Scale, policy: Policy | None = None, vae: WanVAE | None = None):
@@ -192,8 +192,8 @@ class Stream:
 
     @torch.no_grad()
     def block(self, laps: Laps | None = None) -> None:
-        """Makes the next block; `laps` gets the parts "steps", "decode", "to host", "commit", "compress",
-        `twin`.
+        """Samples the next block. `laps` gets the parts "steps", "decode", "to host", "commit", "compress", `twin` (the
+        pass over the compressed tokens).
         """
         laps = laps or Laps(self.model.device)
         view = self.cache.begin_block()
@@ -216,23 +216,22 @@ class Stream:
             laps.mark("twin")
 
     def placed(self, number: int) -> Stream:
-        """This stream, in front of block `number` (counted from 1, at least 2): all before are skipped but the last.
-
-        That one is made, so that what follows finds the mid slots as a render leaves them.
+        """This stream, positioned at block `number` (counted from 1, at least 2). All blocks before are skipped, except
+        that the last one is sampled, so that the mid slots are filled as in a render.
         """
         self.skip(number - 2 - self.cache.next_block)
         self.block()
         return self
 
     def stay(self) -> Stream:
-        """This stream, which `again` brings back to here."""
+        """Marks the present state, to which `again` returns."""
         self._there = copy.deepcopy(self.cache), dict(self.compression.waiting)
         return self
 
     def again(self) -> None:
-        """Back to where the stream was told to `stay`; with a decoder its state stays as it is."""
+        """Returns to the state marked by `stay`; a decoder keeps its state."""
         if self._there is None:
-            raise PackForcingError("The stream was not told to stay anywhere.")
+            raise PackForcingError("Call stay() before again().")
         cache, waiting = self._there
         self.cache = copy.deepcopy(cache)
         self.compression.waiting.clear()
@@ -240,7 +239,7 @@ class Stream:
 
     @torch.no_grad()
     def skip(self, blocks: int) -> None:
-        """Lets `blocks` blocks pass with random keys and values; a decoder has then begun its video."""
+        """Skips `blocks` blocks with random keys and values; a decoder starts its video."""
         if self.decoder and blocks > 0 and self.cache.next_block == 0:
             self.decoder.push(self._latents)
         cache, shape = self.cache, self.cache.shape
@@ -263,7 +262,9 @@ class Stream:
 
 
 def _compressor(model: CausalWan, scale: Scale, vae: WanVAE | None) -> Compressor:
-    """With a VAE both branches, as a render with a trained compressor has them; without one what needs no frames."""
+    """With a VAE both branches, as in a render with a trained compressor; without one the branch that needs no
+    frames.
+    """
     high_res = random_high_res(scale, model)
     if vae is None:
         return Compressor(model, "high_res", high_res=high_res)
@@ -271,7 +272,7 @@ def _compressor(model: CausalWan, scale: Scale, vae: WanVAE | None) -> Compresso
 
 
 def _last(events: Iterator) -> Tensor:
-    """What a generator returns, its events passed over."""
+    """A generator's return value; its events are ignored."""
     while True:
         try:
             next(events)

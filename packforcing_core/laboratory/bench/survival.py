@@ -1,4 +1,4 @@
-"""What it costs that a render survives: a recorded rollout against one without a folder, and coming back to it."""
+"""The cost of recording: a recorded rollout compared with one without a folder, and the time to resume."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from .clock import in_turns, ratio, seconds_of
 from .subject import Plan, build_recipe, build_vae, random_high_res, random_text
 
 TOGETHER = 4
-"""Blocks of a rollout that is compared, which begins with a new folder and ends with the last write."""
+"""Blocks in a compared rollout, from opening a new folder to the last write."""
 BEHIND = 40
-"""A render that has so many blocks is resumed."""
+"""Blocks of the render that is resumed."""
 
 _Events = Generator[Event | Replayed, None, None]
 
 
 class _Renders:
-    """Rollouts of one recipe, decoded and with compressed blocks as a render has them, with a folder and without."""
+    """Rollouts of one recipe, decoded and with compressed blocks as in a render, with and without a folder."""
 
     def __init__(self, plan: Plan, model: CausalWan, root: Path):
         self.model, self.root, self.recipe = model, root, build_recipe(plan.scale)
@@ -87,7 +87,7 @@ def survival(plan: Plan, model: CausalWan) -> dict[str, Any]:
 
 
 def _run(begin: Callable[[], _Events], ends: Callable[[object], bool]) -> None:
-    """Runs up to the event that `ends` knows, and stops as a render does that is cancelled."""
+    """Runs up to the event for which `ends` is true, then stops like a cancelled render."""
     with closing(begin()) as events:
         for event in events:
             if ends(event):

@@ -1,4 +1,4 @@
-"""Arithmetic of a block: operations of the transformer and the decoder, for the share of what a device can do.
+"""Arithmetic of a block: operations of the transformer and the decoder, to compute the share of a device's peak speed.
 
 A multiply-add counts as 2.
 """
@@ -19,7 +19,7 @@ from ...vae.wan_vae import WanVAE
 
 
 class Work(NamedTuple):
-    """Operations of a part, by the kind of kernel that does them."""
+    """Operations of a part, by kind of kernel."""
 
     linear: float = 0.0
     attention: float = 0.0
@@ -29,13 +29,13 @@ class Work(NamedTuple):
         return Work(*(a + times * b for a, b in zip(self, other, strict=True)))
 
     def floor_seconds(self, rates: dict[str, float]) -> float:
-        """The least time at `rates` operations a second, one for each kind that occurs."""
+        """The minimum time at `rates` operations per second, one rate per kind."""
         return sum(amount / rates[kind] for kind, amount in self._asdict().items() if amount)
 
 
 def pass_work(config: WanConfig, tokens: int, attended: int, layers: int | None = None) -> Work:
-    """One pass of `tokens` that attend to `attended` tokens: 15.6 and 32.7 TFLOP for a full block of the 1.3B at
-    832x480. `layers`: of the first so many only.
+    """One pass of `tokens` tokens that attend to `attended` tokens: 15.6 and 32.7 TFLOP for a full block of the 1.3B at
+    832x480. `layers` limits it to the first layers.
     """
     layers = config.num_layers if layers is None else layers
     dim = config.dim
@@ -51,7 +51,7 @@ def commit_work(config: WanConfig, tokens: int, attended: int) -> Work:
 
 
 def decode_work(config: VAEConfig, height: int, width: int, latent_frames: int) -> Work:
-    """Decoding `latent_frames` that are not a video's first, found by a decode of shapes alone (a few seconds)."""
+    """Decoding `latent_frames` latent frames after a video's first, counted on the meta device (a few seconds)."""
     vae = build_on_meta(lambda: WanVAE(config))
     size = (height // VAE_SPATIAL_STRIDE, width // VAE_SPATIAL_STRIDE)
     latent = torch.empty(1, LATENT_CHANNELS, 1, *size, device="meta")

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = own.add_argument
     add("--checkpoint", help="the autoregressive Wan checkpoint to train a compressor for")
     add("--hours", type=float, help="time limit of all runs together; default: 8")
-    add("--prompts", help="a file of prompts (one per line, or a JSON list) instead of the 200 that come along")
+    add("--prompts", help="a file of prompts (one per line, or a JSON list) instead of the 200 that are included")
     add("--preset", help="how the checkpoint is sampled, if its file does not say")
     add("--width", type=int, help="of the clips, in pixels; default: 832 (miniature: 128)")
     add("--height", type=int, help="of the clips, in pixels; default: 480 (miniature: 64)")
@@ -41,10 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def refuse_without_checkpoint(options: argparse.Namespace) -> None:
-    """PackForcingError for an option of this road that nothing would heed."""
+    """Raises PackForcingError for an option of `--checkpoint` if there is no --checkpoint."""
     given = [name for name in OWN if getattr(options, name)]
     if given:
-        raise PackForcingError(f"{_flag(given[0])} is for `train compressor --checkpoint FILE`, and there is none.")
+        raise PackForcingError(
+            f"{_flag(given[0])} is for `train compressor --checkpoint FILE`; --checkpoint is missing."
+        )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -71,10 +73,10 @@ def _order(options: argparse.Namespace):
     missing = [name for name in ("vae", "text_encoder") if not getattr(options, name)]
     if missing:
         named = " and ".join(map(_flag, missing))
-        raise PackForcingError(f"--checkpoint needs {named} beside it: the VAE and the text encoder of the model.")
+        raise PackForcingError(f"--checkpoint needs {named}: the VAE and the text encoder of the model.")
     foreign = [name for name in OTHERS if getattr(options, name)]
     if foreign:
-        raise PackForcingError(f"{_flag(foreign[0])} is not for --checkpoint, which needs no such thing; leave it out.")
+        raise PackForcingError(f"{_flag(foreign[0])} has no effect with --checkpoint; remove it.")
     if bool(options.width) != bool(options.height):
         raise PackForcingError("Give both --width and --height, or neither.")
     levels = 2 if options.levels is None else options.levels

@@ -28,7 +28,7 @@ from ..study.tables import build_recall_tables, build_tables, whole_seeds
 QUICK_SEEDS, QUICK_SECONDS, QUICK_QUESTIONS = 4, 15.0, 8
 SEEDS, SECONDS, QUESTIONS = 16, 120.0, 32
 TEST_SEED = 1000
-"""From here on seeds are for tests alone: nothing about the miniature was ever chosen by them."""
+"""Seeds from here on are for tests only: no decision about the miniature was based on them."""
 SHEET_WORLDS = ("two", "return")
 FILMS, QUESTIONS_ALONE = "films", "questions"
 
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def study(options: argparse.Namespace, load: Load) -> int:
-    """The command on any subject."""
+    """Runs the command for any subject."""
     console = build_console()
     seeds, seconds, questions = _amounts(options)
     subject = load()
@@ -145,7 +145,7 @@ def _rows(options: argparse.Namespace, trained: bool) -> tuple[Row, ...]:
 
 
 def _render(folder: StudyFolder, jobs: list[Job], load: Load, seconds: float, workers: int, console: Console) -> int:
-    """Makes what is missing; returns how much of it went wrong."""
+    """Renders what is missing; returns the number of failures."""
     problems = 0
     for progress in run_study(folder, jobs, load, seconds, workers):
         told = f"{progress.done} of {progress.total} results"
@@ -175,7 +175,7 @@ def _write(
 ) -> None:
     found: dict[str, dict[str, dict[int, dict]]] = {kind: {} for kind in (FILMS, *AWAY)}
     for job in jobs:
-        if result := folder.read(job):  # A row with no video, or no answer, is left out of those tables.
+        if result := folder.read(job):  # A row without a video, or without an answer, is left out of those tables.
             kind = job.case.away if isinstance(job.case, Question) else FILMS
             found[kind].setdefault(job.row.name, {})[job.case.seed] = result
     results = {kind: whole_seeds(of_kind) for kind, of_kind in found.items() if of_kind}

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fusion",
         choices=("add", "concat"),
         help="in stages that create an untrained compressor: how its two branches are joined. add: "
-        "their sum, as in the paper; concat: side by side behind a gate that starts open; default: add",
+        "their sum, as in the paper; concat: concatenated, with a gate that starts half open; default: add",
     )
     parser.add_argument("--text", help="text.safetensors that belongs to --weights, if the folder has none yet")
     parser.add_argument(
@@ -74,7 +74,8 @@ def run(options: argparse.Namespace) -> int:
     missing = [name for name in ("numpy", "tensorboard", "tqdm") if find_spec(name) is None]
     if missing:
         raise PackForcingError(
-            f"Training needs {', '.join(missing)}, not installed here: pip install 'comfyui-packforcing[train]'."
+            f"Training needs {', '.join(missing)}, which is not installed: run pip install "
+            "'comfyui-packforcing[train]'."
         )
     from ..training import ranks
     from ..training.presets import SIZES
@@ -130,7 +131,7 @@ def _run(options: argparse.Namespace, device: torch.device) -> None:
     if ranks.rank() == 0:
         print(plan_job(options.stage, job, setup))
         for path in job.begins:
-            print(f"starts from {path}")
+            print(f"starting from {path}")
     training = Training(job.stage, job.steps, setup.folder / options.stage, options.save_every, options.minutes)
     for _ in training.run():
         pass
@@ -144,7 +145,7 @@ def _encode(options: argparse.Namespace, setup) -> None:
     for path in _latents(options, setup):
         print(path, flush=True)
         if options.minutes is not None and time.monotonic() - began >= 60 * options.minutes:
-            print(f"{options.minutes:g} minutes are over; the same command continues with the next shard.")
+            print(f"{options.minutes:g} minutes are over; run the same command again to continue with the next shard.")
             return
 
 

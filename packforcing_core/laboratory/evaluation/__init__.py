@@ -1,1 +1,1 @@
-"""What a video is worth: metrics of any video, and a toy world whose facts can be read back exactly."""
+"""Measures for any video, and a toy world whose content can be checked exactly."""

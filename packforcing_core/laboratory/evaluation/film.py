@@ -1,4 +1,4 @@
-"""All that can be said of a video: what it holds, measures, models' scores, and the checker's report."""
+"""The complete evaluation of a video: its properties, measures, models' scores, and the checker's report."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def evaluate_film(
     models: Models | None = None,
     vbench_dimensions: tuple[str, ...] | list[str] = (),
 ) -> FilmEvaluation:
-    """Reads a video once (once more for the checker). Raises VideoError where it cannot be read."""
+    """Reads a video once (twice with the checker). Raises VideoError if it cannot be read."""
     path = Path(path)
     info = probe(path)
     fps = float(info.fps)
@@ -93,13 +93,13 @@ def _world(path: Path, info: VideoInfo, prompt: str | None) -> tuple[WorldReport
     zoom = info.width // WIDTH
     if (info.width, info.height) != (zoom * WIDTH, zoom * HEIGHT) or zoom < 1:
         size = f"{info.width} x {info.height}"
-        told = f"{path.name}: the checker reads {WIDTH} x {HEIGHT} pixels and whole multiples; this video is {size}."
+        told = f"{path.name}: the checker needs {WIDTH} x {HEIGHT} pixels or a whole multiple; this video has {size}."
         return None, (told,)
     return check_video((unzoomed(frame, zoom) for frame in read_frames(path)), prompt), ()
 
 
 def unzoomed(frame: np.ndarray, zoom: int) -> np.ndarray:
-    """A frame uint8 [zoom x H, zoom x W, 3] whose pixels were repeated `zoom` times, as it was: the mean of each."""
+    """A frame uint8 [zoom x H, zoom x W, 3] whose pixels were repeated `zoom` times, scaled back by averaging."""
     if zoom == 1:
         return frame
     height, width = (size // zoom for size in frame.shape[:2])

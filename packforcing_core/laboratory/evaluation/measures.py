@@ -1,6 +1,6 @@
-"""What a video is worth without any model: drift, flicker, motion, freezes, jumps, consistency.
+"""Measures of a video that need no model: drift, flicker, motion, freezes, jumps, consistency.
 
-Each number is blind to what the others measure: a slow drift is no flicker, a jump no drift, movement neither.
+Each measure ignores what the others measure: a slow drift is no flicker, a jump no drift, and movement neither.
 """
 
 from __future__ import annotations

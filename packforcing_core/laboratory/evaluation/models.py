@@ -1,6 +1,6 @@
-"""Scores of models from a local folder: CLIP (does the video show its prompt?), CLIP and DINO (does it stay the same?).
+"""Scores of models in a local folder: CLIP (does the video match its prompt?), CLIP and DINO (is it consistent?).
 
-Nothing is downloaded: a folder holds models as `save_pretrained` of transformers writes them, itself or one level down.
+Nothing is downloaded: the folder holds models saved by transformers' `save_pretrained`, directly or one level down.
 """
 
 from __future__ import annotations

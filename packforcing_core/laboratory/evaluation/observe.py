@@ -1,4 +1,4 @@
-"""Looks at a video frame by frame, in constant memory, and keeps a few numbers of each frame."""
+"""Reads a video frame by frame, in constant memory, and records a few numbers per frame."""
 
 from __future__ import annotations
 

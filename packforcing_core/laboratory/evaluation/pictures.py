@@ -1,4 +1,4 @@
-"""Evaluations as images: numbers over time, and a contact sheet."""
+"""Evaluations as images: plots over time, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RIGHT, WRONG = (40, 150, 80), (205, 50, 45)
 
 
 def draw_plots(films: Sequence[FilmEvaluation], path: Path) -> None:
-    """Drift, contrast, motion and what the checker finds right, over time, a line for each video."""
+    """Drift, contrast, motion and the checker's rate over time, one line per video."""
     figure_module = library("matplotlib.figure", "matplotlib", "Drawing plots")
     worlds = any(film.world for film in films)
     figure = figure_module.Figure(figsize=(10, 8 if worlds else 6), layout="constrained")
@@ -26,7 +26,7 @@ def draw_plots(films: Sequence[FilmEvaluation], path: Path) -> None:
     titles = (
         "colour: distance from the first second (CIE76)",
         "contrast (standard deviation of L)",
-        "motion of the fastest 5 % (pixels a frame)",
+        "motion of the fastest 5% (pixels per frame)",
         "checker: share of the last second's frames that are right",
     )
     for panel, title in zip(panels, titles, strict=False):

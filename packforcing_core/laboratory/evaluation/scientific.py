@@ -1,4 +1,4 @@
-"""Libraries that only the evaluation needs, imported when first used: a render must not ask for them."""
+"""Libraries that only the evaluation needs, imported on first use, so that rendering does not require them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...errors import PackForcingError
 
 
 def library(module: str, package: str, use: str) -> ModuleType:
-    """A module of the `evaluation` extra. Raises PackForcingError that says what needs it and how to get it."""
+    """A module of the `evaluation` extra. Raises PackForcingError that says what needs it and how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

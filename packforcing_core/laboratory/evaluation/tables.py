@@ -33,7 +33,7 @@ def _rows() -> Rows:
     yield "largest colour drift of a second", lambda film: f"{film.measures.worst_colour_drift:.2f}"
     yield "contrast drift", lambda film: f"{film.measures.contrast_drift:+.1%}"
     yield "flicker (CIE76)", lambda film: f"{film.measures.flicker:.3f}"
-    yield "motion, pixels a frame", lambda film: f"{film.measures.motion:.2f}"
+    yield "motion, pixels per frame", lambda film: f"{film.measures.motion:.2f}"
     yield "dynamic degree", lambda film: f"{film.measures.dynamic_degree:.1%}"
     yield "frozen", lambda film: f"{film.measures.frozen:.1%}"
     yield "jumps", lambda film: str(len(film.measures.jumps))
@@ -62,7 +62,10 @@ def _world_rows() -> Rows:
     }
     for key, name in names.items():
         yield f"checker: {name}", _world_rate(key)
-    yield "checker: speed, pixels a frame", lambda film: _number(film.world.motion.speed if film.world else None, ".2f")
+    yield (
+        "checker: speed, pixels per frame",
+        lambda film: _number(film.world.motion.speed if film.world else None, ".2f"),
+    )
     yield "checker: frozen", lambda film: _number(film.world.motion.frozen if film.world else None, ".1%")
     yield "checker: jumps", lambda film: str(len(film.world.motion.jumps)) if film.world else None
 

@@ -1,7 +1,7 @@
-"""VBench's dimensions for videos of one's own, where the `vbench` package is installed and its weights are on disk.
+"""VBench's dimensions for your own videos, if the `vbench` package is installed and its weights are on disk.
 
-Written against vbench 0.1.5. The package begins to download whatever it does not find, so a dimension is only asked for
-when every file it opens is there; nothing is downloaded from here.
+Written for vbench 0.1.5. The package downloads whatever is missing, so a dimension is used only if every file that it
+opens exists; nothing is downloaded from here.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def available_dimensions() -> tuple[list[str], tuple[str, ...]]:
         except PackForcingError as error:
             broken.append(f"VBench's {dimension} was not measured: {error}")
     if lacking:
-        broken.insert(0, f"VBench: not measured for want of weights, which are expected at: {'; '.join(lacking)}.")
+        broken.insert(0, f"VBench: not measured, because weights are missing: {'; '.join(lacking)}.")
     return able, tuple(broken)
 
 
@@ -110,7 +110,7 @@ def vbench_score(path: Path, dimension: str, device: str = "cpu") -> float:
     info = probe(path)
     if min(info.width, info.height) < LEAST_SIDE.get(dimension, 1):
         raise PackForcingError(
-            f"{path.name}: VBench's {dimension} was not measured: its network sees nothing in videos whose "
+            f"{path.name}: VBench's {dimension} was not measured: its network does not work on videos whose "
             f"shorter side has less than {LEAST_SIDE[dimension]} pixels; this one is {info.width} x {info.height}."
         )
     try:
@@ -122,7 +122,7 @@ def vbench_score(path: Path, dimension: str, device: str = "cpu") -> float:
         ) from error
     if not math.isfinite(score):
         raise PackForcingError(
-            f"{path.name}: VBench's {dimension} was not measured: vbench said {score}; expected a number, for which it "
+            f"{path.name}: VBench's {dimension} was not measured: vbench returned {score}; expected a number. It "
             "needs a video of two frames or more that OpenCV and decord can read."
         )
     return score

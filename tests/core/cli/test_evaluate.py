@@ -79,7 +79,7 @@ def test_a_film_of_another_size_is_measured_without_the_checker(tmp_path, capsys
     film = write_film(tmp_path / "waves.mp4", picture(0, 8))
     assert main(["evaluate", str(film), "--prompt", "a red circle bounces on a dark background"]) == 0
     said = capsys.readouterr().out
-    assert "waves.mp4: the checker reads 128 x 64 pixels and whole multiples; this video is 64 x 48." in said
+    assert "waves.mp4: the checker needs 128 x 64 pixels or a whole multiple; this video has 64 x 48." in said
     assert "checker:" not in said
 
 

@@ -1,1 +1,1 @@
-"""Synthetic clips of coloured shapes, their prompts, and a checker that reads every fact back from the pixels."""
+"""Synthetic clips of coloured shapes, their prompts, and a checker that reads the content back from the pixels."""

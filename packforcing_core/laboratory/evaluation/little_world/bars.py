@@ -1,4 +1,4 @@
-"""Bars against a prompt: evenly spaced, and each the colour it had before the view went away and came back."""
+"""Checks bars against a prompt: evenly spaced, and each with the same colour when it returns to view."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EDGE = BAR_SPACING + BAR_WIDTH / 2  # pixels from the left or right edge within 
 
 
 def check_bars(readings: Sequence[Reading], promise: Promise) -> tuple[list[Verdict], list[Track]]:
-    """A verdict for each frame, and the track of the view: its offset to the first frame's."""
+    """A verdict per frame, and the track of the view: its offset from the first frame."""
     wholes = [[seen for seen in reading.things if seen.shape == "bar" and not seen.cut] for reading in readings]
     views = _views(wholes)
     known = _colours(wholes, views)
@@ -68,7 +68,7 @@ def _still(views: np.ndarray, frame: int) -> Iterable[Reason]:
     near = views[max(0, frame - AROUND) : frame + AROUND + 1]
     steps = np.abs(near[SPAN:] - near[:-SPAN]) / SPAN
     if len(steps) >= FEW and steps.mean() < LEAST_SPEED:
-        yield Reason("motion", f"the view moves {steps.mean():.2f} px a frame; it never stands still")
+        yield Reason("motion", f"the view moves {steps.mean():.2f} px per frame; it never stands still")
 
 
 def _index(seen: Seen, view: float) -> int:
@@ -76,7 +76,7 @@ def _index(seen: Seen, view: float) -> int:
 
 
 def _colours(wholes: Sequence[Sequence[Seen]], views: np.ndarray) -> dict[int, str]:
-    """The colour of each bar of the row: the commonest of its first sightings."""
+    """The colour of each bar of the row: the most frequent one of its first sightings."""
     sightings: dict[int, list[str]] = {}
     for whole, view in zip(wholes, views, strict=True):
         for seen in whole:

@@ -1,9 +1,9 @@
-"""The checker of the toy world: is what a video shows what it was to show?
+"""The checker of the toy world: does a video show what its prompt or scene describes?
 
-Against a scene (`check_scene`) every fact has a ground truth: for reconstructions, and for the checker's own error.
-Against a prompt (`check_video`) a video has to show what the prompt names, all the time, but for what the world allows:
-a thing may be hidden behind another, one that "leaves and returns" may be out of sight. What a prompt leaves open, such
-as the colour of "a shape", is what the video shows first, and has to stay.
+Against a scene (`check_scene`) every fact has a ground truth; used for reconstructions, and to measure the checker's
+own error. Against a prompt (`check_video`) a video must show what the prompt names, all the time, with two exceptions:
+an object may be hidden behind another one, and one that "leaves and returns" may be out of sight. What a prompt leaves
+open, such as the colour of "a shape", is defined by what the video shows first, and must not change.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ FAR = 16.0  # pixels; another colour farther away than this is another thing
 
 
 def check_video(frames: Iterable[np.ndarray], prompt: str) -> WorldReport:
-    """A video, uint8 [HEIGHT, WIDTH, 3] each, against the prompt it was made for.
+    """Checks a video, uint8 [HEIGHT, WIDTH, 3] per frame, against its prompt.
 
-    Raises PackForcingError where the prompt is none of this world or the frames have another size.
+    Raises PackForcingError if the prompt is not one of the toy world's, or the frames have another size.
     """
     return check_readings(read_video(frames), prompt)
 
 
 def read_video(frames: Iterable[np.ndarray]) -> list[Reading]:
-    """What is seen in each frame, whatever was asked for. Raises PackForcingError where frames have another size."""
+    """What each frame shows, independent of the prompt. Raises PackForcingError if frames have another size."""
     return [read_frame(_checked(frame)) for frame in frames]
 
 
@@ -54,7 +54,9 @@ def check_readings(readings: Sequence[Reading], prompt: str) -> WorldReport:
 
 
 def check_scene(frames: Iterable[np.ndarray], scene: Scene, first: int = 0) -> WorldReport:
-    """Images of a scene's frames `first`, `first` + 1, ... (drawn, or decoded from latents) against its facts."""
+    """Checks images of a scene's frames `first`, `first` + 1, ... (drawn, or decoded from latents) against the
+    scene.
+    """
     verdicts, errors = [], []
     tracks: dict[int, list[tuple[int, float, float]]] = {}
     for number, frame in enumerate(frames, first):
@@ -81,7 +83,7 @@ def _checked(frame: np.ndarray) -> np.ndarray:
 
 
 def _compare(reading: Reading, truth: tuple[Visible, ...]) -> tuple[list[Reason], list[tuple[int, Seen]]]:
-    """What is wrong with the things of a frame, and the pairs (index in the truth, what is seen of it)."""
+    """The errors in a frame, and the pairs (index in the truth, what was seen of it)."""
     due = [index for index, thing in enumerate(truth) if thing.area >= MUST_SEE]
     slivers = [thing for thing in truth if 0 < thing.area < MUST_SEE]
     left = list(reading.things)

@@ -1,8 +1,9 @@
-"""How a thing of the toy world continues from frame to frame: in motion, straight, as fast and as large as before.
+"""Checks that an object moves and keeps its size from frame to frame: straight, at constant speed, with no sudden
+change.
 
-Judged is what was seen whole. Around each frame there is a window, so that a fault is found where it is, and a video
-that is wrong all the time is wrong in every frame. The limits lie between what true things do, drawn and through the
-VAE, and what they must not do.
+Only complete sightings count. Each frame is judged within a window around it, so an error is located, and a video that
+is wrong throughout is wrong in every frame. The limits lie between what correct objects do (drawn, and decoded by the
+VAE) and errors.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Whole(NamedTuple):
 
 
 def course_faults(wholes: Mapping[int, Whole], kind: str) -> Iterator[tuple[int, Reason]]:
-    """What is wrong with a thing's course, frame by frame; `wholes` are its sightings in order, `kind` the scene's."""
+    """The errors in an object's motion, frame by frame; `wholes` are its complete sightings in order, `kind` the
+    scene's.
+    """
     if not wholes:
         return
     frames = sorted(wholes)
@@ -63,7 +66,7 @@ def course_faults(wholes: Mapping[int, Whole], kind: str) -> Iterator[tuple[int,
 
 
 def _speeds(wholes: Mapping[int, Whole]) -> dict[int, float]:
-    """Pixels a frame over SPAN frames, where both ends were seen."""
+    """Pixels per frame over SPAN frames, if both ends were seen."""
     pairs = ((frame, wholes[frame], wholes.get(frame - SPAN)) for frame in wholes)
     return {frame: math.hypot(new.x - old.x, new.y - old.y) / SPAN for frame, new, old in pairs if old}
 
@@ -84,13 +87,13 @@ def _speed_faults(speeds: Mapping[int, float], frame: int, usual: float) -> Iter
     if len(around) < FEW:
         return
     if (mean := float(np.mean(around))) < LEAST_SPEED:
-        yield Reason("motion", f"{mean:.2f} px a frame; things of this world never stand still")
+        yield Reason("motion", f"{mean:.2f} px per frame; objects of the toy world never stand still")
     elif not SLOWER * usual <= float(np.median(around)) <= FASTER * usual:
-        yield Reason("speed", f"{np.median(around):.2f} px a frame, {usual:.2f} in the video")
+        yield Reason("speed", f"{np.median(around):.2f} px per frame, {usual:.2f} in the video")
 
 
 def _bends(wholes: Mapping[int, Whole], frame: int, kind: str, area: float) -> Iterator[Reason]:
-    """Turns in mid-air: off the straight line through the places before and behind, away from any wall."""
+    """Turns away from any wall: distance from the straight line through the positions before and after."""
     own, old, new = wholes[frame], wholes.get(frame - BEND_SPAN), wholes.get(frame + BEND_SPAN)
     if old is None or new is None:
         return

@@ -1,4 +1,4 @@
-"""Prompts of the toy world read back: what a video made for one has to show."""
+"""Parses prompts of the toy world: what a video must show."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Reads a frame of the toy world back from its pixels: background, and each thing's colour, shape, place and size.
+"""Reads a frame of the toy world from its pixels: background, and each object's colour, shape, position and size.
 
-A pixel of a shape's rim is a mix of the shape's colour and the background's, and mixes look like third colours. So a
-pixel is not compared with the palette but with the *lines* from the background to each colour of the palette: where it
-lies along the nearest line is how much of the pixel the shape covers, and how far it lies from it tells that it is
-something else. A region belongs to a colour only if it has a core of it, thicker or purer than any rim: this is what
-splits two shapes that touch. A shape is named by comparing what it covers with templates of its area, hard and soft;
-shapes of this world never turn.
+A pixel at a shape's edge mixes the shape's colour with the background, and such mixes look like third colours. So a
+pixel is not compared with the palette, but with the *lines* from the background to each palette colour: the position
+along the nearest line is the share of the pixel that the shape covers; a large distance from every line means that it
+is something else. A region has a colour only if it has a core that is thicker or purer than any edge; this separates
+two shapes that touch. A shape is identified by comparing its coverage with templates of its area, sharp and soft.
+Shapes of this world do not rotate.
 """
 
 from __future__ import annotations

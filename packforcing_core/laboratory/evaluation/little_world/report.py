@@ -1,4 +1,4 @@
-"""What the checker says of a video: a verdict a frame with its reasons, and rates over any stretch of frames."""
+"""The checker's report on a video: a verdict with reasons per frame, and rates over any range of frames."""
 
 from __future__ import annotations
 

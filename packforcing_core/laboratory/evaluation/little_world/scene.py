@@ -1,11 +1,11 @@
-"""The toy world's facts: what is in a clip and where, before anything is drawn.
+"""The content of a toy world clip: what it shows and where, before anything is drawn.
 
-Everything moves by fixed rules, so a clip is decided by its first instant: a model that has seen the past can know the
-future, and a wrong colour or a lost shape is the model's fault. A scene goes on for as many frames as one asks for.
+Everything moves by fixed rules, so a clip is determined by its first frame. A model that has seen the past can predict
+the future, and a wrong colour or a lost shape is the model's error. A scene can have any number of frames.
 
-Three kinds. `bounce`: one or two named shapes move in a straight line and bounce off the frame. `return`: a shape
-leaves through a side, is away for seconds and comes back; its prompt may keep its colour for itself, which only memory
-can then know. `pan`: the view moves over a row of coloured bars, to and fro.
+There are three kinds. `bounce`: one or two named shapes move in straight lines and bounce off the edges. `return`: a
+shape leaves through a side, is away for seconds and returns; its prompt may leave out its colour, so that only memory
+can know it. `pan`: the view moves to and fro over a row of coloured bars.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Shapes against a prompt: who is who over time, what may be out of sight, what must not change."""
+"""Checks shapes against a prompt: which is which over time, what may be out of sight, what must not change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a scene shows at a frame: which things are in sight, how much of each, and where what one sees of it lies."""
+"""What a scene shows in a frame: the visible objects, the visible share of each, and its position."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_recording_and_resuming_are_measured_in_the_work_that_they_take(result):
     assert 0 < result["resume_share"] < 1
     page = markdown(result)
     assert f"| {result['recorded_over_bare']:.3f} |" in page
-    assert "| resuming behind 40 blocks over making them |" in page
+    assert "| resuming after 40 blocks over sampling them |" in page
 
 
 def test_a_cpus_page_has_ratios_and_no_seconds(result):

@@ -120,7 +120,7 @@ def test_the_table_and_the_json_hold_vbench(vbench, tmp_path: Path, capsys):
 def test_a_film_of_one_frame_has_no_flicker_to_measure(vbench, tmp_path: Path):
     scores, (note,) = vbench_scores(film(tmp_path / "still.mp4", 1), ["temporal_flickering"])
     assert scores == {}
-    assert "vbench said nan" in note
+    assert "vbench returned nan" in note
 
 
 @pytest.mark.parametrize("dimension", ["motion_smoothness", "dynamic_degree"])

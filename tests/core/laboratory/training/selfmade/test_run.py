@@ -173,4 +173,4 @@ def test_the_road_needs_all_its_files(files, tmp_path, capsys):
     assert main(["train", "compressor", "--folder", "f", "--hours", "2"]) == 1
     assert "--hours is for" in capsys.readouterr().err
     assert main(command(files, tmp_path / "f", "--minutes", "3")) == 1
-    assert "--minutes is not for --checkpoint" in capsys.readouterr().err
+    assert "--minutes has no effect with --checkpoint" in capsys.readouterr().err
