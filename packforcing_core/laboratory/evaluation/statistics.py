@@ -90,7 +90,7 @@ def compare(
     resamples: int = RESAMPLES,
     strata: Sequence[str] | None = None,
 ) -> list[Comparison]:
-    """Each row of `others` less the baseline, values of the same seeds in the same order [S], in the rows' order;
+    """Each row of `others` minus the baseline, values of the same seeds in the same order [S], in the rows' order;
     `strata` as in `mean_intervals`.
 
     All comparisons that a claim rests on belong into one call: they are what is corrected for. Raises PackForcingError

@@ -1,1 +1,1 @@
-"""Which policy helps, and how much: the same prompts and seeds under many policies, measured by the exact checker."""
+"""The study: many policies with the same prompts and seeds, measured by the exact checker."""

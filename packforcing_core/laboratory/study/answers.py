@@ -1,4 +1,4 @@
-"""A row's answer to a question: what is given is encoded and decoded once, and committed again by every row."""
+"""Answers to recall questions: the given video is encoded and decoded once, and every row commits it again."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from .subject import Subject, compression_of
 
 @dataclass(frozen=True)
 class Given:
-    """What comes before the blocks that are made: `latents` [1, 16, F, h, w], the decoded `videos` of their blocks, and
-    the decoder as it is then.
+    """What comes before the sampled blocks: `latents` [1, 16, F, h, w], the decoded `videos` of their blocks, and the
+    state of the decoder.
     """
 
     latents: Tensor
@@ -61,21 +61,23 @@ class Replayed:
 
 
 class Answers:
-    """Answers of a subject, which keeps what the newest question gives: the rows come one after the other."""
+    """Answers of a subject. It caches the given video of the newest question, because rows follow each other."""
 
     def __init__(self, subject: Subject):
         self.subject = subject
         self._newest: tuple[Question, Given] | None = None
 
     def to(self, question: Question, row: Row) -> dict[str, float]:
-        """`recalled` of the blocks that the row's policy makes."""
+        """`recalled` for the blocks that the row's policy samples."""
         if self._newest is None or self._newest[0] != question:
             self._newest = question, given_by(self.subject, question)
         return answer(self.subject, row, question, self._newest[1])
 
 
 def answer(subject: Subject, row: Row, question: Question, given: Given) -> dict[str, float]:
-    """`recalled` of the blocks that the row's policy makes of what is given, and what it `found`, where it selects."""
+    """`recalled` for the blocks that the row's policy samples after the given ones, and `found` if it selects
+    blocks.
+    """
     if row.oracle == "whole":
         given = shortened(given, (*range(SINK // FRAMES_PER_BLOCK), question.whole, question.block - 1))
     block = given.latents.shape[2] // FRAMES_PER_BLOCK
@@ -88,8 +90,8 @@ def answer(subject: Subject, row: Row, question: Question, given: Given) -> dict
 
 
 def found(question: Question, selection: Selection) -> dict[str, float]:
-    """Of what the layers selected: `found`, the share of layers with a block that shows the thing, and `hit`, the share
-    of blocks. Nothing where nothing is selected.
+    """Of the layers' selections: `found`, the share of layers with a block that shows the object, and `hit`, the share
+    of such blocks. Empty if nothing is selected.
     """
     if not any(len(choice) for choice in selection):
         return {}
@@ -99,15 +101,16 @@ def found(question: Question, selection: Selection) -> dict[str, float]:
 
 
 def shortened(given: Given, blocks: Sequence[int]) -> Given:
-    """What is given, of these blocks alone; it continues from the frames of the last one as before."""
+    """The given video reduced to these blocks; it continues from the last one's frames as before."""
     latents = given.latents.split(FRAMES_PER_BLOCK, dim=2)
     chosen = torch.cat([latents[block] for block in blocks], dim=2)
     return Given(chosen, [given.videos[block] for block in blocks], given.decoder)
 
 
 def told_selection(question: Question, blocks: Sequence[int], count: int) -> tuple[int, ...]:
-    """`count` of the bank's `blocks`: the newest that shows the whole thing, and the newest that do not show it, which
-    say that it has not just left."""
+    """`count` of the bank's `blocks`: the newest that shows the whole object, and the newest that do not show it, which
+    tell that it has not just left.
+    """
     others = [block for block in blocks if block not in question.showing]
     right = [block for block in blocks if block in question.showing and block != question.whole]
     rest = [*right, *others][len(right) + len(others) - count + 1 :]
@@ -135,7 +138,7 @@ def made_blocks(
                 decoder.push(event.latents)
         begin = cache.begin_block
         if told:
-            # For this one cache: what is selected is told, not chosen.
+            # For this cache only: the selection is given, not computed.
             cache.begin_block = lambda selection=None, blocks=1: begin(  # type: ignore[method-assign]
                 selection or _told(cache, told), blocks
             )

@@ -1,4 +1,4 @@
-"""All results of a study in one file that is small enough to ship: the page can be drawn from it again."""
+"""All results of a study in one small file that can be shipped; the page can be drawn from it again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LARGEST = 64 << 20  # bytes of an archive, unpacked
 
 
 def pack(folder: StudyFolder, jobs: Iterable[Job], path: Path) -> int:
-    """Writes what there is of `jobs` to `path`; how many results that is."""
+    """Writes the existing results of `jobs` to `path`; returns their number."""
     found = [result for job in jobs if (result := folder.read(job))]
     kept = [{name: value for name, value in result.items() if name not in NOT_KEPT} for result in found]
     told = {SETTINGS: dict(folder.settings), COMPRESSOR: folder.compressor, RESULTS: kept}
@@ -26,19 +26,19 @@ def pack(folder: StudyFolder, jobs: Iterable[Job], path: Path) -> int:
 
 
 def unpack(folder: StudyFolder, jobs: Iterable[Job], path: Path) -> int:
-    """Puts results of the archive into a folder that is open, of those `jobs` that are missing there; how many.
+    """Adds results from the archive to an open folder, for those `jobs` that are missing there; returns their number.
 
-    PackForcingError for a file that is none, and for one with other settings or another compressor than the folder's.
+    Raises PackForcingError for a file that is not an archive, or has other settings or another compressor.
     """
     try:
         with lzma.open(path) as file:
             told = json.loads(file.read(LARGEST))
         settings, compressor, results = (told[name] for name in (SETTINGS, COMPRESSOR, RESULTS))
     except (OSError, EOFError, lzma.LZMAError, ValueError, KeyError, TypeError) as error:
-        raise PackForcingError(f"{path} is no archive of a study ({error!r}).") from error
+        raise PackForcingError(f"{path} is not an archive of a study ({error!r}).") from error
     if settings != dict(folder.settings) or compressor != folder.compressor:
         raise PackForcingError(
-            f"{path} holds results of {settings} with compressor {compressor or 'none'}, and this is a study of "
+            f"{path} holds results of {settings} with compressor {compressor or 'none'}, but this is a study of "
             f"{dict(folder.settings)} with {folder.compressor or 'none'}."
         )
     by_key = {(found["row"], found["key"]): found for found in results}

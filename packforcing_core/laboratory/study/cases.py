@@ -1,4 +1,4 @@
-"""What is asked for: a prompt of the toy world for each seed, the same for all rows."""
+"""The prompts of the study: one prompt of the toy world per seed, the same for all rows."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ WORLDS: Mapping[str, tuple[str, Callable[[Scene], bool]]] = {
 }
 """Name to the kind of scene and what else it must be. In `return` the prompt keeps the colour for itself."""
 MEMORY_WORLDS = ("return", "pan")
-"""Where the prompt does not say what comes back into sight, so that only recall can tell."""
+"""Worlds in which the prompt does not say what returns, so that only recall can tell."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A video to make: the seed of its noise, its prompt, and which of WORLDS that is of."""
+    """A video to render: the seed of its noise, its prompt, and the world of the prompt."""
 
     seed: int
     world: str
@@ -38,7 +38,7 @@ class Case:
 
 
 def case_of(seed: int) -> Case:
-    """The case of a seed; the worlds take turns, so that as many seeds as a multiple of four have all alike."""
+    """The case of a seed. The worlds alternate, so that a multiple of four seeds has equally many of each."""
     world = list(WORLDS)[seed % len(WORLDS)]
     kind, fits = WORLDS[world]
     rng = np.random.default_rng([PROMPT_KEY, seed])

@@ -1,4 +1,4 @@
-"""A study's folder: what it is a study of, and one file for each row and case, there whole or not at all."""
+"""The folder of a study: its settings, and one file per row and case, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Job:
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """`settings` decide every video of the folder: weights, seconds, dtype, sampling, version. `compressor` names the
-    trained branch, which only some rows use: those of another one are missing, the others stay.
+    """`settings` apply to every video of the folder: weights, seconds, dtype, sampling, version. `compressor`
+    identifies the trained branch, which only some rows use: results of those rows with another branch count as missing.
     """
 
     path: Path
@@ -39,8 +39,8 @@ class StudyFolder:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Makes the folder or takes it up again. Raises PackForcingError where it holds a study with other settings or
-        another process works on it.
+        """Creates the folder or continues it. Raises PackForcingError if it holds a study with other settings, or
+        another process uses it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with locked(self.path):
@@ -57,11 +57,11 @@ class StudyFolder:
             names = [name for name in wanted if not isinstance(found, dict) or found.get(name) != wanted[name]]
             raise PackForcingError(
                 f"{self.path} holds a study with other settings ({', '.join(names) or 'more of them'}), so its "
-                "results cannot stand beside new ones. Choose another --output, or take that folder away."
+                "results cannot be mixed with new ones. Choose another --output, or remove that folder."
             )
 
     def key(self, job: Job) -> str:
-        """Changes with all that decides the job's result but the settings."""
+        """A key of everything, except the settings, that decides the job's result."""
         used = self.compressor if job.row.needs_training else ""
         return fingerprint([job.row.as_dict(), case_facts(job.case), used])[:16]
 
@@ -71,7 +71,7 @@ class StudyFolder:
         write_json(path, {"key": self.key(job), "row": job.row.name, **case_facts(job.case), **result})
 
     def read(self, job: Job) -> dict | None:
-        """The result of a job; None where it is missing, damaged, or of a row that was something else then."""
+        """The result of a job; None if it is missing, damaged, or from another definition of the row."""
         try:
             result = read_json(self._path(job), LARGEST)
         except FolderError:

@@ -1,4 +1,4 @@
-"""The study's results as a page: Markdown for people, JSON for programs, and a part of a README that is replaced."""
+"""The study's results as Markdown and JSON, and as a generated part of a README."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ RECALL_PICTURE, CURVES_PICTURE, SHEET_PICTURE = "recall.png", "curves.png", "she
 
 @dataclass(frozen=True)
 class Facts:
-    """What a reader needs to repeat the study: the command, the folder's settings, and what was left out."""
+    """What is needed to repeat the study: the command, the folder's settings, and what was left out."""
 
     command: str
     settings: Mapping[str, object]
     left_out: tuple[str, ...]
     hours: float
-    """Hours of one core, all videos and answers together."""
+    """Core hours of all videos and answers together."""
     versions: str
     date: str
 
@@ -72,12 +72,16 @@ def as_markdown(tables: Tables | None, recall: RecallTables | None, rows: Sequen
 
 
 def replace_part(page: Path, part: str) -> None:
-    """Puts `part` between the page's two marks. Raises PackForcingError where it has not exactly one pair."""
+    """Replaces the text between the page's two marks with `part`. Raises PackForcingError unless there is exactly one
+    pair.
+    """
     text = page.read_text(encoding="utf-8") if page.exists() else f"{BEGIN}\n{END}\n"
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end) or BEGIN in after or END in after:
-        raise PackForcingError(f"{page} needs one line {BEGIN} and behind it one line {END}; put them where to write.")
+        raise PackForcingError(
+            f"{page} needs one line {BEGIN} and, after it, one line {END}; add them where the tables belong."
+        )
     page.write_text(f"{before}{BEGIN}\n{part.strip()}\n{END}{after}", encoding="utf-8")
 
 

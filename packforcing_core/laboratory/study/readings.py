@@ -1,4 +1,4 @@
-"""A video of the study in numbers: of each stretch of it, and over time."""
+"""Measurements of one study video: per interval, and over time."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ..evaluation.measures import measure
 from ..evaluation.observe import Observations, observe
 
 MOMENTS = (5.0, 15.0, 30.0, 60.0, 120.0)
-"""Seconds at which a video is read: each time what came since the moment before."""
+"""Ends, in seconds, of the intervals in which a video is measured."""
 CURVES = ("right", "colours_right", "count_right", "identity_kept")
 PICTURES = 6
 
 
 def moments_of(seconds: float) -> tuple[float, ...]:
-    """The ends of the stretches of a video of `seconds`."""
+    """The ends of the intervals of a video of `seconds`."""
     return (*(moment for moment in MOMENTS if moment < seconds), seconds)
 
 
@@ -32,7 +32,7 @@ def read_film(frames: np.ndarray, prompt: str, fps: float, moments: Sequence[flo
 
     `pictures` are PICTURES frames side by side, spread evenly from the first to the last, as base64 of a PNG.
     """
-    # What moves, freezes and jumps the checker tells exactly, without optical flow.
+    # The checker measures motion, freezes and jumps exactly, without optical flow.
     readings, seen = read_video(frames), observe(frames, fps, flow=False)
     report = check_readings(readings, prompt)
     stops = [min(len(frames), round(moment * fps)) for moment in moments]

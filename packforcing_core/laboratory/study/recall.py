@@ -1,9 +1,9 @@
-"""Questions about recall alone: a thing that was seen, and is long out of sight, comes back. Is it what it was?
+"""Recall questions: an object that was seen and has been out of sight returns. Does it have the same colour?
 
-What came before is given, not made: a scene is drawn, encoded and committed block by block, so no video has drifted and
-no other mistake is counted. Its thing comes into sight when the sink is full already, and has left the recent frames
-when the blocks that are made begin, in which it has to be back. The prompt keeps its colour for itself. So what is
-right comes from what is kept between sink and recent frames, or by chance: the world has five colours.
+The video before is given, not sampled: a scene is drawn, encoded and committed block by block, so no drift or other
+error is counted. Its object comes into sight when the sink is full, has left the recent frames when sampling starts,
+and must return in the sampled blocks. The prompt does not name its colour. So a right answer comes from what is kept
+between sink and recent frames, or from chance: the world has five colours.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ QUESTION_KEY = 2604
 """With the seed, decides the scene."""
 
 AWAY: Mapping[str, int] = {"soon": 28, "late": 112}
-"""Frames that the thing is out of sight: 2 and 7 seconds. The newest four blocks that the base has compressed show it
-in the first case, which the model knows from its training, and do not in the second.
+"""Frames that the object is out of sight: 2 and 7 seconds. In the first case the newest four compressed blocks of the
+base show it, which the model knows from training; in the second they do not.
 """
 MADE_BLOCKS = 2
 COMES = pixel_frames(SINK)
-"""The first frame at which a thing may come into sight: behind the sink. Before it there is none."""
+"""The first frame at which the object may come into sight, after the sink."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Question:
 
     @property
     def block(self) -> int:
-        """The block with which the thing comes back: all before it is given."""
+        """The block in which the object returns; all blocks before it are given."""
         return self._asked[1]
 
     @property
@@ -64,7 +64,7 @@ class Question:
 
     @cached_property
     def areas(self) -> tuple[float, ...]:
-        """How much of the thing the frames of each given block show, the mean in square pixels."""
+        """Mean visible area of the object in each given block, in square pixels."""
         areas = [truth_at(self.scene, f)[0].area if f >= COMES else 0.0 for f in range(_first(self.block))]
         return tuple(float(np.mean(areas[_first(b) : _first(b + 1)])) for b in range(self.block))
 
@@ -75,7 +75,7 @@ class Question:
 
     @property
     def whole(self) -> int:
-        """The newest block that shows all of it in every frame, or as much as any does."""
+        """The newest block that shows the whole object in every frame, or as much of it as any block does."""
         return max(block for block, area in enumerate(self.areas) if area > 0.98 * max(self.areas))
 
     @cached_property
@@ -88,7 +88,9 @@ class Question:
 
 
 def _timed(scene: Scene, away: int) -> tuple[Scene, int]:
-    """The scene with its thing `away` frames out of sight, begun such that it comes back with a block; that block."""
+    """The scene with its object out of sight for `away` frames, timed so that it returns at the start of a block; and
+    that block.
+    """
     [thing] = scene.things
     path, hidden = thing.x, away * thing.x.speed / 2
     # What sticks out of the frame is at most MARGIN radii on either side of the centre.
@@ -110,7 +112,7 @@ def _first(block: int) -> int:
 
 
 def drawn(question: Question) -> Tensor:
-    """The scene up to the blocks that are made: video [1, 3, T, H, W] in -1..1."""
+    """The scene up to the sampled blocks: video [1, 3, T, H, W] in -1..1."""
     before = draw(replace(question.scene, things=()), COMES)  # Where its thing would already have come and gone.
     pixels = torch.from_numpy(np.concatenate([before, draw(question.scene, _first(question.block))[COMES:]]))
     return pixels.permute(3, 0, 1, 2)[None].float().div_(127.5).sub_(1)

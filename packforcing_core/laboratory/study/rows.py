@@ -1,7 +1,7 @@
-"""The rows of the study: policies with their knobs, and what the compressor is made of. All of it is data.
+"""The rows of the study, as data: policies with their knobs, and the compressor's branches.
 
-Every row that is no policy of its own changes one thing about the base: the policy with the trained compressor, or,
-where there is none, the zero-shot one.
+Every row that is not a policy of its own changes one thing about the base: the policy with the trained compressor, or,
+without one, zero-shot.
 """
 
 from __future__ import annotations
@@ -28,23 +28,25 @@ from ...miniature.load import FAMILY, MEMORY
 
 FRAMES_PER_BLOCK = FAMILY.frames_per_block
 TRAINED_WINDOW = 20
-"""Latent frames that the miniature was trained with: no window of the study shows it more by its own choice."""
+"""Latent frames of the miniature's training clips: no window in the study is larger, unless its policy requires
+that.
+"""
 SINK = 8
 POLICIES, SINKS, GAP, SELECTION, SPAN, BRANCHES = "policies", "sink", "sink gap", "selection", "mid_span", "branches"
 ALIGNMENT, ORACLES = "alignment", "oracles"
 GROUPS = (POLICIES, SINKS, GAP, SELECTION, SPAN, ALIGNMENT, BRANCHES, ORACLES)
 PLANNED = ("window", "sink+window", "zero-shot", "no mid", "FIFO")
-"""The rows that the trained memory was to be compared with before any test seed was rendered: these comparisons are
-corrected for each other, all others for each other.
+"""The comparisons that were written down before any test seed was rendered. They are corrected for each other, and all
+others for each other.
 """
 QUICK = ("full", "window", "sink+window realigned", "zero-shot", "trained")
 
 
 @dataclass(frozen=True)
 class Row:
-    """`branches` is what the compressor is made of; None where the policy compresses nothing. An `oracle` is told which
-    block shows what is asked for, so it answers questions and makes no videos: it sees that block "whole", as if the
-    video had been that block and the newest one, or "selected", compressed, by every layer.
+    """`branches` is the compressor's; None if the policy does not compress. An `oracle` row is told which block shows
+    the object, so it answers questions but renders no videos: it sees that block "whole" (as if it had just been
+    sampled), or "selected" (compressed, by every layer).
     """
 
     name: str
@@ -55,7 +57,7 @@ class Row:
 
     @property
     def needs_training(self) -> bool:
-        """Whether the row cannot be had without trained weights of the compressor."""
+        """Whether the row needs trained compressor weights."""
         return self.branches in ("both", "high_res")
 
     def as_dict(self) -> dict:
@@ -101,14 +103,14 @@ PARTS: tuple[tuple[str, Branches], ...] = (("HR alone", "high_res"), ("LR alone"
 
 
 def base_row(trained: bool) -> Row:
-    """What the ablations change one thing about, and all rows are compared with."""
+    """The row that the ablations change, and that all rows are compared with."""
     return TRAINED if trained else ZERO_SHOT
 
 
 def study_rows(trained: bool) -> tuple[Row, ...]:
     """All rows; without `trained` compressor weights, those that need none. None repeats another."""
     policies, base = (*OTHERS, ZERO_SHOT, *((TRAINED,) if trained else ())), base_row(trained)
-    # What limits a memory: the model (whole), the compressor (selected), or its selection, which the base itself makes.
+    # What limits recall: the model (whole), the compressor (selected), or the selection, which the base makes itself.
     oracles = (
         Row("oracle whole", ORACLES, Full(), oracle="whole"),
         Row("oracle selected", ORACLES, base.policy, base.branches, "selected"),
@@ -121,7 +123,7 @@ def _ablations(base: Row) -> Iterator[Row]:
     for name, group, knobs in KNOBS:
         policy = replace(base.policy, **knobs)
         own = policy.partitions(FRAMES_PER_BLOCK)
-        if own != plan:  # "top 4" may be what the base has.
+        if own != plan:  # "top 4" may equal the base.
             yield Row(name, group, policy, base.branches if own.bank else None)
     if base.branches == "both":
         yield from (Row(name, BRANCHES, base.policy, branches) for name, branches in PARTS)
@@ -134,11 +136,11 @@ def left_out(trained: bool) -> tuple[str, ...]:
 
 
 def chosen_rows(rows: Sequence[Row], names: Sequence[str]) -> tuple[Row, ...]:
-    """The rows with those names, in the study's order; PackForcingError for a name that is none."""
+    """The rows with these names, in the study's order. Raises PackForcingError for an unknown name."""
     unknown = sorted(set(names) - {row.name for row in rows})
     if unknown:
         raise PackForcingError(
-            f"The study has no row {', '.join(map(repr, unknown))} with these weights; expected names out of: "
+            f"The study has no row {', '.join(map(repr, unknown))} with these weights; expected some of: "
             f"{', '.join(row.name for row in rows)}."
         )
     return tuple(row for row in rows if row.name in names)

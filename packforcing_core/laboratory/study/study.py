@@ -1,4 +1,4 @@
-"""Runs a study: every row with every seed and every question, in any order, going on from what is there."""
+"""Runs a study: every row with every seed and every question, in any order, resuming from existing results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from .workers import run_jobs
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` results are there; `seconds_left` is None until one was made. `problem` is that of `job`."""
+    """`done` of `total` results exist; `seconds_left` is None before the first new one. `problem` is the error of
+    `job`.
+    """
 
     done: int
     total: int
@@ -46,7 +48,7 @@ def jobs_of(rows: Sequence[Row], seeds: Sequence[int], questions: Sequence[int] 
 
 
 def settings_of(subject: Subject, seconds: float, dtype: str) -> dict[str, Any]:
-    """What all videos of a study have in common, as its folder keeps it."""
+    """The settings that all videos of a study share, as stored in its folder."""
     denoising = subject.denoising
     return {
         "weights": subject.weights,
@@ -60,9 +62,9 @@ def settings_of(subject: Subject, seconds: float, dtype: str) -> dict[str, Any]:
 
 
 def run_study(folder: StudyFolder, jobs: Sequence[Job], load: Load, seconds: float, workers: int) -> Iterator[Progress]:
-    """Makes the videos and answers that are missing. The folder has to be open; what is told of is on disk.
+    """Renders the missing videos and answers. The folder must be open; a yielded result is on disk.
 
-    Begins with what is there already. Raises PackForcingError where a library is missing that reads videos.
+    Raises PackForcingError if a library for reading videos is missing.
     """
     opencv()
     ndimage()
@@ -78,14 +80,14 @@ def run_study(folder: StudyFolder, jobs: Sequence[Job], load: Load, seconds: flo
 
 
 def load_alone(load: Load) -> Answers:
-    """The subject of a worker that has one core."""
+    """The subject for a worker that has one core."""
     torch.set_num_threads(1)
     opencv().setNumThreads(1)
     return Answers(load())
 
 
 def do_job(folder: StudyFolder, seconds: float, answers: Answers, job: Job) -> None:
-    """Makes, reads and writes down one video or answer, with the seconds of its core that it took."""
+    """Renders, measures and saves one video or answer, with the core seconds that it took."""
     started = time.process_time()
     if isinstance(job.case, Question):
         found = answers.to(job.case, job.row)

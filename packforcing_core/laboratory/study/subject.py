@@ -1,4 +1,4 @@
-"""What is studied: a model with its decoder, texts and compressor, and the rendering of one row's video with it."""
+"""The model of a study with its decoder, texts and compressor, and rendering one row's video with it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ Load = Callable[[], Subject]
 
 
 def load_miniature(dtype: str, compressor: Path = miniature.COMPRESSOR) -> Subject:
-    """The shipped miniature, computing in `dtype` (one of DTYPES), with its own trained compressor or another."""
+    """The shipped miniature in `dtype` (one of DTYPES), with its own trained compressor or another one."""
     kind = DTYPES[dtype]
     loaded = miniature.load_compressor(compressor, dtype=kind)
     return Subject(
@@ -74,7 +74,7 @@ def load_miniature(dtype: str, compressor: Path = miniature.COMPRESSOR) -> Subje
 
 
 def _digest(*paths: Path) -> str:
-    """The first 16 digits of the SHA-256 of the files that exist, one behind the other."""
+    """The first 16 digits of the SHA-256 of the existing files, concatenated."""
     digest = hashlib.sha256()
     for path in paths:
         if path.exists():
@@ -101,7 +101,7 @@ def video_frames(subject: Subject, row: Row, prompt: str, recipe: Recipe, decode
 
 
 def compression_of(subject: Subject, row: Row, decoder: Decoder) -> Compression | None:
-    """What makes a row's compressed blocks; None where it has none."""
+    """The compressor of a row; None if it has none."""
     if row.branches is None:
         return None
     high_res = subject.high_res if row.needs_training else None

@@ -1,4 +1,4 @@
-"""Work for several processes, which may be killed at any time: what one of them had in hand is then done again."""
+"""Runs jobs in several processes. If a process is killed, its job is run again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class Finished:
-    """A job with what came of it, or with what went wrong (empty: nothing)."""
+    """A finished job with its result, or with an error message (empty: none)."""
 
     job: Any
     answer: Any
@@ -48,7 +48,7 @@ def run_jobs(
     workers: int,
     attempts: int = ATTEMPTS,
 ) -> Iterator[Finished]:
-    """Yields the jobs as they finish, in any order. Each worker has its own `load()` and does `work(loaded, job)`.
+    """Yields the jobs as they finish, in any order. Each worker calls `load()` once and runs `work(loaded, job)`.
 
     `load`, `work`, the jobs and the answers travel by pickle, jobs are hashable. An exception is that job's problem and
     stops no other. A worker that dies is replaced and its job given out again, `attempts` times in all. The workers end
@@ -109,7 +109,7 @@ def _serve(connection: Connection, load: Callable[[], Any], work: Callable[[Any,
             return
         try:
             answer = (work(loaded, job), "")
-        except Exception:  # One broken job must not take the others with it.
+        except Exception:  # One failed job must not stop the others.
             answer = (None, traceback.format_exc())
         try:
             connection.send(answer)

@@ -1,4 +1,4 @@
-"""The attention of training: PyTorch's own, or three plain products where those are faster forward and backward."""
+"""The attention for training: PyTorch's own, or plain matrix products where those are faster."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def training_attention(device: torch.device) -> Attention:
-    """What a training on `device` computes attention with. It goes by what the machine has and not by the clock, so
-    that a training that is resumed computes as before.
+    """The attention for training on `device`. It depends on the hardware and not on a timing, so that a resumed
+    training computes as before.
     """
     return plain_attention if device.type == "cpu" and has_bf16_units() else sdpa

@@ -1,4 +1,4 @@
-"""Training data: clips of the toy world, drawn on the fly from (seed, step, index)."""
+"""Training clips of the toy world, drawn on the fly from (seed, step, index)."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from ..evaluation.little_world.scene import Scene, sample_scene
 from ..evaluation.little_world.truth import truth_at
 
 IN_SIGHT = 100.0
-"""Square pixels of a thing from which on a block shows it."""
+"""Area in square pixels from which a block counts as showing an object."""
 OUT_OF_SIGHT = 1.0
-"""Square pixels below which it shows nothing of it."""
+"""Area in square pixels below which a block counts as not showing it."""
 HIDDEN_FRAMES, HIDDEN_BLOCKS = 4, 5
-"""Latent frames of a block and blocks of a clip, in the definition of the world `hidden`."""
+"""Block length and clip length for which the world `hidden` is defined."""
 
 
 def areas_in_sight(scene: Scene, frames_per_block: int, blocks: int) -> list[float]:
-    """Of each block of a clip, the most that a frame shows of any one thing, in square pixels."""
+    """For each block of a clip, the largest visible area of any object, in square pixels."""
     ends = [pixel_frames(frames_per_block * block) for block in range(blocks + 1)]
     shown = [max((seen.area for seen in truth_at(scene, frame)), default=0.0) for frame in range(ends[-1])]
     return [max(shown[first:end]) for first, end in pairwise(ends)]
 
 
 def returning_block(areas: Sequence[float]) -> int | None:
-    """The block in which a thing comes back that had been in sight and was not for a whole block; None without one."""
+    """The block in which an object returns after a whole block out of sight; None if there is none."""
     return next(
         (
             block
@@ -65,7 +65,7 @@ returns; in `hidden`, besides, one block at least lies between that shows nothin
 
 @dataclass(frozen=True)
 class Worlds:
-    """A mix: the names of some WORLDS with how often each is, in any unit."""
+    """A mix of WORLDS by name, with relative frequencies."""
 
     weights: Mapping[str, float]
 
@@ -79,7 +79,7 @@ class Worlds:
 
     @classmethod
     def parse(cls, text: str) -> Worlds:
-        """The mix that "one=3,two=3,return=2,pan=2" says."""
+        """Parses a mix such as "one=3,two=3,return=2,pan=2"."""
         pairs = [part.partition("=") for part in text.split(",")]
         try:
             return cls({name.strip(): float(weight) for name, _, weight in pairs})
@@ -108,7 +108,7 @@ class Clips:
 
 
 def draw_clips(seed: int, step: int, indices: Iterable[int], frames: int, worlds: Worlds | None = None) -> Clips:
-    """Clips of one step, of the mix `worlds`. Clip i depends on (seed, step, i) alone, whoever draws the others."""
+    """Clips of one step, from the mix `worlds`. Clip i depends only on (seed, step, i)."""
     sample = worlds.sample if worlds else sample_scene
     scenes = tuple(sample(np.random.default_rng((seed, step, index))) for index in indices)
     video = torch.stack([torch.from_numpy(draw(scene, frames)) for scene in scenes])

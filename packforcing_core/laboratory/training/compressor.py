@@ -1,6 +1,6 @@
 """Training of the compressor: with the causal model by teacher forcing, or alone against the full history.
 
-Where the paper trains both by Self-Forcing (`dmd`), these are the affordable ways: one pass over a clip of data, or,
+The paper trains both by Self-Forcing (`dmd`). These stages are the affordable ways: one pass over a clip of data, or,
 with the model frozen, a few passes over its blocks.
 """
 

@@ -40,7 +40,7 @@ from .vae import encode_clip
 
 SHARD_CLIPS = 64
 ENCODED_TOGETHER = 8
-"""Clips that the VAE encodes at once: on one thread of a CPU 0.7 of the time of one after the other."""
+"""Clips that the VAE encodes together: on one CPU thread this takes 0.7 of the time of one clip after the other."""
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
 
 
@@ -59,7 +59,7 @@ class LatentBatch:
 
 
 class Facts(NamedTuple):
-    """What is known of a clip of the toy world: its background, and of each block the area in sight (`clips`)."""
+    """Facts about a toy world clip: its background, and the visible area in each block (`clips`)."""
 
     background: str
     areas: tuple[float, ...]
@@ -109,7 +109,7 @@ def encode_little_world(
     shard_clips: int = SHARD_CLIPS,
     worlds: Worlds | None = None,
 ) -> Iterator[Path]:
-    """Writes shards of clips of the toy world, yielding each; those that exist are kept. Ranks share the shards.
+    """Writes shards of clips of the toy world, yielding each; existing shards are kept. Ranks share the work.
 
     Clip i of a shard is of the mix `worlds` and depends on (seed, shard, i) alone.
     """

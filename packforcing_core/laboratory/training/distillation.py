@@ -1,9 +1,8 @@
 """Few-step distillation of a causal model, by regression on the ODE of its many-step teacher.
 
-At a noise level of the few-step sampler the student shall say at once where the teacher's ODE ends from there, with the
-clean clip in view, as in teacher forcing. The paths begin at noised data and not, as in CausVid (arXiv 2412.07772), on
-the teacher's own paths from pure noise: a sampler that draws fresh noise between its steps calls the model at such
-points.
+At a noise level of the few-step sampler, the student predicts directly where the teacher's ODE ends from there, with
+the clean clip in view, as in teacher forcing. Paths start at noised data, and not, as in CausVid (arXiv 2412.07772), on
+the teacher's paths from pure noise: a sampler that adds fresh noise between its steps calls the model at such points.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Self-Forcing with distribution matching: the generator's own rollouts are moved to where a real model finds them
-likelier than a fake one that knows the generator.
+"""Self-Forcing with distribution matching: rollouts of the generator are moved to where the real model finds them more
+likely than a fake model that knows the generator.
 
-Of a noised rollout both scores say what it was before the noise. The difference of the two, divided by how far the real
-one's is from the rollout on average, is the gradient of the generator's loss (DMD, arXiv 2311.18828, equations 7 and
-8). The fake score, the critic, learns by flow matching on the rollouts, several updates for each of the generator's
-(DMD2, arXiv 2405.14867). Rates, guidance and the range of noise levels are those of Self-Forcing (arXiv 2506.08009).
+Both models predict the clean clip from a noised rollout. The difference of the predictions, divided by the mean
+distance of the real one's from the rollout, is the gradient of the generator's loss (DMD, arXiv 2311.18828, equations 7
+and 8). The fake model, the critic, learns by flow matching on the rollouts, with several updates for each of the
+generator's (DMD2, arXiv 2405.14867). Rates, guidance and the range of noise levels are those of Self-Forcing (arXiv
+2506.08009).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The whole of a training on the meta device, where nothing takes memory: its networks, and what it would take."""
+"""A dry run of a training on the meta device, without memory: its networks, and the memory it would take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stage leaves: averaged weights under the official names, bfloat16."""
+"""The output of a stage: averaged weights with the official names, in bfloat16."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_compressor(path: Path, weights: Mapping[str, Tensor], setup: Setup, st
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> Path:
-    """Writes bfloat16 weights; a file of that name is replaced whole or not at all. Rank 0 does."""
+    """Writes bfloat16 weights; an existing file is replaced in one step. Only rank 0 writes."""
     if ranks.rank() == 0:
         save_file({name: t.cpu().bfloat16().contiguous() for name, t in weights.items()}, f"{path}.part")
         os.replace(f"{path}.part", path)

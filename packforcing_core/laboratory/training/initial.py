@@ -1,4 +1,4 @@
-"""The networks that a stage begins with: those that are given, else those that stages before it left in the folder."""
+"""The networks that a stage starts with: given files, or those that earlier stages left in the folder."""
 
 from __future__ import annotations
 
@@ -30,32 +30,34 @@ MODELS_BEFORE: Mapping[str, tuple[str, ...]] = {
     "self-forcing": ("distill", "twins", "causal"),
     "compressor": ("self-forcing", "distill", "twins", "causal"),
 }
-"""Whose model a stage begins with: of these the first that is done."""
+"""Stages whose model this stage can start from: the first one that is finished is used."""
 COMPRESSORS_BEFORE = "twins-compressor", "compressor"
 
 
 def model_before(setup: Setup, stage: str) -> Path | None:
-    """The file that a stage's model begins with, None where there is none."""
+    """The file that a stage's model starts from, None if there is none."""
     if setup.weights:
         return setup.weights
     return next(filter(Path.exists, map(setup.exported, MODELS_BEFORE.get(stage, ()))), None)
 
 
 def require_model_before(setup: Setup, stage: str) -> Path:
-    """`model_before`; PackForcingError, which says what makes one, where there is none."""
+    """`model_before`. Raises PackForcingError, which says how to make one, if there is none."""
     path = model_before(setup, stage)
     if path is None:
         stages = MODELS_BEFORE[stage]
         files = ", ".join(f"{name}.safetensors" for name in stages)
         raise PackForcingError(
-            f"Stage '{stage}' begins with a causal model, and {setup.folder} has none of {files}. "
-            f"`{setup.command(stages[-1])}` makes one; or give a file as --weights."
+            f"Stage '{stage}' starts from a causal model, but {setup.folder} has none of {files}. "
+            f"`{setup.command(stages[-1])}` makes one, or pass a file as --weights."
         )
     return path
 
 
 def compressor_before(setup: Setup, *stems: str) -> Path | None:
-    """The compressor to begin with: the given one, else the first of `stems` in the folder; None for an untrained."""
+    """The compressor to start from: the given one, else the first of `stems` in the folder; None for an
+    untrained one.
+    """
     return setup.compressor or next(filter(Path.exists, map(setup.exported, stems)), None)
 
 
@@ -64,21 +66,21 @@ def require_teacher(setup: Setup) -> Path:
     path = setup.teacher or setup.exported("teacher")
     if not path.exists():
         raise PackForcingError(
-            f"{path} is missing, the bidirectional model that judges: `{setup.command('teacher')}` makes one; or give "
+            f"{path} is missing, the bidirectional teacher: `{setup.command('teacher')}` makes one, or pass "
             "a file as --teacher."
         )
     return path
 
 
 def build_wan(setup: Setup, path: Path | None) -> TrainedWan:
-    """A Wan to train, of the size's own sizes, with the weights of `path`; without one, at a size of the toy world,
-    random ones.
+    """A Wan to train, of the given size, with the weights in `path`; without a file, random weights at a toy world
+    size.
     """
     config = setup.size.model
     if path:
         net = wan_from_file(path, config)
     elif setup.size.vae is None:
-        raise PackForcingError(f"Training at size {setup.size.name} begins with a model: give its file as --weights.")
+        raise PackForcingError(f"Training at size {setup.size.name} starts from a model: pass its file as --weights.")
     else:
         net = random_wan(config, setup.seed)
     return trained_wan(setup, net, config)
@@ -96,7 +98,7 @@ def trained_wan(setup: Setup, net: nn.Module, config: WanConfig) -> TrainedWan:
 
 
 def build_frozen_wan(setup: Setup, path: Path) -> TrainedWan:
-    """A Wan that does not learn, in the setup's precision; it may be of other sizes than the one that does."""
+    """A frozen Wan in the setup's precision; it may have another size than the trained one."""
     net = build_model(read_checkpoint(path), setup.device, setup.precision).net
     return trained_wan(setup, net, _config_of(setup, path))
 
@@ -112,14 +114,14 @@ def _config_of(setup: Setup, path: Path) -> WanConfig:
     own, found = setup.size.model, replace(read_checkpoint(path).config, text_len=setup.size.model.text_len)
     if found.text_dim != own.text_dim:
         raise PackForcingError(
-            f"{path.name} reads texts of {found.text_dim} numbers a word; at size {setup.size.name} these have "
-            f"{own.text_dim}. Give a model of the same text encoder."
+            f"{path.name} needs text embeddings of width {found.text_dim}; at size {setup.size.name} the width is "
+            f"{own.text_dim}. Use a model with the same text encoder."
         )
     return found
 
 
 def wan_from_file(path: Path, config: WanConfig) -> Wan:
-    """A checkpoint's weights in float32; PackForcingError where it is of another size than `config`."""
+    """A checkpoint's weights in float32. Raises PackForcingError if it has another size than `config`."""
     checkpoint = read_checkpoint(path)
     if replace(checkpoint.config, text_len=config.text_len) != config:
         raise PackForcingError(f"{path.name} has sizes {checkpoint.config}; expected {config}. Choose its --size.")
@@ -130,7 +132,7 @@ def wan_from_file(path: Path, config: WanConfig) -> Wan:
 
 @torch.no_grad()
 def random_wan(config: WanConfig, seed: int) -> Wan:
-    """Weights to begin with: projections after Glorot, no flow at all at first."""
+    """Initial weights: Glorot initialisation, with zero flow at first."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Wan(config, TorchOps)
@@ -153,16 +155,16 @@ def build_branch(setup: Setup, path: Path | None) -> HighRes:
     found = loaded.high_res.fusion
     if setup.fusion not in (None, found):
         raise PackForcingError(
-            f"Got --fusion {setup.fusion}, and the compressor to begin with, {path}, has fusion '{found}'. Leave it "
-            "out, or begin with another compressor or in another folder."
+            f"Got --fusion {setup.fusion}, but the compressor to start from, {path}, has fusion '{found}'. Remove "
+            "--fusion, or start from another compressor or in another folder."
         )
     return loaded.high_res.requires_grad_(True).train()
 
 
 def load_training_vae(setup: Setup) -> WanVAE:
-    """The VAE to encode clips and to decode rollouts with: the given one, or that of the folder."""
+    """The VAE that encodes clips and decodes rollouts: the given one, or that of the folder."""
     path = setup.vae or setup.exported("vae")
     if not path.exists():
         made = "" if setup.size.vae is None else f"`{setup.command('vae')}` trains one, or "
-        raise PackForcingError(f"{path} is missing: {made}give one as --vae.")
+        raise PackForcingError(f"{path} is missing: {made}pass one as --vae.")
     return load_vae(path, device=setup.device, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""One network that learns: its optimisers, the average of its weights, and the tensors that all of it is saved as."""
+"""A trained network: its optimisers, the average of its weights, and the tensors that are saved."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .sharding import reshard, whole
 LAYERS = "blocks."  # what the names of parameters inside a transformer's layers hold
 Matrices = Literal["adamw", "muon"]
 COMPRESSOR_EPS = 1e-12
-"""AdamW's own 1e-8 would hold back most of a compressor's weights: of the miniature's, with the policy that it ships
-with, 75 % have smaller gradients than that, since one block in five sees a compressed block.
+"""AdamW's default 1e-8 would slow most of a compressor's weights: in the miniature, with its shipped policy, 75% of the
+gradients are smaller than that, because only one block in five sees a compressed block.
 """
 
 
@@ -99,11 +99,11 @@ def build_optimisers(network: nn.Module, optimisation: Optimisation) -> list[tor
 
 
 class GradientGuard:
-    """Tells a gradient that jumps: its norm is not finite, or JUMP times the longest of the last ones that were taken.
-    Steps that take turns may have gradients of very different lengths, so it is not their mean.
+    """Detects gradients that jump: the norm is not finite, or is JUMP times the largest of the last accepted norms. It
+    compares with the largest and not the mean, because alternating steps may have very different norms.
 
-    One such gradient is clipped to a direction of nothing, and AdamW's second moment would remember its size for
-    hundreds of steps. Its state is tensors, so that a resumed training refuses the same steps.
+    Clipping such a gradient would leave a useless direction, and AdamW's second moment would remember its size for
+    hundreds of steps. The state is tensors, so a resumed training skips the same steps.
     """
 
     JUMP = 10.0
@@ -144,7 +144,7 @@ class GradientGuard:
 
 
 class Learner:
-    """One network with its optimisers and the average of its weights. Gradients it had before are forgotten."""
+    """A network with its optimisers and the average of its weights. Gradients from before are cleared."""
 
     def __init__(self, network: nn.Module, optimisation: Optimisation):
         self.network, self.optimisation = network, optimisation
@@ -156,7 +156,7 @@ class Learner:
         self._make_moments()
 
     def clear(self) -> None:
-        """Forgets the gradients of the step before."""
+        """Clears the gradients of the previous step."""
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
 
@@ -169,7 +169,7 @@ class Learner:
         return float(whole(nn.utils.clip_grad_norm_(self.parameters, self.optimisation.clip)))
 
     def update(self, step: int, steps: float) -> None:
-        """One optimiser step along the gradients that are there."""
+        """One optimiser step along the present gradients."""
         self._move(self.optimisation.rate(step, steps))
         if self.average is not None and self.optimisation.average is not None:
             decay = self.optimisation.decay(step)

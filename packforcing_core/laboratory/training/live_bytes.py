@@ -1,4 +1,4 @@
-"""The bytes of all tensors that operations have made and that still exist, whatever the device, "meta" included."""
+"""Counts the bytes of all live tensors made by operations, on any device, including "meta"."""
 
 from __future__ import annotations
 

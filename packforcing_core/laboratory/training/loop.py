@@ -1,7 +1,7 @@
 """The training loop: steps, logs, and a folder that a run can be resumed from.
 
-What happens in step s depends on (seed, s) and on the saved tensors alone: there is no other state, so a resumed run
-takes the same next step. With a limit of time the learning rate falls with the time that has passed, and it does not.
+Step s depends only on (seed, s) and the saved tensors, so a resumed run takes the same next step. With a time limit the
+learning rate depends on the elapsed time, and then it does not.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ REFUSALS = 8
 
 @dataclass(frozen=True)
 class Update:
-    """What one step asks for: which of the stage's networks to update (one, or several together), by what loss, and
-    figures for the log.
-    """
+    """The result of one step: which of the stage's networks to update, the loss, and figures for the log."""
 
     network: str | tuple[str, ...]
     loss: Tensor
@@ -44,7 +42,7 @@ class Update:
 
 
 class Stage(Protocol):
-    """One thing to learn. `networks` are what the steps update, by name; each has its `optimisation`."""
+    """A training task. `networks` are updated by the steps, by name; each has its `optimisation`."""
 
     @property
     def networks(self) -> Mapping[str, nn.Module]: ...
@@ -129,7 +127,9 @@ class Training:
     def _refuse(
         self, learners: Mapping[str, Learner], figures: Mapping[str, float], norms: Mapping[str, float]
     ) -> None:
-        """Leaves networks, moments and averages as they are, and says so; PackForcingError when that goes on."""
+        """Leaves networks, moments and averages unchanged and reports it. Raises PackForcingError after too many such
+        steps.
+        """
         for learner in learners.values():
             learner.guard.refuse()
             learner.clear()
@@ -137,13 +137,13 @@ class Training:
         if in_a_row > REFUSALS:
             raise PackForcingError(
                 f"Step {self.done} gave {figures} and gradients of norms {norms}, and {in_a_row} steps in a row were "
-                "refused for such. The folder holds an earlier state; resume with a lower learning rate."
+                "skipped for that. The folder holds an earlier state; resume with a lower learning rate."
             )
         if ranks.rank() == 0:
             longest = {name: learner.guard.longest for name, learner in learners.items()}
             refused = max(learner.guard.refused for learner in learners.values())
             tqdm.write(
-                f"Step {self.done} is refused: gradients of norms {norms}, before at most {longest}. Refused so far: "
+                f"Step {self.done} is skipped: gradient norms {norms}, previously at most {longest}. Skipped so far: "
                 f"{refused}.",
                 file=sys.stderr,
             )

@@ -1,5 +1,5 @@
-"""The memory that a training takes on every rank, before it starts: weights and moments by arithmetic, activations by
-running the pass on the meta device and adding up what autograd would keep.
+"""The memory of a training on every rank, before it starts: weights and moments by arithmetic, activations by running
+the pass on the meta device and adding up what autograd keeps.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Attention among the parts of one pass, each of which sees chosen others: what training has in place of a cache.
+"""Attention among the parts of one training pass, in place of a cache: each part attends to chosen other parts.
 
-A pass of teacher forcing holds a clip twice, clean and noisy. Every noisy block sees the clean blocks that the cache's
-plan would show it, at the positions at which the cache would show them; so does every clean block, whose keys and
-values are those that a commit would write. Gradients flow through all of it.
+A pass of teacher forcing holds a clip twice, clean and noisy. Every noisy block attends to the clean blocks that the
+cache's plan would show it, at the same positions. So does every clean block, whose keys and values are those that a
+commit would write. Gradients flow through all of it.
 """
 
 from __future__ import annotations

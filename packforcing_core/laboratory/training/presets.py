@@ -1,4 +1,4 @@
-"""What is trained at which size: networks, clips and the steps of every stage, as data."""
+"""Training presets as data: for each size the networks, clips, and the settings of every stage."""
 
 from __future__ import annotations
 

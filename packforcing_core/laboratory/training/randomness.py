@@ -1,4 +1,4 @@
-"""Randomness of a step: drawn on the CPU from a seed and names of what it is for, never from global state."""
+"""Random numbers of a step: drawn on the CPU from a seed and a key, never from global state."""
 
 from __future__ import annotations
 

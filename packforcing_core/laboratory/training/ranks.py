@@ -1,6 +1,6 @@
-"""What each process of a distributed run does: its share of a batch, and what it has in common with the others.
+"""The processes of a distributed run: each one's share of a batch, and values that they share.
 
-One process alone is the same as a run of one rank. Started by torchrun, which sets the environment that is read here.
+A single process is a run with one rank. Started by torchrun, which sets the environment variables that are read here.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def share(batch: int) -> range:
     PackForcingError unless all ranks have the same number: the mean of their means would not be the batch's.
     """
     if batch % ranks():
-        raise PackForcingError(f"A batch of {batch} cannot be shared by {ranks()} ranks; choose a multiple of them.")
+        raise PackForcingError(
+            f"A batch of {batch} cannot be shared by {ranks()} ranks; choose a multiple of the number of ranks."
+        )
     return range(rank(), batch, ranks())
 
 

@@ -1,8 +1,8 @@
-"""The saved state of a training: safetensors through torch.distributed.checkpoint, for one process or many.
+"""The saved state of a training: safetensors through torch.distributed.checkpoint, for any number of processes.
 
-Every rank writes its own part; any number of ranks reads them again. Nothing but tensors is ever read, so a folder
-from elsewhere can do no harm. A state is complete when its folder has its name: a crash while one is written leaves
-the one before.
+Every rank writes its own part, and any number of ranks can read them. Only tensors are read, so a folder from elsewhere
+is safe to open. A state is complete once its folder has its final name; a crash during a write leaves the previous
+state.
 """
 
 from __future__ import annotations
@@ -70,15 +70,16 @@ def load(tensors: Mapping[str, Tensor], folder: Path, done: int) -> None:
             if saved != set(tensors):
                 odd = sorted(saved ^ set(tensors))
                 raise PackForcingError(
-                    f"{path} is of another training: {', '.join(odd[:3])} ... {'is' if odd[0] in saved else 'are not'} "
-                    "in it. Go on with the same stage, size and options, or choose another folder."
+                    f"{path} belongs to another training: {', '.join(odd[:3])} ... "
+                    f"{'is' if odd[0] in saved else 'are not'} "
+                    "in it. Resume with the same stage, size and options, or choose another folder."
                 )
             dcp.load(dict(tensors), storage_reader=reader, no_dist=ranks.ranks() == 1)
     except (SafetensorError, OSError, dcp.api.CheckpointException, ValueError) as error:
         if isinstance(error, PackForcingError):
             raise
         raise PackForcingError(
-            f"{path} cannot be read ({error}). It is damaged, or of networks of another size."
+            f"{path} cannot be read ({error}). It is damaged, or for networks of another size."
         ) from error
 
 

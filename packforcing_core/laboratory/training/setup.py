@@ -1,4 +1,4 @@
-"""What a stage is built from: a size, a folder and the files that are given; and what comes of it, a job for the loop.
+"""Builds a stage from a size, a folder and given files, as a job for the training loop.
 
 Everything lies in one folder: `<stage>/` with state and log, `<stage>.safetensors` with the weights it ended with and
 `<stage>-compressor.safetensors` with those of the compressor that learnt beside them, `latents/` with the encoded

@@ -1,4 +1,4 @@
-"""The stages that `packforcing train` knows: from a size, a folder and files to what the loop runs."""
+"""The stages of `packforcing train`: builds the job of each from a size, a folder and given files."""
 
 from __future__ import annotations
 

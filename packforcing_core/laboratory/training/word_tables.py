@@ -1,7 +1,7 @@
-"""The tables of the toy world's text encoder, as a training keeps them: made once, read ever after.
+"""The tables of the toy world's text encoder in a training folder: created once, then only read.
 
-A table of more words is drawn again, and would give old words other vectors. So the tables are weights as the model's
-are: a training writes them into its folder, and new words get rows behind those that are there.
+A table for more words would be drawn differently and give old words other vectors. So the tables are weights like the
+model's: a training writes them to its folder, and new words get rows after the existing ones.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def _read(path: Path, encoder: WordEncoder) -> dict[str, Tensor]:
     places, words = shapes.get("places"), shapes.get("words", (0, 0))
     if set(shapes) != {"places", "words"} or places != expected[0] or words[1:] != expected[1][1:]:
         raise PackForcingError(
-            f"{path} has {shapes}; expected tables of words: places {expected[0]} and words {expected[1]}, or fewer "
-            "rows of words. Give the text.safetensors from the folder of the model's weights."
+            f"{path} has {shapes}; expected word tables: places {expected[0]} and words {expected[1]}, or fewer "
+            "rows of words. Use the text.safetensors from the folder of the model's weights."
         )
     if words[0] > expected[1][0]:
         raise PackForcingError(
@@ -70,6 +70,6 @@ def _require_beginning(given: dict[str, Tensor], tables: dict[str, Tensor], path
     known = len(given["words"])
     if not (torch.equal(given["places"], tables["places"]) and torch.equal(given["words"], tables["words"][:known])):
         raise PackForcingError(
-            f"{own} has other tables than {path}, and models of one do not understand the other's. Leave --text out to "
-            "go on with the folder's, or choose another folder."
+            f"{own} has other tables than {path}, and a model trained with one cannot use the other. Remove --text to "
+            "use the folder's tables, or choose another folder."
         )

@@ -1,1 +1,1 @@
-"""A compressor from a checkpoint alone: the model makes its own clips, and the compressor learns on them."""
+"""A compressor from a checkpoint alone: the model generates its own clips, and the compressor is trained on them."""

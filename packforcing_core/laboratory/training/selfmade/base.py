@@ -1,4 +1,4 @@
-"""The checkpoint that a compressor is made for, and all that can be said and refused before it is loaded."""
+"""The checkpoint that a compressor is trained for, and all checks that are possible before it is loaded."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def read_base(
     family = by_name(preset) if preset else found.family
     if family is None:
         raise PackForcingError(
-            f"{found.path.name} is of no family known here: neither its name nor its metadata says how it is sampled. "
-            f"Say what it descends from with --preset: {', '.join(FAMILIES)}."
+            f"{found.path.name} is not of a known family: neither its name nor its metadata says how it is sampled. "
+            f"Choose the family that it descends from with --preset: {', '.join(FAMILIES)}."
         )
     if not family.autoregressive and not metadata_says_causal(open_tensors(path).metadata):
         raise PackForcingError(
@@ -134,5 +134,5 @@ def require_prompts(prompts: Sequence[str], source: str) -> list[str]:
     """The prompts that say something, each once, in order; PackForcingError where there are fewer than two."""
     found = list(dict.fromkeys(text for line in prompts if (text := " ".join(line.split()))))
     if len(found) < 2:
-        raise PackForcingError(f"{source} has {len(found)} prompts; expected two or more, one a line.")
+        raise PackForcingError(f"{source} has {len(found)} prompts; expected two or more, one per line.")
     return found

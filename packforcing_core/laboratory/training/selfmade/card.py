@@ -1,4 +1,4 @@
-"""What a finished compressor is shared with: its file's metadata, and a card beside it to read."""
+"""The metadata of a finished compressor, and a model card to share with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the model is asked for when it makes its own clips."""
+"""The prompts for the model's own clips."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def miniature_prompts() -> list[str]:
         for colour, shape, ground, does in product(COLOURS, SHAPES, BACKGROUNDS, ("bounces", "leaves and returns"))
     ]
     pans = [f"the view pans over bars on a {ground} background" for ground in BACKGROUNDS]
-    # Where the prompt is silent recall alone can tell, so these come as often as all others.
+    # Where the prompt does not name the colour only recall can tell, so these are as frequent as all others together.
     return [*kept * (len(named) // len(kept)), *named, *pans]
 
 
 def read_prompts(path: Path) -> list[str]:
-    """One prompt a line, or a JSON list of them; PackForcingError where there are none."""
+    """One prompt per line, or a JSON list of prompts. Raises PackForcingError if there are none."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -40,9 +40,9 @@ def read_prompts(path: Path) -> list[str]:
         try:
             lines = json.loads(text)
         except ValueError as error:
-            raise PackForcingError(f"{path} is no JSON ({error}); expected a list of prompts.") from error
+            raise PackForcingError(f"{path} is not JSON ({error}); expected a list of prompts.") from error
         if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-            raise PackForcingError(f"{path} holds no list of prompts; expected a JSON list of texts.")
+            raise PackForcingError(f"{path} is not a list of prompts; expected a JSON list of texts.")
     else:
         lines = text.splitlines()
     return require_prompts(lines, str(path))

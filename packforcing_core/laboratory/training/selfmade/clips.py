@@ -1,6 +1,6 @@
-"""Clips that a model makes of itself, one file each, so that a run that was killed goes on with the next.
+"""Clips that the model generates, one file each, so that a killed run resumes with the next one.
 
-Clip i depends on the seed and i alone: two clips in a row, 2j and 2j + 1, have one prompt and differ by their noise.
+Clip i depends only on the seed and i. Two clips in a row, 2j and 2j + 1, share a prompt and differ in their noise.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Clips:
                 prompt = file.metadata()["prompt"]
                 return Clip(file.get_tensor("latents").float(), file.get_tensor("low_res").float(), prompt)
         except (OSError, SafetensorError, KeyError, TypeError) as error:
-            raise PackForcingError(f"{path} cannot be read ({error!r}): remove it, and it is made again.") from error
+            raise PackForcingError(f"{path} cannot be read ({error!r}). Remove it; it is generated again.") from error
 
     @torch.no_grad()
     def make(self, index: int, model: CausalWan, vae: WanVAE, texts: Texts) -> Path:

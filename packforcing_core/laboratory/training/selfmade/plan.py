@@ -142,7 +142,7 @@ class SelfmadePlan:
     def lines(self) -> Iterator[str]:
         for name, size in self.rows:
             yield f"  {name:<54} {size / GB:8.2f} GB"
-        yield f"on the device at most {size_text(self.peak)}; on the disk about {size_text(self.disk)}"
+        yield f"at most {size_text(self.peak)} on the device; about {size_text(self.disk)} on disk"
 
 
 def plan_run(
@@ -168,12 +168,12 @@ def plan_run(
     asked = planned(base, dtype, replace(ways, at_once=1), learns=False)
     kept = trained.total - trained.gathered - trained.gradients
     rows = (
-        ("clips are made: weights, cache, a pass", rolling),
-        ("clips are made: weights, decoding", decoding),
-        ("it learns: the model's weights", weights),
-        ("it learns: the compressor, gradients, moments, average", learnt),
-        ("it learns: both pasts and activations, counted", activations),
-        ("it is asked: both pasts, counted", asked),
+        ("generating clips: weights, cache, a pass", rolling),
+        ("generating clips: weights, decoding", decoding),
+        ("training: the model's weights", weights),
+        ("training: the compressor, gradients, moments, average", learnt),
+        ("training: both pasts and activations, counted", activations),
+        ("scoring: both pasts, counted", asked),
     )
     numbers = sum(p.numel() for p in branch.parameters())
     texts = 2 * prompts * PROMPT_TOKENS * base.config.text_dim
@@ -189,7 +189,7 @@ def require_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if needed - there > free:
         raise PackForcingError(
-            f"{folder} needs about {size_text(needed - there)} more, and its disk has {size_text(free)} left. Choose "
+            f"{folder} needs about {size_text(needed - there)} more, but its disk has {size_text(free)} left. Choose "
             "another --folder, or fewer --clips."
         )
     if not os.access(existing, os.W_OK):
@@ -202,4 +202,4 @@ def require_vram(plan: SelfmadePlan, available: int, remedies: Iterator[tuple[st
         return
     fitting = next((option for option, other in remedies if other.peak <= available), None)
     advice = f"With {fitting} it fits." if fitting else "No option makes it fit: take a larger card."
-    raise PackForcingError(f"It takes {size_text(plan.peak)} of the device, which has {size_text(available)}. {advice}")
+    raise PackForcingError(f"This needs {size_text(plan.peak)}, but the device has {size_text(available)}. {advice}")

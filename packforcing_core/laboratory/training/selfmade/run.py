@@ -1,4 +1,4 @@
-"""The whole road from a checkpoint to a compressor: plan, clips, training, score, file. It goes on where it stopped."""
+"""From a checkpoint to a compressor: plan, clips, training, score, file. It resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -158,20 +158,20 @@ def prepared(order: Order) -> Job:
     else:
         prompts = miniature_prompts() if small else shipped_prompts()
     if not order.text_encoder.exists():
-        raise PackForcingError(f"{order.text_encoder} does not exist; give --text-encoder, a folder of umT5-XXL.")
+        raise PackForcingError(f"{order.text_encoder} does not exist; expected --text-encoder, a folder of umT5-XXL.")
     dtype = torch.bfloat16 if order.device.type != "cpu" else fast_dtype()
     return Job(order, base, replace(course, at_once=min(course.at_once, course.batch)), prompts, dtype)
 
 
 def announced(job: Job, tell: Tell) -> SelfmadePlan:
-    """Says what will be done and what it takes; PackForcingError where that is not there."""
+    """Prints what will be done and what it needs. Raises PackForcingError if that is not available."""
     order, base, plan = job.order, job.base, job.plan()
-    tell(f"{base.title}; clips of {base.clip.describe()}, made under {base.memory.title}")
+    tell(f"{base.title}; clips of {base.clip.describe()}, generated with the policy {base.memory.title}")
     tell(f"{len(job.prompts)} prompts, at most {order.clips} clips and {order.hours:g} hours; {order.folder} keeps all")
     for line in plan.lines():
         tell(line)
     if order.device.type == "cpu" and torch.cuda.is_available():
-        tell("Note: it computes on the CPU, and there is a GPU: --device cuda.")
+        tell("Note: this runs on the CPU although there is a GPU; use --device cuda.")
     require_disk(order.folder, plan.disk)
     available = order.vram or device_bytes(order.device)
     if available is not None:
@@ -211,7 +211,7 @@ def make_compressor(order: Order, tell: Tell = print) -> list[Path]:
     announced(job, tell)
     state = job.state()
     if state.clips is not None and state.hours >= order.hours:
-        tell(f"{state.hours:.2f} hours are used; give more --hours to go on")
+        tell(f"{state.hours:.2f} hours are used; raise --hours to continue")
         return left(job)
     texts = encoded_texts(order.folder / "texts.safetensors", job.prompts, encoder(job))
     checkpoint = read_checkpoint(order.checkpoint)
@@ -255,7 +255,7 @@ def make_clips(job: Job, state: State, clips: Clips, model: TrainedWan, texts: T
     vae = load_vae(order.vae, device=order.device, dtype=job.dtype)
     for index in range(order.clips):
         if index >= LEAST_CLIPS and index % 2 == 0 and state.hours >= CLIPS_SHARE * order.hours:
-            tell(f"{CLIPS_SHARE:.0%} of the hours are used: it learns from {index} clips")
+            tell(f"{CLIPS_SHARE:.0%} of the hours are used; training on {index} clips")
             break
         if not clips.path(index).exists():
             began = time.monotonic()
@@ -310,7 +310,7 @@ def learn(
                 break
     if scores.after(training.done) is None:
         keep()
-    why = "it no longer falls" if scores.settled else f"{state.hours:.2f} of {order.hours:g} hours are used"
+    why = "the score no longer falls" if scores.settled else f"{state.hours:.2f} of {order.hours:g} hours are used"
     tell(f"ended after {training.done} steps: {why}")
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves for the next one besides clips and weights: the hours that are used, and what was decided."""
+"""The state of a run, in addition to clips and weights: the hours used, and what was decided."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class State:
         if other:
             name = other[0]
             raise PackForcingError(
-                f"{path.parent} was begun with {name} {told['asked'].get(name)!r}; now it is {asked[name]!r}. "
+                f"{path.parent} was started with {name} {told['asked'].get(name)!r}; now it is {asked[name]!r}. "
                 "Go on with the same settings, or choose another --folder."
             )
         return cls(path, asked, told["seconds"], told["clips"], clock)
@@ -45,7 +45,7 @@ class State:
     def clips_made(self) -> int:
         """How many clips there are; PackForcingError before that is decided."""
         if self.clips is None:
-            raise PackForcingError("It is not decided yet how many clips there are: make them first.")
+            raise PackForcingError("The number of clips is not decided yet; generate them first.")
         return self.clips
 
     @property

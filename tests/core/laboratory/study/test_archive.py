@@ -48,5 +48,5 @@ def test_an_archive_of_other_weights_is_refused(tmp_path, changed):
 
 def test_what_is_no_archive_is_refused(tmp_path):
     (tmp_path / "results.json.xz").write_bytes(b"no")
-    with pytest.raises(PackForcingError, match="no archive of a study"):
+    with pytest.raises(PackForcingError, match="not an archive of a study"):
         unpack(StudyFolder(tmp_path, SETTINGS), JOBS, tmp_path / "results.json.xz")

@@ -96,7 +96,7 @@ def test_a_step_whose_gradient_jumps_changes_nothing_and_is_said(factor, tmp_pat
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
     assert told["refused/net"] == 1
     assert figures["refused/net"] == 1
-    assert "Step 20 is refused" in capsys.readouterr().err
+    assert "Step 20 is skipped" in capsys.readouterr().err
     # The one refused step apart, the training is what it would have been.
     calm = Training(Line(), 39, tmp_path / "calm")
     list(calm.run())

@@ -51,7 +51,7 @@ def test_other_tables_than_the_folders_are_refused(tmp_path):
     save_file({name: table + 1 for name, table in load_file(path).items()}, other)
     with pytest.raises(PackForcingError, match="has other tables than"):
         word_encoder(path, other, 16, 24)
-    with pytest.raises(PackForcingError, match="expected tables of words"):
+    with pytest.raises(PackForcingError, match="expected word tables"):
         word_encoder(tmp_path / "new.safetensors", miniature.TEXT, 16, 24)
-    with pytest.raises(PackForcingError, match="expected tables of words"):
+    with pytest.raises(PackForcingError, match="expected word tables"):
         word_encoder(tmp_path / "new.safetensors", miniature.VAE, 16, 24)

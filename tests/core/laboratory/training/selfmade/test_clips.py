@@ -69,7 +69,7 @@ def test_two_clips_in_a_row_share_a_prompt_and_every_prompt_comes(tmp_path):
 def test_a_damaged_clip_is_named(tmp_path):
     clips = small_clips(tmp_path, small_base(3), 1)
     clips.path(0).write_bytes(clips.path(0).read_bytes()[:100])
-    with pytest.raises(PackForcingError, match="made again"):
+    with pytest.raises(PackForcingError, match="generated again"):
         clips.read(0)
 
 
@@ -101,8 +101,8 @@ def test_the_prompts_that_ship_are_many_and_the_miniatures_are_its_own_words():
     "name, text, message",
     [
         ("a.txt", "\n \n", "0 prompts"),
-        ("a.json", "[1]", "no list"),
-        ("a.json", "[", "no JSON"),
+        ("a.json", "[1]", "not a list"),
+        ("a.json", "[", "not JSON"),
         ("a.txt", "x\nx", "1 pr"),
     ],
 )

@@ -49,7 +49,7 @@ def test_a_run_leaves_a_compressor_that_says_what_it_is_and_a_killed_one_goes_on
     print(shown)
     for said in (
         "clips of 48x32",
-        "on the device at most",
+        "on the device;",
         "clip 4 of 4",
         "zero-shot",
         "no mid",
@@ -76,7 +76,7 @@ def test_a_run_leaves_a_compressor_that_says_what_it_is_and_a_killed_one_goes_on
     assert set(json.loads(info.told["score"])) == {"compressor", "zero-shot", "no mid"}
     assert "zero-shot" in (whole / "tiny-compressor.md").read_text()
     assert main(command(files, whole, "--seed", "1")) == 1
-    assert "begun with seed '0'" in capsys.readouterr().err
+    assert "started with seed '0'" in capsys.readouterr().err
 
 
 def killed_at(function, nth: int):
@@ -122,7 +122,7 @@ def test_a_score_that_no_longer_falls_settles_and_one_that_falls_does_not(tmp_pa
         ({"checkpoint": VAE}, "is a Wan VAE"),
         ({"checkpoint": COMPRESSOR}, "compressor weights"),
         ({"preset": "wan2.1-t2v"}, "is a bidirectional model"),
-        ({"preset": None}, "of no family known here"),
+        ({"preset": None}, "not of a known family"),
         ({"vae": MODEL}, "a Wan transformer"),
         ({"vae": TEXT}, "Wan2.1 VAE"),
         ({"vae": "wan22.safetensors"}, "the Wan2.2 VAE"),
