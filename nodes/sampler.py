@@ -247,7 +247,7 @@ def _compressor_warnings(model, recipe: Recipe) -> Iterator[str]:
         yield f"Warning: the MODEL carries a trained compressor, which the policy '{recipe.policy.title}' does not use."
     if info is None and bank is not None and bank.mid_span >= recipe.geometry.frames_per_block:
         yield (
-            "Warning: mid_span gives compressed blocks their real length, which needs a trained compressor, and the "
+            "Warning: mid_span gives compressed blocks their true length, which needs a trained compressor, and the "
             "MODEL carries none: expect jumps in the video. Set mid_span to -1."
         )
     yield from _compressor_note(model, recipe)

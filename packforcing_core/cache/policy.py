@@ -109,7 +109,7 @@ class Policy:
 
     def beside(self, compressor_span: float | None) -> Policy:
         """This policy, adapted to the compressor: one trained with blocks that span `compressor_span` latent frames (0:
-        their real length), or none (None).
+        their true length), or none (None).
         """
         return self
 

@@ -48,7 +48,7 @@ TOLD_KEYS = (
     "score",
 )
 """Optional metadata. `score` is JSON with errors relative to the full history. `mid_span` is the number of latent-frame
-positions of a compressed block in training; 0 or missing means its real length.
+positions of a compressed block in training; 0 or missing means its true length.
 """
 
 EXPECTED = "expected a compressor file written by `packforcing train`"
@@ -70,7 +70,7 @@ class CompressorInfo:
 
     @property
     def mid_span(self) -> float:
-        """Latent-frame positions of a compressed block in training; 0: its real length."""
+        """Latent-frame positions of a compressed block in training; 0: its true length."""
         return _span(self.told)
 
 

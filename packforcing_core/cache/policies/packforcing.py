@@ -14,7 +14,7 @@ from ..policy import AUTO, TRAINED_FRAMES, Policy, int8_knob, knob, packing
 from ..select import NO_SELECTOR, SELECTORS
 
 FULL_SPAN = 0
-"""A value of `mid_span`: a block's real length."""
+"""A value of `mid_span`: a block's true length."""
 
 
 def _whole_blocks(name: str, value: int, default: int, frames_per_block: int) -> int:
@@ -128,7 +128,7 @@ class PackForcing(Policy):
         if self.mid_span < 0:
             raise PackForcingError(
                 f"Policy 'packforcing': mid_span is {self.mid_span}; expected a positive number of latent frames, "
-                f"{FULL_SPAN} (a block's real length) or {AUTO} (automatic)."
+                f"{FULL_SPAN} (a block's true length) or {AUTO} (automatic)."
             )
         return float(frames_per_block) if self.mid_span == FULL_SPAN else float(self.mid_span)
 
