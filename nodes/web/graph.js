@@ -1,4 +1,4 @@
-// What the other files here share: which node of which graph in which tab an event of ours is about.
+// Shared by the other files here: finds the node, graph and browser tab that an event of this pack refers to.
 // An event names its node, its graph's id and its job. Two tabs of one template have the same ids, so the tab that
 // was open when a job was queued is remembered by the job's id.
 import { app } from "../../scripts/app.js";
@@ -31,7 +31,7 @@ export function nodeOf(id) {
 // A graph that was read from API form has no id of its own until it is loaded again.
 const isGiven = (id) => Boolean(id) && /[1-9a-f]/.test(id);
 
-// Whether an event is about the graph that is open.
+// Whether an event refers to the graph that is open.
 export function isHere({ workflow, prompt }) {
   const graph = rootGraph()?.id;
   if (isGiven(workflow) && isGiven(graph) && workflow !== graph) return false;
@@ -40,13 +40,13 @@ export function isHere({ workflow, prompt }) {
   return !tab || !open || (typeof tab === "string" ? tab === open.path : tab === open);
 }
 
-// Whether two jobs are known to have been queued from one tab.
+// Whether two jobs were queued from the same tab, as far as is known.
 export function ofOneTab(one, other) {
   const [first, second] = [tabs.get(one), tabs.get(other)].map(pathOf);
   return Boolean(first) && first === second;
 }
 
-// Calls `heard(event)` for each event of a kind, and once for the last ones if the page was loaded again.
+// Calls `heard(event)` for each event of a kind, and for the last ones if the page was reloaded.
 export function onTold(kind, heard) {
   if (!listeners.has(kind)) {
     listeners.set(kind, []);
@@ -63,7 +63,7 @@ function tellAll(kind, event) {
   for (const heard of listeners.get(kind) ?? []) heard(event);
 }
 
-// The newest event of a kind about a node of the open graph, or undefined.
+// The newest event of a kind for a node of the open graph, or undefined.
 export function lastTold(kind, node) {
   const own = [...told].filter(([key, event]) => key.startsWith(`${kind} `) && isHere(event) && nodeOf(event.node) === node);
   return own.map(([, event]) => event).sort((one, other) => other.serial - one.serial)[0];

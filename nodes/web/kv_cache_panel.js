@@ -1,5 +1,5 @@
-// Draws the window on the past on the KV Cache node: as planned from the widgets, and as it is while a render runs.
-// The server plans and draws; this file collects widget values, puts words in the user's language, and shows.
+// The drawing on the KV Cache node: planned from the widgets, and updated while a render runs.
+// The server plans and draws. This file collects widget values, translates the words, and shows the drawing.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { isHere, lastTold, nodeOf, onTold } from "./graph.js";
@@ -12,7 +12,7 @@ const MOST_HOPS = 32;
 const ASPECT = 128 / 300;
 const MARGIN = 10; // Around a DOM widget, on every side.
 
-const panels = new Map(); // node -> { element, asked: the values that the picture is of, blocks: how many were shown }
+const panels = new Map(); // node -> { element, asked: the values of the drawing, blocks: how many were shown }
 let words = {};
 
 async function loadWords() {
@@ -23,7 +23,7 @@ async function loadWords() {
 
 const inWords = (text) => text.replace(/\{(\w+)\}/g, (_, key) => words[key] ?? key.replaceAll("_", " "));
 
-// What a widget is fed by a node that holds a value (stock Int, Float) counts, not what stands in its greyed field.
+// For a widget with a linked value node (Int, Float), that node's value counts, not the text in the greyed field.
 function fedValue(node, widget) {
   const slot = (node.inputs ?? []).findIndex((input) => input.widget?.name === widget.name && input.link != null);
   return slot < 0 ? undefined : node.getInputNode(slot)?.widgets?.find((other) => other.name === "value")?.value;
@@ -31,14 +31,14 @@ function fedValue(node, widget) {
 
 function valuesOf(node) {
   if (!node) return null;
-  // What the front end and this pack show on a node ("$$...", the panel) is none of its values, and comes and goes.
+  // Displays of the front end and of this pack ("$$...", the panel) are not values; skip them.
   const widgets = (node.widgets ?? []).filter(({ name, serialize }) => serialize !== false && !name.startsWith("$$"));
   return Object.fromEntries(widgets.map((widget) => [widget.name, fedValue(node, widget) ?? widget.value]));
 }
 
 const named = (node, ...names) => (node.widgets ?? []).some((widget) => names.includes(widget.name));
 
-// The first node down the links that says how long the video is; up them, the first that says which file.
+// Downstream, the first node with the video's length; upstream, the first one with a model file.
 function follow(node, next, isIt) {
   const seen = new Set();
   const waiting = next(node);
@@ -63,15 +63,15 @@ function graphAround(node) {
 }
 
 async function look(node, panel) {
-  if (!named(node, "policy")) return; // A front end that does not know menus with parts.
+  if (!named(node, "policy")) return; // An old front end without dynamic menus.
   const graph = graphAround(node);
   if (graph === panel.asked) return;
-  const told = panel.asked === null && lastTold(BLOCK, node); // The page was loaded again while or after it ran.
+  const told = panel.asked === null && lastTold(BLOCK, node); // The page was reloaded during or after a run.
   panel.asked = graph;
   const blocks = panel.blocks;
   const answer = await api.fetchApi("/packforcing/window", { method: "POST", body: graph });
   const window = answer.ok ? await answer.json() : { problem: await answer.text() };
-  if (graph !== panel.asked || blocks !== panel.blocks) return; // What has been drawn meanwhile is newer.
+  if (graph !== panel.asked || blocks !== panel.blocks) return; // A newer drawing was made meanwhile.
   if (window.svg) panel.element.innerHTML = inWords(window.svg);
   else panel.element.textContent = window.problem;
   if (told) showBlock(told);
@@ -97,7 +97,7 @@ function addPanel(node) {
   const height = () => Math.ceil((node.size[0] - 2 * MARGIN) * ASPECT) + 2 * MARGIN + 2;
   const options = { serialize: false, hideOnZoom: false, getMinHeight: height, getValue: () => "", setValue() {} };
   const widget = node.addDOMWidget(PANEL, PANEL, element, options);
-  widget.serialize = false; // Nothing of it is saved: widget values of a workflow go by position.
+  widget.serialize = false; // Not saved: a workflow stores widget values by position.
   panels.set(node, { element, asked: null, blocks: 0 });
   const removed = node.onRemoved;
   node.onRemoved = function () {
@@ -111,7 +111,7 @@ onTold(BLOCK, showBlock);
 app.registerExtension({
   name: "packforcing.kv_cache_panel",
   async setup() {
-    await loadWords().catch(() => {}); // Without them the words are English.
+    await loadWords().catch(() => {}); // Without them the words stay English.
     setInterval(lookAtAll, LOOK_EVERY_MS);
   },
   nodeCreated(node) {

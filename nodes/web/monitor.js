@@ -1,5 +1,5 @@
-// What a node has to say, and the video that it makes, on the node: while it works, and after that.
-// It is one DOM widget that depends on nothing of the front end's own previews and progress texts, which come and go.
+// Shows a node's messages and its video on the node, during and after a run.
+// It is one DOM widget. It does not use the front end's own previews and progress texts, which change by version.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { isHere, nodeOf, ofOneTab, onTold } from "./graph.js";
@@ -10,8 +10,8 @@ const MAKES_VIDEO = "PackForcingStreamingVAEDecode";
 const LOOK_EVERY_MS = 500;
 const MARGIN = 10; // Of a DOM widget, on every side.
 const LINE = 16;
-const MOST_LINES = 7; // More than that scrolls,
-const MOST_LINES_WITH_ROOM = 20; // where the node is no larger than it has to be.
+const MOST_LINES = 7; // More lines scroll,
+const MOST_LINES_WITH_ROOM = 20; // if the node has its minimum size.
 const MOST_EVENTS = 100;
 const STYLE = `
 .packforcing-monitor { display: flex; flex-direction: column; gap: 4px; overflow: hidden; }
@@ -24,7 +24,7 @@ const STYLE = `
 .packforcing-monitor [hidden] { display: none; }`;
 
 const events = new Map(); // node and job -> the newest event
-const players = new Map(); // node and job -> Player; they outlive the node, which goes when another tab is opened
+const players = new Map(); // node and job -> Player; kept when another tab is opened, which removes the node
 const frames = new Map(); // node and job -> the newest frame
 const views = new Map(); // node -> View
 const pen = document.createElement("canvas").getContext("2d");
@@ -62,7 +62,7 @@ class View {
     const options = { serialize: false, hideOnZoom: false, getValue: () => "", setValue() {} };
     options.getMinHeight = () => this.height;
     this.widget = node.addDOMWidget(WIDGET, WIDGET, this.element, options);
-    this.widget.serialize = false; // Nothing of it is saved: widget values of a workflow go by position.
+    this.widget.serialize = false; // Not saved: a workflow stores widget values by position.
   }
 
   get height() {
@@ -81,7 +81,7 @@ class View {
 
   get text() {
     const refused = this.event.video && players.get(jobOf(this.event))?.how === "none";
-    return refused ? `${this.event.text}\nThis browser cannot play the codec; the file is whole.` : this.event.text;
+    return refused ? `${this.event.text}\nThis browser cannot play this codec. The file itself is fine.` : this.event.text;
   }
 
   show(event) {
@@ -99,7 +99,7 @@ class View {
     this.fit();
   }
 
-  // The video where there is one that plays, else the newest frame.
+  // The video if there is one that plays, else the newest frame.
   showPictures() {
     const player = players.get(jobOf(this.event));
     const frame = frames.get(jobOf(this.event));
@@ -159,7 +159,7 @@ function forget(job) {
   for (const known of [players, frames, events]) known.delete(job);
 }
 
-// Shows on each node the newest that was said of it in the graph that is open.
+// Shows the newest message of each node in the open graph.
 function settle() {
   const newest = new Map();
   for (const event of events.values()) {
@@ -169,7 +169,7 @@ function settle() {
   const shown = new Set();
   for (const [id, event] of newest) {
     const node = nodeOf(id);
-    const says = event.video || event.text; // An empty text takes back what was said.
+    const says = event.video || event.text; // An empty text removes the message.
     const view = node && says && (!event.known || node.comfyClass === MAKES_VIDEO) && viewOf(node);
     if (!view) continue;
     view.show(event);
@@ -185,13 +185,13 @@ function showFrame({ node, prompt, image }) {
   for (const view of views.values()) if (view.event && jobOf(view.event) === job) view.showPictures();
 }
 
-// A run whose nodes are all known says nothing but what it made.
+// A run with only cached nodes sends no messages, only its outputs.
 function showKnown({ node, display_node, output, prompt_id: prompt }) {
   const [file] = output?.images ?? [];
   const event = { node: String(display_node ?? node), prompt, workflow: null, state: "done", known: true };
   if (!file || !output.animated || !output.text || events.has(jobOf(event))) return;
   const serial = 1 + Math.max(0, ...[...events.values()].map((other) => other.serial));
-  const video = { width: 16, height: 9, finished: true, file, segments: [] }; // Until the file says its own.
+  const video = { width: 16, height: 9, finished: true, file, segments: [] }; // Until the file's size is known.
   const text = [`${file.subfolder}/${file.filename}`, ...output.text].join("\n");
   heard({ ...event, serial, text, video });
 }
@@ -209,7 +209,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass !== MAKES_VIDEO || !node.addDOMWidget) return;
     viewOf(node);
-    // The stock preview of the same file would stand beside it.
+    // The front end would show its own preview of the same file beside it.
     node.hideOutputImages = true;
     node.onDrawBackground = () => {};
   },

@@ -1,6 +1,6 @@
 // Plays a video while it is written, and the finished file in its place.
 // The file is a fragmented mp4: the server says where each closed segment ends, and the bytes come from ComfyUI's own
-// /view. Only a window around the moment that plays is held, as browsers throw away silently what is too much.
+// /view. Only a window around the play position is buffered, because browsers silently drop what exceeds their limit.
 import { api } from "../../scripts/api.js";
 
 const AHEAD_S = 90;
@@ -8,7 +8,7 @@ const BEHIND_S = 60;
 const AHEAD_BYTES = 48e6;
 const BEHIND_BYTES = 24e6;
 const LOOK_EVERY_MS = 500;
-const A_TOUCH_MS = 500; // A pause so soon after a pointer or a key on the video is the user's.
+const A_TOUCH_MS = 500; // A pause this soon after a click or a key on the video is the user's.
 
 const urlOf = (file, more = {}) => api.apiURL(`/view?${new URLSearchParams({ ...file, ...more })}`);
 const viewOf = (file) => `/view?${new URLSearchParams(file)}`;
@@ -19,7 +19,7 @@ export class Player {
     Object.assign(this.element, { controls: true, muted: true, playsInline: true, preload: "auto" });
     this.grows = true;
     this.how = null; // "segments", "file", "finished", or "none" where the browser cannot play the codec
-    this.video = null; // what the server said last
+    this.video = null; // the server's last state
     this.heldByUser = false;
     this.touched = -Infinity;
     for (const kind of ["pointerdown", "keydown"])
@@ -39,12 +39,12 @@ export class Player {
     return this.element.readyState >= HTMLMediaElement.HAVE_CURRENT_DATA;
   }
 
-  // Whether there is something to see; a player that waits for more stays where it is.
+  // Whether there is something to show; a player that waits for more keeps its position.
   get begun() {
     return (this.hasBegun ||= this.playable);
   }
 
-  // The newest that the server said of the video, and whether there is more to come.
+  // The newest state of the video from the server, and whether more will follow.
   show(video, grows) {
     this.video = video;
     this.grows = grows;
@@ -68,7 +68,7 @@ export class Player {
     if (window.MediaSource?.isTypeSupported(codec ?? "")) this.#openSegments();
     else if (codec && this.element.canPlayType(codec)) this.#reopen();
     else this.how = "none";
-    // Of what was there before, only the end is new.
+    // Starts at the newest part of what exists already.
     if (segments.length > 2) this.startAt = segments.at(-2)[1];
   }
 
@@ -92,7 +92,7 @@ export class Player {
     this.element.src = url;
   }
 
-  // The file as far as it is written now: where pages may not play what they have put together themselves.
+  // Plays the file as written so far, if the page may not use Media Source Extensions.
   #reopen() {
     const at = this.element.currentTime;
     this.how = "file";
@@ -137,7 +137,7 @@ export class Player {
     if (waits && !this.heldByUser) element.play().catch(() => {});
   }
 
-  // Brings what is missing of the window, one segment at a time.
+  // Fetches the missing segments of the window, one at a time.
   async #fill() {
     if (this.how !== "segments" || !this.buffer || this.filling) return;
     this.filling = true;
@@ -161,7 +161,7 @@ export class Player {
     }
   }
 
-  // Lets a video that was stopped end, where a player would wait for more.
+  // Ends a stopped video, where a player would otherwise wait for more.
   #end(buffer) {
     const last = this.#ends.at(-1) - 0.01;
     const whole = buffer === this.buffer && !this.grows && this.source.readyState === "open" && holds(buffer, last);
@@ -178,7 +178,7 @@ export class Player {
     await updated(buffer);
   }
 
-  // The number of the first segment in the window that is not held.
+  // The number of the first segment in the window that is not buffered.
   #missing() {
     const ends = this.#ends;
     const now = this.startAt || this.element.currentTime;
@@ -193,7 +193,7 @@ export class Player {
     return null;
   }
 
-  // Lets go of whole segments only: without its first picture, the rest of one cannot be shown.
+  // Removes whole segments only: without its first frame, the rest of a segment cannot be shown.
   async #leaveOut(buffer) {
     const now = this.element.currentTime;
     const { segments } = this.video;
