@@ -250,7 +250,7 @@ def test_what_browsers_cannot_play_is_shown_in_frames_and_named(
     front_end.page.wait_for_timeout(1500)
     front_end.screenshot(tmp_path / "h265.png")
     print(tmp_path, seen(front_end)["said"])
-    assert "cannot play the codec" in seen(front_end)["said"]
+    assert "cannot play this codec" in seen(front_end)["said"]
     assert front_end.page.evaluate(shown), "the last frame stays"
 
 
