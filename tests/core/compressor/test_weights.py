@@ -171,7 +171,7 @@ def test_a_concatenation_that_lacks_a_tensor_is_refused(tmp_path):
 )
 def test_missing_metadata_is_named(path, key):
     rewrite(path, drop=key)
-    with pytest.raises(PackForcingError, match=f"lacks {key} in its metadata"):
+    with pytest.raises(PackForcingError, match=f"is missing {key} in its metadata"):
         load_compressor(path, CONFIG, 4)
 
 
