@@ -105,5 +105,5 @@ def test_steps_that_share_a_noise_level_are_refused(build, steps):
 @pytest.mark.parametrize("build", [Schedule.warped, Schedule.unwarped])
 @pytest.mark.parametrize("step", [0.3, 0.0, -250.0, 1001.0, math.nan])
 def test_a_step_off_the_table_is_refused(build, step):
-    with pytest.raises(PackForcingError, match=f"step is {step}; expected numbers from 1 to 1000"):
+    with pytest.raises(PackForcingError, match=f"Got timestep {step}; expected numbers from 1 to 1000"):
         build((1000.0, step), 5.0)
