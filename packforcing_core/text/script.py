@@ -13,8 +13,8 @@ from torch import Tensor
 from ..errors import PackForcingError
 
 Change = Literal["", "cut", "flush"]
-"""What happens to the past before a prompt's first block: nothing; a hard cut, which forgets all of it; or a flush, which
-forgets all but the sink and the newest block (Infinity-RoPE, arXiv 2511.20649).
+"""What happens to the past before a prompt's first block: nothing; a hard cut, which forgets all of it; or a flush,
+which forgets all but the sink and the newest block (Infinity-RoPE, arXiv 2511.20649).
 """
 CHANGES: tuple[Change, ...] = get_args(Change)
 NOTHING: Change = ""
