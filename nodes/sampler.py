@@ -229,7 +229,7 @@ def _require_compressor_parts(model, vae, family: Family) -> None:
     if info is not None and info.frames_per_block != family.frames_per_block:
         raise PackForcingError(
             f"The compressor was trained with blocks of {info.frames_per_block} latent frames, but frames_per_block is "
-            f"{family.frames_per_block}. Set it to {info.frames_per_block}, or load the checkpoint without a compressor."
+            f"{family.frames_per_block}. Set it to {info.frames_per_block} or load the checkpoint without a compressor."
         )
 
 
