@@ -90,8 +90,7 @@ def _require_high_res(branch: HighRes | None, branches: Branches, dim: int) -> H
     if branch is None:
         raise PackForcingError(
             f"Compressor branches '{branches}' need trained compressor weights, but none are loaded. Load a "
-            "compressor file, "
-            "or choose branches 'low_res' (zero-shot)."
+            "compressor file, or choose branches 'low_res' (zero-shot)."
         )
     if branch.dim != dim:
         raise PackForcingError(

@@ -251,8 +251,7 @@ def _require_trained_for(file: TensorFile, metadata: Mapping[str, str], dim: int
     if frames is not None and trained_frames != frames:
         raise PackForcingError(
             f"{name} was trained with blocks of {trained_frames} latent frames, but this render has blocks of "
-            f"{frames}. "
-            f"Set frames_per_block to {trained_frames}, or load no compressor (zero-shot)."
+            f"{frames}. Set frames_per_block to {trained_frames}, or load no compressor (zero-shot)."
         )
     if metadata["grid"] != GRID_RULE:
         raise PackForcingError(

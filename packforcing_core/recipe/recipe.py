@@ -42,8 +42,7 @@ class Recipe:
         if len(self.given) >= self.geometry.blocks:
             raise PackForcingError(
                 f"The start gives {len(self.given)} blocks and the render has {self.geometry.blocks}, so there is "
-                "nothing to "
-                "sample. Raise seconds, or give a shorter start."
+                "nothing to sample. Raise seconds, or give a shorter start."
             )
 
     @property

@@ -68,8 +68,7 @@ class Denoising:
         if self.rolling and self.first_block is not None:
             raise PackForcingError(
                 "A rolling rollout has one schedule for all blocks, but first_block_steps gives the first block "
-                "another one. "
-                "Remove first_block_steps, or choose a family that samples block by block."
+                "another one. Remove first_block_steps, or choose a family that samples block by block."
             )
 
     @classmethod

@@ -14,8 +14,7 @@ _MIN_TIMESCALE = 10_000
 # Bit-exact arithmetic without vector shortcuts, so that another machine continues a video with the same pixels.
 _TO_YUV = (
     "scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int+bitexact,"
-    "format=yuv420p,"
-    "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
+    "format=yuv420p,setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
 )
 
 

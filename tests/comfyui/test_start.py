@@ -148,4 +148,4 @@ def test_more_that_is_given_than_the_film_is_long_is_refused(comfy: ComfyServer,
     vae = graph.add("VAELoader", vae_name=files.vae)[0]
     start = start_from(graph, video=load_video(graph), seconds=3.0, show_source="show")
     decode(graph, stream(graph, our_loader(graph, files), start=start, vae=vae, **FAST), files)
-    failed(comfy, graph, "PackForcingSampler", "nothing to make")
+    failed(comfy, graph, "PackForcingSampler", "nothing to sample")

@@ -110,7 +110,7 @@ def test_a_rolling_family_that_is_sampled_otherwise_is_warned_about(files, tmp_p
     assert render(files, tmp_path / "film.mp4", "--preset", "self-forcing", checkpoint="rolling_forcing_dmd.pt") == 0
     said = capsys.readouterr().out
     assert "rolling together" not in said
-    assert "trained to be sampled as a rolling window of blocks, and Self-Forcing samples block by block" in said
+    assert "trained to be sampled as a rolling window of blocks, but Self-Forcing samples block by block" in said
 
 
 def test_a_file_that_is_likely_bidirectional_is_rendered_with_a_warning(files, tmp_path, capsys):

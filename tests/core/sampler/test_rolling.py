@@ -188,7 +188,7 @@ def test_a_render_goes_on_from_known_blocks_and_those_in_flight_as_if_never_stop
 
 def test_known_blocks_without_those_in_flight_are_refused_before_anything_is_made():
     known = [BlockDone(0, torch.zeros(block_shape(3)))]
-    with pytest.raises(PackForcingError, match=r"Block 0 is known, but not the 2 blocks.*in flight"):
+    with pytest.raises(PackForcingError, match=r"Block 0 is known, but not the 2 noisy blocks after it.*in_flight"):
         list(roll(SinkWindow(12, 3), 4, known=known))
     longer = done(roll(SinkWindow(15, 3), 1, denoising=FOUR))
     with pytest.raises(PackForcingError, match="made with as many steps"):

@@ -99,7 +99,7 @@ def test_a_compressor_of_the_second_form_is_trained_and_goes_on_as_such(begun, t
     still = [name for name, value in loaded.high_res.state_dict().items() if torch.equal(value, untrained[name])]
     assert still == []
     for options, message in (
-        (("compressor", "--steps", "2"), "is of another training: "),
+        (("compressor", "--steps", "2"), "belongs to another training: "),
         (("self-forcing", "--fusion", "concat"), "twins-compressor.safetensors, has fusion 'add'"),
         (("causal", "--fusion", "concat"), "trains no compressor; expected one of twins, self-forcing, compressor"),
     ):

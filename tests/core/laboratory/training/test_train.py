@@ -105,7 +105,7 @@ def test_a_crash_while_saving_leaves_the_state_before(tmp_path, monkeypatch):
 
 def test_a_state_of_another_training_is_refused(tmp_path):
     saved.save({"a": torch.zeros(2)}, tmp_path, 1)
-    with pytest.raises(PackForcingError, match="of another training"):
+    with pytest.raises(PackForcingError, match="belongs to another training"):
         saved.load({"b": torch.zeros(2)}, tmp_path, 1)
 
 
