@@ -58,6 +58,8 @@ def with_unread_loras(model, prompt: Prompt | None, sampler: str) -> tuple:
                 f"Note: {len(unread)} of {len(tensors)} tensors of the LoRA {name} match no layer of this model and "
                 f"change nothing (example: {unread[0]!r})."
             )
+        else:
+            notes.append(f"The LoRA {name} fits: all {len(tensors)} tensors are used.")
         if renamed:
             model = model.clone()
             model.add_patches(renamed, strength)
