@@ -111,9 +111,9 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pulled(x: Tensor, trusted: Tensor, share: float) -> Tensor:
-    """(1 - share) x + share (s_t (x - m) / s + m_t)."""
+    """(1 - share) x + share (s_t (x - m) / s + m_t); a single token has no deviation, and x - m is 0."""
     (mean, deviation), (trusted_mean, trusted_deviation) = statistics(x), statistics(trusted)
-    target = (x.double() - mean) / deviation * trusted_deviation + trusted_mean
+    target = (x.double() - mean) / deviation.clamp(min=1e-30) * trusted_deviation + trusted_mean
     return ((1 - share) * x.double() + share * target).to(x.dtype)
 
 

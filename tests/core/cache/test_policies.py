@@ -230,6 +230,7 @@ def test_compressed_blocks_enter_the_bank_aligned_with_sink_and_bank(frames_per_
         trusted = [torch.cat([sink[part], *(kv[part] for kv in bank.values())], dim=1) for part in (0, 1)]
         bank[due] = tuple(pulled(x, t, 0.35) for x, t in zip((rope(twin.k, offsets), twin.v), trusted, strict=True))
         stored = cache.mid._banks[0].keys(cache.mid.blocks.index(due))
+        assert torch.isfinite(bank[due][0]).all()
         worst = max(worst, (stored - bank[due][0]).abs().max().item())
     print(f"max difference of stored keys {worst:.1e}")
     assert worst < 1e-4
