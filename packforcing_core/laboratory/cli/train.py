@@ -131,7 +131,7 @@ def _run(options: argparse.Namespace, device: torch.device) -> None:
     if ranks.rank() == 0:
         print(plan_job(options.stage, job, setup))
         for path in job.begins:
-            print(f"starting from {path}")
+            print(f"starts from {path}")
     training = Training(job.stage, job.steps, setup.folder / options.stage, options.save_every, options.minutes)
     for _ in training.run():
         pass
