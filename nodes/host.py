@@ -40,7 +40,7 @@ from ..packforcing_core.vae.decoders import decoder_bytes as working_bytes
 from ..packforcing_core.vae.load import load_vae
 from ..packforcing_core.vae.tiny import TinyVAE, load_tiny
 from ..packforcing_core.vae.wan_vae import WanVAE
-from .held import held_weights, replaced_parts
+from .held import chosen_dtypes, held_weights, replaced_parts
 
 ORIGIN = "packforcing_origin"
 COMPRESSOR = "packforcing_compressor"
@@ -233,7 +233,7 @@ def model_identity(model, vae) -> dict[str, str | None]:
         "model": fingerprint(held_weights(model.model, model.backup)),
         "LoRAs": fingerprint(model.patches) if model.patches else None,
         "replaced parts": fingerprint(replaced) if replaced else None,
-        "dtype": str(model.model.get_dtype_inference()),
+        "dtype": " ".join([str(model.model.get_dtype_inference()), *chosen_dtypes(model.model)]),
         "VAE": vae_identity(vae) if vae is not None else None,
         "compressor": fingerprint(compressor.state_dict()) if compressor is not None else None,
     }

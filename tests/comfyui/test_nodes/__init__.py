@@ -81,6 +81,7 @@ class Dequantising(comfy.ops.manual_cast):
     class Linear(comfy.ops.manual_cast.Linear):
         scale: torch.Tensor | None = None
         lora: tuple[list, str] | None = None
+        dequant_dtype: torch.dtype | None = None
 
         def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest) -> None:
             self.scale = state_dict.pop(f"{prefix}row_scale", None)
@@ -98,7 +99,8 @@ class Dequantising(comfy.ops.manual_cast):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if self.scale is None:
                 return super().forward(x)
-            weight = self.weight.to(x.dtype) * self.scale.to(x)
+            how = self.dequant_dtype or x.dtype
+            weight = (self.weight.to(how) * self.scale.to(how)).to(x)
             if self.lora:
                 weight = comfy.lora.calculate_weight(self.lora[0], weight, self.lora[1])
             return torch.nn.functional.linear(x, weight, self.bias.to(x))
@@ -129,14 +131,15 @@ class PackForcingTestQuantisedLoader(io.ComfyNode):
         return io.Schema(
             node_id="PackForcingTestQuantisedLoader",
             category="PackForcing/tests",
-            inputs=[io.String.Input("file")],
+            inputs=[io.String.Input("file"), io.Boolean.Input("half", default=False, optional=True)],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
-    def execute(cls, file: str) -> io.NodeOutput:
+    def execute(cls, file: str, half: bool = False) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise("diffusion_models", file)
         tensors, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
+        Dequantising.Linear.dequant_dtype = torch.float16 if half else None  # Of all layers at once, as GGUF's.
         options = {"custom_operations": Dequantising, "dtype": torch.float32}
         model = comfy.sd.load_diffusion_model_state_dict(tensors, options, metadata=metadata)
         held = {p.dtype for p in model.model.diffusion_model.blocks[0].ffn.parameters()}
