@@ -110,11 +110,11 @@ def held_weights(module: nn.Module, backup: dict[str, Any]) -> dict[str, Any]:
 def chosen_dtypes(module: nn.Module) -> list[str]:
     """What the classes of layers are set to compute in, where they leave that open: ComfyUI-GGUF's `dequant_dtype`.
 
-    Weights that are dequantised in another type differ, by some thousandths of themselves in float16.
+    Weights that are dequantised in another type differ: in float16 by some ten-thousandths of their size.
     """
     kinds = {kind for layer in module.modules() for kind in type(layer).__mro__}
-    settings = {(name, value) for kind in kinds for name, value in vars(kind).items() if name.endswith("_dtype")}
-    return sorted(f"{name}={value}" for name, value in settings if isinstance(value, str | torch.dtype))
+    settings = (setting for kind in kinds for setting in vars(kind).items() if setting[0].endswith("_dtype"))
+    return sorted({f"{name}={value}" for name, value in settings if isinstance(value, str | torch.dtype)})
 
 
 def _plain(tensor: Tensor) -> Any:
