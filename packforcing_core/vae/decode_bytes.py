@@ -22,9 +22,9 @@ WORKING_FRAMES = 1 + 3 + 1 + 1
 WORKING_FRAMES_OF_SMALL = 2 + 4 + 2 + 1 + 2
 # The same for four frames together; 4 more wait, with twice the channels at half the height and width.
 WORKING_FRAMES_TOGETHER = 4 + 6 + 4 + 4
-# Before Python 3.11 a caller holds its arguments until the call returns, so a stage's input, as many frames as run
-# together, lives longer there.
-HELD_BY_CALLS = 1 if sys.version_info < (3, 11) else 0
+# Before Python 3.11 a caller holds its arguments until the call returns, so a stage's input lives longer there, and with
+# four frames together the input of a block in it, too. Extra frames, by how many run together.
+HELD_BY_CALLS = {1: 1, 2: 2, TOGETHER: 2 * TOGETHER} if sys.version_info < (3, 11) else {}
 # Four frames run together on a GPU if the extra memory is at most this share of its memory: from 16 GB at 832x480.
 ROOM = 1 / 12
 FLOAT_BYTES = 4
@@ -84,7 +84,7 @@ def decode_bytes(
     rows, columns = height // VAE_SPATIAL_STRIDE, width // VAE_SPATIAL_STRIDE
     at_once = frames_at_once(config, rows, columns, dtype, torch.device(device))
     working = {1: WORKING_FRAMES, 2: WORKING_FRAMES_OF_SMALL, TOGETHER: WORKING_FRAMES_TOGETHER}[at_once]
-    working += at_once * HELD_BY_CALLS
+    working += HELD_BY_CALLS.get(at_once, 0)
     return state_bytes(config, height, width, dtype) + working * _frame_bytes(config, rows, columns, dtype)
 
 
