@@ -26,20 +26,16 @@ from ..attention import Attention
 from ..errors import PackForcingError
 from ..rope import GridRope, Rotation, rotate, rotate_into
 from .layer_kv import KVShape, LayerKV, ring_slices
-from .mid import MidMemory
+from .ledger import Ledger, Selection
+from .mid import Choice, MidMemory
 from .packed import PackedKV, Workspace
 from .partitions import PRUNED, BlockWindow, Partitions
 from .queries import Queries
 from .queued_choice import Queued
 from .rule import KV, Chooser, Rule
 
-Selection = tuple[Sequence[int], ...]
-"""What each layer selected for one block: bank blocks by their index in the video, or, for policies that prune tokens,
-token indices (thousands of them, hence an `array`). Empty if there was nothing to select.
-"""
 
-
-class KVCache:
+class KVCache(Ledger):
     """Preallocated keys and values of all layers, laid out by one `Partitions` plan."""
 
     def __init__(
@@ -50,7 +46,7 @@ class KVCache:
         attention: Attention,
         device: torch.device | str = "cpu",
     ):
-        self.partitions = partitions
+        super().__init__(partitions)
         self.shape = shape
         self.rope = rope
         self.attention = attention
@@ -60,16 +56,10 @@ class KVCache:
         # Keys that are stored rotated for their position; the other layouts rotate keys at every read.
         self._turned = [layer for layer in self.layers if isinstance(layer, LayerKV)]
         bank = partitions.bank
-        self.mid = MidMemory(bank, partitions, shape, rope, self.device) if bank else None
+        self.mid = MidMemory(bank, partitions, shape, rope, self.device, self.banked) if bank else None
         plan = partitions.rule
         self.rule: Rule = plan.build(partitions, shape, rope, self.device) if plan else Rule()
-        self.committed_frames = 0
-        self.due_block: int | None = None
         self._position_of_slot: dict[int, float] = {}
-        self._selected_by: dict[int, Selection] = {}  # By the block that will be compressed later.
-        self._kept: tuple[int, ...] = ()  # Blocks with which the count restarted.
-        self._uncounted = 0  # Blocks of the video left out of the count after them.
-        self._bank_opens_at = 0
         self._torn = False
 
     def _build_layer(self) -> KV:
@@ -102,11 +92,7 @@ class KVCache:
                 "A cache write was interrupted, so the cache no longer matches any block. "
                 "Create a new cache and commit the finished blocks again."
             )
-        if self.due_block is not None:
-            raise PackForcingError(
-                f"Block {self.due_block} has left the recent frames but its compressed form was not committed. "
-                "Give the rollout a compressor, or choose a policy without a bank."
-            )
+        self.require_none_due()
         if selection is not None and len(selection) != self.shape.layers:
             raise PackForcingError(
                 f"Got a selection for {len(selection)} layers; this cache has {self.shape.layers}. "
@@ -117,32 +103,10 @@ class KVCache:
                 f"Got a view of {blocks} blocks; this cache has room for {self.partitions.current_blocks}. "
                 "Plan it with the policy's partitions(frames_per_block, current_blocks)."
             )
-        window = self.window_after(self.committed_frames, blocks)
+        window = self.window(blocks)
         if self._turned:
             self._show_past(window)
-        return BlockView(self, window, self._video_block(self.committed_frames), selection)
-
-    def window_after(self, committed: int, blocks: int = 1) -> BlockWindow:
-        """The window of the next `blocks` blocks, once `committed` frames are in the past. Works for the present state
-        and for the state after the next commit with its compressed block.
-        """
-        if self.mid is None or committed < self._bank_opens_at:
-            return self.partitions.window(committed, blocks=blocks)
-        arriving = committed > self.committed_frames and self._leaving_block(committed) is not None
-        banked = min(len(self.mid.blocks) + arriving, self.mid.plan.bank_blocks)
-        return self.partitions.window(committed, banked, blocks)
-
-    def _leaving_block(self, committed: int) -> int | None:
-        """The block that left the recent frames with the commit that reached `committed` frames; None if it is in the
-        sink.
-        """
-        leaving = committed - self.partitions.recent_frames - self.partitions.frames_per_block
-        return self._video_block(leaving) if leaving >= self.partitions.sink_frames else None
-
-    def _video_block(self, frame: int) -> int:
-        """The index in the video of the block with counted frame `frame`; restarts and cuts leave some uncounted."""
-        block = frame // self.partitions.frames_per_block
-        return self._kept[block] if block < len(self._kept) else block + self._uncounted
+        return BlockView(self, window, self.next_block, selection)
 
     def _show_past(self, window: BlockWindow) -> None:
         """Re-rotates keys whose position changed, and copies the ring frames that a rolling window sees to the slots in
@@ -172,75 +136,30 @@ class KVCache:
         yield writer
         self._torn = False
         self._position_of_slot.update((p.slot, p.position) for p in (*writer.kept, *writer.rewritten))
-        self.committed_frames += self.partitions.frames_per_block
-        if self.mid:
-            selection = view.selection()
-            if view.first_frame >= self.partitions.sink_frames:
-                self._selected_by.setdefault(view.block, selection)
-            self.due_block = self._leaving_block(self.committed_frames)
+        self.count_block(view.block, view.selection() if self.mid else ())
 
     @contextmanager
     def commit_compressed(self) -> Iterator[CompressedWriter]:
         """A writer for the pass over the compressed tokens of block `due_block`, which then is in the bank."""
-        if self.mid is None or self.due_block is None:
-            raise PackForcingError("No block has to be compressed now; commit blocks until `due_block` is set.")
-        writer = CompressedWriter(self, self.mid, self._selected_by.pop(self.due_block))
+        if self.mid is None:
+            raise PackForcingError("This policy keeps no compressed blocks.")
+        slot, choices = self.take_due()
+        writer = CompressedWriter(self, self.mid, slot, choices)
         self._torn = True
         yield writer
         self._torn = False
-        self.mid.admit(self.due_block, writer.slot)
-        self.due_block = None
-
-    def blocks_in_view(self) -> tuple[int, ...]:
-        """The blocks with at least one whole frame in view, in order, by their index in the video."""
-        frames = self.partitions.frames_per_block
-        return tuple(self._video_block(b * frames) for b in self.partitions.blocks_in_view(self.committed_frames))
-
-    def cut(self) -> None:
-        """A hard cut: drops the whole past. For the model, the next block is the first one of a video."""
-        self._require_compressed()
-        self._forget()
-        self._begin_with(())
-
-    def restart(self, flush: bool = False) -> tuple[int, ...]:
-        """Starts the past over. Returns `blocks_in_view()`, which the caller must commit again, all and in this order;
-        with `flush` only those of the sink and the newest block.
-
-        The bank is kept, but hidden until these blocks are committed, because its blocks lie between them. A flush
-        empties the bank. Positions restart at zero, which closes the gap of a sink at its true position.
-        """
-        self._require_compressed()
-        blocks = self.blocks_in_view()
-        if flush:
-            sink = -(-self.partitions.sink_frames // self.partitions.frames_per_block)
-            blocks = tuple(dict.fromkeys((*blocks[:sink], *blocks[-1:])))
-            self._forget()
-        self._begin_with(blocks)
-        return blocks
-
-    def _require_compressed(self) -> None:
-        if self.due_block is not None:
-            raise PackForcingError(f"Block {self.due_block} has to be compressed first: call commit_compressed.")
+        self.count_compressed(slot)
 
     def _forget(self) -> None:
-        """Drops everything stored about the past except the frames in view."""
-        self._selected_by.clear()
         self.rule.forget()
         if self.mid:
             self.mid.forget()
+        super()._forget()
 
     def _begin_with(self, blocks: tuple[int, ...]) -> None:
-        """Restarts the count of frames with these blocks, which will be committed again."""
-        self._uncounted, self._kept = self.next_block - len(blocks), blocks
-        self._bank_opens_at = len(blocks) * self.partitions.frames_per_block
+        super()._begin_with(blocks)
         self._position_of_slot.clear()
         self.rule.restart()
-        self.committed_frames = 0
-
-    @property
-    def next_block(self) -> int:
-        """The index in the video of the next block."""
-        return self._video_block(self.committed_frames)
 
 
 class BlockView:
@@ -365,11 +284,11 @@ class CompressedWriter:
     Their positions come right after those mid blocks.
     """
 
-    def __init__(self, cache: KVCache, mid: MidMemory, selection: Selection):
+    def __init__(self, cache: KVCache, mid: MidMemory, slot: int, choices: Sequence[Choice]):
         self._cache = cache
         self._mid = mid
-        self._choices = [mid.remembered(choice) for choice in selection]
-        self.slot = mid.slot_for_next()
+        self._slot = slot
+        self._choices = choices
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         kv, rope, choice = self._cache.layers[layer], self._mid.compressed_rope, self._choices[layer]
@@ -384,8 +303,8 @@ class CompressedWriter:
         rotate_into(keys[:, -k.shape[1] :], timeless, rope.time(position))
         values[:, -k.shape[1] :] = v
         out = self._cache.attention(rope.at(position, rope.spatial(q)), keys, values)
-        self._mid.write(layer, self.slot, timeless, v)
+        self._mid.write(layer, self._slot, timeless, v)
         return out
 
     def keep(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        self._mid.write(layer, self.slot, self._mid.compressed_rope.spatial(k), v)
+        self._mid.write(layer, self._slot, self._mid.compressed_rope.spatial(k), v)

@@ -85,11 +85,20 @@ class MidMemory:
     """The bank, and the mid slots in the layers' buffers that hold the selected blocks.
 
     A slot is rewritten only when its block or position changes. A block that stays selected keeps its slot, since
-    attention does not depend on the order of its keys.
+    attention does not depend on the order of its keys. `blocks` is the ledger's list of the block in each bank slot.
     """
 
-    def __init__(self, plan: BankPlan, partitions: Partitions, shape: KVShape, rope: GridRope, device: torch.device):
+    def __init__(
+        self,
+        plan: BankPlan,
+        partitions: Partitions,
+        shape: KVShape,
+        rope: GridRope,
+        device: torch.device,
+        banked: Sequence[int],
+    ):
         self.plan = plan
+        self.blocks = banked
         self.compressed_rope = CompressedRope(rope, plan, partitions.frames_per_block)
         if self.compressed_rope.tokens != shape.compressed.tokens:
             raise PackForcingError(
@@ -110,7 +119,6 @@ class MidMemory:
         self._shown: list[list[Shown]] = [[None] * plan.top_k_blocks for _ in range(shape.layers)]
         self._rope = rope
         self._spatial: dict[int, Rotation] = {}
-        self.blocks: list[int] = []  # The block in each used bank slot.
         # Mean of all committed queries, and the number of tokens in it.
         sizes = (shape.batch, shape.heads, shape.head_dim)
         self._running = [torch.zeros(sizes, dtype=torch.float32, device=device) for _ in range(shape.layers)]
@@ -271,27 +279,9 @@ class MidMemory:
         moments[sink + slot] = measured(keys, values)
         return keys, values
 
-    def slot_for_next(self) -> int:
-        """The bank slot for the next compressed block: a free one, or that of the oldest block."""
-        if len(self.blocks) < self.plan.bank_blocks:
-            return len(self.blocks)
-        return self.blocks.index(min(self.blocks))
-
-    def admit(self, block: int, slot: int) -> None:
-        """Marks the compressed form of `block` in bank slot `slot` as complete."""
-        if slot < len(self.blocks):
-            self.blocks[slot] = block
-        else:
-            self.blocks.append(block)
-
     def forget(self) -> None:
-        """Empties the bank and the mid slots, and restarts the mean of the queries."""
+        """Empties the mid slots, and restarts the mean of the queries; the bank is empty."""
         self.recall.settle()
-        self.blocks.clear()
         self._counted = [0] * len(self._counted)
         for shown in self._shown:
             shown[:] = [None] * len(shown)
-
-    def remembered(self, choice: Sequence[int]) -> Choice:
-        """The blocks of an earlier selection that are still in the bank."""
-        return tuple(block for block in choice if block in self.blocks)

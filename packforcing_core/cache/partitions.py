@@ -313,6 +313,11 @@ class Partitions:
             return index
         return PRUNED if index < whole_from else committed - past + index
 
+    def left_blocks(self, block: int) -> range:
+        """The blocks after the sink that have left the recent frames at the start of `block`."""
+        first = self.sink_frames // self.frames_per_block
+        return range(first, max(first, block - self.recent_frames // self.frames_per_block))
+
     def blocks_in_view(self, committed: int) -> tuple[int, ...]:
         """The blocks with at least one whole frame in view after `committed` latent frames, in order."""
         frames = (p.frame for p in self.window(committed).past if p.frame != PRUNED)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
+from ..cache.ledger import Ledger
 from ..cache.partitions import PRUNED, Partitions
 from ..geometry import VideoGeometry, size_text
 from ..recipe.plan import RenderPlan
@@ -49,9 +50,7 @@ def parts_in_view(geometry: VideoGeometry, partitions: Partitions, block: int) -
     """Tokens in view when `block` is the oldest block being denoised: sink, mid, recent, current (all that roll)."""
     committed = block * geometry.frames_per_block
     together = min(partitions.current_blocks, geometry.blocks - block)
-    left = committed - partitions.sink_frames - partitions.recent_frames
-    banked = max(0, left // geometry.frames_per_block) if partitions.bank else 0
-    window = partitions.window(committed, banked, together)
+    window = Ledger.before(partitions, block).window(together)
     sink = min(committed, partitions.sink_frames)
     n = geometry.tokens_per_frame
     return {
@@ -67,7 +66,7 @@ def block_states(geometry: VideoGeometry, partitions: Partitions, block: int) ->
     frames = geometry.frames_per_block
     committed = block * frames
     together = min(partitions.current_blocks, geometry.blocks - block)
-    window = partitions.window(committed, blocks=together)
+    window = Ledger.before(partitions, block).window(together)
     past = {placement.frame for placement in window.past + window.copied}
     recent_from = min((f for f in past if f >= partitions.sink_frames), default=committed)
     mid_from = _mid_from(partitions, recent_from, pruned=PRUNED in past)

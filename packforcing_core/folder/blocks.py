@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..cache.cache import Selection
+from ..cache.ledger import Selection
 from ..errors import PackForcingError
 from ..sampler.denoising import BlockDone
 from .files import FolderError, read_tensors, remove_unfinished, write_tensors

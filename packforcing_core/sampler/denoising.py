@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..cache.cache import BlockView, Selection
+from ..cache.cache import BlockView
+from ..cache.ledger import Selection
 from ..checkpoint.families import Family
 from ..devices import widest_float
 from ..errors import PackForcingError

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...cache.cache import KVCache, Selection
+from ...cache.cache import KVCache
+from ...cache.ledger import Selection
 from ...geometry import pixel_frames
 from ...miniature.world import FPS
 from ...recipe.recipe import Recipe

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ...attention import Attention, sdpa
-from ...cache.cache import Selection
+from ...cache.ledger import Ledger, Selection
 from ...cache.mid import Choice, CompressedRope
 from ...cache.partitions import BankPlan, BlockWindow, Partitions, Placement
 from ...cache.select import SELECTORS, Question, choose
@@ -59,7 +59,7 @@ class Run(NamedTuple):
     times: Rotation
 
 
-class FunctionalCache:
+class FunctionalCache(Ledger):
     """Executes one `Partitions` plan for a clip, with a batch of any size; a selection is made for the whole batch.
 
     `recompute`: what compressed blocks attend to is put together again for the gradient, not kept once a compressed
@@ -81,18 +81,15 @@ class FunctionalCache:
                 "A policy that drops, averages, replaces or aligns keys is not trained: nothing of that can be learnt "
                 "through. Choose packforcing, window, sink_window or full for training."
             )
-        self.partitions, self.layers, self.rope, self.attention = partitions, layers, rope, attention
-        self.recompute = recompute
+        super().__init__(partitions)
+        self.layers, self.rope, self.attention, self.recompute = layers, rope, attention, recompute
         self.bank = partitions.bank
         self.compressed_rope = CompressedRope(rope, self.bank, partitions.frames_per_block) if self.bank else None
         self.tokens_per_frame = rope.grid[0] * rope.grid[1]
         self.spatial = rope.spatial(partitions.frames_per_block)
-        self.committed_frames = 0
-        self.due_block: int | None = None
         # Replaced, never changed: views hold on to those they began with.
         self.past: Mapping[int, tuple[Rows, ...]] = {}
         self.twins: Mapping[int, tuple[Rows, ...]] = {}
-        self._selected_by: dict[int, Selection] = {}
         # By layer: the sum of all committed queries, rotated by height and width, and of how many tokens it is.
         self.query_totals: Mapping[int, tuple[Tensor, int]] = {}
 
@@ -103,54 +100,31 @@ class FunctionalCache:
             raise PackForcingError("This policy keeps no compressed blocks.")
         return self.bank, self.compressed_rope
 
-    @property
-    def next_block(self) -> int:
-        """The block of the clip that comes next."""
-        return self.committed_frames // self.partitions.frames_per_block
-
     def begin_block(self, selection: Selection | None = None) -> FunctionalView:
         """The view of the next block; with `selection`, what an earlier run selected."""
-        if self.due_block is not None:
-            raise PackForcingError(f"Block {self.due_block} is due for compression; commit that first.")
-        window = self.partitions.window(self.committed_frames, len(self.twins))
-        return FunctionalView(self, window, selection)
+        self.require_none_due()
+        return FunctionalView(self, self.window(), selection)
 
     @contextmanager
     def commit(self, view: FunctionalView) -> Iterator[FunctionalWriter]:
         """A writer for the pass over the clean block of `view`; what it keeps has no graph."""
         writer = FunctionalWriter(view)
         yield writer
-        partitions = self.partitions
-        frames = partitions.frames_per_block
-        self.committed_frames += frames
-        newest = self.committed_frames - partitions.recent_frames
-        kept = {
-            block: rows
-            for block, rows in {**self.past, view.block: writer.rows()}.items()
-            if block * frames < partitions.sink_frames or (block + 1) * frames > newest
-        }
-        self.past = kept
+        self.count_block(view.block, view.selection())
+        rows = {**self.past, view.block: writer.rows()}
+        self.past = {block: rows[block] for block in self.blocks_in_view()}
         if self.bank:
             self.query_totals = self._counted(view.block)
-            selection = view.selection()
-            self._selected_by[view.block] = selection
-            leaving = newest - frames
-            self.due_block = leaving // frames if leaving >= partitions.sink_frames else None
 
     @contextmanager
     def commit_compressed(self) -> Iterator[FunctionalCompressedWriter]:
         """A writer for the pass over the compressed tokens of block `due_block`; what it keeps has its graph."""
-        if self.bank is None or self.due_block is None:
-            raise PackForcingError("No block is due for compression; commit blocks until `due_block` names one.")
-        selection = self._selected_by.pop(self.due_block)
-        choices = [tuple(block for block in choice if block in self.twins) for choice in selection]
+        slot, choices = self.take_due()
         writer = FunctionalCompressedWriter(self, choices)
         yield writer
-        twins = dict(self.twins)
-        if len(twins) == self.bank.bank_blocks:
-            del twins[min(twins)]
-        self.twins = {**twins, self.due_block: writer.rows()}
-        self.due_block = None
+        rows = {**self.twins, self.due_block: writer.rows()}
+        self.count_compressed(slot)
+        self.twins = {block: rows[block] for block in sorted(self.banked)}
 
     def _counted(self, block: int) -> Mapping[int, tuple[Tensor, int]]:
         """The totals with the queries of `block`, which was just committed."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...attention import Attention, sdpa
+from ...cache.ledger import Ledger
 from ...cache.mid import CompressedRope
 from ...cache.partitions import BankPlan, Partitions
 from ...errors import PackForcingError
@@ -85,16 +86,9 @@ class PartsHistory(Repeatable):
         return torch.cat(outputs, dim=1)
 
 
-def compressed_blocks(partitions: Partitions, block: int) -> int:
-    """How many compressed blocks there have been when `block` begins."""
-    left = block * partitions.frames_per_block - partitions.past_frames
-    return max(0, left // partitions.frames_per_block) if partitions.bank else 0
-
-
 def seen_compressed(partitions: Partitions, blocks: int) -> range:
     """The blocks whose compressed forms some block of a clip of `blocks` blocks sees."""
-    first = partitions.sink_frames // partitions.frames_per_block
-    return range(first, first + compressed_blocks(partitions, blocks - 1))
+    return partitions.left_blocks(blocks - 1) if partitions.bank else range(0)
 
 
 class PartsPlan:
@@ -160,13 +154,12 @@ class PartsPlan:
         return [Part(Reading(slice(end - tokens, end), rotation))] if tokens else []
 
     def _block(self, block: int, start: int) -> Part:
-        banked = compressed_blocks(self.partitions, block)
-        window = self.partitions.window(block * self.partitions.frames_per_block, banked)
+        window = Ledger.before(self.partitions, block).window()
         past = sorted((p.frame, p.position) for p in window.past)
         frames_per_block = self.partitions.frames_per_block
         runs = [list(run) for _, run in groupby(past, key=lambda p: (p[1] - p[0], p[0] // frames_per_block))]
         sees = [self._frames(run) for run in runs]
-        newest = range(banked - len(window.mid_positions), banked)
+        newest = self._seen_compressed(block)
         sees += [self._twin_reading(i, at) for i, at in zip(newest, window.mid_positions, strict=True)]
         own = Reading(slice(start, start + self.block_tokens), self._rotation(window.current_positions))
         return Part(own, tuple(sees))
@@ -188,8 +181,8 @@ class PartsPlan:
 
     def _seen_compressed(self, block: int) -> range:
         """Which compressed blocks `block` sees: the newest, where there are more than it may see."""
-        banked = compressed_blocks(self.partitions, block)
-        return range(max(0, banked - self._compressed[0].top_k_blocks), banked)
+        banked = len(seen_compressed(self.partitions, block + 1))
+        return range(max(0, banked - self.partitions.top_k_blocks), banked)
 
     def _twin_reading(self, index: int, position: float) -> Reading:
         _, rope = self._compressed

@@ -144,7 +144,7 @@ def test_a_twin_that_is_due_and_a_pruning_plan_are_refused():
     with torch.no_grad():
         for block in range(3):
             commit_block(model, text, cache, cache.begin_block(), seeded_noise(7, block_shape(frames))(block, 0), 0.0)
-    with pytest.raises(PackForcingError, match="Block 1 is due"):
+    with pytest.raises(PackForcingError, match="Block 1 has left"):
         cache.begin_block()
     with pytest.raises(PackForcingError, match="Choose packforcing, window"):
         functional_cache(DeepForcing(), 2)
