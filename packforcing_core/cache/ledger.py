@@ -1,7 +1,7 @@
 """The state of a KV cache without its tensors: what is committed, due for compression, banked, selected and cut.
 
-This decides what each block sees. `KVCache` and the training's `FunctionalCache` are ledgers that also hold tensors. The
-drawing of the window and the attention parts of training use a ledger alone.
+This decides what each block sees. `KVCache` and the training's `FunctionalCache` are ledgers that also hold tensors.
+The drawing of the window and the attention parts of training use a ledger alone.
 """
 
 from __future__ import annotations

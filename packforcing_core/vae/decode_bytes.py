@@ -22,8 +22,8 @@ WORKING_FRAMES = 1 + 3 + 1 + 1
 WORKING_FRAMES_OF_SMALL = 2 + 4 + 2 + 1 + 2
 # The same for four frames together; 4 more wait, with twice the channels at half the height and width.
 WORKING_FRAMES_TOGETHER = 4 + 6 + 4 + 4
-# Before Python 3.11 a caller holds its arguments until the call returns, so a stage's input lives longer there, and with
-# four frames together the input of a block in it, too. Extra frames, by how many run together.
+# Before Python 3.11 a caller holds its arguments until the call returns, so a stage's input lives longer there, and
+# with four frames together the input of a block in it, too. Extra frames, by how many run together.
 HELD_BY_CALLS = {1: 1, 2: 2, TOGETHER: 2 * TOGETHER} if sys.version_info < (3, 11) else {}
 # Four frames run together on a GPU if the extra memory is at most this share of its memory: from 16 GB at 832x480.
 ROOM = 1 / 12
