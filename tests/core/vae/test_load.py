@@ -80,7 +80,7 @@ def changed(**changes):
         (changed(**{"decoder.head.2.bias": torch.zeros(4)}), r"decoder.head.2.bias is \[4\] instead of \[3\]"),
         (changed(**{"encoder.downsamples.1.resample.1.weight": None}), "halves its size 2 times"),
         (changed(**{"conv2.weight": torch.zeros(48, 48, 1, 1, 1)}), "48 latent channels"),
-        (changed(**{"encoder.conv1.weight": torch.zeros(8, 4, 3, 3, 3)}), "images of 4 channels"),
+        (changed(**{"encoder.conv1.weight": torch.zeros(8, 4, 3, 3, 3)}), "4 image channels"),
         (changed(**{"decoder.head.0.gamma": None}), "Not a Wan VAE: no decoder.head.0.gamma"),
         ({"decoder.upsamples.0.upsamples.0.residual.2.weight": torch.zeros(1)}, r"Wan2\.2 VAE"),
         ({"decoder.22.bias": torch.zeros(3), "decoder.1.weight": torch.zeros(64, 16, 3, 3)}, "TAEHV"),
