@@ -122,8 +122,8 @@ class FunctionalCache(Ledger):
         slot, choices = self.take_due()
         writer = FunctionalCompressedWriter(self, choices)
         yield writer
-        rows = {**self.twins, self.due_block: writer.rows()}
         self.count_compressed(slot)
+        rows = {**self.twins, self.banked[slot]: writer.rows()}
         self.twins = {block: rows[block] for block in sorted(self.banked)}
 
     def _counted(self, block: int) -> Mapping[int, tuple[Tensor, int]]:
