@@ -158,7 +158,7 @@ class Sampler(io.ComfyNode):
         memory = stream.plan().describe_memory()
         known = f"render {folder.path.name}: {folder.known_blocks} of {geometry.blocks} blocks are finished already"
         warnings = (*notes, *stream.notes(), *_warnings(trained, family, settings.preset))
-        warnings += (*_compressor_warnings(model, recipe),)
+        warnings += (*_compressor_warnings(model, recipe), *(start.adaptations(geometry) if start else ()))
         prompts = describe(text.moments, geometry) if len(text.moments) > 1 else []
         others = others_note(folder.path.parent, folder.path)
         plan = stream.plan().describe()

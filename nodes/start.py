@@ -17,6 +17,7 @@ from ..packforcing_core.geometry import VideoGeometry
 from ..packforcing_core.ranges import in_range
 from ..packforcing_core.sampler.start import Start
 from ..packforcing_core.source import (
+    adaptations,
     at_rate,
     blocks_in,
     given_by_frames,
@@ -25,7 +26,7 @@ from ..packforcing_core.source import (
     repainted_by_frames,
 )
 from ..packforcing_core.vae.wan_vae import WanVAE
-from ..packforcing_core.video import probe, read_frames
+from ..packforcing_core.video import VideoInfo, probe, read_frames
 from .output_paths import video_file
 from .sockets import CATEGORY, StartSocket
 from .tell import say
@@ -37,7 +38,7 @@ AUTO, KEEP, LEAVE_OUT = "auto", "show", "hide"
 @dataclass(frozen=True, eq=False)
 class StartFrom:
     """The start of a render, before its size and block length are known: exactly one of `image` [T, H, W, 3], `video`,
-    `samples` [1, 16, T, h, w] (latents).
+    `samples` [1, 16, T, h, w] (latents). `info` describes the video.
     """
 
     mode: str
@@ -47,6 +48,7 @@ class StartFrom:
     image: Tensor | None = None
     video: Any | None = None  # An io.Video.
     samples: Tensor | None = None
+    info: VideoInfo | None = None
 
     @property
     def left_out(self) -> bool:
@@ -56,6 +58,14 @@ class StartFrom:
     @property
     def needs_vae(self) -> bool:
         return self.samples is None
+
+    def adaptations(self, geometry: VideoGeometry) -> tuple[str, ...]:
+        """Notes on how the image or video is adapted to a render."""
+        if self.image is not None:
+            return adaptations(self.image.shape[2], self.image.shape[1], None, geometry)
+        if self.info is not None:
+            return adaptations(self.info.width, self.info.height, float(self.info.fps), geometry)
+        return ()
 
     def build(self, vae: WanVAE | None, geometry: VideoGeometry) -> Start:
         """Encodes the start for a render's size, frame rate and block length. `vae` may be None for latents."""
@@ -196,15 +206,16 @@ class StartFromNode(io.ComfyNode):
                 "start_image, video, latent."
             )
         samples = None if latent is None else latent["samples"]
-        start = StartFrom(mode, seconds, denoise, show_source, start_image, video, samples)
-        text = "\n".join(_notes(video)) if video is not None else ""
+        info = None if video is None else _info(video)
+        start = StartFrom(mode, seconds, denoise, show_source, start_image, video, samples, info)
+        text = "" if info is None else "\n".join(info.notes)
         if not text:
             return io.NodeOutput(start)
         say(cls.hidden.unique_id, text)
         return io.NodeOutput(start, ui={"text": (text,)})
 
 
-def _notes(video) -> tuple[str, ...]:
-    """Notes on what is changed in a VIDEO when it is read (frame rate, size) and on what is left out."""
+def _info(video) -> VideoInfo:
+    """A VIDEO's size and rate, with notes on what is changed when it is read and on what is left out."""
     with ExitStack() as stack:
-        return probe(video_file(video, stack)).notes
+        return probe(video_file(video, stack))

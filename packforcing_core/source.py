@@ -50,6 +50,25 @@ def at_rate(frames: Iterable[np.ndarray], frame_rate: float, fps: float) -> Iter
             shown += 1
 
 
+def adaptations(width: int, height: int, frame_rate: float | None, geometry: VideoGeometry) -> tuple[str, ...]:
+    """Notes on how a start image or video (pixels; FPS, None for images) is adapted to the render's size and rate."""
+    notes = []
+    if (width, height) != (geometry.width, geometry.height):
+        rows, columns = _covering(height, width, geometry.height, geometry.width)
+        lost = 1 - geometry.width * geometry.height / (rows * columns)
+        cropped = f", and {lost:.0%} of each frame is cropped" if lost >= 0.005 else ""
+        notes.append(f"The start is {width}x{height}: scaled to cover {geometry.width}x{geometry.height}{cropped}.")
+    if frame_rate is not None and abs(frame_rate - geometry.fps) > 1e-6:
+        notes.append(f"The start has {frame_rate:.5g} FPS: converted to {geometry.fps:g}, at the same speed.")
+    return tuple(notes)
+
+
+def _covering(height: int, width: int, least_height: int, least_width: int) -> tuple[int, int]:
+    """The smallest (height, width) of the same shape that covers the least size."""
+    scale = max(least_height / height, least_width / width)
+    return max(least_height, round(height * scale)), max(least_width, round(width * scale))
+
+
 def fitted(frames: np.ndarray, width: int, height: int) -> Tensor:
     """uint8 [T, H, W, 3] -> [1, 3, T, height, width] in [-1, 1]: scaled to cover the size, then cropped to the
     centre.
@@ -57,8 +76,7 @@ def fitted(frames: np.ndarray, width: int, height: int) -> Tensor:
     if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
         raise PackForcingError(f"Got images of shape {list(frames.shape)}; expected [frames, height, width, 3].")
     video = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    scale = max(height / video.shape[2], width / video.shape[3])
-    size = (max(height, round(video.shape[2] * scale)), max(width, round(video.shape[3] * scale)))
+    size = _covering(video.shape[2], video.shape[3], height, width)
     if size != tuple(video.shape[2:]):
         video = F.interpolate(video, size, mode="bicubic", antialias=True).clamp_(-1, 1)
     top, left = (size[0] - height) // 2, (size[1] - width) // 2

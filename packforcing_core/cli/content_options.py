@@ -15,7 +15,7 @@ from ..ranges import in_range
 from ..recipe.recipe import Recipe
 from ..recipe.settings import Encode, Settings
 from ..sampler.start import Start
-from ..source import at_rate, blocks_in, given_by_frames, last_frames, repainted_by_frames
+from ..source import adaptations, at_rate, blocks_in, given_by_frames, last_frames, repainted_by_frames
 from ..text.script import Script
 from ..text.timeline import describe
 from ..text.umt5 import encode_prompts
@@ -101,8 +101,11 @@ def timed_script(settings: Settings, recipe: Recipe, encode: Encode, console: Co
 def begun(options: argparse.Namespace, recipe: Recipe, vae: WanVAE, console: Console) -> Recipe:
     """The recipe with the encoded start of the options; prints how the start image or video was adapted."""
     given = options.start_image or options.continue_video or options.video_to_video
-    for note in probe(given).notes if given else ():
-        console.print(f"{Path(given).name}: {note}", style="yellow")
+    if given:
+        info = probe(given)
+        rate = None if options.start_image else float(info.fps)
+        for note in (*info.notes, *adaptations(info.width, info.height, rate, recipe.geometry)):
+            console.print(f"{Path(given).name}: {note}", style="yellow")
     start = _start(options, recipe, vae)
     return recipe if start is None else recipe.begun(start, options.seconds)
 

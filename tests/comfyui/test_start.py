@@ -129,9 +129,13 @@ def test_what_is_changed_of_a_video_on_the_way_in_is_said_on_the_node(comfy: Com
     graph = Graph()
     start = start_from(graph, video=graph.add("LoadVideo", file="phone.mp4")[0])
     vae = graph.add("VAELoader", vae_name=files.vae)[0]
-    decode(graph, stream(graph, our_loader(graph, files), vae=vae, start=start, **FAST), files)
-    (text,) = comfy.client.run(graph.prompt)["outputs"][start[0]]["text"]
-    print(text)
+    sampled = stream(graph, our_loader(graph, files), vae=vae, start=start, **FAST)
+    decode(graph, sampled, files)
+    outputs = comfy.client.run(graph.prompt)["outputs"]
+    (text,), (of_render,) = outputs[start[0]]["text"], outputs[sampled[0]]["text"]
+    print(text, of_render, sep="\n")
+    assert "The start is 128x64: scaled to cover 64x32." in of_render
+    assert "The start has 24 FPS: converted to 16, at the same speed." in of_render
     assert "Its pixels are 4:3, not square: it is stretched to 128 x 64." in text
     assert "Its sound is ignored." in text
 

@@ -9,6 +9,7 @@ import torch
 from packforcing_core.errors import PackForcingError
 from packforcing_core.geometry import VideoGeometry
 from packforcing_core.source import (
+    adaptations,
     at_rate,
     blocks_in,
     encoded,
@@ -46,6 +47,20 @@ def test_a_film_of_another_rate_keeps_its_length():
     assert numbers(at_rate(numbered(4), 16.0, 16.0)) == [0, 1, 2, 3]
     assert numbers(at_rate(numbered(6), 24.0, 16.0)) == [0, 1, 3, 4]
     assert numbers(at_rate(numbered(3), 8.0, 16.0)) == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("size", "rate", "told"),
+    [
+        ((64, 48), 16.0, ()),
+        ((64, 48), None, ()),
+        ((640, 480), None, ("The start is 640x480: scaled to cover 64x48.",)),
+        ((360, 640), None, ("The start is 360x640: scaled to cover 64x48, and 58% of each frame is cropped.",)),
+        ((64, 48), 30000 / 1001, ("The start has 29.97 FPS: converted to 16, at the same speed.",)),
+    ],
+)
+def test_how_a_start_is_adapted_is_said(size, rate, told):
+    assert adaptations(*size, rate, GEOMETRY) == told
 
 
 def test_frames_are_scaled_to_cover_and_the_middle_is_used():
