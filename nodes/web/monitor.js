@@ -185,20 +185,32 @@ function showFrame({ node, prompt, image }) {
   for (const view of views.values()) if (view.event && jobOf(view.event) === job) view.showPictures();
 }
 
+// For an event of this page's own: newer than all that were sent.
+function nextSerial() {
+  return 1 + Math.max(0, ...[...events.values()].map((other) => other.serial));
+}
+
 // A run with only cached nodes sends no messages, only its outputs.
 function showKnown({ node, display_node, output, prompt_id: prompt }) {
   const [file] = output?.images ?? [];
   const event = { node: String(display_node ?? node), prompt, workflow: null, state: "done", known: true };
   if (!file || !output.animated || !output.text || events.has(jobOf(event))) return;
-  const serial = 1 + Math.max(0, ...[...events.values()].map((other) => other.serial));
   const video = { width: 16, height: 9, finished: true, file, segments: [] }; // Until the file's size is known.
   const text = [`${file.subfolder}/${file.filename}`, ...output.text].join("\n");
-  heard({ ...event, serial, text, video });
+  heard({ ...event, serial: nextSerial(), text, video });
+}
+
+// The front end's own message hides the reason, and the node would still show what it said of an earlier job.
+function showError({ node_id: id, prompt_id: prompt, exception_message: reason }) {
+  const node = nodeOf(id);
+  if (!node?.comfyClass?.startsWith("PackForcing") || node.comfyClass === MAKES_VIDEO || !reason) return;
+  heard({ node: String(id), prompt, workflow: null, state: "done", serial: nextSerial(), text: `Error: ${reason.trim()}` });
 }
 
 onTold("packforcing.monitor", heard);
 api.addEventListener("packforcing.frame", ({ detail }) => showFrame(detail));
 api.addEventListener("executed", ({ detail }) => showKnown(detail));
+api.addEventListener("execution_error", ({ detail }) => showError(detail));
 
 app.registerExtension({
   name: "packforcing.monitor",

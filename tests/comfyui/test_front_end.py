@@ -159,6 +159,28 @@ def test_what_was_said_of_an_earlier_prompt_goes(comfy: ComfyServer, front_end: 
     assert front_end.problems == []
 
 
+@pytest.mark.quick
+def test_why_a_node_failed_takes_the_place_of_what_it_said_before(comfy: ComfyServer, front_end: FrontEnd):
+    graph = Graph()
+    models = graph.add("PackForcingDemoModels", checkpoint="PackForcing miniature", weight_dtype="default")
+    prompt = graph.add("CLIPTextEncode", clip=models[1], text="a red circle")
+    timed = {"clip": models[1], "prefix": "", "blend_seconds": 0.0, "recache": False}
+    timeline = graph.add("PackForcingTimedPrompts", timeline="[0s] a red circle\n[2s] a blue circle", **timed)
+    graph.add("PreviewAny", source=prompt[0])
+    graph.add("PreviewAny", source=timeline[0])
+    show(front_end, graph)
+    front_end.run()
+    says = "([where, words]) => [...document.querySelectorAll(where)].some(said => said.innerText.includes(words))"
+    front_end.page.wait_for_function(says, arg=[SAID, "2 s: a blue circle"])
+    set_prefix = "([id, text]) => { window.app.rootGraph.getNodeById(id).widgets[1].value = text; }"
+    front_end.page.evaluate(set_prefix, [int(timeline.id), "a red circle " * 9])
+    assert front_end.run()["status"]["status_str"] == "error"
+    front_end.page.wait_for_function(says, arg=[SAID, "Error: "])
+    print(*front_end.page.locator(SAID).all_inner_texts(), sep="\n")
+    assert front_end.page.evaluate(says, [SAID, "30 words"])
+    assert not front_end.page.evaluate(says, [SAID, "2 s: a blue circle"])
+
+
 @pytest.mark.parametrize("nodes", ["classic", pytest.param("vue", marks=pytest.mark.quick)])
 def test_the_panel_draws_the_plan_and_follows_the_widgets(
     comfy: ComfyServer, front_end: FrontEnd, files: Files, nodes: str, tmp_path: Path
