@@ -141,9 +141,8 @@ class KVCache(Ledger):
     @contextmanager
     def commit_compressed(self) -> Iterator[CompressedWriter]:
         """A writer for the pass over the compressed tokens of block `due_block`, which then is in the bank."""
-        if self.mid is None:
-            raise PackForcingError("This policy keeps no compressed blocks.")
         slot, choices = self.take_due()
+        assert self.mid is not None
         writer = CompressedWriter(self, self.mid, slot, choices)
         self._torn = True
         yield writer

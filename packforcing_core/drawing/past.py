@@ -66,31 +66,22 @@ def block_states(geometry: VideoGeometry, partitions: Partitions, block: int) ->
     frames = geometry.frames_per_block
     committed = block * frames
     together = min(partitions.current_blocks, geometry.blocks - block)
-    window = Ledger.before(partitions, block).window(together)
+    ledger = Ledger.before(partitions, block)
+    window = ledger.window(together)
     past = {placement.frame for placement in window.past + window.copied}
     recent_from = min((f for f in past if f >= partitions.sink_frames), default=committed)
-    mid_from = _mid_from(partitions, recent_from, pruned=PRUNED in past)
+    pruned = PRUNED in past  # Tokens of any frame may be among those that are left.
     states = []
-    for first in range(0, geometry.latent_frames, frames):
-        last = first + frames - 1
+    for index, first in enumerate(range(0, geometry.latent_frames, frames)):
         if first >= committed:
             states.append("current" if first < committed + together * frames else "ahead")
         elif first < partitions.sink_frames:
             states.append("sink")
-        elif last >= recent_from:
+        elif first + frames > recent_from:
             states.append("recent")
         else:
-            states.append("mid" if first >= mid_from else "gone")
+            states.append("mid" if pruned or index in ledger.banked else "gone")
     return states
-
-
-def _mid_from(partitions: Partitions, recent_from: int, pruned: bool) -> float:
-    """The first frame after the sink that is still remembered, as a frame index in the video."""
-    if pruned:
-        return partitions.sink_frames
-    if partitions.bank is None:
-        return float("inf")
-    return recent_from - partitions.bank.bank_blocks * partitions.frames_per_block
 
 
 def draw_window(geometry: VideoGeometry, partitions: Partitions, plan: RenderPlan, moment: Moment | None = None) -> str:

@@ -179,7 +179,8 @@ def _compressed(
     with compression.beside.beside(made.latents):
         decoder = compression.decoder if decoded else None
         video = push_block(decoder, made.latents, behind_cut) if decoder else None
-        if cache.mid and made.block * cache.partitions.frames_per_block >= cache.partitions.sink_frames:
+        # Counted since the last cut: the sink of a scene is never compressed.
+        if cache.mid and cache.committed_frames >= cache.partitions.sink_frames:
             if tokens is None:
                 tokens = compression.compressor.tokens(made.latents, video, made.block == 0)
             compression.waiting[made.block] = tokens

@@ -149,6 +149,4 @@ def made_blocks(
 
 
 def _told(cache: KVCache, told: Callable[[Sequence[int], int], Sequence[int]]) -> Selection:
-    count = len(cache.window_after(cache.committed_frames).mid_positions)
-    banked = sorted(cache.mid.blocks) if cache.mid else []
-    return (told(banked, count),) * cache.shape.layers
+    return (told(sorted(cache.banked), len(cache.window().mid_positions)),) * cache.shape.layers

@@ -57,6 +57,7 @@ def test_the_scene_behind_a_cut_is_a_video_of_its_own(frames_per_block, policy):
     alone = made(policy, frames_per_block, Script.of(two), 8, later=CUT)
     for done, expected in zip(whole, [*before, *alone], strict=True):
         assert torch.equal(done.latents, expected.latents)
+        assert (done.tokens is None) == (expected.tokens is None)
     # It is none of its own where the prompt changes softly, nor where its first block has the steps of the others.
     soft = made(policy, frames_per_block, Script((Cue(0, one), Cue(CUT, two))), CUT + 1)
     short = made(policy, frames_per_block, Script.of(two), 1, later=CUT, denoising=DENOISING)
