@@ -21,7 +21,7 @@ from ..history import History
 from ..model.causal import CausalWan, TextKV
 from ..queued import Moment, SideStream
 from ..text.script import Script
-from ..vae.decoders import Decoder, push_block
+from ..vae.decoders import HELD_FRAMES, Decoder, push_block
 from .denoising import BlockDone, Denoising, Event, StepDone, denoise_block, frame_timesteps
 from .noise import NoiseSource
 from .rolling import RollingBlocks
@@ -182,7 +182,8 @@ def _compressed(
         # Counted since the last cut: the sink of a scene is never compressed.
         if cache.mid and cache.committed_frames >= cache.partitions.sink_frames:
             if tokens is None:
-                tokens = compression.compressor.tokens(made.latents, video, made.block == 0)
+                own = video[:, :, HELD_FRAMES:] if video is not None and behind_cut else video
+                tokens = compression.compressor.tokens(made.latents, own, behind_cut or made.block == 0)
             compression.waiting[made.block] = tokens
             tokens = tokens.to("cpu", non_blocking=True)
     if made.block in compression.waiting:

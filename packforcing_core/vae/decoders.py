@@ -13,6 +13,9 @@ from .streaming import StreamingDecoder
 from .tiny import TinyDecoder, TinyVAE, tiny_decode_bytes
 from .wan_vae import WanVAE
 
+HELD_FRAMES = PIXEL_FRAMES_PER_LATENT - 1
+"""Copies of its first pixel frame in front of a scene behind a cut: a block there has as many frames as any other."""
+
 
 class Decoder(Protocol):
     """Decodes the blocks of one video in order: latents [1, 16, T, h, w] -> video [1, 3, T', H, W] in -1..1; behind
@@ -37,7 +40,7 @@ def push_block(decoder: Decoder, latents: Tensor, behind_cut: bool = False, *, f
         video = torch.cat([decoder.push(frame).cpu() for frame in latents.split(1, dim=2)], dim=2)
     else:
         video = decoder.push(latents)
-    return torch.cat([*[video[:, :, :1]] * (PIXEL_FRAMES_PER_LATENT - 1), video], dim=2) if behind_cut else video
+    return torch.cat([*[video[:, :, :1]] * HELD_FRAMES, video], dim=2) if behind_cut else video
 
 
 def streaming_decoder(vae: WanVAE | TinyVAE) -> StreamingDecoder | TinyDecoder:

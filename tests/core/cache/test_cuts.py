@@ -65,6 +65,42 @@ def test_the_scene_behind_a_cut_is_a_video_of_its_own(frames_per_block, policy):
     assert not torch.equal(whole[CUT].latents, short[0].latents)
 
 
+class Frames:
+    """A decoder whose frames count on; the first latent frame is one of them."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self) -> None:
+        self._next = 0
+
+    def push(self, latents: torch.Tensor) -> torch.Tensor:
+        first, self._next = self._next, self._next + 4 * latents.shape[2] - (0 if self._next else 3)
+        return torch.arange(float(first), self._next).reshape(1, 1, -1, 1, 1).expand(1, 3, -1, 8, 8)
+
+
+class Heard(SmallCompressor):
+    """Also keeps of each block the numbers of its frames, and whether it was told that they begin a video."""
+
+    def tokens(self, latents: torch.Tensor, video: torch.Tensor | None, first_block: bool) -> torch.Tensor:
+        self.heard = [*getattr(self, "heard", []), (video[0, 0, :, 0, 0].tolist(), first_block)]
+        return super().tokens(latents, video, first_block)
+
+
+def test_without_a_sink_the_first_block_behind_a_cut_is_compressed_as_that_of_a_video():
+    def heard(script: Script, blocks: int):
+        compression = Compression(Heard(3), Frames())
+        noise, cache = seeded_noise(7, block_shape(3)), small_cache(PackForcing(0, 3, 2, 3), 3, 60)
+        events = rollout(small_model(), script, cache, noise, FIRST, blocks, compression=compression)
+        videos = [event.video for event in events if isinstance(event, BlockDone)]
+        return compression.compressor.heard, [video.shape[2] for video in videos]
+
+    one, two = (small_context(seed=seed) for seed in (1, 2))
+    behind, lengths = heard(Script((Cue(0, one), Cue(CUT, two, change="cut"))), CUT + 3)
+    assert behind[CUT:] == heard(Script.of(two), 3)[0]
+    assert lengths == [9, *[12] * (CUT + 2)], "as many frames behind a cut as elsewhere"
+
+
 def test_a_cut_again_and_again_and_a_flush_behind_it():
     texts = [small_context(seed=seed) for seed in range(4)]
     cues = Cue(0, texts[0]), Cue(5, texts[1], change="cut"), Cue(6, texts[2], change="cut")
