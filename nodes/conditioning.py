@@ -9,7 +9,7 @@ from ..packforcing_core.geometry import PIXEL_FRAMES_PER_LATENT, VideoGeometry
 from ..packforcing_core.model.config import WanConfig
 from ..packforcing_core.ranges import in_range
 from ..packforcing_core.text.script import Change, Cue, Script
-from ..packforcing_core.text.timeline import Snapped, snap
+from ..packforcing_core.text.timeline import Snapped, describe, snap
 from . import host
 
 # Keys in the dictionary of a CONDITIONING entry.
@@ -22,6 +22,11 @@ class TimedScript(NamedTuple):
 
     script: Script
     moments: tuple[Snapped, ...]
+
+    def describe(self, geometry: VideoGeometry) -> list[str]:
+        """One line per prompt, if there are several: when and how it starts."""
+        several = len(self.moments) > 1
+        return describe(self.moments, geometry, [cue.change for cue in self.script.cues]) if several else []
 
 
 def from_second(conditioning, seconds: float, blend_seconds: float, recache: bool, change: Change = "") -> list:

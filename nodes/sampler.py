@@ -31,7 +31,6 @@ from ..packforcing_core.recipe.settings import Settings
 from ..packforcing_core.render.recording import wanted_manifest
 from ..packforcing_core.sampler.denoising import Denoising
 from ..packforcing_core.sampler.rollout import require_followable
-from ..packforcing_core.text.timeline import describe
 from . import host
 from .conditioning import timed_script
 from .loras import honoured
@@ -159,7 +158,7 @@ class Sampler(io.ComfyNode):
         known = f"render {folder.path.name}: {folder.known_blocks} of {geometry.blocks} blocks are finished already"
         warnings = (*notes, *stream.notes(), *_warnings(trained, family, settings.preset))
         warnings += (*_compressor_warnings(model, recipe), *(start.adaptations(geometry) if start else ()))
-        prompts = describe(text.moments, geometry) if len(text.moments) > 1 else []
+        prompts = text.describe(geometry)
         others = others_note(folder.path.parent, folder.path)
         plan = stream.plan().describe()
         # Warnings first: the node shows seven lines, the rest has to be scrolled to.

@@ -94,7 +94,8 @@ def timed_script(settings: Settings, recipe: Recipe, encode: Encode, console: Co
     """The text of every block. With several prompts, prints the times at which they start."""
     moments = settings.moments(recipe)
     if len(moments) > 1:
-        console.print("\n".join(describe(moments, recipe.geometry, [timed.prompt for timed in settings.prompts])))
+        changes, prompts = [timed.change for timed in settings.prompts], [timed.prompt for timed in settings.prompts]
+        console.print("\n".join(describe(moments, recipe.geometry, changes, prompts)))
     return settings.script(recipe, encode)
 
 

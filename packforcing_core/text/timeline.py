@@ -28,6 +28,7 @@ MOST_PROMPTS = 1000
 LONGEST_PROMPT = 20_000
 LONGEST_TEXT = 2_000_000
 LATEST_SECONDS = 1e6
+HOW: dict[Change, str] = {"": "", "cut": " (hard cut)", "flush": " (flush)"}
 
 
 @dataclass(frozen=True)
@@ -135,13 +136,16 @@ def block_starts(block: int, geometry: VideoGeometry, left_out_blocks: int = 0) 
     return before / geometry.fps
 
 
-def describe(snapped: Sequence[Snapped], geometry: VideoGeometry, prompts: Sequence[str] = ()) -> list[str]:
-    """One line per prompt: its requested time and its actual time."""
+def describe(
+    snapped: Sequence[Snapped], geometry: VideoGeometry, changes: Sequence[Change], prompts: Sequence[str] = ()
+) -> list[str]:
+    """One line per prompt: its requested time, its actual time, and how it starts."""
     lines = []
     for number, moment in enumerate(snapped):
         late = ", after the end" if moment.block >= geometry.blocks else f", block {moment.block}"
         said = f": {_short(prompts[number])}" if number < len(prompts) else ""
-        lines.append(f"prompt {number + 1} at {moment.wished:g} s starts at {moment.seconds:.2f} s{late}{said}")
+        how = HOW[changes[number]]
+        lines.append(f"prompt {number + 1} at {moment.wished:g} s starts at {moment.seconds:.2f} s{late}{how}{said}")
     return lines
 
 

@@ -54,6 +54,17 @@ def test_the_film_changes_at_the_block_that_the_sampler_names(comfy: ComfyServer
     assert np.array_equal(one, plain)
 
 
+def test_a_cut_leaves_the_frames_before_it_and_holds_the_first_one_behind_it(comfy: ComfyServer, files: Files):
+    soft, _ = film(comfy, files, lambda graph: timed(graph, "a boat [0s] drifts [3s] sinks"))
+    cut, told = film(comfy, files, lambda graph: timed(graph, "a boat [0s] drifts [3s cut] sinks"))
+    print(told)
+    assert "prompt 2 at 3 s starts at 2.81 s, block 4 (hard cut)" in told
+    assert first_difference(soft, cut) == 45
+    assert len(soft) == len(cut)
+    held = [np.array_equal(cut[frame], cut[frame + 1]) for frame in range(44, 49)]
+    assert held == [False, True, True, True, False]
+
+
 def test_stock_text_nodes_one_by_one_give_the_same_as_one_text(comfy: ComfyServer, files: Files):
     def chained(graph: Graph) -> Link:
         settings = {"blend_seconds": 1.5, "recache": True}

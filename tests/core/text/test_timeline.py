@@ -183,7 +183,10 @@ def test_any_text_is_read_or_refused(text):
 def test_times_go_to_the_block_whose_first_frame_is_nearest():
     """Blocks of 3 latent frames at 16 FPS begin at frames 0, 9, 21, 33 ...: 0, 0.5625, 1.3125, 2.0625 s."""
     snapped = snap([0.0, 0.6, 1.4, 12.5, 29.0], GEOMETRY)
-    print("\n".join(describe(snapped, GEOMETRY, ["a", "b", "c", "d" * 100, "e"])))
+    told = describe(snapped, GEOMETRY, ["", "cut", "flush", "", ""], ["a", "b", "c", "d" * 100, "e"])
+    print(*told, sep="\n")
+    assert told[1] == "prompt 2 at 0.6 s starts at 0.56 s, block 1 (hard cut): b"
+    assert told[2].endswith("block 2 (flush): c")
     assert [(moment.block, moment.seconds) for moment in snapped] == [
         (0, 0.0), (1, 0.5625), (2, 1.3125), (17, 12.5625), (39, 29.0625),
     ]  # fmt: skip
@@ -200,7 +203,7 @@ def test_behind_blocks_that_are_left_out_the_film_begins_at_zero():
 def test_snapping_does_not_depend_on_the_length():
     longer = VideoGeometry(832, 480, 16.0, 3, 400)
     assert snap([0.0, 7.0, 100.0], GEOMETRY) == snap([0.0, 7.0, 100.0], longer)
-    assert "after the end" in describe(snap([0.0, 100.0], GEOMETRY), GEOMETRY)[1]
+    assert "after the end" in describe(snap([0.0, 100.0], GEOMETRY), GEOMETRY, ["", ""])[1]
 
 
 @pytest.mark.parametrize("times", [[0.0, 0.2], [0.0, 5.0, 5.3]])
