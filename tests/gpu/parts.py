@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,11 @@ from packforcing_core.laboratory.bench.report import markdown
 from packforcing_core.laboratory.bench.subject import SCALES, Scale, Stream, build_model, build_vae
 from packforcing_core.model.config import WanConfig
 from packforcing_core.vae.config import VAEConfig
+from packforcing_core.vae.streaming import to_frames
+from packforcing_core.vae.tiny import TinyDecoder, TinyVAE
+from tests.benchmarks import blocks
 from tests.gpu import checks
+from tests.gpu.film import film
 
 TINY = Scale(
     "tiny",
@@ -33,6 +38,7 @@ TINY = Scale(
     width=64,
     height=48,
 )
+TAEHV_WIDTHS = (256, 128, 64, 64)
 GB = 10**9
 
 
@@ -97,7 +103,7 @@ def twins(result: Result) -> None:
 
 def headline(result: Result) -> None:
     """The whole of `packforcing bench`: three FPS lines, parts, first frame, peak, flatness, the kernels' rates."""
-    rounds, positions = (1, (5, 21, 30)) if result.tiny else (6, (21, 115))
+    rounds, positions = (1, (5, 21, 30)) if result.tiny else (10, (21, 60, 115))
     plan = protocol.Plan(
         result.scale, result.device, result.dtype, rounds, 5, positions, attention="auto", survival=False
     )
@@ -108,6 +114,28 @@ def headline(result: Result) -> None:
         result.put(name, measured[name])
     for name in ("loop_overhead", "window_over_ours", "bytes", "kernels", "roofline_share", "block_seconds"):
         result.put(name, measured[name])
+
+
+def recorded(result: Result) -> None:
+    """A whole recorded render to an mp4."""
+    film(result, result.scale, result.device, result.dtype, seconds=6 if result.tiny else 120)
+
+
+def peer(result: Result) -> None:
+    """ComfyUI's SamplerARVideo in turns with ours; its cache is sized for the whole clip, 1.15 GB a block."""
+    if result.device.type != "cuda":
+        result.put("not rehearsed here", "`python -m tests.benchmarks.blocks` is the same on a CPU")
+        return
+    longest = 60 if torch.cuda.get_device_properties(result.device).total_memory > 120 * GB else 40
+    measured = blocks.measure([5, 21, longest], 3, 1.5, [blocks.OURS, "window"], device="cuda")
+    (result.path.parent / "blocks.json").write_text(json.dumps(measured), encoding="utf-8")
+    for what, value in measured["settings"].items():
+        result.put(what, value)
+    for name, run in measured["samplers"].items():
+        times = {position: round(median(values), 4) for position, values in run["seconds"].items()}
+        result.put(
+            f"{name}: seconds of the block at each position, cache", f"{times}, {run['cache_bytes'] / GB:.2f} GB"
+        )
 
 
 def backends(result: Result) -> None:
@@ -124,6 +152,12 @@ def backends(result: Result) -> None:
     vae = build_vae(result.scale, result.device, result.dtype)
     for name, seconds in checks.decode_times(vae, result.scale, result.device, result.dtype).items():
         result.put(f"decode of a block, {name}, s", seconds)
+    tiny = TinyDecoder(TinyVAE(TAEHV_WIDTHS, raw_latents=False).to(result.device, result.dtype))
+    latents = checks.numbers(result.device, *result.scale.geometry.block_shape)
+    result.tried(
+        "decode of a block, TAEHV, to the host, s",
+        lambda: _median(lambda: to_frames(tiny.push(latents)), result.device),
+    )
 
 
 def caps(result: Result) -> None:
@@ -205,9 +239,11 @@ PARTS = {
     "environment": Part(environment, 60, "the machine"),
     "twins": Part(twins, 100, "largest difference of every fast path from its plain twin"),
     "headline": Part(headline, 240, "1.3B, 832x480, blocks of 4, policy packforcing 8/4/16, random weights"),
+    "recorded": Part(recorded, 180, "a recorded render of 120 s at 832x480 to an mp4, random weights"),
     "backends": Part(backends, 90, "attention backends and decoder layouts, A against B"),
     "caps": Part(caps, 120, "within 12 and 8 GB"),
     "compiled": Part(compiled, 150, "layers through torch.compile"),
+    "peer": Part(peer, 200, "ComfyUI's SamplerARVideo, a rolling window and ours, in turns"),
     "profile": Part(profile, 90, "where the time of a block goes"),
 }
 

@@ -87,7 +87,7 @@ def _blocks(plan: Plan, model: CausalWan) -> dict[str, Any]:
     seconds = in_turns(runs, plan.rounds, plan.device, warm_up=0, before=back)
     at_early = seconds[named(EARLY)]
     growth = {named(position): ratio(seconds[named(position)], at_early) for position in plan.positions}
-    sizes = {s.cache.nbytes + s.cache.host_nbytes for name, s in streams.items() if name != WINDOW}
+    sizes = {name: s.cache.nbytes + s.cache.host_nbytes for name, s in streams.items() if name != WINDOW}
     return {
         "flatness": max(growth[named(position)] for position in plan.positions if position > EARLY),
         "growth": growth,
@@ -99,7 +99,8 @@ def _blocks(plan: Plan, model: CausalWan) -> dict[str, Any]:
         "bytes": {
             "cache": early.cache.shape.cache_bytes(early.cache.partitions),
             "buffers": early.cache.nbytes,
-            "constant": len(sizes) == 1,
+            "with the bank": sizes,
+            "constant": len(set(sizes.values())) == 1,
         },
     }
 

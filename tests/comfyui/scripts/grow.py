@@ -1,12 +1,14 @@
 """ComfyUI's own autoregressive sampler and ours in turns, in ComfyUI's folder:
-`python grow.py WEIGHTS POSITIONS ROUNDS MINUTES RUN...`
+`python grow.py DEVICE WEIGHTS POSITIONS ROUNDS MINUTES RUN...`
 
 POSITIONS are the blocks to time, counted from 1, as JSON; each is made ROUNDS times (or as often as begins within
 MINUTES), and once before to warm up, at the same place every time, behind random keys and values. ComfyUI's sampler
 makes one video, of which every block is moved to the position whose turn it is (what its cache holds there it writes
 over); a stream of ours is put back. A RUN is a policy of ours, "POLICY compiled", or "bare passes". Prints one JSON
 line with CPU seconds of the one thread (what else runs on the machine counts little) by run and position. Between two
-blocks of ComfyUI's each RUN makes one, off its clock.
+blocks of ComfyUI's each RUN makes one, off its clock. On a GPU the weights are random ones of the 1.3B at 832x480 in
+bf16, WEIGHTS is ignored, the clock is that of the wall, and a stream of ours is not put back, as two of its cache do
+not fit beside ComfyUI's: it goes on by a block each time.
 """
 
 import json
@@ -20,9 +22,10 @@ from types import SimpleNamespace
 import torch
 from safetensors.torch import load_file
 
-weights_file, positions, rounds, minutes = sys.argv[1], *map(json.loads, sys.argv[2:5])
-names = sys.argv[5:]
-sys.argv = ["main.py", "--cpu"]
+device_name, weights_file, positions, rounds, minutes = *sys.argv[1:3], *map(json.loads, sys.argv[3:6])
+names = sys.argv[6:]
+CPU = device_name == "cpu"
+sys.argv = ["main.py", *(["--cpu"] if CPU else [])]
 sys.path.insert(0, str(Path.cwd()))
 
 import comfy.options  # noqa: E402
@@ -33,22 +36,32 @@ import comfy.ops  # noqa: E402
 from comfy.k_diffusion.sampling import sample_ar_video  # noqa: E402
 from comfy.ldm.wan.ar_model import CausalWanModel  # noqa: E402
 
+from packforcing_core.attention import Capability, attention_named  # noqa: E402
 from packforcing_core.cache.config import build_policy  # noqa: E402
 from packforcing_core.laboratory.bench.bare import BarePasses  # noqa: E402
+from packforcing_core.laboratory.bench.clock import synchronize  # noqa: E402
 from packforcing_core.laboratory.bench.protocol import compiled_graphs  # noqa: E402
-from packforcing_core.laboratory.bench.subject import FRAMES_PER_BLOCK, SCALES, Stream  # noqa: E402
+from packforcing_core.laboratory.bench.subject import FRAMES_PER_BLOCK, SCALES, Stream, build_model  # noqa: E402
 from packforcing_core.model.causal import CausalWan  # noqa: E402
 from packforcing_core.model.config import WanConfig  # noqa: E402
 from packforcing_core.model.ops import TorchOps  # noqa: E402
 from packforcing_core.model.wan import Wan  # noqa: E402
 
-WEIGHTS = load_file(weights_file)
+DEVICE, DTYPE = torch.device(device_name), torch.float32 if CPU else torch.bfloat16
+WEIGHTS = load_file(weights_file) if CPU else build_model(SCALES["1.3B"], DEVICE, DTYPE).net.state_dict()
 CONFIG = WanConfig.from_state_dict(WEIGHTS)
-SCALE = replace(SCALES["small"], config=CONFIG, blocks=max(positions) + 1)
+SCALE = replace(SCALES["small" if CPU else "1.3B"], config=CONFIG, blocks=max(positions) + (1 if CPU else rounds + 2))
 THEIR_BLOCKS = max(max(positions), (rounds + 1) * len(positions))
 TOKENS = SCALE.geometry.tokens_per_frame * FRAMES_PER_BLOCK
 THEIRS = "ComfyUI SamplerARVideo"
+ATTENTION = attention_named("auto", Capability.of(DEVICE, DTYPE, CONFIG.head_dim))
 torch.set_num_threads(1)
+
+
+def now() -> float:
+    """Seconds: of the thread on a CPU, by the wall on a GPU once it has done what it was given."""
+    synchronize(DEVICE)
+    return time.process_time() if CPU else time.perf_counter()
 
 
 def their_net() -> CausalWanModel:
@@ -58,7 +71,8 @@ def their_net() -> CausalWanModel:
         text_dim=CONFIG.text_dim,
         num_heads=CONFIG.num_heads,
         num_layers=CONFIG.num_layers,
-        dtype=torch.float32,
+        dtype=DTYPE,
+        device=DEVICE,
         operations=comfy.ops.disable_weight_init,
     )
     net.load_state_dict(WEIGHTS)
@@ -80,9 +94,7 @@ class TheirDenoiser:
         self.net, self.context = net, context
         self.turns, self.after_block = turns, after_block
         self.state = self.position = None
-        self.inner_model = SimpleNamespace(
-            inner_model=SimpleNamespace(diffusion_model=net, get_dtype=lambda: torch.float32)
-        )
+        self.inner_model = SimpleNamespace(inner_model=SimpleNamespace(diffusion_model=net, get_dtype=lambda: DTYPE))
 
     def __call__(self, x, sigma, model_options, seed):
         options = model_options["transformer_options"]
@@ -91,7 +103,8 @@ class TheirDenoiser:
             self._begin_block(options["ar_state"])
         if self.position is None:  # All turns are over, but the video is not.
             return x
-        return x - sigma.view(-1, 1, 1, 1, 1) * self.net(x, 1000 * sigma, self.context, transformer_options=options)
+        flow = self.net(x.to(DTYPE), 1000 * sigma, self.context, transformer_options=options)
+        return x - sigma.view(-1, 1, 1, 1, 1) * flow
 
     def _begin_block(self, state: dict) -> None:
         if self.state is None:
@@ -103,11 +116,11 @@ class TheirDenoiser:
             state["start_frame"] = (self.position - 1) * FRAMES_PER_BLOCK
             for cache in state["kv_caches"]:
                 cache["end"] = (self.position - 1) * TOKENS
-        self.began = time.process_time()
+        self.began = now()
 
     def end_block(self) -> None:
         if self.position is not None:
-            self.after_block(self.position, time.process_time() - self.began)
+            self.after_block(self.position, now() - self.began)
 
 
 class OurRun:
@@ -116,11 +129,20 @@ class OurRun:
     def __init__(self, name: str, net: CausalWanModel):
         policy, _, compiled = name.partition(" ")
         bare = name == "bare passes"
-        model = CausalWan(our_net() if compiled and not bare else net, CONFIG, compiled=compiled == "compiled")
+        model = CausalWan(
+            our_net() if compiled and not bare else net,
+            CONFIG,
+            dtype=DTYPE,
+            device=DEVICE,
+            attention=ATTENTION,
+            compiled=compiled == "compiled",
+        )
         self.streams = {}
         self.blocks = {}
         for position in positions if not bare else (max(positions),):
-            stream = Stream(model, SCALE, None if bare else build_policy(policy)).placed(position).stay()
+            stream = Stream(model, SCALE, None if bare else build_policy(policy)).placed(position)
+            if CPU:
+                stream.stay()
             self.streams[position] = stream
             self.blocks[position] = BarePasses(stream).block if bare else stream.block
         self.denoising = stream.denoising
@@ -128,10 +150,11 @@ class OurRun:
 
     def seconds(self, position: int) -> float:
         position = position if position in self.blocks else max(self.blocks)  # Bare passes are the same everywhere.
-        self.streams[position].again()
-        began = time.process_time()
+        if CPU:
+            self.streams[position].again()
+        began = now()
         self.blocks[position]()
-        return time.process_time() - began
+        return now() - began
 
 
 def turns() -> Iterator[int]:
@@ -150,7 +173,9 @@ def main() -> None:
     seconds = {name: {position: [] for position in positions} for name in (THEIRS, *names)}
     graphs = []
     geometry = SCALE.geometry
-    their_bytes = 2 * CONFIG.dim * 4 * CONFIG.num_layers * TOKENS * max(positions)  # As for a video of so many blocks.
+    their_bytes = (
+        2 * CONFIG.dim * DTYPE.itemsize * CONFIG.num_layers * TOKENS * max(positions)
+    )  # As for a video of so many blocks.
 
     def after_block(position: int, took: float) -> None:
         seconds[THEIRS][position].append(took)
@@ -159,10 +184,10 @@ def main() -> None:
         graphs.append(compiled_graphs())
 
     _, channels, frames, height, width = geometry.block_shape
-    noise = torch.randn(1, channels, THEIR_BLOCKS * frames, height, width)
-    sigmas = torch.tensor([*next(iter(ours.values())).denoising.schedule.sigmas, 0.0])
+    noise = torch.randn(1, channels, THEIR_BLOCKS * frames, height, width).to(DEVICE)
+    sigmas = torch.tensor([*next(iter(ours.values())).denoising.schedule.sigmas, 0.0]).to(DEVICE)
     extra = {"model_options": {"transformer_options": {}}, "seed": 0}
-    context = torch.randn(1, 512, CONFIG.text_dim, generator=torch.Generator().manual_seed(0))
+    context = torch.randn(1, 512, CONFIG.text_dim, generator=torch.Generator().manual_seed(0)).to(DEVICE, DTYPE)
     denoiser = TheirDenoiser(net, context, turns(), after_block)
     with torch.inference_mode():
         sample_ar_video(denoiser, noise, sigmas, extra, disable=True, num_frame_per_block=FRAMES_PER_BLOCK)
