@@ -32,13 +32,15 @@ _FULL = (
 
 
 def usable_device(name: str, option: str = "--device") -> torch.device:
-    """The device that `option` names, tested with one element. Raises PackForcingError if it is missing or fails."""
+    """The device that `option` names, with its index (cuda is cuda:0), as its tensors name it. Raises PackForcingError
+    if it is missing or fails.
+    """
     try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
+        tried = torch.zeros(1, device=torch.device(name))
+        tried.item()
     except (RuntimeError, AssertionError) as error:
         raise PackForcingError(f"Device {name!r} cannot be used: {error}. Try {option} cpu.") from error
-    return device
+    return tried.device
 
 
 def is_out_of_memory(error: BaseException) -> bool:

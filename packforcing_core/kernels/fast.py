@@ -19,6 +19,7 @@ from . import plain
 
 LOG = logging.getLogger(__name__)
 HALF = (torch.bfloat16, torch.float16)
+_WORTH_A_LAUNCH = 1 << 20
 _TOKENS_AT_ONCE, _NUMBERS_AT_ONCE, _COPIED_AT_ONCE = 4, 4096, 4096
 
 _verdicts: dict[torch.device, bool] = {}
@@ -58,13 +59,31 @@ def rotate_into(x: Tensor, rotation: Tensor, out: Tensor) -> None:
 
 
 def activates(x: Tensor) -> bool:
-    """Whether `norm_silu_into` accepts `x` [1, C, T, H, W]: channels come last."""
+    """Whether the VAE's kernels accept `x` [1, C, T, H, W]: channels come last."""
     return x.ndim == 5 and x.shape[0] == 1 and x.is_contiguous(memory_format=torch.channels_last_3d) and serves(x)
 
 
-def norm_silu_into(x: Tensor, gamma: Tensor, out: Tensor, tail: Tensor) -> None:
-    """Writes `plain.norm_silu` of x [1, C, T, H, W] to `out`, and its last frames also to `tail`; all channels-last."""
-    torch.ops.packforcing.norm_silu_into(x, gamma, out, tail)
+def norm_silu_into(x: Tensor, bias: Tensor | None, gamma: Tensor, out: Tensor, tail: Tensor) -> None:
+    """Writes `plain.norm_silu` of x [1, C, T, H, W] plus `bias` [C] to `out`, and its last frames also to `tail`; all
+    channels-last.
+    """
+    torch.ops.packforcing.norm_silu_into(x, bias, gamma, out, tail)
+
+
+def add_biased(x: Tensor, bias: Tensor, other: Tensor) -> Tensor:
+    """`plain.add_biased`, in one kernel if x and other [1, C, T, H, W] are channels-last."""
+    if not (activates(x) and activates(other)):
+        return plain.add_biased(x, bias, other)
+    torch.ops.packforcing.add_biased(x, bias, other)
+    return x
+
+
+def doubled(x: Tensor) -> Tensor:
+    """`plain.doubled` of x [1, C, T, H, W], channels-last."""
+    sizes = (*x.shape[:3], 2 * x.shape[3], 2 * x.shape[4])
+    out = torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+    torch.ops.packforcing.doubled(x, out)
+    return out
 
 
 def chosen_slots(scores: Tensor, blocks: Tensor, held: Tensor) -> Tensor:
@@ -91,6 +110,26 @@ def recall(bank: Tensor, slots: Tensor, held: Tensor, out: Tensor) -> None:
     torch.ops.packforcing.recall(bank, slots, held, out)
 
 
+def adds_scaled(base: Tensor, x: Tensor, gain: Tensor) -> bool:
+    """Whether `add_scaled` accepts these: one video, x contiguous, channels contiguous, all of one dtype. For small
+    tensors PyTorch's own launch is the quicker one.
+    """
+    if x.numel() < _WORTH_A_LAUNCH:
+        return False
+    shift = base.shape[2] == 1 and base.stride(-1) == 1
+    laid_out = x.shape[0] == 1 and x.is_contiguous() and gain.stride(-1) == 1 and (shift or base.is_contiguous())
+    return laid_out and base.dtype == x.dtype == gain.dtype and serves(x) and not torch.compiler.is_compiling()
+
+
+def add_scaled(base: Tensor, x: Tensor, gain: Tensor) -> Tensor:
+    """`plain.add_scaled`, in one kernel if `adds_scaled`. torch.compile fuses the plain one with its neighbours."""
+    if not adds_scaled(base, x, gain):
+        return plain.add_scaled(base, x, gain)
+    out = torch.empty_like(x)
+    torch.ops.packforcing.add_scaled(base, x, gain, out)
+    return out
+
+
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`plain.linear_gelu` in one kernel of the matrix library."""
     made = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
@@ -110,7 +149,20 @@ def _rotate(x: Tensor, rotation: Tensor, out: Tensor) -> None:
         )  # fmt: skip
 
 
-def _norm_silu(x: Tensor, gamma: Tensor, out: Tensor, tail: Tensor) -> None:
+def _add_scaled(base: Tensor, x: Tensor, gain: Tensor, out: Tensor) -> None:
+    from . import programs
+
+    frames, tokens, width = x.shape[1:]
+    size = tokens * width
+    grid = (-(-size // _NUMBERS_AT_ONCE), frames)
+    with _on(x.device):
+        programs.add_scaled[grid](
+            base, x, gain, out, size, base.stride(1), gain.stride(1),
+            SHIFTS=base.shape[2] == 1 < tokens, WIDTH=width, AT_ONCE=_NUMBERS_AT_ONCE, num_warps=8,
+        )  # fmt: skip
+
+
+def _norm_silu(x: Tensor, bias: Tensor | None, gamma: Tensor, out: Tensor, tail: Tensor) -> None:
     from . import programs
 
     width, rows = x.shape[1], x.numel() // x.shape[1]
@@ -119,8 +171,26 @@ def _norm_silu(x: Tensor, gamma: Tensor, out: Tensor, tail: Tensor) -> None:
     grid = (-(-rows // at_once),)
     with _on(x.device):
         programs.norm_silu[grid](
-            x, gamma, out, tail, rows, tail.numel() // width, WIDTH=width, COLUMNS=columns, ROWS=at_once, num_warps=8
-        )
+            x, gamma if bias is None else bias, gamma, out, tail, rows, tail.numel() // width,
+            BIASED=bias is not None, WIDTH=width, COLUMNS=columns, ROWS=at_once, num_warps=8,
+        )  # fmt: skip
+
+
+def _add_biased(x: Tensor, bias: Tensor, other: Tensor) -> None:
+    from . import programs
+
+    grid = (-(-x.numel() // _NUMBERS_AT_ONCE),)
+    with _on(x.device):
+        programs.add_biased[grid](x, bias, other, x.numel(), WIDTH=x.shape[1], AT_ONCE=_NUMBERS_AT_ONCE, num_warps=8)
+
+
+def _doubled(x: Tensor, out: Tensor) -> None:
+    from . import programs
+
+    _, width, frames, rows, columns = x.shape
+    grid = (-(-columns * width // _NUMBERS_AT_ONCE), frames * rows)
+    with _on(x.device):
+        programs.doubled[grid](x, out, columns, WIDTH=width, AT_ONCE=_NUMBERS_AT_ONCE, num_warps=8)
 
 
 def _chosen_slots(scores: Tensor, blocks: Tensor, held: Tensor, out: Tensor) -> None:
@@ -156,12 +226,21 @@ def _define() -> torch.library.Library | None:
         return None
     library = torch.library.Library("packforcing", "FRAGMENT")
     library.define("rotate_into(Tensor x, Tensor rotation, Tensor(a!) out) -> ()")
-    library.define("norm_silu_into(Tensor x, Tensor gamma, Tensor(a!) out, Tensor(b!) tail) -> ()")
+    library.define("add_scaled(Tensor base, Tensor x, Tensor gain, Tensor(a!) out) -> ()")
+    library.define("norm_silu_into(Tensor x, Tensor? bias, Tensor gamma, Tensor(a!) out, Tensor(b!) tail) -> ()")
+    library.define("add_biased(Tensor(a!) x, Tensor bias, Tensor other) -> ()")
+    library.define("doubled(Tensor x, Tensor(a!) out) -> ()")
     library.define("chosen_slots(Tensor scores, Tensor blocks, Tensor held, Tensor(a!) out) -> ()")
     library.define("recall(Tensor bank, Tensor slots, Tensor held, Tensor(a!) out) -> ()")
     launches = {
-        "rotate_into": _rotate, "norm_silu_into": _norm_silu, "chosen_slots": _chosen_slots, "recall": _recall
-    }  # fmt: skip
+        "rotate_into": _rotate,
+        "add_scaled": _add_scaled,
+        "norm_silu_into": _norm_silu,
+        "add_biased": _add_biased,
+        "doubled": _doubled,
+        "chosen_slots": _chosen_slots,
+        "recall": _recall,
+    }
     for name, launch in launches.items():
         library.impl(name, launch, "CUDA")
         library.impl(name, lambda *_: None, "Meta")
@@ -212,16 +291,25 @@ def _differences(device: torch.device) -> list[float]:
     video = numbers(1, 24, 3, 4, 5).bfloat16().contiguous(memory_format=torch.channels_last_3d)
     gamma, made, tail = numbers(24, 1, 1, 1).bfloat16(), torch.empty_like(video), torch.empty_like(video[:, :, :2])
     tail = tail.contiguous(memory_format=torch.channels_last_3d)
-    norm_silu_into(video, gamma, made, tail)
+    lacking, other = numbers(24).bfloat16(), numbers(1, 24, 3, 4, 5).bfloat16()
+    other = other.contiguous(memory_format=torch.channels_last_3d)
+    norm_silu_into(video, lacking, gamma, made, tail)
+    summed = add_biased(video.clone(), lacking, other)
     rows, weight, bias = numbers(16, 32), numbers(64, 32) / 6, numbers(64)
     activated = linear_gelu(rows.bfloat16(), weight.bfloat16(), bias.bfloat16())
+    tokens, gains = numbers(1, 2, 1 << 15, 24).bfloat16(), numbers(1, 2, 3, 24).bfloat16()
+    gate, shift = gains[:, :, 1:2], gains[:, :, 2:]
     scores, blocks = numbers(9), torch.tensor([4, 5, 6, 7, 8, 0, 1, 2, 3], device=device)
     held = torch.tensor([8, -1, 1, 3], device=device)
     slots = chosen_slots(scores, blocks.int(), held.int())
     pairs = (
         (slots, plain.chosen_slots(scores, blocks, held)),
         (turned, plain.rotated(x, rotation)),
-        (made, plain.norm_silu(video.float(), gamma.float())),
+        (add_scaled(tokens, tokens + 1, gate), plain.add_scaled(tokens.float(), (tokens + 1).float(), gate.float())),
+        (add_scaled(shift, tokens, gate), plain.add_scaled(shift.float(), tokens.float(), gate.float())),
+        (made, plain.norm_silu(video.float() + lacking.float().view(-1, 1, 1, 1), gamma.float())),
+        (summed, plain.add_biased(video.float(), lacking.float(), other.float())),
+        (doubled(video), plain.doubled(video)),
         (tail, made[:, :, -2:]),
         (activated, plain.linear_gelu(*(t.bfloat16().float() for t in (rows, weight, bias)))),
     )

@@ -30,6 +30,11 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack((x * u - y * v, x * v + y * u), dim=-1)
 
 
+def add_scaled(base: Tensor, x: Tensor, gain: Tensor) -> Tensor:
+    """`base` + `gain` * x for x [B, F, n, D], `gain` [B, F, 1, D] and `base` like one of them."""
+    return torch.addcmul(base, x, gain)
+
+
 def norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
     """SiLU of `x` [B, C, ...] scaled to a root mean square of 1 over its channels, times `gamma` [C, 1, ...]."""
     return F.silu(F.normalize(x, dim=1).mul_(gamma * gamma.shape[0] ** 0.5), inplace=True)
@@ -46,6 +51,17 @@ def norm_silu_into(x: Tensor, gamma: Tensor, out: Tensor) -> None:
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(SMALLEST_NORM)
     torch.div(x, norm, out=out).mul_(gamma * gamma.shape[0] ** 0.5)
     F.silu(out, inplace=True)
+
+
+def add_biased(x: Tensor, bias: Tensor, other: Tensor) -> Tensor:
+    """`x` [B, C, T, H, W] plus `bias` [C] plus `other`, in place."""
+    return x.add_(bias.view(-1, 1, 1, 1)).add_(other)
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Each pixel of `x` [B, C, T, H, W] four times: [B, C, T, 2H, 2W]."""
+    frames = F.interpolate(x.transpose(1, 2).flatten(0, 1), scale_factor=(2.0, 2.0), mode="nearest-exact")
+    return frames.unflatten(0, (x.shape[0], -1)).transpose(1, 2)
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -27,13 +27,18 @@ def rotate(x, rotation, out, tokens, x_batch, x_token, out_batch, out_token, tur
 
 
 @triton.jit
-def norm_silu(x, gamma, out, tail, rows, tail_rows, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
-    """x, out [rows, WIDTH]; the last `tail_rows` rows go to `tail` too. COLUMNS is WIDTH or the next power of two."""
+def norm_silu(x, bias, gamma, out, tail, rows, tail_rows,
+              BIASED: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+    """x, out [rows, WIDTH]; the last `tail_rows` rows go to `tail` too. COLUMNS is WIDTH or the next power of two. With
+    BIASED, `bias` [WIDTH] is added to x first.
+    """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     inside = (row[:, None] < rows) & (column[None, :] < WIDTH)
     place = row[:, None] * WIDTH + column[None, :]
     value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    if BIASED:
+        value += tl.load(bias + column, mask=column < WIDTH, other=0.0).to(tl.float32)[None, :]
     norm = tl.maximum(tl.sqrt(tl.sum(value * value, axis=1)), 1e-12)
     scale = tl.load(gamma + column, mask=column < WIDTH, other=0.0).to(tl.float32) * tl.sqrt(WIDTH * 1.0)
     value = value / norm[:, None] * scale[None, :]
@@ -41,6 +46,47 @@ def norm_silu(x, gamma, out, tail, rows, tail_rows, WIDTH: tl.constexpr, COLUMNS
     tl.store(out + place, value, mask=inside)
     kept = inside & (row[:, None] >= rows - tail_rows)
     tl.store(tail + place - (rows - tail_rows) * WIDTH, value, mask=kept)
+
+
+@triton.jit
+def add_biased(x, bias, other, size, WIDTH: tl.constexpr, AT_ONCE: tl.constexpr):
+    """x += bias + other; x and other [size / WIDTH, WIDTH], bias [WIDTH]."""
+    place = tl.program_id(0).to(tl.int64) * AT_ONCE + tl.arange(0, AT_ONCE)
+    inside = place < size
+    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    value += tl.load(bias + place % WIDTH, mask=inside, other=0.0).to(tl.float32)
+    value += tl.load(other + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(x + place, value.to(x.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def doubled(x, out, columns, WIDTH: tl.constexpr, AT_ONCE: tl.constexpr):
+    """Each pixel of the images x [rows, columns, WIDTH] four times: out [2 rows, 2 columns, WIDTH]."""
+    row, size = tl.program_id(1).to(tl.int64), columns * WIDTH
+    place = tl.program_id(0) * AT_ONCE + tl.arange(0, AT_ONCE)
+    inside = place < size
+    value = tl.load(x + row * size + place, mask=inside, other=0.0)
+    left = out + 4 * row * size + place // WIDTH * (2 * WIDTH) + place % WIDTH
+    for below in range(2):
+        tl.store(left + below * 2 * size, value, mask=inside)
+        tl.store(left + below * 2 * size + WIDTH, value, mask=inside)
+
+
+@triton.jit
+def add_scaled(base, x, gain, out, size, base_frame, gain_frame,
+               SHIFTS: tl.constexpr, WIDTH: tl.constexpr, AT_ONCE: tl.constexpr):  # fmt: skip
+    """out = base + gain x for the frames x, out [F, size / WIDTH, WIDTH]; gain [WIDTH] per frame, and so is base with
+    SHIFTS, otherwise it is like x. `base_frame` and `gain_frame` are strides of the frames.
+    """
+    frame = tl.program_id(1).to(tl.int64)
+    place = tl.program_id(0) * AT_ONCE + tl.arange(0, AT_ONCE)
+    inside = place < size
+    channel = place % WIDTH
+    value = tl.load(x + frame * size + place, mask=inside, other=0.0).to(tl.float32)
+    value *= tl.load(gain + frame * gain_frame + channel, mask=inside, other=0.0).to(tl.float32)
+    own = channel if SHIFTS else place
+    value += tl.load(base + frame * base_frame + own, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + frame * size + place, value.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -53,13 +53,13 @@ def sinusoidal_embedding(timesteps: Tensor, channels: int) -> Tensor:
 def modulate(tokens: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """tokens [B, F x n, D] times (1 + scale) plus shift; scale and shift are [B, F, 1, D], per latent frame."""
     framed = tokens.unflatten(1, (scale.shape[1], -1))
-    return torch.addcmul(shift, framed, 1 + scale).flatten(1, 2)
+    return fast.add_scaled(shift, framed, 1 + scale).flatten(1, 2)
 
 
 def add_gated(tokens: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     """tokens + gate * update, with gate [B, F, 1, D] per latent frame."""
     frames = gate.shape[1]
-    return torch.addcmul(tokens.unflatten(1, (frames, -1)), update.unflatten(1, (frames, -1)), gate).flatten(1, 2)
+    return fast.add_scaled(tokens.unflatten(1, (frames, -1)), update.unflatten(1, (frames, -1)), gate).flatten(1, 2)
 
 
 class Seams(NamedTuple):
@@ -187,8 +187,9 @@ class CausalWan:
     def embed(self, latents: Tensor) -> Tensor:
         """The patch embedding: latents [B, 16, F, h, w] -> tokens [B, F x n, D], in order of time, row, column."""
         tokens = rearrange(self.patches(latents).to(self.dtype), "b d f h w -> b (f h w) d")
-        # torch.compile specialises on strides: the first layer's input should have those of the others.
-        return tokens.contiguous() if self.compiled else tokens
+        # Every sum of the layers keeps the strides of its first summand: without this copy all of them would read
+        # tokens channel by channel, and each norm would copy them first.
+        return tokens.contiguous()
 
     def patches(self, latents: Tensor) -> Tensor:
         """The patch embedding as a grid: latents [B, 16, F, h, w] -> [B, D, F, h/2, w/2]."""

@@ -99,13 +99,20 @@ class Denoising:
 
 
 def denoise_block(
-    model: CausalWan, text: list[TextKV], view: BlockView, noise: NoiseSource, schedule: Schedule, block: int
+    model: CausalWan,
+    text: list[TextKV],
+    view: BlockView,
+    noise: NoiseSource,
+    schedule: Schedule,
+    block: int,
+    drawn: Tensor | None = None,
 ) -> Generator[StepDone, None, Tensor]:
-    """Yields each step when it is done; returns the clean latents.
+    """Yields each step when it is done; returns the clean latents. `drawn` is the block's first noise on the device, if
+    it was drawn before.
 
     x0 = x - sigma flow, then x = (1 - sigma') x0 + sigma' eps with fresh noise, until the last x0.
     """
-    x = to_device(noise(block, 0), model.device)
+    x = to_device(noise(block, 0), model.device) if drawn is None else drawn
     for step, (timestep, sigma) in enumerate(zip(schedule.timesteps, schedule.sigmas, strict=True)):
         if step > 0:
             x = (1 - sigma) * x + sigma * to_device(noise(block, step), model.device)

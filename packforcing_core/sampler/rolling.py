@@ -43,6 +43,8 @@ class RollingBlocks:
     def passed(self, done: BlockDone) -> None:
         self._last = done
 
+    def expect(self, block: int) -> None: ...
+
     def make(
         self, text: list[TextKV], block: int, behind_cut: bool
     ) -> Generator[StepDone, None, tuple[BlockDone, None]]:

@@ -19,7 +19,7 @@ from ..cache.partitions import Partitions
 from ..errors import PackForcingError
 from ..history import History
 from ..model.causal import CausalWan, TextKV
-from ..queued import Moment, SideStream
+from ..queued import Moment, SideStream, to_device
 from ..text.script import Script
 from ..vae.decoders import HELD_FRAMES, Decoder, push_block
 from .denoising import BlockDone, Denoising, Event, StepDone, denoise_block, frame_timesteps
@@ -71,6 +71,9 @@ class BlockSampler(Protocol):
 
     def passed(self, done: BlockDone) -> None:
         """Called for a block that was known already."""
+
+    def expect(self, block: int) -> None:
+        """Prepares what `block` needs from the host, while the device still works on the one before."""
 
 
 def rollout(
@@ -130,6 +133,8 @@ def rollout(
                 recent[block] = done.latents
                 for old in set(recent).difference(cache.blocks_in_view(), (block,)):
                     del recent[old]
+            if found is None and block + 1 < blocks:
+                sampler.expect(block + 1)
             _there(moment)
             yield done
 
@@ -139,15 +144,20 @@ class SingleBlocks:
 
     def __init__(self, model: CausalWan, cache: KVCache, noise: NoiseSource, denoising: Denoising):
         self._model, self._cache, self._noise, self._denoising = model, cache, noise, denoising
+        self._drawn: dict[int, Tensor] = {}
 
     def make(
         self, text: list[TextKV], block: int, behind_cut: bool
     ) -> Generator[StepDone, None, tuple[BlockDone, BlockView]]:
         view, schedule = self._cache.begin_block(), self._denoising.of_block(block, behind_cut)
-        latents = yield from denoise_block(self._model, text, view, self._noise, schedule, block)
+        drawn = self._drawn.pop(block, None)
+        latents = yield from denoise_block(self._model, text, view, self._noise, schedule, block, drawn)
         return BlockDone(block, latents, selection=view.selection()), view
 
     def passed(self, done: BlockDone) -> None: ...
+
+    def expect(self, block: int) -> None:
+        self._drawn = {block: to_device(self._noise(block, 0), self._model.device)}
 
 
 def _sampler(model: CausalWan, cache: KVCache, noise: NoiseSource, denoising: Denoising) -> BlockSampler:

@@ -44,12 +44,15 @@ class RMSNorm(nn.Module):
         """SiLU of the norm of `x`."""
         return plain.norm_silu(x, self.ops.cast(self.gamma, x))
 
-    def activate_into(self, x: Tensor, out: Tensor, tail: Tensor) -> None:
-        """Writes the SiLU of the norm to `out`, and its last frames also to `tail` [B, C, 1 or 2, H, W]."""
+    def activate_into(self, x: Tensor, out: Tensor, tail: Tensor, lacks: Tensor | None = None) -> None:
+        """Writes the SiLU of the norm to `out`, and its last frames also to `tail` [B, C, 1 or 2, H, W]; `lacks` is a
+        bias that x lacks.
+        """
         gamma = self.ops.cast(self.gamma, x)
         if fast.activates(x) and fast.activates(out):
-            fast.norm_silu_into(x, gamma, out, tail)
+            fast.norm_silu_into(x, lacks, gamma, out, tail)
         else:
+            x = x if lacks is None else x + lacks.view(-1, 1, 1, 1)
             plain.norm_silu_into(x, gamma, out)
             tail.copy_(out[:, :, -tail.shape[2] :])
 
@@ -74,7 +77,13 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, state: CausalState) -> Tensor:
         _, _, conv_in, _, _, _, conv_out = self.residual
         norm_in, norm_out = (cast("RMSNorm", self.residual[place]) for place in (0, 3))
-        # One expression: a variable would keep a full-size activation alive during the second convolution.
+        # One expression each: a variable would keep a full-size activation alive during the second convolution.
+        if state.may_lack_bias(conv_in, x) and state.may_lack_bias(conv_out, x):
+            lacks = cast("tuple[Tensor, Tensor]", (conv_in.bias, conv_out.bias))
+            changed = state.convolve(
+                conv_out, state.convolve(conv_in, x, norm_in, biased=False), norm_out, lacks=lacks[0], biased=False
+            )
+            return fast.add_biased(changed, lacks[1], self.shortcut(x))
         changed = state.convolve(conv_out, state.convolve(conv_in, x, norm_in), norm_out)
         return changed.add_(self.shortcut(x))
 
@@ -114,6 +123,8 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor, state: CausalState) -> Tensor:
         if self.time_conv is not None:
             x = _double_time(self.time_conv, x, state)
+        if fast.activates(x):
+            return to_video(self.resample[1](to_frames(fast.doubled(x))), x.shape[0])
         return to_video(self.resample(to_frames(x)), x.shape[0])
 
 

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels import fast
+
 # PyTorch (aten, Convolution.cpp) computes a float32 convolution on a CPU with oneDNN if the product of its input's
 # first four sizes exceeds this. Otherwise it unfolds the input, which in 3-D takes 27 times its memory.
 UNFOLDED_SIZE = 20480
@@ -30,7 +32,7 @@ class Activation(Protocol):
 
     def activated(self, x: Tensor) -> Tensor: ...
 
-    def activate_into(self, x: Tensor, out: Tensor, tail: Tensor) -> None: ...
+    def activate_into(self, x: Tensor, out: Tensor, tail: Tensor, lacks: Tensor | None = None) -> None: ...
 
 
 class CausalState:
@@ -51,12 +53,23 @@ class CausalState:
         """Gives `conv` its history before its first call: one frame, or zeros of the shape of `like` for None."""
         self.tails[conv] = _zeros(like, lookback(conv)) if frame is None else frame.clone()
 
-    def convolve(self, conv: nn.Module, x: Tensor, norm: Activation | None = None) -> Tensor:
+    def convolve(
+        self,
+        conv: nn.Module,
+        x: Tensor,
+        norm: Activation | None = None,
+        *,
+        lacks: Tensor | None = None,
+        biased: bool = True,
+    ) -> Tensor:
         """Applies `conv` (without padding in time) to x [B, C, T, H, W], activated by `norm`, with its tail before it.
         T is a multiple of its stride.
 
         The first frame of a video is preceded by zeros. Without gradients, the activated input is written directly
         after the tail, so nothing is concatenated. With gradients, and frame by frame, `_convolve_joined` is used.
+
+        If `may_lack_bias`, a bias can be left to the next operation, which saves a pass over the tensor: `biased` is
+        false for an output without it, and `lacks` is the bias that x lacks.
         """
         depth, frames = lookback(conv), x.shape[2]
         first = conv not in self.tails and frames == 1 and is_plain(conv)
@@ -71,12 +84,20 @@ class CausalState:
             fresh.copy_(x)
             own.copy_(x[:, :, frames - newest :])
         else:
-            norm.activate_into(x, fresh, own)
+            norm.activate_into(x, fresh, own, lacks)
         del x  # Frees the caller's tensor: one frame less at the peak.
         if newest < depth:
             kept[:, :, : depth - newest] = padded[:, :, frames:depth]
         self.tails[conv] = kept
-        return run_conv(conv, padded)
+        return run_conv(conv, padded, biased)
+
+    def may_lack_bias(self, conv: nn.Module, x: Tensor) -> bool:
+        """Whether `conv` over frames like those of x can leave its bias to the next operation, because a kernel adds
+        it.
+        """
+        if torch.is_grad_enabled() or not self.started(conv):
+            return False
+        return is_plain(conv) and conv.bias is not None and fast.activates(x)
 
     def _convolve_joined(self, conv: nn.Module, x: Tensor) -> Tensor:
         depth = lookback(conv)
@@ -111,16 +132,20 @@ def splits_time(conv: nn.Module, x: Tensor, frames: int) -> TypeGuard[nn.Conv3d]
     return math.prod((*x.shape[:2], frames, x.shape[3])) <= UNFOLDED_SIZE
 
 
-def run_conv(conv: nn.Module, x: Tensor) -> Tensor:
-    """`conv` over `x`. PyTorch 2.9 and 2.10 do not use some versions of cuDNN for half-precision 3-D convolutions and
-    unfold them, which takes many times the memory. There cuDNN is called directly, as ComfyUI does.
+def run_conv(conv: nn.Module, x: Tensor, biased: bool = True) -> Tensor:
+    """`conv` over `x`; a plain one without its bias if not `biased`.
+
+    PyTorch 2.9 and 2.10 do not use some versions of cuDNN for half-precision 3-D convolutions and unfold them, which
+    takes many times the memory. There cuDNN is called directly, as ComfyUI does.
     """
     if not (x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and is_plain(conv) and _cudnn_is_avoided()):
-        return conv(x)
+        if biased or not is_plain(conv):
+            return conv(x)
+        return F.conv3d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
     padding = cast("tuple[int, ...]", conv.padding)  # Never a string such as "same" in this network.
     sizes = padding, conv.stride, conv.dilation
     made = torch.cudnn_convolution(x, conv.weight, *sizes, conv.groups, False, False, True)
-    return made if conv.bias is None else made.add_(conv.bias.view(1, -1, 1, 1, 1))
+    return made if conv.bias is None or not biased else made.add_(conv.bias.view(1, -1, 1, 1, 1))
 
 
 @lru_cache(maxsize=1)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -81,12 +82,13 @@ def vaes(device: torch.device, dtype: torch.dtype) -> tuple[WanVAE, WanVAE]:
 def decoder(device: torch.device) -> str:
     """Four latent frames a call and one a call, in float32 and in bfloat16, against the CPU's float32."""
     latents, told = numbers(CPU, 1, 16, 9, SMALL.height // 8, SMALL.width // 8), []
-    for dtype, limit in ((torch.float32, 2e-3), (torch.bfloat16, 0.2)):  # 2e-3: TF32 may be allowed.
+    for dtype, limit, tf32 in ((torch.float32, 1e-3, False), (torch.float32, 0.05, True), (torch.bfloat16, 0.2, True)):
         plain, other = vaes(device, dtype)
         exact = StreamingDecoder(plain).push(latents)
         for at_once in (1, TOGETHER):
-            made = _decoded(other, latents, at_once)
-            told.append(f"{dtype} {at_once} at once {off(made, exact, limit)}")
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
+                made = _decoded(other, latents, at_once)
+            told.append(f"{dtype}{' with TF32' * tf32} {at_once} at once {off(made, exact, limit)}")
     return ", ".join(told)
 
 
@@ -175,6 +177,19 @@ def compiled(device: torch.device) -> str:
 
 
 @torch.no_grad()
+def first_calls(device: torch.device, dtype: torch.dtype, name: str) -> str:
+    """What the first call of attention `name` costs at a length that it has not seen, beside the second."""
+    attention = attention_named(name, Capability.of(device, dtype, 128))
+    firsts, seconds, first = [], [], 20000 if device.type == "cuda" else 20
+    for length in range(first, first + 5 * 182, 182):
+        q, k, v = (numbers(device, 1, size, 12, 128).to(dtype) for size in (first // 4, length, length))
+        firsts.append(seconds_of(lambda q=q, k=k, v=v: attention(q, k, v), device))
+        seconds.append(seconds_of(lambda q=q, k=k, v=v: attention(q, k, v), device))
+    chosen = torch._fused_sdp_choice(*(x.transpose(1, 2) for x in (q, k, v)))
+    return f"{1000 * median(firsts):.1f} ms, then {1000 * median(seconds):.1f} ms (PyTorch's own choice: {chosen})"
+
+
+@torch.no_grad()
 def decode_times(vae: WanVAE, scale: Scale, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """Seconds of a block's decode by frames at once and, on a GPU, with and without the kernels."""
     latents, found = numbers(device, 1, 16, 4, scale.height // 8, scale.width // 8), {}
@@ -188,8 +203,14 @@ def decode_times(vae: WanVAE, scale: Scale, device: torch.device, dtype: torch.d
                 for _ in range(2):
                     decoder.push(latents)
                 times = sorted(seconds_of(lambda decoder=decoder: decoder.push(latents), device) for _ in range(3))
-                name = f"{at_once} at once, {'Triton' if kernels_serve else 'plain'} norms"
+                name = f"{at_once} at once, {'Triton' if kernels_serve else 'plain'} kernels"
                 found[name] = round(times[1], 5)
+        fast.usable = usable
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True):
+            decoder = StreamingDecoder(vae)
+            tuning = [seconds_of(lambda decoder=decoder: decoder.push(latents), device) for _ in range(6)]
+        found["the last, with kernels that cuDNN chose by trying"] = round(median(tuning[3:]), 5)
+        found["the trying"] = round(sum(tuning[:3]), 3)
     finally:
         streaming.frames_at_once, fast.usable = chosen, usable
     return found

@@ -19,6 +19,7 @@ import torch
 
 from packforcing_core.attention import Capability, attention_named, supported
 from packforcing_core.cache.config import PackForcing, build_policy
+from packforcing_core.devices import usable_device
 from packforcing_core.kernels import fast
 from packforcing_core.laboratory.bench import protocol
 from packforcing_core.laboratory.bench.report import markdown
@@ -27,7 +28,6 @@ from packforcing_core.model.config import WanConfig
 from packforcing_core.vae.config import VAEConfig
 from packforcing_core.vae.streaming import to_frames
 from packforcing_core.vae.tiny import TinyDecoder, TinyVAE
-from tests.benchmarks import blocks
 from tests.gpu import checks
 from tests.gpu.film import film
 
@@ -126,6 +126,8 @@ def peer(result: Result) -> None:
     if result.device.type != "cuda":
         result.put("not rehearsed here", "`python -m tests.benchmarks.blocks` is the same on a CPU")
         return
+    from tests.benchmarks import blocks  # It needs the test set-up, which the other parts do without.
+
     longest = 60 if torch.cuda.get_device_properties(result.device).total_memory > 120 * GB else 40
     measured = blocks.measure([5, 21, longest], 3, 1.5, [blocks.OURS, "window"], device="cuda")
     (result.path.parent / "blocks.json").write_text(json.dumps(measured), encoding="utf-8")
@@ -148,6 +150,10 @@ def backends(result: Result) -> None:
             attention = attention_named(name, capability)
             model.attention = stream.cache.attention = attention
             result.tried(f"block with {name}, s", lambda: _median(stream.block, result.device))
+            result.tried(
+                f"first call of {name} at a new length",
+                lambda name=name: checks.first_calls(result.device, result.dtype, name),
+            )
     _free(result.device)
     vae = build_vae(result.scale, result.device, result.dtype)
     for name, seconds in checks.decode_times(vae, result.scale, result.device, result.dtype).items():
@@ -252,7 +258,7 @@ def main() -> int:
     name, folder, device, *flags = sys.argv[1:]
     if device == "cpu":
         torch.set_num_threads(1)
-    PARTS[name].run(Result(Path(folder) / f"{name}.json", torch.device(device), "--tiny" in flags))
+    PARTS[name].run(Result(Path(folder) / f"{name}.json", usable_device(device), "--tiny" in flags))
     return 0
 
 

@@ -200,6 +200,7 @@ class Stream:
         latents = _last(
             denoise_block(self.model, self.text, view, self.noise, self.denoising.of_block(view.block), view.block)
         )
+        view.selection()  # As in a rollout, which reads it before it queues the commit and what follows.
         laps.mark("steps")
         video = None
         if self.decoder:

@@ -47,17 +47,38 @@ for dtype, unit in ((torch.float32, 1e-6), (torch.bfloat16, 2**-7)):  # The inte
         assert worst <= unit and not buffer[:, :7].any() and not buffer[:, 37:].any()
         fast._rotate(x, torch.view_as_real(rotation), x)
         assert torch.equal(x, out)
+    for width in (24, 96):
+        tokens, update, gains = (torch.randn(1, 2, count, width).to(dtype) for count in (5, 5, 6))
+        for base, gain in ((tokens, gains[:, :, 1:2]), (gains[:, :, 2:3], gains[:, :, 5:])):
+            out = torch.zeros_like(update)
+            fast._add_scaled(base, update, gain, out)
+            exact = plain.add_scaled(base.double(), update.double(), gain.double())
+            worst = ((out.double() - exact).abs() / (1 + exact.abs())).max().item()
+            print(f"add_scaled {width} {dtype} {worst:.1e}")
+            assert worst <= unit
     for width in (8, 96, 192):
         video = torch.randn(1, width, 3, 4, 5).to(dtype).contiguous(memory_format=torch.channels_last_3d)
         video[:, :, 1, 2, 3] = 0
         gamma = torch.randn(width, 1, 1, 1).to(dtype)
         padded = torch.zeros(1, width, 5, 4, 5, dtype=dtype).contiguous(memory_format=torch.channels_last_3d)
         tail = torch.zeros(1, width, 2, 4, 5, dtype=dtype).contiguous(memory_format=torch.channels_last_3d)
-        fast._norm_silu(video, gamma, padded[:, :, 2:], tail)
-        exact = plain.norm_silu(video.double(), gamma.double())
-        worst = ((padded[:, :, 2:].double() - exact).abs() / (1 + exact.abs())).max().item()
-        print(f"norm_silu {width} {dtype} {worst:.1e}")
-        assert worst <= unit and not padded[:, :, :2].any() and torch.equal(tail, padded[:, :, 3:])
+        bias, other = torch.randn(width).to(dtype), torch.randn_like(video)
+        for lacks in (None, bias):
+            fast._norm_silu(video, lacks, gamma, padded[:, :, 2:], tail)
+            added = 0 if lacks is None else lacks.double().view(-1, 1, 1, 1)
+            exact = plain.norm_silu(video.double() + added, gamma.double())
+            worst = ((padded[:, :, 2:].double() - exact).abs() / (1 + exact.abs())).max().item()
+            print(f"norm_silu {width} {dtype} {worst:.1e}")
+            assert worst <= unit and not padded[:, :, :2].any() and torch.equal(tail, padded[:, :, 3:])
+        summed = video.clone()
+        fast._add_biased(summed, bias, other)
+        exact = plain.add_biased(video.double(), bias.double(), other.double())
+        worst = ((summed.double() - exact).abs() / (1 + exact.abs())).max().item()
+        print(f"add_biased {width} {dtype} {worst:.1e}")
+        assert worst <= unit and summed.is_contiguous(memory_format=torch.channels_last_3d)
+        large = torch.full((1, width, 3, 8, 10), 7, dtype=dtype).contiguous(memory_format=torch.channels_last_3d)
+        fast._doubled(video, large)
+        assert torch.equal(large, plain.doubled(video))
 
 for count, top in ((1, 1), (5, 2), (9, 4), (33, 8)):
     for trial in range(3):
@@ -96,18 +117,25 @@ def built(kernel, kinds, constants, capability):
 
 rotate = {name: "i32" for name in programs.rotate.arg_names}
 rotate |= {"x": "*bf16", "out": "*bf16", "rotation": "*fp32"}
-norm = {"rows": "i32", "tail_rows": "i32", "x": "*bf16", "gamma": "*bf16", "out": "*bf16", "tail": "*bf16"}
+norm = {name: "*bf16" for name in programs.norm_silu.arg_names} | {"rows": "i32", "tail_rows": "i32"}
+added = {name: "*bf16" for name in programs.add_biased.arg_names} | {"size": "i32"}
+twice = {"x": "*bf16", "out": "*bf16", "columns": "i32"}
+scaled = {name: "i32" for name in programs.add_scaled.arg_names}
+scaled |= {name: "*bf16" for name in ("base", "x", "gain", "out")}
 choice = {"scores": "*fp32", "blocks": "*i32", "held": "*i32", "out": "*i32", "count": "i32"}
 copies = {name: "i32" for name in programs.recall.arg_names}
 copies |= {"bank": "*bf16", "out": "*bf16", "slots": "*i32", "held": "*i32"}
 for capability in (80, 86, 89, 90, 100, 120):
     one = built(programs.rotate, rotate, {"HEADS": 12, "DIM": 128, "ROWS": 4}, capability)
-    two = built(programs.norm_silu, norm, {"WIDTH": 96, "COLUMNS": 128, "ROWS": 32}, capability)
+    two = built(programs.norm_silu, norm, {"BIASED": True, "WIDTH": 96, "COLUMNS": 128, "ROWS": 32}, capability)
+    five = built(programs.add_biased, added, {"WIDTH": 96, "AT_ONCE": 4096}, capability)
+    six = built(programs.doubled, twice, {"WIDTH": 192, "AT_ONCE": 4096}, capability)
+    seven = built(programs.add_scaled, scaled, {"SHIFTS": True, "WIDTH": 1536, "AT_ONCE": 4096}, capability)
     three = built(programs.chosen_slots, choice, {"SLOTS": 4, "COLUMNS": 128}, capability)
     four = built(programs.recall, copies, {"AT_ONCE": 4096}, capability)
-    print(capability, len(one), len(two), len(three), len(four))
+    print(capability, len(one), len(two), len(three), len(four), len(five), len(six), len(seven))
 """
 
 
 def test_they_compile_for_every_architecture_from_ampere_on():
-    assert run(COMPILED).split()[::5] == ["80", "86", "89", "90", "100", "120"]
+    assert run(COMPILED).split()[::8] == ["80", "86", "89", "90", "100", "120"]
