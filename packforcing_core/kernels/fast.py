@@ -19,12 +19,14 @@ from . import plain
 
 LOG = logging.getLogger(__name__)
 HALF = (torch.bfloat16, torch.float16)
+LAST = torch.channels_last_3d
 _WORTH_A_LAUNCH = 1 << 20
 _TOKENS_AT_ONCE, _NUMBERS_AT_ONCE, _COPIED_AT_ONCE = 4, 4096, 4096
 
 _verdicts: dict[torch.device, bool] = {}
 _reaches: dict[torch.device, bool] = {}
-_lock = threading.Lock()
+_lock = threading.RLock()
+_trying: set[torch.device] = set()
 
 
 def usable(device: torch.device) -> bool:
@@ -34,8 +36,14 @@ def usable(device: torch.device) -> bool:
     if device in _verdicts:
         return _verdicts[device]
     with _lock:
+        if device in _trying:  # The trial itself asks.
+            return False
         if device not in _verdicts:
-            _verdicts[device] = _tried(device)
+            _trying.add(device)
+            try:
+                _verdicts[device] = _tried(device)
+            finally:
+                _trying.discard(device)
         return _verdicts[device]
 
 
@@ -220,6 +228,17 @@ def _on(device: torch.device) -> AbstractContextManager:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
+_LAUNCHES = {
+    "rotate_into": _rotate,
+    "add_scaled": _add_scaled,
+    "norm_silu_into": _norm_silu,
+    "add_biased": _add_biased,
+    "doubled": _doubled,
+    "chosen_slots": _chosen_slots,
+    "recall": _recall,
+}
+
+
 def _define() -> torch.library.Library | None:
     """Declares the operators; a second copy of this package in the process finds them declared."""
     if hasattr(torch.ops.packforcing, "rotate_into"):
@@ -232,16 +251,7 @@ def _define() -> torch.library.Library | None:
     library.define("doubled(Tensor x, Tensor(a!) out) -> ()")
     library.define("chosen_slots(Tensor scores, Tensor blocks, Tensor held, Tensor(a!) out) -> ()")
     library.define("recall(Tensor bank, Tensor slots, Tensor held, Tensor(a!) out) -> ()")
-    launches = {
-        "rotate_into": _rotate,
-        "add_scaled": _add_scaled,
-        "norm_silu_into": _norm_silu,
-        "add_biased": _add_biased,
-        "doubled": _doubled,
-        "chosen_slots": _chosen_slots,
-        "recall": _recall,
-    }
-    for name, launch in launches.items():
+    for name, launch in _LAUNCHES.items():
         library.impl(name, launch, "CUDA")
         library.impl(name, lambda *_: None, "Meta")
     return library
@@ -279,7 +289,11 @@ def _reads_the_host(device: torch.device) -> bool:
 
 @torch.no_grad()
 def _differences(device: torch.device) -> list[float]:
-    """The largest difference of each operation from plain PyTorch, for values of about 1 in bfloat16."""
+    """The largest difference of each kernel from plain PyTorch, for values of about 1 in bfloat16.
+
+    It launches the kernels themselves: whether they serve is what is being found out, and asking would wait for ever.
+    """
+    own = torch.ops.packforcing
     generator = torch.Generator(device).manual_seed(0)
 
     def numbers(*sizes: int) -> Tensor:
@@ -287,29 +301,34 @@ def _differences(device: torch.device) -> list[float]:
 
     x, angles = numbers(1, 7, 3, 64).bfloat16(), numbers(7, 1, 32)
     rotation, turned = torch.polar(torch.ones_like(angles), angles), torch.empty_like(x)
-    rotate_into(x, rotation, turned)
-    video = numbers(1, 24, 3, 4, 5).bfloat16().contiguous(memory_format=torch.channels_last_3d)
+    own.rotate_into(x, torch.view_as_real(rotation), turned)
+    video = numbers(1, 24, 3, 4, 5).bfloat16().contiguous(memory_format=LAST)
     gamma, made, tail = numbers(24, 1, 1, 1).bfloat16(), torch.empty_like(video), torch.empty_like(video[:, :, :2])
-    tail = tail.contiguous(memory_format=torch.channels_last_3d)
+    tail = tail.contiguous(memory_format=LAST)
     lacking, other = numbers(24).bfloat16(), numbers(1, 24, 3, 4, 5).bfloat16()
-    other = other.contiguous(memory_format=torch.channels_last_3d)
-    norm_silu_into(video, lacking, gamma, made, tail)
-    summed = add_biased(video.clone(), lacking, other)
+    other = other.contiguous(memory_format=LAST)
+    own.norm_silu_into(video, lacking, gamma, made, tail)
+    summed, larger = video.clone(), numbers(1, 24, 3, 8, 10).bfloat16().contiguous(memory_format=LAST)
+    own.add_biased(summed, lacking, other)
+    own.doubled(video, larger)
     rows, weight, bias = numbers(16, 32), numbers(64, 32) / 6, numbers(64)
     activated = linear_gelu(rows.bfloat16(), weight.bfloat16(), bias.bfloat16())
-    tokens, gains = numbers(1, 2, 1 << 15, 24).bfloat16(), numbers(1, 2, 3, 24).bfloat16()
+    tokens, gains = numbers(1, 2, 5, 24).bfloat16(), numbers(1, 2, 3, 24).bfloat16()
     gate, shift = gains[:, :, 1:2], gains[:, :, 2:]
+    gated, shifted = torch.empty_like(tokens), torch.empty_like(tokens)
+    own.add_scaled(tokens, tokens, gate, gated)
+    own.add_scaled(shift, tokens, gate, shifted)
     scores, blocks = numbers(9), torch.tensor([4, 5, 6, 7, 8, 0, 1, 2, 3], device=device)
     held = torch.tensor([8, -1, 1, 3], device=device)
     slots = chosen_slots(scores, blocks.int(), held.int())
     pairs = (
         (slots, plain.chosen_slots(scores, blocks, held)),
         (turned, plain.rotated(x, rotation)),
-        (add_scaled(tokens, tokens + 1, gate), plain.add_scaled(tokens.float(), (tokens + 1).float(), gate.float())),
-        (add_scaled(shift, tokens, gate), plain.add_scaled(shift.float(), tokens.float(), gate.float())),
+        (gated, plain.add_scaled(tokens.float(), tokens.float(), gate.float())),
+        (shifted, plain.add_scaled(shift.float(), tokens.float(), gate.float())),
         (made, plain.norm_silu(video.float() + lacking.float().view(-1, 1, 1, 1), gamma.float())),
         (summed, plain.add_biased(video.float(), lacking.float(), other.float())),
-        (doubled(video), plain.doubled(video)),
+        (larger, plain.doubled(video)),
         (tail, made[:, :, -2:]),
         (activated, plain.linear_gelu(*(t.bfloat16().float() for t in (rows, weight, bias)))),
     )

@@ -129,12 +129,10 @@ def rollout(
                 done = replace(done, selection=made.selection or view.selection())
                 if compression and cache.mid:
                     commit_due_block(model, text, cache, compression.waiting)
+                if found is None:
+                    sampler.expect(block + 1)
             if script.recaches:
-                recent[block] = done.latents
-                for old in set(recent).difference(cache.blocks_in_view(), (block,)):
-                    del recent[old]
-            if found is None and block + 1 < blocks:
-                sampler.expect(block + 1)
+                _remember(recent, done, cache)
             _there(moment)
             yield done
 
@@ -163,6 +161,13 @@ class SingleBlocks:
 def _sampler(model: CausalWan, cache: KVCache, noise: NoiseSource, denoising: Denoising) -> BlockSampler:
     kind = RollingBlocks if denoising.rolling else SingleBlocks
     return kind(model, cache, noise, denoising)
+
+
+def _remember(recent: dict[int, Tensor], done: BlockDone, cache: KVCache) -> None:
+    """Keeps the block's latents in `recent`, and of those before only the blocks in view."""
+    recent[done.block] = done.latents
+    for old in set(recent).difference(cache.blocks_in_view(), (done.block,)):
+        del recent[old]
 
 
 def _in_view(cache: KVCache, recent: Mapping[int, Tensor], known: Known) -> dict[int, Tensor]:

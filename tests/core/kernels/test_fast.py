@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
@@ -29,6 +31,18 @@ def test_a_device_on_which_they_are_wrong_is_served_by_the_twins(monkeypatch, ca
     monkeypatch.setattr(fast.importlib.util, "find_spec", lambda name: object())
     assert not fast.usable(torch.device("cuda", 0))
     assert "differ by 0.3" in caplog.text
+
+
+def test_a_trial_that_asks_whether_they_serve_does_not_wait_for_itself(monkeypatch):
+    device, asked = torch.device("cuda", 0), []
+    monkeypatch.setattr(fast, "_verdicts", {})
+    monkeypatch.setattr(fast, "_differences", lambda device: asked.append(fast.usable(device)) or [0.0])
+    monkeypatch.setattr(fast.importlib.util, "find_spec", lambda name: object())
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(fast.usable(device)), daemon=True)
+    thread.start()
+    thread.join(timeout=10)
+    assert (answers, asked) == ([True], [False])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -104,6 +104,27 @@ def test_interpreted_they_give_what_their_twins_give():
     print(run(INTERPRETED, TRITON_INTERPRET="1"))
 
 
+TRIAL = """
+import torch
+from packforcing_core.kernels import fast
+
+for name, launch in fast._LAUNCHES.items():
+    fast._LIBRARY.impl(name, launch, "CPU")
+
+def asked(*_):
+    raise AssertionError("the trial asked whether the kernels serve")
+
+fast.usable = fast.serves = asked
+print(max(fast._differences(torch.device("cpu"))))
+"""
+
+
+def test_the_trial_of_a_device_runs_every_kernel_and_asks_nothing():
+    worst = float(run(TRIAL, TRITON_INTERPRET="1"))
+    print(f"largest difference {worst:.1e}")
+    assert worst < 0.02
+
+
 COMPILED = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
