@@ -80,8 +80,12 @@ class Family:
 
     @property
     def sampling(self) -> str:
-        """One line for people: block length, steps, shift, window and sink."""
+        """One line for people: block length, steps (and how many more a scene's first block takes), shift, window and
+        sink.
+        """
         steps = ", ".join(f"{step:g}" for step in self.denoising_steps)
+        if self.first_block_steps:
+            steps += f" ({len(self.first_block_steps)} steps in a scene's first block)"
         window = "full history" if self.window_frames is None else f"window {self.window_frames}"
         way = ", as a rolling window" if self.rollout == "rolling" else ""
         return (

@@ -172,7 +172,9 @@ def inspect(path: str | PathLike[str], key: str | None = None) -> Inspection:
     other = _foreign(file, groups)
     selection = None if other else _select(file, groups, key)
     if selection is None:
-        return _inspection(file, file.tensors.values(), other or classify(groups, file), fronts=fronts)
+        kind = other or classify(groups, file)
+        how = _lora_says(file) if kind.name == "lora" else ()
+        return _inspection(file, file.tensors.values(), kind, fronts=fronts, how=how)
     config, problems = _check(file, selection)
     title = "a Wan2.1 T2V transformer" + (f", {size_name(config)}" if config else ", but not a usable one")
     scales = {name: file.tensors[there] for name, there in (*selection.weights.items(), *selection.scales.items())}
@@ -323,6 +325,15 @@ def _inspection(file: TensorFile, infos, kind: Kind, **known) -> Inspection:
         dtypes=dict(dtypes),
         **known,
     )
+
+
+def _lora_says(file: TensorFile) -> tuple[str, ...]:
+    """What the name tells of a LoRA: the family that it belongs with, which decides how its base is sampled."""
+    known = recognise(file.path, file.metadata, file.tensors)
+    family = known.family
+    if family is None or not family.autoregressive:
+        return ()
+    return (*known.how, f"so it belongs with {family.title}: {family.sampling}")
 
 
 def _taken_warnings(front: str, others: tuple[str, ...]) -> list[str]:

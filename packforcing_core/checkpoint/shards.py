@@ -12,6 +12,7 @@ from pathlib import Path
 from ..errors import PackForcingError
 
 _INDEX = ".safetensors.index.json"
+_PIPELINE = "model_index.json"
 _SHARD = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 _MOST_SHARDS = 1000
 _LARGEST_INDEX = 64 * 2**20
@@ -35,7 +36,9 @@ def find_shards(path: Path) -> list[Path] | None:
 
 
 def _in_folder(folder: Path) -> list[Path] | None:
-    """From the index in the folder, or its only safetensors file."""
+    """From the index in the folder, or its only safetensors file; of a diffusers pipeline, from its transformer's."""
+    if (folder / _PIPELINE).is_file() and (folder / "transformer").is_dir():
+        folder = folder / "transformer"
     indices = sorted(folder.glob(f"*{_INDEX}"))
     files = sorted(folder.glob("*.safetensors"))
     if len(indices) == 1:

@@ -16,6 +16,7 @@ from tests.checkpoints import (
     SMALL,
     Layout,
     in_diffusers_names,
+    lora_tensors,
     partial_compressor,
     truncate,
     wan_state_dict,
@@ -225,6 +226,17 @@ def without(part: str, *added: str):
     return kept | {f"blocks.{layer}.{name}": torch.ones(8, 128) for layer in range(2) for name in added}
 
 
+def in_peft_names():
+    """The base and its LoRA as PEFT names them together: every layer with a LoRA is its `base_layer` and two halves."""
+    lora = {name.replace(".weight", ".default.weight"): tensor for name, tensor in lora_tensors().items()}
+    adapted = {name.rsplit(".lora_", 1)[0] for name in lora}
+    base = {}
+    for name, tensor in STATE.items():
+        layer, _, kind = name.rpartition(".")
+        base[f"{layer}.base_layer.{kind}" if layer in adapted else name] = tensor
+    return {f"base_model.model.{name}": tensor for name, tensor in (base | lora).items()}
+
+
 @pytest.mark.parametrize(
     ("file", "state", "words"),
     [
@@ -237,7 +249,7 @@ def without(part: str, *added: str):
         ("turbo.safetensors", without(".q.weight", "self_attn.q.int8_weight", "self_attn.q.scale"), "TurboDiffusion"),
         (
             "cmgrpo_raven_full.safetensors",
-            without(".self_attn.q.", "self_attn.q.base_layer.weight", "self_attn.q.lora_A.default.weight"),
+            in_peft_names(),
             r"unmerged.*cmgrpo_raven_merge\.pt",
         ),
     ],

@@ -10,8 +10,16 @@ from safetensors.torch import load_file, save_file
 from packforcing_core.checkpoint.files import open_tensors
 from packforcing_core.checkpoint.load import inspect
 from packforcing_core.checkpoint.lora import convert_lora
+from packforcing_core.checkpoint.merge import merged, open_lora, require_fit
 from packforcing_core.errors import PackForcingError
-from tests.checkpoints import SMALL, lora_tensors, write_comfyui_lora, write_family, write_peft_lora
+from tests.checkpoints import (
+    SMALL,
+    lora_tensors,
+    wan_state_dict,
+    write_comfyui_lora,
+    write_family,
+    write_peft_lora,
+)
 
 
 @pytest.mark.parametrize("bare", [False, True])
@@ -116,6 +124,39 @@ def test_every_layout_becomes_what_the_native_loader_reads(tmp_path, name):
     report = inspect(tmp_path / "lora.safetensors")
     assert report.kind == "lora"
     assert "for a Wan of width 128" in report.title
+
+
+def test_ravens_lora_also_changes_the_embeddings_and_the_head(tmp_path):
+    # Its names are PEFT's for one adapter; it has no alpha, since alpha and rank are 256 in its training.
+    layers = ["time_embedding.0", "time_embedding.2", "time_projection.1", "text_embedding.0", "text_embedding.2",
+              "head.head", *(key.rsplit(".lora_", 1)[0] for key in lora_tensors() if "lora_A" in key)]  # fmt: skip
+    base, content = wan_state_dict(), {}
+    for layer in layers:
+        rows, columns = base[f"{layer}.weight"].shape
+        content[f"base_model.model.{layer}.lora_A.weight"] = torch.randn(4, columns)
+        content[f"base_model.model.{layer}.lora_B.weight"] = torch.randn(rows, 4)
+    path = tmp_path / "cmgrpo_raven_lora.safetensors"
+    save_file(content, path)
+    lora = open_lora(path)
+    assert require_fit(lora, SMALL) == ()
+    got = merged(base, [(lora, 1.0)], SMALL)
+    assert {name for name in base if not torch.equal(got[name], base[name])} == {f"{layer}.weight" for layer in layers}
+    name = "base_model.model.head.head.lora_{}.weight"
+    want = base["head.head.weight"] + content[name.format("B")] @ content[name.format("A")]
+    assert torch.allclose(got["head.head.weight"], want, atol=1e-5)
+    assert convert_lora(path, tmp_path / "out.safetensors").tensors == len(content)
+    report = inspect(path)
+    assert report.kind == "lora"
+    assert report.how == (
+        "name: 'cmgrpo_raven' in the file's name",
+        "so it belongs with RAVEN: blocks of 3, steps 1000, 750, 500, 250, shift 5, window 21, sink 0",
+    )
+
+
+@pytest.mark.parametrize("file", ["style.safetensors", "wan2.1_t2v_style.safetensors"])
+def test_a_lora_of_no_family_says_nothing_of_one(tmp_path, file):
+    save_file(PAIR, tmp_path / file)
+    assert inspect(tmp_path / file).how == ()
 
 
 @pytest.mark.parametrize(("width", "name"), [(1536, "Wan2.1 1.3B"), (5120, "Wan2.1 14B")])

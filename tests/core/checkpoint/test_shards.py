@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from packforcing_core.checkpoint.files import open_tensors
 from packforcing_core.checkpoint.load import inspect, read_checkpoint
 from packforcing_core.errors import PackForcingError
-from tests.checkpoints import wan_state_dict
+from tests.checkpoints import in_diffusers_names, wan_state_dict
 
 STATE = wan_state_dict()
 NAME = "diffusion_pytorch_model"
@@ -21,12 +21,15 @@ INDEX = f"{NAME}.safetensors.index.json"
 @pytest.fixture
 def shards(tmp_path):
     """The folder of a Wan in three shards with their index."""
-    folder = tmp_path / "self-forcing"
-    folder.mkdir()
-    names, index = list(STATE), {}
+    return write_shards(tmp_path / "self-forcing", STATE)
+
+
+def write_shards(folder, state):
+    folder.mkdir(parents=True)
+    names, index = list(state), {}
     for number in range(3):
         file = f"{NAME}-{number + 1:05}-of-00003.safetensors"
-        part = {name: STATE[name] for name in names[number::3]}
+        part = {name: state[name] for name in names[number::3]}
         save_file(part, folder / file, metadata={"format": "pt"})
         index |= dict.fromkeys(part, file)
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
@@ -45,6 +48,22 @@ def test_folder_index_and_shard_stand_for_the_whole_checkpoint(shards, given):
     assert report.usable
     assert report.file_bytes == sum(file.stat().st_size for file in shards.glob("*.safetensors"))
     assert report.parameters == sum(tensor.numel() for tensor in STATE.values())
+
+
+@pytest.mark.parametrize("given", ["", "transformer", f"transformer/{INDEX}"])
+def test_a_sharded_pipeline_of_diffusers_stands_for_its_transformer(tmp_path, given):
+    pipeline = tmp_path / "Self-Forcing-diffusers"
+    write_shards(pipeline / "transformer", in_diffusers_names(STATE))
+    (pipeline / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
+    (pipeline / "transformer" / "config.json").write_text(json.dumps({"num_layers": 2}))
+    (pipeline / "vae").mkdir()
+    save_file({"decoder.conv_in.weight": torch.ones(1)}, pipeline / "vae" / f"{NAME}.safetensors")
+    read = read_checkpoint(pipeline / given)
+    assert read.state_dict.keys() == STATE.keys()
+    assert all(torch.equal(read.state_dict[name], STATE[name]) for name in STATE)
+    report = inspect(pipeline / given)
+    assert (report.usable, report.family.name, report.warnings) == (True, "self-forcing", ())
+    assert report.how[0].startswith("name: 'self-forcing' in ")
 
 
 def test_shards_are_read_without_their_index(shards):
