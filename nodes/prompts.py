@@ -58,8 +58,8 @@ class TimedPrompts(io.ComfyNode):
                     default=EXAMPLE,
                     multiline=True,
                     tooltip="Times as [0s], [12.5s], [1m05s] or [1:05]; the first is [0s]. Text before it is "
-                    "put in front of every prompt. A text without times is one prompt. [20s cut] is a hard cut; "
-                    "[20s flush] forgets all but the sink and the newest block.",
+                    "put in front of every prompt. A text without times is one prompt. [20s cut] is a hard cut to a "
+                    "new scene; [20s flush] continues the shot and forgets all but the sink and the newest block.",
                 ),
                 io.String.Input(
                     "prefix",
