@@ -291,7 +291,7 @@ def _reads_the_host(device: torch.device) -> bool:
 def _differences(device: torch.device) -> list[float]:
     """The largest difference of each kernel from plain PyTorch, for values of about 1 in bfloat16.
 
-    It launches the kernels themselves: whether they serve is what is being found out, and asking would wait for ever.
+    It launches the kernels themselves: whether they serve is what is being found out, so it cannot be asked.
     """
     own = torch.ops.packforcing
     generator = torch.Generator(device).manual_seed(0)
