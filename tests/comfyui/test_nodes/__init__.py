@@ -171,7 +171,10 @@ class PackForcingTestReplace(io.ComfyNode):
 
 
 class PackForcingTestHold(io.ComfyNode):
-    """Makes the sampling wait as long as there is a file of this name in the output folder."""
+    """Makes the sampling wait as long as there is a file of this name in the output folder.
+
+    The file holds how many calls of the model are let through before.
+    """
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -191,12 +194,34 @@ class PackForcingTestHold(io.ComfyNode):
         return io.NodeOutput(model)
 
 
+class Hold:
+    """Counts the calls since the file at `path` was made."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.made, self.calls = path, None, 0
+
+    def wait(self) -> None:
+        while (left := self._left()) is not None and left <= 0:
+            time.sleep(0.02)
+        self.calls += 1
+
+    def _left(self) -> int | None:
+        try:
+            made = os.stat(self.path).st_mtime_ns
+            with open(self.path, encoding="ascii") as file:
+                allowed = int(file.read())
+        except FileNotFoundError:
+            return None
+        if made != self.made:
+            self.made, self.calls = made, 0
+        return allowed - self.calls
+
+
 def _held(part, path: str):
-    own = type(part).forward
+    own, hold = type(part).forward, Hold(path)
 
     def forward(self, *arguments, **settings):
-        while os.path.exists(path):
-            time.sleep(0.02)
+        hold.wait()
         return own(self, *arguments, **settings)
 
     return types.MethodType(forward, part)
