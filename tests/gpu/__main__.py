@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from tests.gpu.parts import PARTS
@@ -41,22 +43,28 @@ def main() -> int:
         report = _report(done, options)
         (options.out / "report.md").write_text(report, encoding="utf-8")
         print(f"{name}: {done[name]}", flush=True)
+        if done[name].startswith("cut off") and not (options.out / f"{name}.json").exists():
+            print("It had found nothing by then, so the next parts would hang, too: see the end of its log.")
+            break
     print(report)
     return 0 if all(state == "ended" for state in done.values()) else 1
 
 
 def _run(name: str, options: argparse.Namespace, seconds: float) -> str:
+    results = options.out / f"{name}.json"
+    results.unlink(missing_ok=True)
     command = [sys.executable, "-m", "tests.gpu.parts", name, str(options.out.resolve()), options.device]
     with (options.out / f"{name}.log").open("w", encoding="utf-8") as log:
+        part = subprocess.Popen(
+            [*command, *(["--tiny"] if options.tiny else [])], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
+        )
         try:
-            code = subprocess.run(
-                [*command, *(["--tiny"] if options.tiny else [])],
-                cwd=ROOT,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                timeout=seconds,
-            ).returncode
+            code = part.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
+            part.send_signal(signal.SIGABRT)  # It writes where it is.
+            with suppress(subprocess.TimeoutExpired):
+                part.wait(timeout=5)
+            part.kill()
             return f"cut off after {seconds:.0f} s"
     return "ended" if code == 0 else f"failed ({code}), see {name}.log"
 

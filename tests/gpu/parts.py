@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import platform
@@ -243,19 +244,20 @@ class Part(NamedTuple):
 
 PARTS = {
     "environment": Part(environment, 60, "the machine"),
-    "twins": Part(twins, 100, "largest difference of every fast path from its plain twin"),
-    "headline": Part(headline, 240, "1.3B, 832x480, blocks of 4, policy packforcing 8/4/16, random weights"),
+    "twins": Part(twins, 90, "largest difference of every fast path from its plain twin"),
+    "headline": Part(headline, 150, "1.3B, 832x480, blocks of 4, policy packforcing 8/4/16, random weights"),
     "recorded": Part(recorded, 180, "a recorded render of 120 s at 832x480 to an mp4, random weights"),
+    "caps": Part(caps, 90, "within 12 and 8 GB"),
+    "peer": Part(peer, 150, "ComfyUI's SamplerARVideo, a rolling window and ours, in turns"),
     "backends": Part(backends, 90, "attention backends and decoder layouts, A against B"),
-    "caps": Part(caps, 120, "within 12 and 8 GB"),
-    "compiled": Part(compiled, 150, "layers through torch.compile"),
-    "peer": Part(peer, 200, "ComfyUI's SamplerARVideo, a rolling window and ours, in turns"),
     "profile": Part(profile, 90, "where the time of a block goes"),
+    "compiled": Part(compiled, 150, "layers through torch.compile"),
 }
 
 
 def main() -> int:
     name, folder, device, *flags = sys.argv[1:]
+    faulthandler.enable()  # A part that is cut off says where it was.
     if device == "cpu":
         torch.set_num_threads(1)
     PARTS[name].run(Result(Path(folder) / f"{name}.json", usable_device(device), "--tiny" in flags))
