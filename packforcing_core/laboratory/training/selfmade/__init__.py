@@ -1,1 +1,1 @@
-"""A compressor from a checkpoint alone: the model generates its own clips, and the compressor is trained on them."""
+"""Trains a compressor from a checkpoint alone: the model generates its own training clips."""

@@ -1,4 +1,4 @@
-"""The checkpoint that a compressor is trained for, and all checks that are possible before it is loaded."""
+"""The base checkpoint of a compressor's training, and all checks that are possible before its weights are loaded."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ from ....sampler.rollout import Denoising
 from ....vae.config import VAEConfig
 
 WAN_SIZE, MINIATURE_SIZE = (832, 480), (world.WIDTH, world.HEIGHT)
-"""Pixels of clips, width first."""
+"""Width and height of clips in pixels."""
 FPS = 16.0
 SHORTEST_BLOCKS = 4
 
 
 @dataclass(frozen=True)
 class Base:
-    """What a checkpoint is: its file, sizes and family, and the clips [1, 16, latent frames, h, w] made with it.
+    """A base checkpoint: its file, configuration and family, and the shape of the clips [1, 16, latent frames, h, w]
+    that it generates.
 
-    `memory` is what a clip is made under, `learnt` what the compressor learns to serve, in turn, and `asked` what its
-    held-out score is measured under.
+    `memory` is the KV cache policy that clips are generated with, `learnt` the policies that training steps cycle
+    through, and `asked` the policy of the held-out score.
     """
 
     path: Path
@@ -58,7 +59,7 @@ class Base:
         return f"{self.path.name}: Wan2.1 {size_name(self.config)}, {self.family.title}"
 
     def recipe(self, seed: int) -> Recipe:
-        """How the clip of `seed` is made."""
+        """Returns the recipe of the clip with noise seed `seed`."""
         return Recipe(self.clip, self.memory, self.denoising, seed)
 
     def rope(self, device: torch.device | str) -> GridRope:
@@ -72,12 +73,14 @@ def read_base(
     clip_frames: int | None = None,
     kv_int8: bool = False,
 ) -> Base:
-    """The base that a checkpoint file is; its tensors are not read.
+    """Reads what a checkpoint file is, without loading its tensors.
 
-    `preset` names the family where the file does not tell; `size` are pixels, width first; `clip_frames` the latent
-    frames of a clip, rounded down to whole blocks, at most the TRAINED_FRAMES of training; `kv_int8` keeps a rollout's
-    past in 8 bits. Raises PackForcingError for a file that is no transformer, is bidirectional, of an unknown family
-    without `preset`, or quantised, and for clips too short to have compressed blocks.
+    `preset` names the family where the file does not identify it. `size` is (width, height) in pixels. `clip_frames` is
+    the number of latent frames of a clip, rounded down to whole blocks and at most TRAINED_FRAMES. `kv_int8` stores the
+    KV cache of rollouts in int8.
+
+    Raises PackForcingError for a file that is no transformer, that is bidirectional or quantised, or whose family is
+    unknown and not given by `preset`, and for clips too short to have compressed blocks.
     """
     found = inspect(path)
     if not found.usable or found.config is None:
@@ -108,13 +111,15 @@ def read_base(
 
 
 def learnt_memories(memory: PackForcing) -> tuple[PackForcing, ...]:
-    """`memory`, one that has to select among few blocks, and one whose sink shows nothing of the clip."""
+    """Returns the policies to train for: `memory`; the same with at most 3 blocks selected per layer; and that without
+    a sink, so that nothing of the clip stays in view at full resolution as a sink.
+    """
     few = replace(memory, top_k_blocks=min(3, memory.top_k_blocks))
     return memory, few, replace(few, sink_frames=0)
 
 
 def _require_room_for_twins(base: Base) -> None:
-    _ = base.recipe(0)  # a policy that contradicts the block length is refused
+    _ = base.recipe(0)  # raises if the policy does not fit the block length
     recent = base.asked.partitions(base.clip.frames_per_block).recent_frames // base.clip.frames_per_block
     least = max(SHORTEST_BLOCKS, recent + 3)
     if base.clip.blocks < least:
@@ -126,12 +131,16 @@ def _require_room_for_twins(base: Base) -> None:
 
 
 def require_vae(path: Path) -> VAEConfig:
-    """The sizes of a Wan VAE's file, read off its names; PackForcingError for any other VAE."""
+    """Returns the configuration of a Wan VAE, read from its tensors' names and shapes. Raises PackForcingError for any
+    other VAE.
+    """
     return VAEConfig.from_state_dict(open_tensors(path).tensors)
 
 
 def require_prompts(prompts: Sequence[str], source: str) -> list[str]:
-    """The prompts that say something, each once, in order; PackForcingError where there are fewer than two."""
+    """Returns the prompts without empty lines and duplicates, in order. Raises PackForcingError if fewer than two are
+    left.
+    """
     found = list(dict.fromkeys(text for line in prompts if (text := " ".join(line.split()))))
     if len(found) < 2:
         raise PackForcingError(f"{source} has {len(found)} prompts; expected two or more, one per line.")

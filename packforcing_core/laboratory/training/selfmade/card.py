@@ -1,4 +1,4 @@
-"""The metadata of a finished compressor, and a model card to share with it."""
+"""The metadata of a trained compressor, and the model card that is written beside it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LICENCE = "that of its base model, whose outputs it learnt from"
 
 
 def told(base: Base, clips: int, seed: int, licence: str, scores: Scores) -> dict[str, str]:
-    """What the file says of its training, by the keys of `compressor.weights.TOLD_KEYS`."""
+    """Returns the training metadata of the compressor's file, by the keys of `compressor.weights.TOLD_KEYS`."""
     best, g = scores.best, base.clip
     return {
         MID_SPAN: f"{base.asked.mid_span:g}",
@@ -39,7 +39,9 @@ def told(base: Base, clips: int, seed: int, licence: str, scores: Scores) -> dic
 def write(
     path: Path, high_res: HighRes, weights: Mapping[str, Tensor], base: Base, said: Mapping[str, str], scores: Scores
 ) -> list[Path]:
-    """Writes compressor and card, each whole or not at all. `weights` are the base model's."""
+    """Writes the compressor and its card; returns both paths. Neither file is left incomplete. `weights` are the base
+    model's; the compressor's file keeps samples of them, to recognise its base model.
+    """
     name = f"{base.path.stem} ({size_name(base.config)})"
     how = "packforcing train compressor --checkpoint: its own clips"
     info = CompressorInfo(name, base.clip.frames_per_block, how, bases.sampled(weights), said)
@@ -50,7 +52,7 @@ def write(
 
 
 def text(file: str, name: str, base: Base, said: Mapping[str, str], scores: Scores) -> str:
-    """The card."""
+    """Returns the model card as Markdown."""
     rows = {**scores.references, "this compressor": dict(scores.best.errors) if scores.best else {}}
     distances = list(next(iter(rows.values()), {}))
     table = [

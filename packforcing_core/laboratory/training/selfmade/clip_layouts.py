@@ -1,11 +1,11 @@
-"""Short clips laid out as a long video's KV cache is.
+"""Lays out the blocks of short clips as the KV cache of a long video would hold them.
 
-Of a video of minutes the sink shows what was there at first, between it and the present lie many blocks of something
-else, and each layer has to find what matters. A clip of five seconds has none of this. So another clip lends blocks:
+In a long video the sink shows the beginning, many unrelated blocks lie between it and the present, and each layer has
+to select the relevant ones. A clip of five seconds has none of this. So the missing blocks are taken from another clip:
 
-    [ sink: the other clip | past of the clip | k blocks of the other clip | newest of the clip ] -> the next block
+    [ sink: the other clip | past of the clip | k blocks of the other clip | newest blocks of the clip ] -> next block
 
-and the next block shall have the flow that it has behind the short clip itself, seen whole.
+The training target is the flow of the next block given the short clip alone, with its full history.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ....geometry import compressed_grid
 from .clips import Clip
 
 MOST_BETWEEN = 10
-"""Blocks of the other clip between what has been seen and the newest, at most."""
+"""Maximum number of the other clip's blocks between the clip's past and its newest blocks."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """`target` is the clip's block to make, after its blocks `first` to `target` - 1. Of the other clip `sink` blocks
-    lie in front and `between` behind all but the `newest` blocks of the clip.
+    """`target` is the clip's block to predict; its blocks `first` to `target` - 1 are in the cache. Of the other clip,
+    `sink` blocks come first, and `between` blocks come before the clip's `newest` blocks.
     """
 
     target: int
@@ -39,19 +39,22 @@ class Layout:
 
     @property
     def length(self) -> int:
-        """Blocks before the one to make."""
+        """Number of blocks before the target."""
         return self.sink + self.between + self.target - self.first
 
     @property
     def sought(self) -> range:
-        """Where the clip's own past stands among the other clip's blocks; empty where there are none of them."""
+        """Positions of the clip's own past in the layout, if the other clip's blocks separate it from the newest
+        blocks; otherwise empty.
+        """
         past, _ = _places(self)
         return range(self.sink, self.sink + len(past) if self.between else self.sink)
 
 
 class Sample(NamedTuple):
-    """A batch in one layout: `long` and `short` [B, 16, F, h, w] are the blocks before x0 [B, 16, frames_per_block, h,
-    w], laid out and as they were; `low_res` are the small latents of `long`'s blocks.
+    """A batch in one layout. `long` [B, 16, F, h, w] holds the laid-out blocks before x0, `short` [B, 16, F', h, w] the
+    clip's own blocks alone, and x0 [B, 16, frames_per_block, h, w] the target block. `low_res` are the low-resolution
+    latents of `long`'s blocks.
     """
 
     long: Tensor
@@ -62,7 +65,9 @@ class Sample(NamedTuple):
 
 
 def arranged(clips: Sequence[Clip], others: Sequence[Clip], layout: Layout, frames_per_block: int) -> Sample:
-    """The clips in `layout`, each with blocks of its other clip, which begin again where they do not suffice."""
+    """Arranges each clip in `layout`, with blocks of its other clip. If the other clip has too few
+    blocks, they repeat.
+    """
     rows = [_arranged(clip, other, layout, frames_per_block) for clip, other in zip(clips, others, strict=True)]
     long, low_res, short, x0 = (torch.stack(tensors) for tensors in zip(*rows, strict=True))
     return Sample(long, low_res, short, x0, [clip.prompt for clip in clips])
@@ -90,7 +95,9 @@ def _places(layout: Layout) -> tuple[range, range]:
 
 
 class Shares(NamedTuple):
-    """How often layouts are of each kind; the rest is laid out again."""
+    """Probabilities of two kinds of layouts; the remaining probability is that of the clip's past laid out in a long
+    video.
+    """
 
     as_it_was: float = 0.25
     nothing_returns: float = 0.125
@@ -99,9 +106,10 @@ class Shares(NamedTuple):
 def drawn_layout(
     random: torch.Generator, memory: Policy, blocks: int, frames_per_block: int, shares: Shares | None = None
 ) -> Layout:
-    """A layout for clips of `blocks` blocks in which the block to make sees compressed blocks under `memory`.
+    """Draws a layout for clips of `blocks` blocks in which the target block sees compressed blocks under `memory`.
 
-    Where nothing returns, what lies compressed is the other clip's alone, and the newest blocks are the whole truth.
+    If `nothing_returns` is drawn, the compressed blocks are all of the other clip, and the target depends on the newest
+    blocks only.
     """
     shares = shares or Shares()
     sink, newest = memory_blocks(memory, frames_per_block)
@@ -116,7 +124,7 @@ def drawn_layout(
 
 
 def memory_blocks(memory: Policy, frames_per_block: int) -> tuple[int, int]:
-    """Blocks of the sink, and of the recent frames."""
+    """Returns the numbers of sink blocks and of recent blocks of a policy."""
     partitions = memory.partitions(frames_per_block)
     return partitions.sink_frames // frames_per_block, partitions.recent_frames // frames_per_block
 

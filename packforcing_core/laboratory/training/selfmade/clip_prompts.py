@@ -1,4 +1,4 @@
-"""The prompts for the model's own clips."""
+"""The prompts of the self-generated clips."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ....miniature.world import BACKGROUNDS, COLOURS, SHAPES
 from .base import require_prompts
 
 SHIPPED = Path(__file__).with_name("prompts.json")
-"""Varied in subject, motion and camera; a third has things that leave the image, are covered, or come back."""
+"""Varied in subject, motion and camera; in a third of them an object leaves the image, is occluded, or comes back."""
 
 
 def shipped_prompts() -> list[str]:
@@ -19,19 +19,23 @@ def shipped_prompts() -> list[str]:
 
 
 def miniature_prompts() -> list[str]:
-    """The miniature's own words: things whose colour the prompt keeps to itself, things that are named, and pans."""
+    """Returns prompts in the miniature's vocabulary: objects whose colour the prompt does not name, objects that are
+    named, and pans.
+    """
     kept = [f"a shape leaves and returns on a {ground} background" for ground in BACKGROUNDS]
     named = [
         f"a {colour} {shape} {does} on a {ground} background"
         for colour, shape, ground, does in product(COLOURS, SHAPES, BACKGROUNDS, ("bounces", "leaves and returns"))
     ]
     pans = [f"the view pans over bars on a {ground} background" for ground in BACKGROUNDS]
-    # Where the prompt does not name the colour only recall can tell, so these are as frequent as all others together.
+    # Without a colour in the prompt only recall gives it: these are as frequent as the named ones.
     return [*kept * (len(named) // len(kept)), *named, *pans]
 
 
 def read_prompts(path: Path) -> list[str]:
-    """One prompt per line, or a JSON list of prompts. Raises PackForcingError if there are none."""
+    """Reads one prompt per line, or a JSON list of prompts. Raises PackForcingError if the file cannot be read, is not
+    such a list, or has fewer than two prompts.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,8 +1,8 @@
-"""What a run takes, before it starts: memory of the device while clips are made and while the compressor learns, and
-room on the disk.
+"""Estimates what a run needs before it starts: device memory for generating clips and for training, and disk space.
 
-A step is counted on the meta device, where tensors have sizes and no contents: its peak with five and with six layers
-gives that with all of them, since layers are alike. With fewer the peak may lie where it does not grow with them.
+The peak of a training step is counted on the meta device, where tensors have shapes but no storage. It is counted with
+five and with six layers and extrapolated linearly to all layers. With fewer layers the peak may occur at a point whose
+memory does not depend on their number.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from .stage import flow_error
 
 COUNTED_LAYERS = 5, 6
 PROMPT_TOKENS = 48
-"""Words of a prompt as its text encoder counts them, for the estimate of the disk."""
+"""Assumed number of text tokens per prompt, for the estimate of the disk space."""
 
 
 @dataclass(frozen=True)
 class Ways:
-    """How a step is computed: clips in one pass, noise levels of each, layers kept or computed again, and by a
-    compressor of which fusion.
+    """How a step is computed: the clips per pass, the noise levels per clip, whether activations are recomputed, and
+    the fusion of the compressor's branches.
     """
 
     at_once: int = 1
@@ -52,7 +52,9 @@ class Ways:
 
 
 class _Kernel(torch.autograd.Function):
-    """Attention that computes nothing and keeps what fused kernels keep: q, k, v, the result, a sum for each query."""
+    """A stand-in for attention that computes nothing and saves what fused kernels save for the backward pass: q, k, v,
+    the output, and the log-sum-exp of each query.
+    """
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -67,7 +69,7 @@ class _Kernel(torch.autograd.Function):
 
 
 def build_meta_model(config: WanConfig, dtype: torch.dtype, recompute: bool) -> TrainedWan:
-    """A model without contents, as training loads it: frozen, its patch embedding in float32."""
+    """Builds the model on the meta device as training loads it: frozen, its patch embedding in float32."""
     net = build_on_meta(lambda: Wan(config, TorchOps)).to(dtype).requires_grad_(False)
     net.patch_embedding.float()
     return TrainedWan(net, config, recompute=recompute, dtype=dtype, device="meta", attention=_Kernel.apply)
@@ -79,7 +81,7 @@ def longest_layout(base: Base) -> Layout:
 
 
 def longest_sample(base: Base, at_once: int) -> Sample:
-    """A sample of the longest layout there is, without contents."""
+    """Returns a sample of the longest layout on the meta device."""
     clip, layout = base.clip, longest_layout(base)
     times, rows, columns = clip.compressed_grid
 
@@ -97,8 +99,8 @@ def longest_sample(base: Base, at_once: int) -> Sample:
 
 
 def counted(base: Base, dtype: torch.dtype, ways: Ways, layers: int | None = None, learns: bool = True) -> int:
-    """Peak bytes of one group of a step besides weights, moments and averages, by a pass on the meta device; or, where
-    nothing `learns`, of a question of the score.
+    """Returns the peak bytes of one group's forward and backward pass, without weights, optimiser moments and averaged
+    weights, counted on the meta device. With `learns` False, returns those of one forward pass of the score.
     """
     config = replace(base.config, num_layers=layers or base.config.num_layers)
     model = build_meta_model(config, dtype, ways.recompute)
@@ -107,7 +109,7 @@ def counted(base: Base, dtype: torch.dtype, ways: Ways, layers: int | None = Non
     text = torch.empty(ways.at_once, config.text_len, config.text_dim, device="meta")
     levels = torch.full((ways.at_once, ways.levels), 0.5)
     noise = torch.empty(ways.at_once, ways.levels, *shape, device="meta")
-    memory = replace(base.asked, selector="recency")  # there is nothing to go by; what is held is the same
+    memory = replace(base.asked, selector="recency")  # meta tensors have no values to select by; the memory is the same
     parts = [*model.net.parameters(), *high_res.parameters()]
     with LiveBytes(parts) as live, torch.set_grad_enabled(learns):
         asked = model, high_res, base, memory, sample, lambda _: text, levels, noise
@@ -118,7 +120,7 @@ def counted(base: Base, dtype: torch.dtype, ways: Ways, layers: int | None = Non
 
 
 def planned(base: Base, dtype: torch.dtype, ways: Ways, learns: bool = True) -> int:
-    """`counted` for all layers, from a few."""
+    """Returns `counted` for the full number of layers, extrapolated from two small ones."""
     if base.config.num_layers <= COUNTED_LAYERS[1]:
         return counted(base, dtype, ways, learns=learns)
     few, more = (counted(base, dtype, ways, layers, learns) for layers in COUNTED_LAYERS)
@@ -127,7 +129,7 @@ def planned(base: Base, dtype: torch.dtype, ways: Ways, learns: bool = True) -> 
 
 @dataclass(frozen=True)
 class SelfmadePlan:
-    """Bytes on the device by what they are for: `rows` of the three stages, and on the `disk`."""
+    """Peak bytes on the device of the three stages, their parts as `rows` of (name, bytes), and the bytes on `disk`."""
 
     rollout: int
     step: int
@@ -155,15 +157,15 @@ def plan_run(
     prompts: int,
     device: torch.device | str = "cpu",
 ) -> SelfmadePlan:
-    """The plan of a run of `clips` clips of `prompts` prompts on `device`."""
+    """Plans a run with `clips` clips and `prompts` prompts on `device`."""
     clip = base.clip
     rolling = plan_render(base.config, base.recipe(0), dtype).peak_bytes + weight_bytes(vae, dtype)
     weights = parameter_count(base.config) * dtype.itemsize
-    # The cache is freed before a clip is decoded.
+    # The KV cache is freed before a clip is decoded.
     decoding = weights + vae_bytes(vae, clip.height, clip.width, clip.frames_per_push, dtype, device)
     branch = build_on_meta(lambda: HighRes(base.config.dim, fusion=ways.fusion))
     trained = trained_bytes(branch, optimisation)
-    learnt = trained.total - trained.gathered  # with the sum of the groups' gradients; a group's own are counted
+    learnt = trained.total - trained.gathered  # with the accumulated gradients; those of one group are in `counted`
     activations = planned(base, dtype, ways)
     asked = planned(base, dtype, replace(ways, at_once=1), learns=False)
     kept = trained.total - trained.gathered - trained.gradients
@@ -178,12 +180,14 @@ def plan_run(
     numbers = sum(p.numel() for p in branch.parameters())
     texts = 2 * prompts * PROMPT_TOKENS * base.config.text_dim
     disk = clips * clip_bytes(base) + texts + (2 * 16 + 2) * numbers
-    score = weights + kept + trained.weights + asked  # the averaged weights are asked, in a branch of their own
+    score = weights + kept + trained.weights + asked  # the averaged weights are scored in a second branch
     return SelfmadePlan(max(rolling, decoding), weights + learnt + activations, score, disk, rows)
 
 
 def require_disk(folder: Path, needed: int) -> None:
-    """PackForcingError where the disk of `folder` has less than `needed` bytes left, besides what is there already."""
+    """Raises PackForcingError if the disk of `folder` has less free space than `needed` bytes minus what `folder`
+    already holds, or if it is not writable.
+    """
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     there = sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file()) if folder.exists() else 0
     free = shutil.disk_usage(existing).free
@@ -197,7 +201,9 @@ def require_disk(folder: Path, needed: int) -> None:
 
 
 def require_vram(plan: SelfmadePlan, available: int, remedies: Iterator[tuple[str, SelfmadePlan]]) -> None:
-    """PackForcingError where the plan takes more than is `available`; it names the first remedy that fits."""
+    """Raises PackForcingError if the plan's peak exceeds `available` bytes. The message names the first of `remedies`
+    that fits.
+    """
     if plan.peak <= available:
         return
     fitting = next((option for option, other in remedies if other.peak <= available), None)

@@ -1,4 +1,6 @@
-"""From a checkpoint to a compressor: plan, clips, training, score, file. It resumes where it stopped."""
+"""Trains a compressor for a checkpoint: plan, clips, training, held-out score, export. A run resumes
+where it stopped.
+"""
 
 from __future__ import annotations
 
@@ -40,18 +42,20 @@ from .texts import Texts, encoded_texts
 
 Tell = Callable[[str], None]
 CLIPS, HELD = 400, 16
-"""Clips that are made, and how many of them the score is asked on."""
+"""Number of clips to generate, and how many of them are held out for the score."""
 LEAST_CLIPS = HELD + 8
 CLIPS_SHARE = 1 / 3
-"""Of the hours, at most this goes into making clips, once there are LEAST_CLIPS."""
+"""Maximum share of the time budget for generating clips, once there are LEAST_CLIPS."""
 SAVE_SECONDS = 600.0
 RESERVE = int(0.7 * GB)
-"""Of a GPU, for its driver and what its allocator cannot hand out."""
+"""Bytes of GPU memory left for the driver and for the allocator's fragmentation."""
 
 
 @dataclass(frozen=True)
 class Course:
-    """How it learns: at one rate, so any moment is a good one to end at, and the average of the weights is used."""
+    """Training settings. The learning rate is constant after the warm-up, so training can stop at any step; the
+    averaged weights (EMA) are exported.
+    """
 
     optimisation: Optimisation
     batch: int
@@ -65,7 +69,7 @@ MINIATURE = Course(Optimisation(1e-3, warmup=30, final_rate=1.0, eps=COMPRESSOR_
 
 @dataclass(frozen=True)
 class Order:
-    """What the command is given. `text_encoder` is a folder of umT5, or the miniature's text.safetensors."""
+    """The command's options. `text_encoder` is a umT5 folder, or the miniature's text.safetensors."""
 
     checkpoint: Path
     vae: Path
@@ -103,7 +107,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Job:
-    """An order with all that is known of it before a model is loaded."""
+    """The options with everything that is derived from them before a model is loaded."""
 
     order: Order
     base: Base
@@ -147,7 +151,9 @@ def is_miniature(base: Base) -> bool:
 
 
 def prepared(order: Order) -> Job:
-    """Refuses what can be refused from names, sizes and files alone."""
+    """Returns the job of an order. Raises PackForcingError for every problem that can be found from the options and the
+    files' headers, before any weights are loaded.
+    """
     base = order.base()
     require_vae(order.vae)
     small = is_miniature(base)
@@ -164,7 +170,9 @@ def prepared(order: Order) -> Job:
 
 
 def announced(job: Job, tell: Tell) -> SelfmadePlan:
-    """Prints what will be done and what it needs. Raises PackForcingError if that is not available."""
+    """Prints what will be done and what it needs. Raises PackForcingError if the memory or the disk space is not
+    available.
+    """
     order, base, plan = job.order, job.base, job.plan()
     tell(f"{base.title}; clips of {base.clip.describe()}, generated with the policy {base.memory.title}")
     tell(f"{len(job.prompts)} prompts, at most {order.clips} clips and {order.hours:g} hours; {order.folder} keeps all")
@@ -180,12 +188,12 @@ def announced(job: Job, tell: Tell) -> SelfmadePlan:
 
 
 def device_bytes(device: torch.device) -> int | None:
-    """The memory of a GPU; None for other devices, which are not asked."""
+    """Returns the total memory of a GPU in bytes; None for other devices, whose memory is not checked."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
 def remedies(job: Job) -> Iterator[tuple[str, SelfmadePlan]]:
-    """Options that take less, one after the other added to those before."""
+    """Yields options that reduce the memory, each combined with those before it, and the plan that results."""
     order = job.order
     said: list[str] = []
     frames = job.base.clip.frames_per_block
@@ -206,7 +214,9 @@ def remedies(job: Job) -> Iterator[tuple[str, SelfmadePlan]]:
 
 
 def make_compressor(order: Order, tell: Tell = print) -> list[Path]:
-    """Makes the compressor of an order, or goes on with it; the files that it left: compressor, card and plot."""
+    """Trains the compressor of an order, or resumes its training. Returns the paths of the compressor, the model card
+    and the plot.
+    """
     job = prepared(order)
     announced(job, tell)
     state = job.state()
@@ -232,7 +242,9 @@ def exported(job: Job) -> Path:
 
 
 def encoder(job: Job) -> Callable:
-    """What makes contexts of prompts: the small vocabulary of the miniature, or umT5, which is freed afterwards."""
+    """Returns a function from prompts to contexts: the miniature's vocabulary, or umT5, which is freed
+    after the call.
+    """
     order = job.order
     if order.text_encoder.is_file():
         return lambda prompts: load_text(order.text_encoder)(prompts).split(1)
@@ -240,7 +252,7 @@ def encoder(job: Job) -> Callable:
 
 
 def built(job: Job, checkpoint: Checkpoint, texts: Texts) -> TrainedWan:
-    """The frozen model."""
+    """Builds the frozen model."""
     device, config = job.order.device, replace(job.base.config, text_len=texts.text_len)
     net = build_model(checkpoint, device, job.dtype).net
     options = {"dtype": job.dtype, "device": device, "attention": training_attention(device)}
@@ -248,7 +260,9 @@ def built(job: Job, checkpoint: Checkpoint, texts: Texts) -> TrainedWan:
 
 
 def make_clips(job: Job, state: State, clips: Clips, model: TrainedWan, texts: Texts, tell: Tell) -> None:
-    """Makes clips until there are enough or their share of the hours is used; how many there are is decided once."""
+    """Generates clips until there are enough or their share of the time budget is used, and records their number in the
+    state. A resumed run keeps that number.
+    """
     if state.clips is not None:
         return
     order = job.order
@@ -271,7 +285,7 @@ def make_clips(job: Job, state: State, clips: Clips, model: TrainedWan, texts: T
 def learn(
     job: Job, state: State, clips: Clips, model: TrainedWan, texts: Texts, checkpoint: Checkpoint, tell: Tell
 ) -> None:
-    """Trains until the hours are used, the steps are done or the score no longer falls."""
+    """Trains until the time budget is used, all steps are done, or the held-out score has stopped falling."""
     order, course = job.order, job.course
     high_res = build_high_res(job.base.config.dim, order.seed, order.fusion).to(order.device)
     training_clips = range(HELD, state.clips_made)
@@ -317,7 +331,9 @@ def learn(
 def _keep(
     job: Job, state: State, training: Training, examiner: Examiner, scores: Scores, checkpoint: Checkpoint, tell: Tell
 ) -> None:
-    """Saves all that a resume needs, scores the averaged weights, and writes the compressor where they are the best."""
+    """Saves the training state, scores the averaged weights, and exports the compressor if this score is the best so
+    far.
+    """
     if training.done:
         training.save()
     branch = build_high_res(job.base.config.dim, fusion=job.order.fusion).to(job.order.device)

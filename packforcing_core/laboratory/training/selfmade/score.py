@@ -1,7 +1,8 @@
-"""The held-out score: what a compressor is worth, on clips that it never learnt from.
+"""The held-out score of a compressor, on clips that are not trained on.
 
-For each distance in time, how far the flow of the next block is from what it is behind the full history, relative to
-it; for the compressor, for zero-shot, and for no compressed blocks at all, which sets the scale: what recall can give.
+For each distance in time, the score is the mean squared error of the next block's flow relative to its flow given the
+full history, divided by the mean square of the latter. It is also computed for the zero-shot compressor and without
+compressed blocks; the latter gives the scale, since it shows how much recall can improve.
 """
 
 from __future__ import annotations
@@ -26,16 +27,18 @@ from .stage import flow_error
 from .texts import Texts
 
 BETWEEN = (0, 3, MOST_BETWEEN)
-"""Blocks between what has been seen and the block before the one that is asked."""
+"""Numbers of unrelated blocks between the clip's past and its newest block before the target."""
 LEVELS = 2
 ZERO_SHOT, NO_MID = "zero-shot", "no mid"
 PATIENCE, WORTH = 6, 0.01
-"""It stops when the best of the last PATIENCE scores is not WORTH of itself better than the best before them."""
+"""Early stopping: training stops if the best of the last PATIENCE scores is not better than the best score before them
+by the fraction WORTH.
+"""
 
 
 @dataclass(frozen=True)
 class Score:
-    """Relative errors by distance in seconds, after `steps` steps and `hours` of all."""
+    """Relative errors by distance in seconds, after `steps` steps and `hours` of all runs together."""
 
     steps: int
     hours: float
@@ -52,7 +55,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Examiner:
-    """Asks the held-out clips `held`, each of them at every distance, always in the same way."""
+    """Scores on the held-out clips `held`, each at every distance, with the same layouts and noise at every call."""
 
     model: CausalWan
     clips: Clips
@@ -65,11 +68,11 @@ class Examiner:
 
     @torch.no_grad()
     def ask(self, high_res: HighRes | None, memory: PackForcing) -> dict[str, float]:
-        """Errors relative to the full history, by distance in seconds, as text."""
+        """Returns the errors relative to the full history, by distance in seconds, formatted as text."""
         return {f"{self.seconds(between):.1f}": self._error(high_res, memory, between) for between in BETWEEN}
 
     def seconds(self, between: int) -> float:
-        """From the end of the past that is compressed to the block that is asked."""
+        """Returns the seconds between the end of the clip's compressed past and the target block."""
         _, newest = memory_blocks(self.base.asked, self.base.clip.frames_per_block)
         frames = (between + newest) * self.base.clip.frames_per_block
         return frames * PIXEL_FRAMES_PER_LATENT / FPS
@@ -92,8 +95,8 @@ class Examiner:
         return error / size
 
     def references(self) -> dict[str, dict[str, float]]:
-        """What the compressor is compared with: zero-shot as it is used, its blocks pressed into the time of training,
-        and the same policy without compressed blocks.
+        """Returns the scores to compare with: zero-shot as it is used for rendering, with the compressed blocks
+        squeezed into the trained positions, and the same policy without compressed blocks.
         """
         asked = self.base.asked
         zero_shot = replace(asked, mid_span=float(AUTO))
@@ -101,7 +104,7 @@ class Examiner:
 
 
 class Scores:
-    """All scores of a training, in a file that survives it."""
+    """All scores of a training, stored in a file so that a resumed run has them."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -110,7 +113,7 @@ class Scores:
         self.scores = [Score(**score) for score in told["scores"]]
 
     def add(self, score: Score) -> None:
-        """Keeps a score; those of steps that a killed run has to do again are replaced."""
+        """Adds a score. Later scores, of steps that a resumed run repeats, are removed."""
         self.scores = [old for old in self.scores if old.steps < score.steps] + [score]
         self.write()
 
@@ -129,12 +132,12 @@ class Scores:
 
     @property
     def settled(self) -> bool:
-        """Whether it no longer falls."""
+        """Whether the score has stopped falling."""
         means = [score.mean for score in self.scores]
         return len(means) > PATIENCE and min(means[-PATIENCE:]) > (1 - WORTH) * min(means[:-PATIENCE])
 
     def lines(self) -> Iterator[str]:
-        """What it was, is, and what it is compared with."""
+        """Yields the latest and the first score, and the scores to compare with."""
         if self.scores:
             first, last = self.scores[0], self.scores[-1]
             yield f"relative error after {last.steps} steps: {last}; at first {first.mean:.5f}"
@@ -143,7 +146,7 @@ class Scores:
 
 
 def plot(scores: Scores, path: Path) -> Path | None:
-    """An image of the scores over steps; None where matplotlib is not installed."""
+    """Plots the scores over the steps. Returns the image's path, or None if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

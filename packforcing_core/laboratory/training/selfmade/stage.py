@@ -1,4 +1,6 @@
-"""What the compressor learns on self-made clips: through it the model shall see what the full history shows it."""
+"""The training stage of a compressor on self-generated clips: with the PackForcing policy the model's flow is trained
+to match its flow given the full history.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ from .texts import Texts
 
 
 class Asked(NamedTuple):
-    """The flow's mean squared `error`, the mean square of the `wanted` flow, and the loss of the `selection`."""
+    """The flow's mean squared `error`, the mean square of the `wanted` flow, and the `selection` loss."""
 
     error: Tensor
     wanted: Tensor
@@ -39,11 +41,12 @@ class Asked(NamedTuple):
 
 @dataclass
 class SelfmadeStage:
-    """Steps of `batch` clips out of the numbers `training`, `at_once` of them in one pass, which share a layout.
+    """Each step trains on `batch` clips with indices from `training`. Groups of `at_once` clips share a layout and run
+    in one pass.
 
-    The gradient of a group is taken before the next group's pass begins, so `at_once` alone decides the memory. A block
-    is asked at `levels` noise levels at a time: the passes before it, which cost most, serve them all. What a step
-    draws depends on the seed, its number and the group alone.
+    The gradient of a group is computed before the next group's pass begins, so peak memory depends on `at_once` and not
+    on `batch`. The target block is evaluated at `levels` noise levels with one cache, because filling the cache costs
+    most. What a step draws depends only on the seed, the step and the group.
     """
 
     model: CausalWan
@@ -84,7 +87,7 @@ class SelfmadeStage:
             for gradient, part in zip(gradients, found, strict=True):
                 if part is not None:
                     gradient.add_(part)
-            del found, part  # They would lie beside the next group's activations.
+            del found, part  # Frees them before the next group's activations.
             error += asked.error.item() / groups
             wanted += asked.wanted.item() / groups
             selection += asked.selection.item() / groups
@@ -93,7 +96,7 @@ class SelfmadeStage:
         return Update("compressor", gathered(loss, gradients, parameters), figures)
 
     def group_error(self, number: int, group: int) -> Asked:
-        """What group `group` of step `number` gives, with its graph."""
+        """Returns the losses of group `group` in step `number`, with their autograd graph."""
         random = step_generator(self.clips.seed, "learn", number, group)
         memory = self.base.learnt[number % len(self.base.learnt)]
         clip = self.base.clip
@@ -112,7 +115,7 @@ class SelfmadeStage:
         return self.training[int(torch.randint(len(self.training), (), generator=random))]
 
     def _other(self, random: torch.Generator, index: int) -> int:
-        """The clip of the same prompt, or any."""
+        """Returns the index of the clip with the same prompt, or of any clip, with probability 1/2 each."""
         twin, any_other = index ^ 1, self._drawn(random)
         return twin if twin in self.training and torch.rand((), generator=random) < 0.5 else any_other
 
@@ -129,7 +132,7 @@ class _Gathered(torch.autograd.Function):
 
 
 def gathered(value: float, gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    """A loss of `value` whose backward pass gives `parameters` these `gradients`, which are known already."""
+    """Returns a loss of the given value whose backward pass assigns the precomputed `gradients` to `parameters`."""
     return _Gathered.apply(gradients[0].new_tensor(value), gradients, *parameters)
 
 
@@ -144,10 +147,10 @@ def flow_error(
     noise: Tensor,
     sought: range = range(0),
 ) -> Asked:
-    """How far the flow of x0 at the noise levels [B, N], with noise [B, N, 16, T, h, w], is under `memory` from what it
-    is behind the whole short clip. `sought` are the blocks of the laid out clip that should be selected, if any.
+    """Compares the flow of x0 under the policy `memory` with its flow given the full short clip, at noise levels [B, N]
+    with noise [B, N, 16, T, h, w]. `sought` are the laid-out blocks that the layers should select, if any.
 
-    The two pasts are not in memory together. Without `high_res` the compressed blocks are zero-shot.
+    Only one of the two caches is in memory at a time. Without `high_res` the compressed blocks are zero-shot.
     """
     device, count = model.device, levels.shape[1]
     frames = base.clip.frames_per_block
@@ -165,7 +168,7 @@ def flow_error(
 
     with torch.no_grad():
         text = model.encode_text(texts(sample.prompts))
-        wanted = flow(Full(), sample.short, None)[0]  # Its view, which holds the whole past, goes at once.
+        wanted = flow(Full(), sample.short, None)[0]  # The view holds the whole cache and is freed at once.
     tokens = compressed_blocks(model, high_res, base, memory, sample)
     given, view = flow(memory, sample.long, tokens.__getitem__)
     seeks = view.mean_queries and any(block in sought for block in view.twins)
@@ -176,7 +179,7 @@ def flow_error(
 def compressed_blocks(
     model: CausalWan, high_res: HighRes | None, base: Base, memory: Policy, sample: Sample
 ) -> dict[int, Tensor]:
-    """The hidden tokens of every block of the sample that gets compressed under `memory`."""
+    """Returns the hidden tokens of every block of the sample that is compressed under `memory`, by block number."""
     frames = base.clip.frames_per_block
     times = compressed_grid(frames, *sample.long.shape[3:])[0]
     blocks = seen_compressed(memory.partitions(frames), sample.long.shape[2] // frames + 1)
@@ -191,8 +194,9 @@ def last_view(
     blocks: Iterable[Tensor],
     tokens: Callable[[int], Tensor] | None,
 ) -> FunctionalView:
-    """What the block behind the clean `blocks` sees. Only the last view is kept: the others would hold on to all that
-    they saw. Compressed blocks, of hidden `tokens(block)`, keep their graph where gradients are enabled.
+    """Commits the clean `blocks` and returns the view of the block after them. Earlier views are dropped, since each
+    holds on to all keys and values that it saw. Compressed blocks, made from the hidden `tokens(block)`, keep their
+    autograd graph where gradients are enabled.
     """
     for block in blocks:
         view = cache.begin_block()

@@ -1,4 +1,4 @@
-"""The state of a run, in addition to clips and weights: the hours used, and what was decided."""
+"""The state of a run besides its clips and weights: the time used, and the number of clips."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from ....errors import PackForcingError
 
 @dataclass
 class State:
-    """`seconds` of all runs; `clips`, once it is decided, is how many there are. `asked` is what may not change."""
+    """`seconds` is the time used by all runs; `clips` is the number of clips once it is decided, else None. `asked` are
+    the settings that a resumed run must not change.
+    """
 
     path: Path
     asked: dict[str, str]
@@ -28,7 +30,9 @@ class State:
 
     @classmethod
     def read(cls, path: Path, asked: dict[str, str], clock: Callable[[], float] = time.monotonic) -> State:
-        """The state of the folder, or a new one; PackForcingError where the folder is of other settings."""
+        """Reads the state of the folder, or creates one. Raises PackForcingError if the folder was started with other
+        settings.
+        """
         if not path.exists():
             return cls(path, asked, clock=clock)
         told = json.loads(path.read_text(encoding="utf-8"))
@@ -43,14 +47,14 @@ class State:
 
     @property
     def clips_made(self) -> int:
-        """How many clips there are; PackForcingError before that is decided."""
+        """The number of clips. Raises PackForcingError if it is not decided yet."""
         if self.clips is None:
             raise PackForcingError("The number of clips is not decided yet; generate them first.")
         return self.clips
 
     @property
     def used(self) -> float:
-        """Seconds of all runs, this one included."""
+        """Seconds used by all runs, including this one."""
         return self.seconds + self.clock() - self._since
 
     @property
@@ -58,7 +62,7 @@ class State:
         return self.used / 3600
 
     def write(self) -> None:
-        """Keeps the time so far."""
+        """Writes the state with the time used so far."""
         told = {"asked": self.asked, "seconds": self.used, "clips": self.clips}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(f"{self.path.name}.part")

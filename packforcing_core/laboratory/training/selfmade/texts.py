@@ -1,5 +1,5 @@
-"""The embeddings of all prompts, made once before the model is loaded: a large text encoder and the model need not
-be in memory together.
+"""The text embeddings of all prompts, computed before the model is loaded, so that a large text encoder and the model
+are not in memory together.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ....errors import PackForcingError
 from ....text.context import pad_context
 
 EncodePrompts = Callable[[Sequence[str]], Sequence[Tensor]]
-"""Prompts to a context [1, text_len, text_dim] each, zero behind the prompt's words."""
+"""From prompts to a context [1, text_len, text_dim] each, zero after the prompt's tokens."""
 
 
 class Texts:
-    """The contexts of a file, read as they are needed: `texts([prompt, ...])` is [B, text_len, text_dim]."""
+    """The contexts stored in a file, read on demand: `texts([prompt, ...])` returns [B, text_len, text_dim]."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -41,7 +41,9 @@ class Texts:
 
 
 def encoded_texts(path: Path, prompts: Sequence[str], encode: EncodePrompts) -> Texts:
-    """The contexts of `prompts`, from the file that an earlier run left, or made and written whole or not at all."""
+    """Returns the contexts of `prompts`: those in `path` if an earlier run wrote it, else computed and written to it.
+    Raises PackForcingError if the file is of other prompts. An incomplete file is never left.
+    """
     distinct = list(dict.fromkeys(prompts))
     if path.exists():
         texts = Texts(path)
@@ -60,7 +62,7 @@ def encoded_texts(path: Path, prompts: Sequence[str], encode: EncodePrompts) -> 
 
 
 def _without_padding(context: Tensor) -> Tensor:
-    """[L, text_dim] up to the last row that is not zero, bfloat16 where it was, else float32."""
+    """Returns [L, text_dim] up to the last nonzero row; bfloat16 stays, any other dtype becomes float32."""
     used = context.abs().sum(dim=1).nonzero()
     last = int(used[-1]) + 1 if len(used) else 1
     kept = context[:last].cpu()
