@@ -1,4 +1,6 @@
-"""Checks bars against a prompt: evenly spaced, and each with the same colour when it returns to view."""
+"""Checks pans over bars against a prompt: the bars are evenly spaced, and each has the same colour when it returns to
+view.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,12 @@ from .scene import BAR_SPACING, BAR_WIDTH
 FIRST_SIGHTINGS = 5
 SPACING_TOLERANCE = 4.0  # pixels
 WIDTHS = (BAR_WIDTH - 5, BAR_WIDTH + 5)
-SMALL = 100.0  # square pixels; a leftover smaller than this is no thing
-EDGE = BAR_SPACING + BAR_WIDTH / 2  # pixels from the left or right edge within which there is a whole bar
+SMALL = 100.0  # square pixels; smaller regions that match no bar are ignored
+EDGE = BAR_SPACING + BAR_WIDTH / 2  # pixels; the centre of a complete bar lies this close to either side
 
 
 def check_bars(readings: Sequence[Reading], promise: Promise) -> tuple[list[Verdict], list[Track]]:
-    """A verdict per frame, and the track of the view: its offset from the first frame."""
+    """Returns a verdict for each frame, and one track: the view's horizontal offset in pixels."""
     wholes = [[seen for seen in reading.things if seen.shape == "bar" and not seen.cut] for reading in readings]
     views = _views(wholes)
     known = _colours(wholes, views)
@@ -47,15 +49,17 @@ def check_bars(readings: Sequence[Reading], promise: Promise) -> tuple[list[Verd
 
 
 def _views(wholes: Sequence[Sequence[Seen]]) -> np.ndarray:
-    """Where the view is at each frame [T], pixels from the first: the bars' phase, unwrapped. A frame without a whole
-    bar leaves it where it was; more than half a spacing in one frame cannot be told from less the other way."""
+    """Returns the offset of the view at each frame [T] in pixels: the bars' phase, unwrapped over time. In a frame
+    without a complete bar the offset stays as it was. A step of more than half a spacing per frame is aliased to a
+    smaller one in the other direction.
+    """
     views = np.zeros(len(wholes))
     for frame, whole in enumerate(wholes):
         before = views[frame - 1] if frame else 0.0
         if not whole:
             views[frame] = before
             continue
-        # The mean of angles: bars at 1 and at 39 of 40 are neighbours.
+        # The circular mean: with a spacing of 40, phases 1 and 39 are neighbours.
         angles = np.exp(-2j * np.pi * np.array([seen.x for seen in whole]) / BAR_SPACING)
         phase = float(np.angle(angles.mean())) / (2 * np.pi) * BAR_SPACING
         step = (phase - before + BAR_SPACING / 2) % BAR_SPACING - BAR_SPACING / 2
@@ -64,7 +68,7 @@ def _views(wholes: Sequence[Sequence[Seen]]) -> np.ndarray:
 
 
 def _still(views: np.ndarray, frame: int) -> Iterable[Reason]:
-    """A view that stands still; where it turns round it is half as fast."""
+    """Reports a view that stands still. The limit allows for turning points, where the mean speed is half as high."""
     near = views[max(0, frame - AROUND) : frame + AROUND + 1]
     steps = np.abs(near[SPAN:] - near[:-SPAN]) / SPAN
     if len(steps) >= FEW and steps.mean() < LEAST_SPEED:
@@ -76,7 +80,7 @@ def _index(seen: Seen, view: float) -> int:
 
 
 def _colours(wholes: Sequence[Sequence[Seen]], views: np.ndarray) -> dict[int, str]:
-    """The colour of each bar of the row: the most frequent one of its first sightings."""
+    """Returns the colour of each bar by its index in the row: the most frequent one of its first sightings."""
     sightings: dict[int, list[str]] = {}
     for whole, view in zip(wholes, views, strict=True):
         for seen in whole:

@@ -1,9 +1,9 @@
-"""The checker of the toy world: does a video show what its prompt or scene describes?
+"""The checker of the toy world: verifies that a video shows what its prompt or scene describes.
 
-Against a scene (`check_scene`) every fact has a ground truth; used for reconstructions, and to measure the checker's
-own error. Against a prompt (`check_video`) a video must show what the prompt names, all the time, with two exceptions:
+Against a scene (`check_scene`) every property has a ground truth. This is used for reconstructions, and to measure the
+checker's own error. Against a prompt (`check_video`) every frame must show what the prompt names, with two exceptions:
 an object may be hidden behind another one, and one that "leaves and returns" may be out of sight. What a prompt leaves
-open, such as the colour of "a shape", is defined by what the video shows first, and must not change.
+open, such as the colour of "a shape", is defined by its first sightings in the video, and must not change.
 """
 
 from __future__ import annotations
@@ -25,38 +25,38 @@ from .scene import Scene
 from .shapes import check_shapes
 from .truth import Visible, truth_at
 
-MUST_SEE = 100.0  # square pixels in sight; of less, the colour of a blurred frame may be lost
-WHOLE = 0.97  # share in sight from which a shape must be recognised
+MUST_SEE = 100.0  # visible square pixels; of less, a blurred frame may not show the colour
+WHOLE = 0.97  # visible fraction from which a shape must be recognised
 POSITION_TOLERANCE = 3.0  # pixels
-NEAR = 12.0  # pixels around a sliver of a thing within which anything may be that sliver
-SMALL = 60.0  # square pixels; a leftover smaller than this is no thing
-FAR = 16.0  # pixels; another colour farther away than this is another thing
+NEAR = 12.0  # pixels; any region this close to a barely visible object is accepted as it
+SMALL = 60.0  # square pixels; smaller unmatched regions are ignored
+FAR = 16.0  # pixels; a region of another colour farther away than this is another object
 
 
 def check_video(frames: Iterable[np.ndarray], prompt: str) -> WorldReport:
     """Checks a video, uint8 [HEIGHT, WIDTH, 3] per frame, against its prompt.
 
-    Raises PackForcingError if the prompt is not one of the toy world's, or the frames have another size.
+    Raises PackForcingError if the prompt is not of the toy world, or if the frames have another size or dtype.
     """
     return check_readings(read_video(frames), prompt)
 
 
 def read_video(frames: Iterable[np.ndarray]) -> list[Reading]:
-    """What each frame shows, independent of the prompt. Raises PackForcingError if frames have another size."""
+    """Returns what each frame shows; the prompt is not needed. Raises PackForcingError if frames have another size or
+    dtype.
+    """
     return [read_frame(_checked(frame)) for frame in frames]
 
 
 def check_readings(readings: Sequence[Reading], prompt: str) -> WorldReport:
-    """`check_video` of a video, or of a part of one, that has been read."""
+    """Same as `check_video`, for a video or a part of one that `read_video` has read."""
     promise = parse_prompt(prompt)
     verdicts, tracks = (check_bars if promise.kind == "pan" else check_shapes)(readings, promise)
     return WorldReport(prompt, tuple(verdicts), motion_of(tracks))
 
 
 def check_scene(frames: Iterable[np.ndarray], scene: Scene, first: int = 0) -> WorldReport:
-    """Checks images of a scene's frames `first`, `first` + 1, ... (drawn, or decoded from latents) against the
-    scene.
-    """
+    """Checks frames `first`, `first` + 1, ... of a scene's video (drawn, or decoded from latents) against the scene."""
     verdicts, errors = [], []
     tracks: dict[int, list[tuple[int, float, float]]] = {}
     for number, frame in enumerate(frames, first):
@@ -83,7 +83,7 @@ def _checked(frame: np.ndarray) -> np.ndarray:
 
 
 def _compare(reading: Reading, truth: tuple[Visible, ...]) -> tuple[list[Reason], list[tuple[int, Seen]]]:
-    """The errors in a frame, and the pairs (index in the truth, what was seen of it)."""
+    """Returns the errors in a frame, and the matched pairs (index in the truth, object seen)."""
     due = [index for index, thing in enumerate(truth) if thing.area >= MUST_SEE]
     slivers = [thing for thing in truth if 0 < thing.area < MUST_SEE]
     left = list(reading.things)
@@ -109,7 +109,7 @@ def _compare(reading: Reading, truth: tuple[Visible, ...]) -> tuple[list[Reason]
 def _faults(thing: Visible, seen: Seen) -> Iterable[Reason]:
     if seen.colour != thing.colour:
         yield Reason("colour", f"{seen}, to be {thing.colour}")
-    # What adjoins the frame's edge or another thing may be hidden in part, as far as the pixels tell.
+    # An object at the frame's edge or beside another object may be partly hidden.
     partly = seen.shape is None and (seen.cut or seen.touching)
     if thing.share >= WHOLE and seen.shape != thing.shape and not partly:
         yield Reason("shape", f"{seen}, to be a {thing.shape}")

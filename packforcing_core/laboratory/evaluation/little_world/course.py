@@ -1,9 +1,8 @@
-"""Checks that an object moves and keeps its size from frame to frame: straight, at constant speed, with no sudden
-change.
+"""Checks that an object moves in a straight line at constant speed and keeps its size, without sudden changes.
 
-Only complete sightings count. Each frame is judged within a window around it, so an error is located, and a video that
-is wrong throughout is wrong in every frame. The limits lie between what correct objects do (drawn, and decoded by the
-VAE) and errors.
+Only complete sightings count. Each frame is compared with a window of frames around it, so an error is located in time,
+and a video that is wrong throughout is wrong in every frame. The limits lie between the values of correct objects
+(drawn, and decoded by the VAE) and those of errors.
 """
 
 from __future__ import annotations
@@ -20,22 +19,22 @@ from .motion import FARTHEST, FASTEST, JUMP, SPAN
 from .report import Reason
 from .scene import MARGIN
 
-AROUND = 8  # frames before and behind that a frame is judged with
-LEAST_SPEED = 0.3  # pixels a frame, the mean of the window; the slowest go 0.7, and half of it where they turn
+AROUND = 8  # frames on either side in the window of a frame
+LEAST_SPEED = 0.3  # pixels per frame, mean of the window; the slowest objects move 0.7, half of it where they turn
 FASTER, SLOWER = 1.7, 0.5  # times the video's own median speed
-BEND = 1.6  # pixels off a straight line through 2 x BEND_SPAN frames
+BEND = 1.6  # pixels from the straight line through positions 2 x BEND_SPAN frames apart
 BEND_SPAN = 6
-TURN = 7.0  # pixels from a wall within which a thing may turn round
-INNER = 0.4, 0.6  # shares of the width between which what leaves and returns turns round
-GROWTH = 0.18  # of the window's median area
-SPREAD = 0.3  # between the tenths and the nine tenths of the window, of its median area
-DRIFT = 0.35  # of the median area of the first FIRST sightings
+TURN = 7.0  # pixels from a wall within which an object may turn
+INNER = 0.4, 0.6  # fractions of the width between which objects that leave and return turn
+GROWTH = 0.18  # fraction of the window's median area
+SPREAD = 0.3  # between the 10% and 90% quantiles of the window's areas, as a fraction of their median
+DRIFT = 0.35  # fraction of the median area of the first FIRST sightings
 FIRST = 16
-FEW = 5  # whole sightings in a window of which nothing is said
+FEW = 5  # windows with fewer complete sightings are not judged
 
 
 class Whole(NamedTuple):
-    """A thing that was seen whole: its centre and area, in pixels."""
+    """A complete sighting of an object: its centre in pixels and its area in square pixels."""
 
     x: float
     y: float
@@ -43,8 +42,8 @@ class Whole(NamedTuple):
 
 
 def course_faults(wholes: Mapping[int, Whole], kind: str) -> Iterator[tuple[int, Reason]]:
-    """The errors in an object's motion, frame by frame; `wholes` are its complete sightings in order, `kind` the
-    scene's.
+    """Yields the errors in an object's motion and size, by frame. `wholes` are its complete sightings in order, `kind`
+    is the scene's kind.
     """
     if not wholes:
         return
@@ -66,7 +65,7 @@ def course_faults(wholes: Mapping[int, Whole], kind: str) -> Iterator[tuple[int,
 
 
 def _speeds(wholes: Mapping[int, Whole]) -> dict[int, float]:
-    """Pixels per frame over SPAN frames, if both ends were seen."""
+    """Returns the speed in pixels per frame, averaged over SPAN frames, of each frame with sightings at both ends."""
     pairs = ((frame, wholes[frame], wholes.get(frame - SPAN)) for frame in wholes)
     return {frame: math.hypot(new.x - old.x, new.y - old.y) / SPAN for frame, new, old in pairs if old}
 
@@ -93,7 +92,9 @@ def _speed_faults(speeds: Mapping[int, float], frame: int, usual: float) -> Iter
 
 
 def _bends(wholes: Mapping[int, Whole], frame: int, kind: str, area: float) -> Iterator[Reason]:
-    """Turns away from any wall: distance from the straight line through the positions before and after."""
+    """Reports turns that are not at a wall. It measures the distance in pixels from the straight line through the
+    positions BEND_SPAN frames before and after.
+    """
     own, old, new = wholes[frame], wholes.get(frame - BEND_SPAN), wholes.get(frame + BEND_SPAN)
     if old is None or new is None:
         return

@@ -1,4 +1,4 @@
-"""Draws scenes, with soft edges one pixel wide."""
+"""Draws scenes. Edges are antialiased over one pixel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRIANGLE_INNER = math.sqrt(math.pi / (3 * math.sqrt(3)))
 
 
 def draw(scene: Scene, frames: int, first: int = 0) -> np.ndarray:
-    """Frames `first` to `first` + `frames` - 1 of a scene: uint8 [T, HEIGHT, WIDTH, 3]."""
+    """Draws frames `first` to `first` + `frames` - 1 of a scene; returns uint8 [T, HEIGHT, WIDTH, 3]."""
     times = np.arange(first, first + frames)
     video = np.empty((frames, HEIGHT, WIDTH, 3), np.float32)
     video[:] = BACKGROUNDS[scene.background]
@@ -27,12 +27,14 @@ def draw(scene: Scene, frames: int, first: int = 0) -> np.ndarray:
 
 
 def coverage(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
-    """How much of each pixel a shape covers, 0..1, from the pixels' offsets to its centre of area."""
+    """Returns the fraction of each pixel, 0..1, that a shape covers. `dx` and `dy` are the pixels' offsets from the
+    shape's centroid.
+    """
     return np.clip(0.5 - _distance(shape, dx, dy, radius), 0.0, 1.0)
 
 
 def _distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
-    """Signed distance to the outline, negative inside (exact inside and near the sides)."""
+    """Returns the signed distance to the outline in pixels, negative inside. It is exact inside and near the sides."""
     if shape == "circle":
         return np.sqrt(dx * dx + dy * dy) - radius
     if shape == "square":

@@ -1,4 +1,4 @@
-"""How things move from frame to frame: speed, freezing, jumps."""
+"""Measures the motion of objects: speed, freezes and jumps."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ import numpy as np
 from .report import Motion
 
 SPAN = 4  # frames over which a speed is measured, so that jitter is not movement
-FREEZE_FRAMES, FREEZE_PIXELS = 8, 1.0  # frozen: within so many pixels for so many frames; the slowest go 5.6 in them
-JUMP = 4.0  # pixels in one frame; the fastest go 2
-FASTEST = 2.0  # pixels a frame, while out of sight
+FREEZE_FRAMES, FREEZE_PIXELS = (
+    8,
+    1.0,
+)  # frozen: within that many pixels for that many frames; the slowest objects move 5.6 in them
+JUMP = 4.0  # pixels in one frame; the fastest objects move 2
+FASTEST = 2.0  # pixels per frame, while out of sight
 FARTHEST = 64.0  # pixels; farther than this is a jump after any absence
 
 Track = Sequence[tuple[int, float, float]]
-"""Where something was: (frame, x, y), in order, frames without a sighting left out."""
+"""Positions of an object as (frame, x, y), in order; frames without a sighting are left out."""
 
 
 def motion_of(tracks: Sequence[Track]) -> Motion:
-    """The motion of all tracks together."""
+    """Returns the motion of all tracks together."""
     speeds: list[float] = []
     still: dict[int, bool] = {}
     jumps: set[int] = set()
@@ -39,7 +42,9 @@ def motion_of(tracks: Sequence[Track]) -> Motion:
 
 
 def _still(places: dict[int, np.ndarray]) -> dict[int, bool]:
-    """For each frame at the end of FREEZE_FRAMES sightings in a row, whether all lie within FREEZE_PIXELS."""
+    """Returns, for each frame that ends FREEZE_FRAMES sightings in a row, whether all of them lie within
+    FREEZE_PIXELS.
+    """
     found = {}
     for frame in places:
         recent = [places.get(frame - back) for back in range(FREEZE_FRAMES)]

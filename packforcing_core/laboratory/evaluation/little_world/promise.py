@@ -1,4 +1,4 @@
-"""Parses prompts of the toy world: what a video must show."""
+"""Parses prompts of the toy world into what a video must show."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ....miniature.world import BACKGROUNDS, COLOURS, COLUMNS, ROWS, SHAPES
 
 @dataclass(frozen=True)
 class Promised:
-    """A thing that a prompt names; None is what it leaves open ("a shape"). `place` is where it begins: names of a row
-    and a column.
+    """An object that a prompt names. A property is None if the prompt leaves it open ("a shape"). `place` is the
+    initial position: the names of a row and a column.
     """
 
     shape: str | None
@@ -25,7 +25,9 @@ class Promised:
 
 @dataclass(frozen=True)
 class Promise:
-    """`kind` is one of scene.KINDS: `return` lets a thing be out of sight for a while, `pan` shows bars alone."""
+    """What a prompt requires. `kind` is one of scene.KINDS: with `return` an object may be out of sight for a while;
+    with `pan` there are only bars.
+    """
 
     kind: str
     background: str
@@ -43,7 +45,7 @@ _KINDS = {
 
 
 def parse_prompt(prompt: str) -> Promise:
-    """What a prompt promises. Raises PackForcingError where it is none of this world."""
+    """Returns what a prompt requires. Raises PackForcingError if it is not a prompt of the toy world."""
     words = " ".join(prompt.lower().replace(".", " ").split())
     for kind, pattern in _KINDS.items():
         found = re.fullmatch(rf"{pattern} on a (?P<background>{'|'.join(BACKGROUNDS)}) background", words)
@@ -60,7 +62,7 @@ def parse_prompt(prompt: str) -> Promise:
 
 
 def belongs(prompt: str) -> bool:
-    """Whether a prompt is of this world."""
+    """Returns whether a prompt is one of the toy world."""
     try:
         parse_prompt(prompt)
     except PackForcingError:

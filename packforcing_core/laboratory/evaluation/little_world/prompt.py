@@ -1,4 +1,4 @@
-"""Prompts of the toy world: scenes to words."""
+"""Generates the prompts of scenes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .scene import Scene, Thing
 
 
 def describe(scene: Scene) -> str:
-    """The prompt of a scene, such as "a red circle at the top left bounces on a dark background"."""
+    """Returns the prompt of a scene, such as "a red circle at the top left bounces on a dark background"."""
     return f"{_subject(scene)} on a {scene.background} background"
 
 
@@ -27,7 +27,7 @@ def _name(thing: Thing) -> str:
 
 
 def _place(thing: Thing) -> str:
-    """Where a thing is in the first frame."""
+    """Returns the phrase for an object's position in the first frame."""
     row = ROWS[_part(float(thing.y.at(np.array(0))), HEIGHT, len(ROWS))]
     return f" at the {row} {COLUMNS[_part(float(thing.x.at(np.array(0))), WIDTH, len(COLUMNS))]}"
 

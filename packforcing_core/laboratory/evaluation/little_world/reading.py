@@ -1,11 +1,11 @@
-"""Reads a frame of the toy world from its pixels: background, and each object's colour, shape, position and size.
+"""Recognises the content of a toy world frame: the background, and each object's colour, shape, position and size.
 
-A pixel at a shape's edge mixes the shape's colour with the background, and such mixes look like third colours. So a
-pixel is not compared with the palette, but with the *lines* from the background to each palette colour: the position
-along the nearest line is the share of the pixel that the shape covers; a large distance from every line means that it
-is something else. A region has a colour only if it has a core that is thicker or purer than any edge; this separates
-two shapes that touch. A shape is identified by comparing its coverage with templates of its area, sharp and soft.
-Shapes of this world do not rotate.
+A pixel at a shape's edge is a mixture of the shape's colour and the background, and such mixtures look like other
+colours. So a pixel is not compared with the palette, but with the *lines* in RGB from the background to each palette
+colour. The position along the nearest line is the fraction of the pixel that the shape covers; a large distance from
+every line means another colour. A region has a colour only if it has a core that is thicker or purer than any edge;
+this separates two shapes that touch. A shape is identified by comparing its coverage with templates of the same area,
+sharp and soft. Shapes of this world do not rotate.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from ..scientific import ndimage
 from .draw import coverage
 
 # Distances in RGB. The least contrast of a shape in this world is 104 (green on teal).
-BACKGROUND_REACH = 60.0  # farther from all backgrounds than this is no background of ours
+BACKGROUND_REACH = 60.0  # farther from all backgrounds than this: no known background
 SAME_AS_BACKGROUND = 40.0
-OFF_LINE = 70.0  # farther from all lines than this is no colour of ours
-FAINTEST, BRIGHTEST = 0.45, 1.25  # places along a line that still count as its colour, in what has no core
-FAINTEST_CORE, OFF_LINE_CORE = 0.72, 45.0  # and in the core of a thing: nearer to the background it is a blend
-LEAST_AREA = 24.0  # pixels; less is noise, or too little of a thing to tell
+OFF_LINE = 70.0  # farther from all lines than this: no known colour
+FAINTEST, BRIGHTEST = 0.45, 1.25  # positions along a line accepted as its colour, for regions without a core
+FAINTEST_CORE, OFF_LINE_CORE = 0.72, 45.0  # and for the core of an object: closer to the background it is a blend
+LEAST_AREA = 24.0  # pixels; smaller regions are noise, or too small to recognise
 LEAST_CORE = 4  # pixels deeper than CORE_DEPTH inside a region
 CORE_DEPTH = 2
-PURE_ALONG, PURE_OFF = 0.75, 50.0  # a pixel this far along a line and this close to it is no mix of two things
-SOFTNESS = (0.5, 1.5, 2.5)  # half widths of the templates' rims, in pixels: drawn, a little blurred, decoded
-LEAST_FIT, LEAST_FIT_PARTLY = 0.93, 0.95  # what the frame's edge or another thing may cut must fit as whole things do
-RIM = 3  # pixels around a region in which its faint rim is looked for
+PURE_ALONG, PURE_OFF = 0.75, 50.0  # a pixel this far along a line and this close to it is no mixture of two objects
+SOFTNESS = (0.5, 1.5, 2.5)  # half widths of the templates' edges, in pixels: drawn, slightly blurred, decoded
+LEAST_FIT, LEAST_FIT_PARTLY = 0.93, 0.95  # objects that may be partly hidden need the better fit
+RIM = 3  # pixels around a region in which its faint edge is searched
 
 _HUES = np.array(list(COLOURS.values()), np.float32)
 _GROUNDS = np.array(list(BACKGROUNDS.values()), np.float32)
@@ -40,11 +40,11 @@ _PALETTE = np.concatenate([_GROUNDS, _HUES])
 
 @dataclass(frozen=True)
 class Seen:
-    """A thing found in a frame. `x`, `y` and `area` are those of the part in sight, in pixels.
+    """An object found in a frame. `x` and `y` (pixels) and `area` (square pixels) are those of its visible part.
 
-    `colour` is None where no colour of the palette is near; `shape` (a name, or "bar") is None where too little is in
-    sight to tell, or where nothing fits. `fit` is 1 for a perfect template. `cut` says that it reaches the edge of the
-    frame (of a bar: the left or right one), `touching` that another thing adjoins it and may hide some of it.
+    `colour` is None if no colour of the palette is near. `shape` (a name, or "bar") is None if too little is visible or
+    no template fits. `fit` is 1 for a perfect match with the template. `cut` is True if the object touches the frame's
+    edge (for a bar: the left or right one), `touching` if it touches another object, which may hide part of it.
     """
 
     colour: str | None
@@ -62,14 +62,16 @@ class Seen:
 
 @dataclass(frozen=True)
 class Reading:
-    """`background` is None where the commonest colour of the frame is none of BACKGROUNDS."""
+    """The content of a frame. `background` is None if the most frequent colour of the frame is not one
+    of BACKGROUNDS.
+    """
 
     background: str | None
     things: tuple[Seen, ...]
 
 
 def read_frame(frame: np.ndarray) -> Reading:
-    """The facts of a frame, uint8 [HEIGHT, WIDTH, 3]."""
+    """Returns the content of a frame, uint8 [HEIGHT, WIDTH, 3]."""
     pixels = frame.astype(np.float32)
     name, ground = _background(pixels)
     offsets = pixels - ground
@@ -81,8 +83,10 @@ def read_frame(frame: np.ndarray) -> Reading:
 
 
 def _background(pixels: np.ndarray) -> tuple[str | None, np.ndarray]:
-    """The commonest colour of the palette, and its true value: the mean of the pixels near it."""
-    flat = pixels[::2, ::2].reshape(-1, 3)  # a quarter of the pixels tells as much
+    """Returns the most frequent colour of the palette if it is a background, and its actual value [3] in the frame: the
+    mean of the pixels near it.
+    """
+    flat = pixels[::2, ::2].reshape(-1, 3)  # a quarter of the pixels is enough
     nearest = ((_PALETTE**2).sum(1) - 2 * flat @ _PALETTE.T).argmin(1)
     ground = flat[nearest == np.bincount(nearest, minlength=len(_PALETTE)).argmax()].mean(0)
     near = ((flat - ground) ** 2).sum(1) < SAME_AS_BACKGROUND**2
@@ -93,7 +97,9 @@ def _background(pixels: np.ndarray) -> tuple[str | None, np.ndarray]:
 
 
 def _nearest_line(offsets: np.ndarray, ground: np.ndarray, lowest: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """For offsets from the background [N, 3]: squared distances to the line of each colour, and places along it."""
+    """Returns, for offsets from the background [N, 3], the squared distances to the line of each colour [N, colours]
+    and the positions along it.
+    """
     lines = _HUES - ground
     lengths = (lines**2).sum(1)
     along = np.clip(offsets @ lines.T / lengths, lowest, BRIGHTEST)
@@ -103,7 +109,7 @@ def _nearest_line(offsets: np.ndarray, ground: np.ndarray, lowest: float = 0.0) 
 
 
 def _regions(mask: np.ndarray, offsets: np.ndarray, ground: np.ndarray) -> list[np.ndarray]:
-    """The things' pixels, one mask [HEIGHT, WIDTH] each: connected, and split where two colours have cores."""
+    """Returns one mask [HEIGHT, WIDTH] per object: the connected regions, split where two colours have cores."""
     parts, count = ndimage().label(mask)
     if count == 0:
         return []
@@ -134,7 +140,7 @@ def _split(part: np.ndarray, labels: np.ndarray, pure: np.ndarray, scores: np.nd
     split = []
     for index in range(len(cores)):
         own = part & (owner == index)
-        # Pieces of one colour around a thing in front of it are one thing; crumbs are rims.
+        # Pieces of one colour on both sides of an occluder are one object; tiny pieces are edges.
         pieces, count = ndimage().label(own)
         areas = np.bincount(pieces.ravel(), minlength=count + 1)
         areas[0] = 0
@@ -190,7 +196,9 @@ def _around(mask: np.ndarray) -> tuple[slice, slice]:
 
 
 def _colour(pixels: np.ndarray, ground: np.ndarray, cored: bool) -> tuple[str | None, np.ndarray]:
-    """The name of the colour of a thing's core, or of all of it, and its mean offset from the background."""
+    """Returns the name of a colour, or None, and the mean offset from the background [3], of an object's core pixels,
+    or of all its pixels if it has no core.
+    """
     hue = pixels.mean(0)
     distances, along = _nearest_line(hue[None], ground, 0.0 if cored else FAINTEST)
     best, reach = int(distances[0].argmin()), OFF_LINE_CORE if cored else OFF_LINE
@@ -199,7 +207,9 @@ def _colour(pixels: np.ndarray, ground: np.ndarray, cored: bool) -> tuple[str | 
 
 
 def _alpha(offsets: np.ndarray, hue: np.ndarray) -> np.ndarray:
-    """How much of each pixel a thing covers whose full colour is `hue` off the background."""
+    """Returns the fraction of each pixel that an object covers, given the offset `hue` of its full colour from the
+    background.
+    """
     along = np.clip(offsets @ hue / (hue @ hue), 0.0, 1.0)
     rest = offsets - along[..., None] * hue
     along[np.einsum("hwc,hwc->hw", rest, rest) > OFF_LINE**2] = 0.0
@@ -212,7 +222,7 @@ def _shape(alpha: np.ndarray, dx: np.ndarray, dy: np.ndarray, area: float) -> tu
     best = (-1.0, SHAPES[0])
     for shape in SHAPES:
         for softness in SOFTNESS:
-            # A rim of half width s is the outline's, seen at 1 / 2s of the size.
+            # An edge of half width s is the drawn edge (half width 0.5) at 1 / 2s of the size.
             scale = 0.5 / softness
             template = coverage(shape, dx[None, :] * scale, dy[:, None] * scale, radius * scale)
             fit = 1 - float(np.abs(alpha - template).sum() / (area + template.sum()))

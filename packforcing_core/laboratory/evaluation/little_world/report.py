@@ -1,4 +1,4 @@
-"""The checker's report on a video: a verdict with reasons per frame, and rates over any range of frames."""
+"""The checker's report on a video: a verdict with reasons for each frame, and rates over any range of frames."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ REASONS = (
     *("background", "missing", "extra", "colour", "shape", "size", "position", "identity"),
     *("place", "motion", "speed", "course", "stay"),
 )
-"""What can be wrong with a frame. `identity`: it is not what it was when first seen, where the prompt left it open.
-`place`: the video did not begin where the prompt says. `motion`: it stands still; `speed`: it is faster or slower than
-in the rest of the video; `course`: it turns in mid-air or is suddenly elsewhere; `stay`: it should have left.
+"""Kinds of errors in a frame. `identity`: a property that the prompt leaves open differs from the first sightings.
+`place`: the object did not begin where the prompt says. `motion`: it stands still. `speed`: it is faster or slower than
+in the rest of the video. `course`: it turns without a wall, or is suddenly elsewhere. `stay`: it should have left.
 """
 
 
 @dataclass(frozen=True)
 class Reason:
-    """`kind` is one of REASONS; `text` says it of this frame."""
+    """An error in a frame. `kind` is one of REASONS; `text` describes it."""
 
     kind: str
     text: str
@@ -26,7 +26,9 @@ class Reason:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A frame (its number in the video or scene) and what is wrong with it. `seen`: how many things it shows."""
+    """The errors in one frame, given by its number in the video or scene. `seen` is the number of
+    objects found in it.
+    """
 
     frame: int
     seen: int
@@ -39,9 +41,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Motion:
-    """`speed`: median, pixels a frame, of all that is wholly in sight; None where nothing ever is. `frozen`: the share
-    of the moments at which movement can be told where nothing has moved for FREEZE_FRAMES frames. `jumps`: frames at
-    which something is where it cannot have come to since it was last seen."""
+    """`speed` is the median speed in pixels per frame of all complete sightings; None if there are none. `frozen` is
+    the fraction of frames, among those where motion can be measured, in which nothing has moved for FREEZE_FRAMES
+    frames. `jumps` are the frames in which an object is farther from its last position than it can have moved.
+    """
 
     speed: float | None = None
     frozen: float = 0.0
@@ -50,8 +53,9 @@ class Motion:
 
 @dataclass(frozen=True)
 class WorldReport:
-    """`subject`: the prompt, or what the scene would be prompted with. `position_error`: mean distance in pixels to
-    the scene's ground truth, None where only a prompt was given. All rates are shares of the frames, 0..1."""
+    """The report on a video. `subject` is the prompt, or the scene's prompt. `position_error` is the mean distance in
+    pixels from the scene's ground truth; None if only a prompt was given. All rates are fractions of the frames, 0..1.
+    """
 
     subject: str
     verdicts: tuple[Verdict, ...]
@@ -60,12 +64,12 @@ class WorldReport:
 
     @property
     def right(self) -> float:
-        """Frames with nothing wrong."""
+        """Fraction of frames without any error."""
         return self._free_of(*REASONS)
 
     @property
     def objects_right(self) -> float:
-        """Frames with the right things in the right colours and shapes, whatever the background."""
+        """Fraction of frames without any error, apart from a wrong background."""
         return self._free_of(*(kind for kind in REASONS if kind != "background"))
 
     @property
@@ -78,17 +82,19 @@ class WorldReport:
 
     @property
     def colours_right(self) -> float:
-        """Frames in which nothing is missing and nothing has a wrong colour."""
+        """Fraction of frames in which no object is missing and none has a wrong colour."""
         return self._free_of("missing", "colour")
 
     @property
     def identity_kept(self) -> float:
-        """Frames in which no thing is another than was promised or, where the prompt left it open, than first seen."""
+        """Fraction of frames in which every object is the one of the prompt or, where the prompt leaves it open, the
+        one first seen.
+        """
         return self._free_of("colour", "shape", "identity")
 
     def between(self, first: int, stop: int) -> WorldReport:
-        """Of frames `first` to `stop` - 1 alone: their verdicts and jumps; speed and freezing stay the whole
-        video's.
+        """Returns the report of frames `first` to `stop` - 1: their verdicts and jumps. Speed and freezing remain those
+        of the whole video.
         """
         verdicts = tuple(verdict for verdict in self.verdicts if first <= verdict.frame < stop)
         jumps = tuple(frame for frame in self.motion.jumps if first <= frame < stop)

@@ -1,11 +1,11 @@
-"""The content of a toy world clip: what it shows and where, before anything is drawn.
+"""The content of a toy world clip, before anything is drawn: which objects it shows, and where.
 
 Everything moves by fixed rules, so a clip is determined by its first frame. A model that has seen the past can predict
-the future, and a wrong colour or a lost shape is the model's error. A scene can have any number of frames.
+the future, so a wrong colour or a lost shape is the model's error. A scene can have any number of frames.
 
 There are three kinds. `bounce`: one or two named shapes move in straight lines and bounce off the edges. `return`: a
-shape leaves through a side, is away for seconds and returns; its prompt may leave out its colour, so that only memory
-can know it. `pan`: the view moves to and fro over a row of coloured bars.
+shape leaves through a side, is out of sight for seconds and returns; its prompt may leave out its colour, so that only
+a model that recalls it can draw it. `pan`: the view moves to and fro over a row of coloured bars.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ import numpy as np
 from ....miniature.world import BACKGROUNDS, COLOURS, HEIGHT, SHAPES, WIDTH
 
 KINDS: Mapping[str, float] = {"bounce": 0.7, "return": 0.2, "pan": 0.1}
-"""What a scene may be, and how often it is."""
+"""The kinds of scenes and their probabilities."""
 
 PLACED = 0.7
-"""How often a prompt says where things begin. What it leaves open, a model's first block has to choose."""
+"""Probability that a prompt says where objects begin. Where it does not, a model's first block has to choose."""
 
 RADIUS = (10.0, 12.0)  # pixels, of the circle of the same area
-SPEED = (0.7, 1.4)  # pixels a frame
-AWAY = (12, 28)  # frames out of sight, of those that leave
-MARGIN = 1.6  # radii between a centre and the frame that keep the corners of a triangle inside
+SPEED = (0.7, 1.4)  # pixels per frame
+AWAY = (12, 28)  # frames out of sight, for shapes that leave
+MARGIN = 1.6  # radii between a centre and the frame's edge; keeps a triangle's corners inside
 BAR_WIDTH, BAR_SPACING, BARS = 16.0, 40.0, 8
 
 
 @dataclass(frozen=True)
 class Path:
-    """To and fro between `low` and `high` at `speed` pixels a frame, `start` pixels along the way and back."""
+    """A motion to and fro between `low` and `high` at `speed` pixels per frame. `start` is the initial phase: pixels
+    along the way there and back.
+    """
 
     low: float
     high: float
@@ -40,7 +42,7 @@ class Path:
     start: float
 
     def at(self, frames: np.ndarray) -> np.ndarray:
-        """Positions at frame numbers [T]."""
+        """Returns the positions in pixels at frame numbers [T]."""
         span = self.high - self.low
         along = (self.start + self.speed * frames) % (2 * span)
         return self.low + np.minimum(along, 2 * span - along)
@@ -48,7 +50,7 @@ class Path:
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape of the area of a circle of `radius` pixels, whose centre moves along `x` and `y`."""
+    """A shape with the area of a circle of `radius` pixels, whose centre moves along the paths `x` and `y`."""
 
     shape: str
     colour: str
@@ -56,12 +58,12 @@ class Thing:
     x: Path
     y: Path
     named: bool = True
-    """Whether the prompt says what it is."""
+    """Whether the prompt names its colour and shape."""
 
 
 @dataclass(frozen=True)
 class Bars:
-    """A row of full-height bars, BAR_SPACING apart; the view's left edge is at `view` in the row."""
+    """A row of full-height bars, BAR_SPACING pixels apart. `view` is the path of the view's left edge along the row."""
 
     colours: tuple[str, ...]
     view: Path
@@ -69,7 +71,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Scene:
-    """`things` are those in front first. `placed`: the prompt says where they begin."""
+    """The content of a clip. `things` are ordered from front to back. `placed`: the prompt says where they begin."""
 
     kind: str
     background: str
@@ -79,7 +81,7 @@ class Scene:
 
 
 def sample_scene(rng: np.random.Generator, kind: str | None = None) -> Scene:
-    """A scene drawn from `rng`; `kind` is one of KINDS, None chooses."""
+    """Draws a scene with `rng`. `kind` is one of KINDS, or None to draw that as well."""
     scene = _sample(rng, kind)
     return replace(scene, placed=bool(scene.things) and bool(rng.random() < PLACED))
 
@@ -105,11 +107,11 @@ def _sample_bouncing(rng: np.random.Generator, colour: str) -> Thing:
 
 
 def _sample_leaving(rng: np.random.Generator) -> Thing:
-    """A shape that turns round out of sight, behind the left or the right edge of the frame."""
+    """Draws a shape that turns round out of sight, beyond the left or the right edge of the frame."""
     radius, speed = rng.uniform(*RADIUS), rng.uniform(1.2, 1.6)
     beyond = MARGIN * radius + speed * rng.uniform(*AWAY) / 2
     inner, start = WIDTH * rng.uniform(0.4, 0.6), WIDTH * rng.uniform(0.1, 0.3)
-    # It begins in sight, on its way out.
+    # It begins in sight, moving towards the edge.
     if rng.random() < 0.5:
         x = Path(-beyond, inner, speed, 2 * inner + beyond - start)
     else:

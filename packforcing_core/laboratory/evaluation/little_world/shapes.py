@@ -1,4 +1,6 @@
-"""Checks shapes against a prompt: which is which over time, what may be out of sight, what must not change."""
+"""Checks shapes against a prompt: matches objects over time, and reports what is missing, changes or should be out of
+sight.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +20,20 @@ from .reading import Reading, Seen
 from .report import Reason, Verdict
 from .scene import AWAY
 
-FIRST_SIGHTINGS = 8  # by whose majority what the prompt leaves open is known from then on
-SMALL = 60.0  # square pixels; of less, no colour is judged, and it is no thing of its own
-SIZES = (200.0, 700.0)  # square pixels of a whole shape; this world draws 314 to 452
-LONGEST_AWAY = 56  # frames out of sight of what leaves and returns: 28, and the way to the edge and back
-LONGEST_HIDDEN = 64  # frames behind another thing that goes the same way
-# Frames in sight of what leaves and returns: to the edge at first, and from it to the middle and back later.
+FIRST_SIGHTINGS = 8  # the majority of these defines what the prompt leaves open
+SMALL = 60.0  # square pixels; for smaller regions no colour is judged, and none counts as an extra object
+SIZES = (200.0, 700.0)  # square pixels of a complete shape; drawn ones have 314 to 452
+LONGEST_AWAY = 56  # frames out of sight of a shape that leaves and returns: 28, and the way to the edge and back
+LONGEST_HIDDEN = 64  # frames behind another object that moves the same way
+# Frames in sight of a shape that leaves and returns: first to the edge; later from it to the middle and back.
 LONGEST_FIRST_STAY, LONGEST_STAY = 72, 180
-BEGINNING = 8  # frames within which a thing has to be where the prompt says it begins
-PLACE_TOLERANCE = 8.0  # pixels; by so much the frame's edge moves the centre of what is in sight, or a thing goes on
+BEGINNING = 8  # a shape first seen within this many frames has to be where the prompt says
+PLACE_TOLERANCE = 8.0  # pixels; being cut by the frame's edge, or moving on, shifts the centre by up to this
 
 
 @dataclass
 class _Role:
-    """A promised thing and its sightings by frame; `shape` and `colour` are None until known."""
+    """An object of the prompt and its sightings by frame. `shape` and `colour` are None until known."""
 
     shape: str | None
     colour: str | None
@@ -43,7 +45,9 @@ class _Role:
         return " ".join(word for word in (self.colour, self.shape or "shape") if word)
 
     def cost(self, seen: Seen) -> float:
-        """How little `seen` looks like it: colour before shape, shape before place; specks last."""
+        """Returns the matching cost of `seen`: a wrong colour costs more than a wrong shape, and that more than
+        distance; specks cost extra.
+        """
         wrong_colour = self.colour is not None and seen.colour != self.colour
         wrong_shape = None not in (self.shape, seen.shape) and seen.shape != self.shape
         last = next(reversed(self.sightings.values()), None)
@@ -52,7 +56,7 @@ class _Role:
 
 
 def check_shapes(readings: Sequence[Reading], promise: Promise) -> tuple[list[Verdict], list[Track]]:
-    """A verdict for each frame, and the tracks of what was seen whole."""
+    """Returns a verdict for each frame, and the track of each object."""
     roles = [_role(thing, readings) for thing in promise.things]
     reasons: list[list[Reason]] = []
     for frame, reading in enumerate(readings):
@@ -76,7 +80,9 @@ def check_shapes(readings: Sequence[Reading], promise: Promise) -> tuple[list[Ve
 
 
 def _role(thing: Promised, readings: Sequence[Reading]) -> _Role:
-    """A role; what the prompt leaves open is the commonest of the first sightings in which it can be told."""
+    """Returns a role. A property that the prompt leaves open is the most frequent one of the first sightings in which
+    it can be recognised.
+    """
     if thing.colour is not None:
         return _Role(thing.shape, thing.colour, open=False, place=thing.place)
     seen = [seen for reading in readings for seen in reading.things if seen.area >= SMALL]
@@ -89,7 +95,9 @@ def _first(names: Sequence[str]) -> str | None:
 
 
 def _cast(roles: Sequence[_Role], frame: int, reading: Reading) -> Iterable[Reason]:
-    """Gives each role what looks most like it, and says what is wrong with it and with what is left."""
+    """Assigns the objects of a frame to the roles at minimum total cost; yields the errors of the assigned objects and
+    those that are left over.
+    """
     costs = np.array([[role.cost(seen) for seen in reading.things] for role in roles])
     left = list(reading.things)
     for row, column in assign(costs.reshape(len(roles), len(left))):
@@ -115,7 +123,9 @@ def _faults(role: _Role, seen: Seen) -> Iterable[Reason]:
 
 
 def _absences(role: _Role, frames: int, kind: str) -> Iterable[int]:
-    """The frames at which it is away without leave: not behind the edge it went to, not behind another thing."""
+    """Yields the frames in which an object is missing without reason: neither beyond the edge it left through, nor
+    behind another object.
+    """
     sighted = [-1, *role.sightings, frames]
     for before, after in pairwise(sighted):
         gap = range(before + 1, after)
@@ -129,13 +139,13 @@ def _absences(role: _Role, frames: int, kind: str) -> Iterable[int]:
 
 
 def _wholes(role: _Role) -> dict[int, Whole]:
-    """The sightings whose centre and area are those of the whole thing."""
+    """Returns the sightings that show the complete object, so that centre and area are valid."""
     whole = ((frame, seen) for frame, seen in role.sightings.items() if seen.shape and not (seen.cut or seen.touching))
     return {frame: Whole(seen.x, seen.y, seen.area) for frame, seen in whole}
 
 
 def _stays(role: _Role) -> Iterator[int]:
-    """Frames at which what is to leave has been in sight for too long."""
+    """Yields the frames in which an object that leaves and returns has been in sight for too long."""
     length, before, longest = 0, None, LONGEST_FIRST_STAY
     for frame in role.sightings:
         if before is not None and frame - before > AWAY[0] // 2:
@@ -146,7 +156,7 @@ def _stays(role: _Role) -> Iterator[int]:
 
 
 def _misplaced(role: _Role) -> str | None:
-    """What is wrong with where a thing begins; None where that is right, or the prompt does not say it."""
+    """Returns the error in an object's initial position; None if it is right or the prompt does not give it."""
     if role.place is None or not role.sightings:
         return None
     frame, seen = next(iter(role.sightings.items()))

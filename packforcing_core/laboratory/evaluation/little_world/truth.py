@@ -1,4 +1,4 @@
-"""What a scene shows in a frame: the visible objects, the visible share of each, and its position."""
+"""The ground truth of a scene's frame: the visible objects, the visible fraction of each, and its position."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ ROWS, COLUMNS = np.arange(HEIGHT)[:, None] + 0.5, np.arange(WIDTH)[None, :] + 0.
 
 @dataclass(frozen=True)
 class Visible:
-    """A thing as a frame shows it. `x`, `y` (pixels) and `area` (square pixels) are those of the part in sight;
-    `share` is that part of its whole area. Out of sight, `area` is 0 and the centre is that of the whole thing."""
+    """An object as a frame shows it. `x`, `y` (pixels) and `area` (square pixels) are those of its visible part;
+    `share` is the visible fraction of its whole area. Out of sight, `area` is 0 and the centre is that of the whole
+    object.
+    """
 
     shape: str
     colour: str
@@ -26,11 +28,11 @@ class Visible:
     area: float
     share: float
     hidden: bool
-    """Whether another thing covers some of it (and not only the frame's edge)."""
+    """Whether another object, and not only the frame's edge, covers part of it."""
 
 
 def truth_at(scene: Scene, frame: int) -> tuple[Visible, ...]:
-    """The things of a scene at a frame, in the scene's order, or its bars from left to right."""
+    """Returns the objects of a scene at a frame, in the scene's order, or its bars from left to right."""
     if scene.bars:
         return _bars_at(scene.bars, frame)
     free = np.ones((HEIGHT, WIDTH))

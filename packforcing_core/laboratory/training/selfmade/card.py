@@ -39,8 +39,8 @@ def told(base: Base, clips: int, seed: int, licence: str, scores: Scores) -> dic
 def write(
     path: Path, high_res: HighRes, weights: Mapping[str, Tensor], base: Base, said: Mapping[str, str], scores: Scores
 ) -> list[Path]:
-    """Writes the compressor and its card; returns both paths. Neither file is left incomplete. `weights` are the base
-    model's; the compressor's file keeps samples of them, to recognise its base model.
+    """Writes the compressor, which replaces an existing one in one step, and its card; returns both paths. `weights`
+    are the base model's; the compressor's file keeps samples of them, to recognise its base model.
     """
     name = f"{base.path.stem} ({size_name(base.config)})"
     how = "packforcing train compressor --checkpoint: its own clips"
