@@ -1,1 +1,1 @@
-"""Measures for any video, and a toy world whose content can be checked exactly."""
+"""Measures for any video, and a toy world whose content can be verified exactly."""

@@ -1,4 +1,4 @@
-"""The complete evaluation of a video: its properties, measures, models' scores, and the checker's report."""
+"""Evaluates a video: its properties, measures, scores of pretrained models, and the checker's report."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from .models import Models, ModelScores
 from .observe import Observations, observe
 from .vbench_scores import vbench_scores
 
-PICTURES_PER_SECOND = 2.0  # that CLIP and DINO look at
+PICTURES_PER_SECOND = 2.0  # sampled for CLIP and DINO
 SHEET_PICTURES = 8
 
 
 @dataclass(frozen=True)
 class FilmEvaluation:
-    """`world` is None where the prompt is none of the toy world's. `pictures` are (frame number, uint8 [H, W, 3]),
-    evenly spread from the first frame to the last."""
+    """The evaluation of one video. `world` is None if the prompt is not one of the toy world. `pictures` are (frame
+    number, uint8 [H, W, 3]), evenly spaced from the first frame to the last. `notes` say what could not be measured.
+    """
 
     name: str
     prompt: str | None
@@ -59,7 +60,9 @@ def evaluate_film(
     models: Models | None = None,
     vbench_dimensions: tuple[str, ...] | list[str] = (),
 ) -> FilmEvaluation:
-    """Reads a video once (twice with the checker). Raises VideoError if it cannot be read."""
+    """Evaluates a video file. Reads it once, or twice if the checker applies. Raises VideoError if it
+    cannot be read.
+    """
     path = Path(path)
     info = probe(path)
     fps = float(info.fps)
@@ -99,7 +102,9 @@ def _world(path: Path, info: VideoInfo, prompt: str | None) -> tuple[WorldReport
 
 
 def unzoomed(frame: np.ndarray, zoom: int) -> np.ndarray:
-    """A frame uint8 [zoom x H, zoom x W, 3] whose pixels were repeated `zoom` times, scaled back by averaging."""
+    """Downscales a frame uint8 [zoom x H, zoom x W, 3], whose pixels were repeated `zoom` times, to [H, W, 3] by
+    averaging.
+    """
     if zoom == 1:
         return frame
     height, width = (size // zoom for size in frame.shape[:2])

@@ -1,6 +1,7 @@
-"""Measures of a video that need no model: drift, flicker, motion, freezes, jumps, consistency.
+"""Measures of a video that need no pretrained model: drift, flicker, motion, freezes, jumps, consistency.
 
-Each measure ignores what the others measure: a slow drift is no flicker, a jump no drift, and movement neither.
+Each measure is insensitive to what the others measure: a slow drift is no flicker, a jump is no drift, and motion is
+neither.
 """
 
 from __future__ import annotations
@@ -11,31 +12,31 @@ import numpy as np
 
 from .observe import Observations
 
-WINDOW_SECONDS = 1.0  # the beginning and the end whose means are compared
-FROZEN, FROZEN_LEVELS = 0.001, 0.5  # nothing goes so far (a share of the shorter side), nor changes so many levels
-DYNAMIC = 6 / 256  # share of the shorter side; the threshold of VBench's dynamic degree
-JUMP_RATIO, JUMP_LEVELS = 4.0, 0.5  # a jump changes so many times more than its surroundings, and so many levels
-STILL_LEVELS = 0.05  # a change smaller than this is none
+WINDOW_SECONDS = 1.0  # length of the windows at the beginning and the end whose means are compared
+FROZEN, FROZEN_LEVELS = 0.001, 0.5  # limits: motion as a fraction of the shorter side, change in levels
+DYNAMIC = 6 / 256  # fraction of the shorter side; VBench's threshold of the dynamic degree
+JUMP_RATIO, JUMP_LEVELS = 4.0, 0.5  # a jump changes this many times more than its surroundings, and this many levels
+STILL_LEVELS = 0.05  # smaller changes count as none
 FLAT = 0.5  # levels of lightness (of 100) below which an image has no contrast
-AROUND = 12  # frames on either side that a jump is compared with
+AROUND = 12  # frames on either side with which a jump is compared
 
 
 @dataclass(frozen=True)
 class Measures:
-    """Numbers of a whole video.
+    """Measures of a whole video.
 
-    `colour_drift`: distance (CIE76) of the mean colour of the last second from that of the first; 2.3 is just seen.
-    `worst_colour_drift`: the same of the second that is farthest. `contrast_drift`: by how much of itself the standard
-    deviation of lightness has grown (below 0: shrunk). `flicker`: how far a frame's mean colour lies from the middle of
-    its neighbours', the mean of the video. `motion`: how far the fastest 5 % of the pixels go, the median of the video,
-    in pixels a frame. `dynamic_degree`: the share of pairs of frames, 1/8 s apart, in which they go farther than 6
-    pixels of 256 (VBench's threshold for a moving video, with DIS in RAFT's place). `frozen`: the share of frames in
-    which nothing moves or changes. `jumps`: frames that are not the continuation of the one before. `consistency`:
-    likeness of the colours' spread, frame to first and frame to previous frame, the mean of both (VBench's subject
-    consistency does so with DINO), 0..1.
+    `colour_drift`: distance (CIE76) between the mean colours of the first and the last second; 2.3 is just noticeable.
+    `worst_colour_drift`: the largest such distance of any second from the first. `contrast_drift`: relative growth of
+    the standard deviation of lightness (below 0: shrinking). `flicker`: distance of a frame's mean colour from the
+    midpoint of its neighbours' mean colours, averaged over the video. `motion`: motion of the fastest 5% of the pixels
+    in pixels per frame, median over the video. `dynamic_degree`: fraction of frame pairs, 1/8 s apart, in which these
+    pixels move farther than 6 pixels of 256 (VBench's threshold for a moving video, with DIS optical flow instead of
+    RAFT). `frozen`: fraction of frames in which nothing moves or changes. `jumps`: frames that do not continue the
+    previous one. `consistency`: mean similarity of the colour histogram to that of the first and of the previous frame,
+    0..1 (VBench's subject consistency does the same with DINO features).
 
-    Optical flow sees little of what moves along edges that look the same all the way: the `motion` of the little
-    world's pans, over bars as high as the frame, is not to be trusted. There the checker's speed tells.
+    Optical flow misses motion along edges that look the same over their whole length. So `motion` is unreliable for the
+    toy world's pans over full-height bars; use the checker's speed there.
     """
 
     frames: int
@@ -55,7 +56,7 @@ class Measures:
 
 
 def measure(seen: Observations) -> Measures:
-    """The measures of what was seen of a video of one frame or more."""
+    """Computes the measures from the observations of a video with at least one frame."""
     frames = len(seen.lab)
     window = max(1, min(round(WINDOW_SECONDS * seen.fps), frames // 2))
     seconds = np.array([seen.lab[at : at + window].mean(0) for at in range(0, frames - window + 1, window)])
@@ -79,7 +80,9 @@ def measure(seen: Observations) -> Measures:
 
 
 def _growth(first: float, last: float) -> float:
-    """Relative growth of a contrast; what is flat has none to lose, and begins at FLAT."""
+    """Returns the relative growth of the contrast. Contrasts below FLAT count as FLAT, so that a flat video shows no
+    drift.
+    """
     return (max(last, FLAT) - max(first, FLAT)) / max(first, FLAT)
 
 
@@ -91,7 +94,9 @@ def _flicker(lab: np.ndarray) -> float:
 
 
 def _jumps(change: np.ndarray) -> tuple[int, ...]:
-    """Frames that change far more than those around them that change at all: a still video may begin to move."""
+    """Returns the frames that change far more than the surrounding frames that change at all. Still frames are ignored,
+    so that the first motion of a still video is no jump.
+    """
     found = []
     for frame in range(1, len(change)):
         around = np.r_[change[max(1, frame - AROUND) : frame], change[frame + 1 : frame + 1 + AROUND]]

@@ -1,6 +1,7 @@
-"""Scores of models in a local folder: CLIP (does the video match its prompt?), CLIP and DINO (is it consistent?).
+"""Scores of pretrained models in a local folder: CLIP (does the video match its prompt?), CLIP and DINO (is it
+consistent?).
 
-Nothing is downloaded: the folder holds models saved by transformers' `save_pretrained`, directly or one level down.
+Nothing is downloaded. The folder holds models saved by transformers' `save_pretrained`, directly or in subfolders.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from .scientific import library
 
 WINDOW_SECONDS = 10.0
 MODEL_TYPES = {"clip": "clip", "dinov2": "dino", "dinov2_with_registers": "dino", "vit": "dino"}
-"""What a model's config.json calls itself, and what it is used as (DINO of 2021 has the form of a plain ViT)."""
+"""From the `model_type` in config.json to its use here. The DINO of 2021 has the type of a plain ViT."""
 BATCH = 16
 
 
 @dataclass(frozen=True)
 class ModelScores:
-    """`clip_windows`: 100 x the cosine of an image and the prompt, the mean of each WINDOW_SECONDS; empty without a
-    prompt or without CLIP. The consistencies, 0..1, are None without their model: the mean over the images of the
-    cosine with the first and with the previous one, as VBench defines subject (DINO) and background (CLIP)
-    consistency, on images taken at a fixed rate and not on every frame."""
+    """`clip_windows`: 100 x cosine similarity of image and prompt, averaged over each WINDOW_SECONDS; empty without a
+    prompt or without CLIP. The consistencies, 0..1, are None if their model is missing. A consistency is the mean
+    cosine similarity of the images with the first and with the previous image, as VBench defines subject (DINO) and
+    background (CLIP) consistency, but on images sampled at a fixed rate instead of on every frame.
+    """
 
     clip_windows: tuple[float, ...] = ()
     clip_consistency: float | None = None
@@ -48,7 +50,7 @@ class ModelScores:
 
 
 class Models:
-    """The models of a folder, loaded: `Models.load(folder).score(pictures, seconds, prompt)`."""
+    """The models of a folder: `Models.load(folder).score(pictures, seconds, prompt)`."""
 
     def __init__(self, found: dict[str, Path]):
         transformers = library("transformers", "transformers", "A score of CLIP or DINO")
@@ -66,7 +68,9 @@ class Models:
 
     @classmethod
     def load(cls, folder: Path | str) -> Models:
-        """Raises PackForcingError where the folder holds no model of MODEL_TYPES, or one that cannot be read."""
+        """Loads the models. Raises PackForcingError if the folder holds no model of MODEL_TYPES, or one that cannot be
+        loaded.
+        """
         found = find_models(Path(folder))
         try:
             return cls(found)
@@ -74,7 +78,7 @@ class Models:
             raise PackForcingError(f"The models of {folder} cannot be loaded: {error}") from error
 
     def score(self, pictures: Sequence[np.ndarray], seconds: Sequence[float], prompt: str | None) -> ModelScores:
-        """Images uint8 [H, W, 3] taken `seconds` into a video."""
+        """Scores images uint8 [H, W, 3], taken at `seconds` of a video."""
         features = {kind: self._look(kind, pictures) for kind in self._models}
         consistency = {kind: _consistency(found) for kind, found in features.items()}
         windows: tuple[float, ...] = ()
@@ -86,7 +90,7 @@ class Models:
 
     @torch.inference_mode()
     def _look(self, kind: str, pictures: Sequence[np.ndarray]) -> torch.Tensor:
-        """Unit features [N, D]: CLIP's image embeddings, DINO's class token."""
+        """Returns normalised features [N, D]: CLIP's image embeddings, or DINO's class token."""
         found = []
         for start in range(0, len(pictures), BATCH):
             pixels = self._images[kind](images=list(pictures[start : start + BATCH]), return_tensors="pt").pixel_values
@@ -99,7 +103,7 @@ class Models:
 
     @torch.inference_mode()
     def _read(self, prompt: str) -> torch.Tensor:
-        """The unit text embedding [D] of a prompt, cut to what CLIP reads."""
+        """Returns the normalised text embedding [D] of a prompt, truncated to CLIP's maximum length."""
         model = self._models["clip"]
         longest = model.config.text_config.max_position_embeddings
         words = self._words([prompt], return_tensors="pt", truncation=True, max_length=longest)
@@ -108,7 +112,9 @@ class Models:
 
 
 def find_models(folder: Path) -> dict[str, Path]:
-    """The folders of a CLIP and of a DINO ("clip", "dino") in `folder`, by their config.json; the first by name."""
+    """Returns the folders of a CLIP and of a DINO model in `folder` under the keys "clip" and "dino", recognised by
+    their config.json. Of several of one type it takes the first by name. Raises PackForcingError if there are none.
+    """
     if not folder.is_dir():
         raise PackForcingError(f"The folder of models {folder} does not exist; expected one with CLIP or DINO in it.")
     found: dict[str, Path] = {}

@@ -10,22 +10,22 @@ import numpy as np
 
 from .scientific import opencv
 
-LONGEST_SIDE = 256  # pixels of the shorter side at which a video is looked at; larger ones are made smaller
-FLOW_SHARE = 0.05  # the share of the pixels, those that move most, by which a frame's motion is measured
-RETURNS, RETURNS_SHARE = 0.5, 0.1  # flow there and back may miss by so many pixels and such a share of its length
+LONGEST_SIDE = 256  # pixels of the shorter side; larger videos are downscaled to it
+FLOW_SHARE = 0.05  # a frame's motion is the mean over this fraction of the pixels, those that move most
+RETURNS, RETURNS_SHARE = 0.5, 0.1  # tolerance of the forward-backward check: pixels, plus a fraction of the flow
 SAMPLED_FPS = 8.0  # the rate at which VBench's dynamic degree compares frames
-BINS, SPREAD = 12, 3.0  # the histogram's bins an axis, and the standard deviations on either side that they cover
+BINS, SPREAD = 12, 3.0  # the histogram's bins per axis, and its half width in standard deviations
 
 
 @dataclass(frozen=True)
 class Observations:
-    """Numbers of each frame [T]; what compares with the frame before is 0 (likeness: 1) at the first frame.
+    """Numbers for each frame [T]. At the first frame, those that compare with an earlier frame are 0 (similarities: 1).
 
-    `lab` [T, 3]: the mean colour in CIE Lab. `contrast`: the standard deviation of L. `change`: the mean absolute
-    difference from the frame before, in levels of 0 to 255, without what all pixels have in common. `flow`: how far the
-    FLOW_SHARE of the pixels that move most went since the frame before, and `sampled_flow` since the frame
-    1 / SAMPLED_FPS seconds before (0 where none is compared), both as shares of the shorter side of the frame.
-    `like_first`, `like_previous`: likeness of the spread of colours, 0..1. `side`: the shorter side in pixels.
+    `lab` [T, 3]: mean colour in CIE Lab. `contrast`: standard deviation of L. `change`: mean absolute difference from
+    the previous frame, in levels of 0 to 255, without the change that all pixels share. `flow`: mean motion since the
+    previous frame of the FLOW_SHARE of the pixels that move most. `sampled_flow`: the same since the frame 1 /
+    SAMPLED_FPS seconds before (0 where none is compared). Both are fractions of the frame's shorter side. `like_first`,
+    `like_previous`: similarity of the colour histograms, 0..1. `side`: the shorter side in pixels.
     """
 
     fps: float
@@ -40,7 +40,7 @@ class Observations:
 
     @property
     def interval(self) -> int:
-        """Frames between two of `sampled_flow`."""
+        """Number of frames between two comparisons of `sampled_flow`."""
         return sampling_interval(self.fps)
 
 
@@ -49,8 +49,9 @@ def sampling_interval(fps: float) -> int:
 
 
 def observe(frames: Iterable[np.ndarray], fps: float, flow: bool = True) -> Observations:
-    """Watches frames uint8 [H, W, 3], RGB, of any number. Without `flow`, half of the work, both flows are 0:
-    nothing of what rests on them (motion, freezes, jumps) is then to be believed."""
+    """Observes any number of RGB frames, uint8 [H, W, 3]. `flow` False saves half of the time and sets both flows to 0;
+    the measures that depend on them (motion, freezes, jumps) are then invalid.
+    """
     watcher = _Watcher(fps, flow)
     rows = [watcher.look(frame) for frame in frames]
     names = [field.name for field in fields(Observations)][2:]
@@ -107,7 +108,9 @@ class _Watcher:
         return float(np.partition(lengths, -count, axis=None)[-count:].mean()) / min(before.shape)
 
     def _returns(self, forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
-        """Where the way there and the way back meet [H, W]: in plain regions flow is invented, and differs."""
+        """Returns where forward and backward flow are consistent [H, W]. In flat regions the estimated flow is
+        arbitrary, and the two disagree.
+        """
         rows, columns = np.indices(forward.shape[:2], np.float32)
         there = columns + forward[..., 0], rows + forward[..., 1]
         back = self._cv2.remap(backward, *there, self._cv2.INTER_LINEAR, borderMode=self._cv2.BORDER_REPLICATE)
@@ -121,17 +124,18 @@ def _change(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def _spread(lab: np.ndarray, cv2) -> np.ndarray:
-    """The histogram of a frame's colours relative to its own mean and spread, so that a tint or another contrast of the
-    whole frame changes nothing, and nor does movement."""
+    """Returns the histogram of a frame's colours, normalised by their mean and spread, so that a tint or contrast
+    change of the whole frame, or motion, does not change it.
+    """
     flat = lab.reshape(-1, 3)
     relative = (flat - flat.mean(0)) / max(1.0, float(np.sqrt(flat.var(0).sum())))
     counts, _ = np.histogramdd(relative, bins=BINS, range=[(-SPREAD, SPREAD)] * 3)
-    # Neighbouring bins share what lies on their border: noise must not move it from one to the other.
+    # Smoothing: noise moves colours at a bin's border from one bin to the other.
     for axis in range(3):
         counts = counts + 0.5 * (np.roll(counts, 1, axis) + np.roll(counts, -1, axis))
     return counts.ravel() / counts.sum()
 
 
 def _likeness(one: np.ndarray, other: np.ndarray) -> float:
-    """The Bhattacharyya coefficient of two histograms: 1 where they are the same, 0 where nothing is shared."""
+    """Returns the Bhattacharyya coefficient of two histograms: 1 if they are equal, 0 if they do not overlap."""
     return float(np.sqrt(one * other).sum())

@@ -1,4 +1,4 @@
-"""Evaluations as images: plots over time, and a contact sheet."""
+"""Draws evaluations: plots over time, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from PIL import Image, ImageDraw
 from .film import FilmEvaluation
 from .scientific import library
 
-CELL = 208  # pixels of an image on the sheet, at most, either way
+CELL = 208  # maximum width and height in pixels of an image on the sheet
 GAP, LABEL = 6, 14
 PAPER, INK, FAINT = (250, 250, 248), (30, 30, 34), (130, 130, 136)
 RIGHT, WRONG = (40, 150, 80), (205, 50, 45)
 
 
 def draw_plots(films: Sequence[FilmEvaluation], path: Path) -> None:
-    """Drift, contrast, motion and the checker's rate over time, one line per video."""
+    """Plots colour drift, contrast, motion and the checker's rate over time, one line per video."""
     figure_module = library("matplotlib.figure", "matplotlib", "Drawing plots")
     worlds = any(film.world for film in films)
     figure = figure_module.Figure(figsize=(10, 8 if worlds else 6), layout="constrained")
@@ -50,7 +50,9 @@ def draw_plots(films: Sequence[FilmEvaluation], path: Path) -> None:
 
 
 def draw_sheet(films: Sequence[FilmEvaluation], path: Path) -> None:
-    """A row of images for each video, with their times; framed by what the checker says of them, where it does."""
+    """Draws one row of images per video, labelled with their times. Where the checker applies, a frame around each
+    image shows its verdict.
+    """
     sizes = [_fitted(film.pictures[0][1]) for film in films]
     columns = max(len(film.pictures) for film in films)
     width = GAP + columns * (max(width for width, _ in sizes) + GAP)
@@ -68,7 +70,7 @@ def draw_sheet(films: Sequence[FilmEvaluation], path: Path) -> None:
 def _draw_row(sheet: Image.Image, pen: ImageDraw.ImageDraw, film: FilmEvaluation, size: tuple[int, int], top: int):
     for column, (number, picture) in enumerate(film.pictures):
         left = GAP + column * (size[0] + GAP)
-        # Nearest where it grows: the toy world's pixels are what is looked at.
+        # Nearest for enlarging, so that the toy world's pixels stay visible.
         grown = Image.Resampling.NEAREST if size[0] > picture.shape[1] else Image.Resampling.BICUBIC
         sheet.paste(Image.fromarray(picture).resize(size, grown), (left, top))
         said, colour = f"{number / film.seen.fps:.1f} s", FAINT
@@ -97,7 +99,7 @@ def _fitted(picture: np.ndarray) -> tuple[int, int]:
 
 
 def _running(values: np.ndarray, window: int) -> np.ndarray:
-    """The mean of the last `window` values [T], of fewer at the beginning."""
+    """Returns the mean of the last `window` values [T]; of fewer at the beginning."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(0, ends - window)

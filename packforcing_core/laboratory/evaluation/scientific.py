@@ -1,4 +1,4 @@
-"""Libraries that only the evaluation needs, imported on first use, so that rendering does not require them."""
+"""Imports the libraries that only the evaluation needs on first use, so that rendering does not require them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from ...errors import PackForcingError
 
 
 def library(module: str, package: str, use: str) -> ModuleType:
-    """A module of the `evaluation` extra. Raises PackForcingError that says what needs it and how to install it."""
+    """Imports a module of the `evaluation` extra. If it is missing, raises PackForcingError, which says what needs it
+    and how to install it.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -30,6 +32,6 @@ def opencv() -> ModuleType:
 
 
 def assign(costs: np.ndarray) -> list[tuple[int, int]]:
-    """The pairs (row, column) of least total cost [N, M]; min(N, M) of them."""
+    """Returns the min(N, M) pairs (row, column) of the assignment with minimum total cost, for costs [N, M]."""
     rows, columns = library("scipy.optimize", "scipy", "The checker of the toy world").linear_sum_assignment(costs)
     return list(zip(rows.tolist(), columns.tolist(), strict=True))

@@ -1,15 +1,16 @@
-"""What a study may claim from a few seeds: intervals of means, and paired comparisons corrected for their number.
+"""Statistics over few seeds: confidence intervals of means, and paired comparisons with correction for multiple
+testing.
 
-The same seeds under every policy are pairs: a seed that is easy for one is easy for all, and only the differences are
-of interest. The intervals are bootstrap percentiles over seeds; with few seeds such intervals are too narrow (16 seeds:
-92 % where 95 % was meant), so the percentiles are taken as much farther out as Student's t lies beyond the normal
+Values of the same seed under different policies are paired: a seed that is easy for one policy is easy for all, so only
+the differences matter. The intervals are bootstrap percentiles over seeds. With few seeds such intervals are too narrow
+(16 seeds: a coverage of 92% instead of 95%), so the percentiles are expanded by the ratio of Student's t to the normal
 distribution (Hesterberg, "What Teachers Should Know about the Bootstrap", 2015, section 5.3). For K comparisons each
-interval has the level 1 - (1 - level) / K, so that all of them together hold at `level` (Bonferroni), and the p values
-of the sign-flip test are corrected after Holm, which rejects at least as much.
+interval has the level 1 - (1 - level) / K, so that all of them together hold at `level` (Bonferroni). The p values of
+the sign-flip test are corrected by Holm's method, which rejects at least as much.
 
-A bootstrap of values that are all alike has no width, which says nothing of those that were not seen. So the interval
-of values that are 0 or 1 is exact (Clopper and Pearson, 1934), and differences of values from 0 to 1 that are all alike
-have one that holds what was not seen in as many draws.
+A bootstrap of equal values has zero width, which ignores the values that were not observed. So the interval of values
+that are 0 or 1 is exact (Clopper and Pearson, 1934). For equal differences of values in 0..1 the interval allows for
+outcomes that did not occur in as many draws.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from .scientific import library
 Name = TypeVar("Name")
 
 RESAMPLES = 100_000
-CHUNK = 20_000  # resamples at a time; bounds the memory
-EXACT_SEEDS = 16  # up to so many, all 2^n flips of sign are tried
+CHUNK = 20_000  # resamples per batch; limits the memory
+EXACT_SEEDS = 16  # up to this number of seeds all 2^n sign flips are enumerated
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds and the interval that holds the true one at `level`."""
+    """A mean over seeds and its confidence interval at `level`."""
 
     mean: float
     low: float
@@ -47,7 +48,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How much more than the baseline a row has, seed by seed. The interval and `p` allow for all comparisons made."""
+    """The mean paired difference of a row from the baseline. The interval and `p` are corrected for all comparisons
+    made.
+    """
 
     name: str
     difference: Interval
@@ -55,14 +58,16 @@ class Comparison:
 
     @property
     def decided(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return self.difference.low > 0 or self.difference.high < 0
 
 
 def mean_interval(
     values: Sequence[float] | np.ndarray, rng: np.random.Generator, level: float = 0.95, resamples: int = RESAMPLES
 ) -> Interval:
-    """The mean of a value per seed [S], with its interval. Raises PackForcingError for fewer than 2 or for NaN."""
+    """Returns the mean of one value per seed [S], with its interval. Raises PackForcingError for fewer than 2 values or
+    for values that are not finite.
+    """
     return mean_intervals(_checked("the values", values)[:, None], rng, level, resamples)[0]
 
 
@@ -73,10 +78,10 @@ def mean_intervals(
     resamples: int = RESAMPLES,
     strata: Sequence[str] | None = None,
 ) -> list[Interval]:
-    """The intervals of each column of values [S, K], each on its own: nothing is corrected for their number.
+    """Returns the interval of each column of values [S, K]. They are not corrected for multiple testing.
 
-    With `strata`, the kind of each seed, resamples have as many seeds of each kind as there are: of a mean over kinds
-    that were chosen, how the kinds differ is no chance.
+    `strata` gives the kind of each seed. Resamples then keep the number of seeds of each kind (stratified bootstrap):
+    the kinds were chosen and not drawn at random, so the differences between them are not sampling error.
     """
     exact = [_share_bounds if _yes_or_no(column) else None for column in columns.T]
     return _intervals(columns, rng, level, level, resamples, exact, strata)
@@ -90,11 +95,11 @@ def compare(
     resamples: int = RESAMPLES,
     strata: Sequence[str] | None = None,
 ) -> list[Comparison]:
-    """Each row of `others` minus the baseline, values of the same seeds in the same order [S], in the rows' order;
-    `strata` as in `mean_intervals`.
+    """Compares each row of `others` with the baseline. All are values [S] of the same seeds in the same order. Returns
+    the comparisons in the order of `others`; `strata` as in `mean_intervals`.
 
-    All comparisons that a claim rests on belong into one call: they are what is corrected for. Raises PackForcingError
-    where a row has other seeds than the baseline.
+    All comparisons that support one claim belong in one call, because the correction is for those of the call. Raises
+    PackForcingError if a row has another number of seeds than the baseline.
     """
     if not others:
         return []
@@ -138,8 +143,8 @@ def _intervals(
     exact: Sequence[Callable[[np.ndarray, float], tuple[float, float]] | None],
     strata: Sequence[str] | None = None,
 ) -> list[Interval]:
-    """Intervals at the level `each` of the means of columns [S, K], labelled with `level`. `exact` [K] has the bounds
-    of a column at a level where they are not the bootstrap's.
+    """Returns the intervals of the means of columns [S, K], computed at level `each` and labelled with `level`. `exact`
+    [K] has a function for each column whose bounds are not the bootstrap's, else None.
     """
     seeds, groups = len(columns), _groups(len(columns), strata)
     tail = _expanded_tail(each, seeds, len(groups))
@@ -158,13 +163,17 @@ def _share_bounds(column: np.ndarray, level: float) -> tuple[float, float]:
 
 
 def _alike_bounds(column: np.ndarray, level: float) -> tuple[float, float]:
-    """Of differences of shares that are all alike: what was not seen in as many draws may be the opposite."""
+    """Returns the bounds for differences of fractions that are all equal: an outcome that did not occur in as many
+    draws may be the opposite one.
+    """
     mean, unseen = float(column.mean()), 1 - ((1 - level) / 2) ** (1 / len(column))
     return mean - unseen * (1 + mean), mean + unseen * (1 - mean)
 
 
 def exact_bounds(hits: int, count: int, level: float = 0.95) -> tuple[float, float]:
-    """Clopper's and Pearson's interval of a share of which `hits` of `count` were seen; 0..1 where there are none."""
+    """Returns the Clopper-Pearson interval of a proportion of which `hits` of `count` were observed; 0..1 if `count` is
+    0.
+    """
     if count == 0:
         return 0.0, 1.0
     stats = library("scipy.stats", "scipy", "Statistics over seeds")
@@ -173,12 +182,12 @@ def exact_bounds(hits: int, count: int, level: float = 0.95) -> tuple[float, flo
 
 
 def share_interval(hits: int, count: int, level: float = 0.95) -> Interval:
-    """A share with its exact interval; of no draws it is 0 [0, 1]."""
+    """Returns a proportion with its exact interval; 0 [0, 1] if `count` is 0."""
     return Interval(hits / count if count else 0.0, *exact_bounds(hits, count, level), level, count)
 
 
 def _groups(seeds: int, strata: Sequence[str] | None) -> list[np.ndarray]:
-    """The indices of the seeds of each kind; all together where every kind has one."""
+    """Returns the seeds' indices by kind; a single group without strata, or if every kind has one seed."""
     kinds = sorted(set(strata or ()))
     if strata is None or len(kinds) == seeds or not kinds:
         return [np.arange(seeds)]
@@ -186,8 +195,8 @@ def _groups(seeds: int, strata: Sequence[str] | None) -> list[np.ndarray]:
 
 
 def _expanded_tail(level: float, seeds: int, groups: int = 1) -> float:
-    """The share of resamples beyond each end: that of a normal distribution beyond sqrt(n / (n - g)) t, with as many
-    degrees of freedom as seeds less the means of g groups.
+    """Returns the fraction of resamples beyond each end: the tail of a normal distribution beyond sqrt(n / (n - g)) t,
+    where t has n - g degrees of freedom for n seeds in g groups.
     """
     stats = library("scipy.stats", "scipy", "Statistics over seeds")
     free = seeds - groups
@@ -196,7 +205,9 @@ def _expanded_tail(level: float, seeds: int, groups: int = 1) -> float:
 
 
 def _resampled(groups: Sequence[np.ndarray], resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Weights of the seeds [up to CHUNK, S]: how often each was drawn, within its group, as a share."""
+    """Yields weights of the seeds [up to CHUNK, S]: how often each was drawn within its group, divided by the number of
+    seeds.
+    """
     seeds = sum(map(len, groups))
     for start in range(0, resamples, CHUNK):
         count = min(CHUNK, resamples - start)
@@ -207,7 +218,9 @@ def _resampled(groups: Sequence[np.ndarray], resamples: int, rng: np.random.Gene
 
 
 def _sign_flips(differences: np.ndarray, rng: np.random.Generator, resamples: int) -> list[float]:
-    """The two-sided p value of the mean of each column [S, K], were each seed's sign a matter of chance."""
+    """Returns the two-sided p value of each column's mean [S, K], under the null hypothesis that each seed's sign is
+    random.
+    """
     seeds = len(differences)
     observed = np.abs(differences.sum(0)) * (1 - 1e-9)  # equal sums may differ in their last bit
     if seeds <= EXACT_SEEDS:

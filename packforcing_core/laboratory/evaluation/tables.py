@@ -1,4 +1,4 @@
-"""Evaluations as a Markdown table and as JSON."""
+"""Formats evaluations as a Markdown table and as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ Rows = Iterator[tuple[str, Callable[[FilmEvaluation], str | None]]]
 
 
 def markdown_table(films: Sequence[FilmEvaluation], notes: Sequence[str] = ()) -> str:
-    """A row for each number that any video has, a column for each video; what could not be measured stands below."""
+    """Returns a table with one column per video and one row for each number that any video has. Notes on what could not
+    be measured follow it.
+    """
     lines = [_line(["", *(film.name for film in films)]), _line(["---", *("---:" for _ in films)])]
     for name, tell in _rows():
         cells = [tell(film) for film in films]

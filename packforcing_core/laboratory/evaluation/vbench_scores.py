@@ -1,7 +1,7 @@
 """VBench's dimensions for your own videos, if the `vbench` package is installed and its weights are on disk.
 
-Written for vbench 0.1.5. The package downloads whatever is missing, so a dimension is used only if every file that it
-opens exists; nothing is downloaded from here.
+Written for vbench 0.1.5. The package downloads missing files, so a dimension is used only if every file that it opens
+exists; nothing is downloaded from here.
 """
 
 from __future__ import annotations
@@ -34,26 +34,30 @@ WEIGHTS: Mapping[str, tuple[str, ...]] = {
     "aesthetic_quality": ("clip_model/ViT-L-14.pt", "aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth"),
     "imaging_quality": ("pyiqa_model/musiq_spaq_ckpt-358bb6af.pth",),
 }
-"""The dimensions that need nothing but a video, and the files each opens in vbench's cache."""
+"""The dimensions that need only a video, and the files that each opens in vbench's cache."""
 
 HUB_WEIGHTS: Mapping[str, str] = {"subject_consistency": "dino_vitbase16_pretrain.pth"}
-"""What a dimension also takes from torch.hub's checkpoints: DINO's own hubconf.py loads its weights from there, and the
-copy in vbench's cache is only looked for."""
+"""Files that a dimension also needs in torch.hub's checkpoints: DINO's own hubconf.py loads its weights from there, and
+vbench only checks that the copy in its cache exists.
+"""
 
 LEAST_SIDE: Mapping[str, int] = {"motion_smoothness": 128, "dynamic_degree": 128}
-"""Pixels of the shorter side below which AMT's and RAFT's coarsest level is one pixel high and all they say is NaN,
-which vbench then turns into a plausible score."""
+"""Minimum length of the shorter side in pixels. Below it the coarsest level of AMT and RAFT is one pixel high and their
+outputs are NaN, which vbench turns into a plausible score.
+"""
 
 INSTALLING = "see 'VBench' in packforcing_core/laboratory/evaluation/README.md for what to install"
 
 
 def cache_folder() -> Path:
-    """Where vbench keeps its weights: its own answer, from VBENCH_CACHE_DIR as it was when it was first imported."""
+    """Returns the folder of vbench's weights, as vbench itself resolved it from VBENCH_CACHE_DIR on its
+    first import.
+    """
     return Path(_module("utils").CACHE_DIR)
 
 
 def absent_weights(dimension: str, cache: Path) -> list[Path]:
-    """The files that a dimension of WEIGHTS opens and that are not there, in `cache` and in torch.hub's folder."""
+    """Returns the missing files among those that a dimension of WEIGHTS opens in `cache` and in torch.hub's folder."""
     files = [cache / file for file in WEIGHTS[dimension]]
     if dimension in HUB_WEIGHTS:
         files.append(Path(torch.hub.get_dir()) / "checkpoints" / HUB_WEIGHTS[dimension])
@@ -61,7 +65,7 @@ def absent_weights(dimension: str, cache: Path) -> list[Path]:
 
 
 def available_dimensions() -> tuple[list[str], tuple[str, ...]]:
-    """The dimensions that can be measured here, and sentences on those that cannot (none where all can)."""
+    """Returns the dimensions that can be measured here, and one sentence for each problem with the others."""
     if importlib.util.find_spec("vbench") is None:
         return [], (f"VBench was not measured: the package `vbench` is not installed ({INSTALLING}).",)
     try:
@@ -87,7 +91,7 @@ def available_dimensions() -> tuple[list[str], tuple[str, ...]]:
 def vbench_scores(
     path: Path, dimensions: Sequence[str], device: str = "cpu"
 ) -> tuple[dict[str, float], tuple[str, ...]]:
-    """Each of the dimensions of a video by itself, and sentences on those that failed."""
+    """Returns the score of each dimension, and one sentence for each that failed."""
     scores, notes = {}, []
     for dimension in dimensions:
         try:
@@ -98,11 +102,12 @@ def vbench_scores(
 
 
 def vbench_score(path: Path, dimension: str, device: str = "cpu") -> float:
-    """A dimension of WEIGHTS of an .mp4, by vbench itself: 0 to 1, more is better, but for dynamic_degree: 1 where the
-    video moves, 0 where it does not. vbench holds all frames in memory.
+    """Returns a video's score in a dimension of WEIGHTS, computed by vbench: 0 to 1, higher is better. The exception is
+    dynamic_degree: 1 if the video moves, else 0. The file is an .mp4. vbench holds all frames in memory.
 
-    Raises PackForcingError where vbench cannot be imported, a file of weights is absent, the video is too small, or
-    vbench fails or answers with what is no number."""
+    Raises PackForcingError if vbench cannot be imported, weights are missing, the video is too small, or vbench fails
+    or returns a value that is not finite.
+    """
     vbench = _module()
     absent = absent_weights(dimension, cache_folder())
     if absent:
@@ -115,7 +120,7 @@ def vbench_score(path: Path, dimension: str, device: str = "cpu") -> float:
         )
     try:
         score = _evaluate(vbench, path, dimension, device)
-    # Its dimensions are research code that raises what it likes, from assertions to a missing `wget`.
+    # Its dimensions raise all kinds of exceptions, from failed assertions to a missing `wget`.
     except Exception as error:
         raise PackForcingError(
             f"{path.name}: VBench's {dimension} was not measured: vbench failed with {type(error).__name__}: {error}"
@@ -130,7 +135,7 @@ def vbench_score(path: Path, dimension: str, device: str = "cpu") -> float:
 
 def _evaluate(vbench: ModuleType, path: Path, dimension: str, device: str) -> float:
     known = Path(str(vbench.__file__)).with_name("VBench_full_info.json")
-    # It prints to stdout, where a caller may be writing JSON; and some dimensions keep a graph of all frames.
+    # vbench prints to stdout, where a caller may write JSON; some dimensions keep an autograd graph of all frames.
     with TemporaryDirectory() as folder, redirect_stdout(sys.stderr), torch.no_grad():
         vbench.VBench(device, str(known), folder).evaluate(
             videos_path=str(path.absolute()),
@@ -140,18 +145,18 @@ def _evaluate(vbench: ModuleType, path: Path, dimension: str, device: str) -> fl
             mode="custom_input",
         )
         results = json.loads((Path(folder) / "film_eval_results.json").read_text(encoding="utf-8"))
-    # The mean over the videos, then an entry a video, whose scale differs between dimensions; here is one video.
+    # The mean over the videos, then one entry per video, whose scale differs between dimensions. Here is one video.
     mean, _ = results[dimension]
     return float(mean)
 
 
 def _module(name: str = "") -> ModuleType:
-    """vbench, or a module of it. Raises PackForcingError that says what it lacks."""
+    """Imports vbench or one of its modules. Raises PackForcingError with the reason if that fails."""
     try:
         with redirect_stdout(sys.stderr):
             package = importlib.import_module("vbench")
             return importlib.import_module(f"vbench.{name}") if name else package
-    # Not ImportError alone: a torchvision of another torch raises RuntimeError.
+    # Not only ImportError: a torchvision built for another torch raises RuntimeError.
     except Exception as error:
         raise PackForcingError(
             f"`vbench{'.' * bool(name)}{name}` cannot be imported ({type(error).__name__}: {error}); {INSTALLING}."

@@ -10,10 +10,8 @@ import numpy as np
 from .report import Motion
 
 SPAN = 4  # frames over which a speed is measured, so that jitter is not movement
-FREEZE_FRAMES, FREEZE_PIXELS = (
-    8,
-    1.0,
-)  # frozen: within that many pixels for that many frames; the slowest objects move 5.6 in them
+# Frozen: within that many pixels for that many frames. The slowest objects move 5.6 pixels in them.
+FREEZE_FRAMES, FREEZE_PIXELS = 8, 1.0
 JUMP = 4.0  # pixels in one frame; the fastest objects move 2
 FASTEST = 2.0  # pixels per frame, while out of sight
 FARTHEST = 64.0  # pixels; farther than this is a jump after any absence
