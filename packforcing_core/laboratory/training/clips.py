@@ -18,22 +18,24 @@ from ..evaluation.little_world.scene import Scene, sample_scene
 from ..evaluation.little_world.truth import truth_at
 
 IN_SIGHT = 100.0
-"""Area in square pixels from which a block counts as showing an object."""
+"""Visible area in square pixels from which a block counts as showing an object."""
 OUT_OF_SIGHT = 1.0
-"""Area in square pixels below which a block counts as not showing it."""
+"""Visible area in square pixels below which a block counts as not showing an object."""
 HIDDEN_FRAMES, HIDDEN_BLOCKS = 4, 5
-"""Block length and clip length for which the world `hidden` is defined."""
+"""Latent frames per block and blocks per clip for which the world `hidden` is defined."""
 
 
 def areas_in_sight(scene: Scene, frames_per_block: int, blocks: int) -> list[float]:
-    """For each block of a clip, the largest visible area of any object, in square pixels."""
+    """Returns, for each block of a clip, the largest visible area of any object in square pixels."""
     ends = [pixel_frames(frames_per_block * block) for block in range(blocks + 1)]
     shown = [max((seen.area for seen in truth_at(scene, frame)), default=0.0) for frame in range(ends[-1])]
     return [max(shown[first:end]) for first, end in pairwise(ends)]
 
 
 def returning_block(areas: Sequence[float]) -> int | None:
-    """The block in which an object returns after a whole block out of sight; None if there is none."""
+    """Returns the index of the block in which an object returns after at least one block out of sight; None if there is
+    none.
+    """
     return next(
         (
             block
@@ -58,8 +60,8 @@ WORLDS: Mapping[str, tuple[str, Callable[[Scene], bool]]] = {
     "hidden": ("return", _hidden),
     "pan": ("pan", lambda scene: True),
 }
-"""Worlds to choose from: the kind of a scene, and what else it must be. Of `unnamed` the prompt does not say what
-returns; in `hidden`, besides, one block at least lies between that shows nothing of it.
+"""The worlds to choose from: the kind of a scene, and a condition that it must fulfil. In `unnamed` the prompt does not
+name the returning object; in `hidden`, in addition, at least one block in between shows nothing of it.
 """
 
 
@@ -79,7 +81,7 @@ class Worlds:
 
     @classmethod
     def parse(cls, text: str) -> Worlds:
-        """Parses a mix such as "one=3,two=3,return=2,pan=2"."""
+        """Parses a mix such as "one=3,two=3,return=2,pan=2". Raises PackForcingError if it is not one."""
         pairs = [part.partition("=") for part in text.split(",")]
         try:
             return cls({name.strip(): float(weight) for name, _, weight in pairs})
@@ -89,7 +91,7 @@ class Worlds:
             ) from error
 
     def sample(self, rng: np.random.Generator) -> Scene:
-        """A scene of one of the worlds, which `rng` chooses."""
+        """Draws a scene of one of the worlds with `rng`."""
         weights = np.array(list(self.weights.values()), dtype=np.float64)
         kind, fits = WORLDS[str(rng.choice(list(self.weights), p=weights / weights.sum()))]
         while True:
@@ -100,7 +102,7 @@ class Worlds:
 
 @dataclass(frozen=True)
 class Clips:
-    """A batch: `video` [B, 3, T, H, W] in -1..1, with the scenes that were drawn and their prompts."""
+    """A batch of clips: `video` [B, 3, T, H, W] in -1..1, with the scenes and their prompts."""
 
     video: Tensor
     scenes: tuple[Scene, ...]
@@ -108,7 +110,9 @@ class Clips:
 
 
 def draw_clips(seed: int, step: int, indices: Iterable[int], frames: int, worlds: Worlds | None = None) -> Clips:
-    """Clips of one step, from the mix `worlds`. Clip i depends only on (seed, step, i)."""
+    """Draws the clips `indices` of one step from the mix `worlds`; None draws the toy world's own mix. Clip i depends
+    only on (seed, step, i).
+    """
     sample = worlds.sample if worlds else sample_scene
     scenes = tuple(sample(np.random.default_rng((seed, step, index))) for index in indices)
     video = torch.stack([torch.from_numpy(draw(scene, frames)) for scene in scenes])

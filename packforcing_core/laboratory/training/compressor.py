@@ -1,7 +1,7 @@
-"""Training of the compressor: with the causal model by teacher forcing, or alone against the full history.
+"""Training stages of the compressor: together with the causal model by teacher forcing, or alone with a frozen model.
 
-The paper trains both by Self-Forcing (`dmd`). These stages are the affordable ways: one pass over a clip of data, or,
-with the model frozen, a few passes over its blocks.
+The paper trains both by Self-Forcing (`dmd`). These stages cost less: one pass over a clip of data, or, with the model
+frozen, a few passes over its blocks.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ from .randomness import SampleNoise
 def small_latents(
     batch: LatentBatch, blocks: Sequence[int], frames_per_block: int, vae: WanVAE | None
 ) -> dict[int, Tensor]:
-    """The low-resolution branch's latents [B, 16, g_t, 2 g_h, 2 g_w] of `blocks`: the batch's own, or made by the
-    frozen `vae`, which decodes the clip up to the last of them. PackForcingError where there is neither.
+    """Returns the low-resolution branch's latents [B, 16, g_t, 2 g_h, 2 g_w] of `blocks`, by block number. They come
+    from the batch, or from the frozen `vae`, which decodes the clip up to the last of the blocks. Raises
+    PackForcingError if there is neither.
     """
     if batch.low_res is not None:
         times = compressed_grid(frames_per_block, *batch.latents.shape[3:])[0]
@@ -59,7 +60,7 @@ def small_latents(
 
 
 def block_of(latents: Tensor, block: int, frames_per_block: int) -> Tensor:
-    """Block `block` of latents [B, 16, F, h, w]."""
+    """Returns block `block` of latents [B, 16, F, h, w]."""
     return latents[:, :, block * frames_per_block : (block + 1) * frames_per_block]
 
 
@@ -70,7 +71,9 @@ def compressed_tokens(
     small: dict[int, Tensor],
     frames_per_block: int,
 ) -> dict[int, Tensor]:
-    """Hidden tokens [B, N_c, D] of the blocks of `small`, made of the clip's `latents` and those."""
+    """Returns the hidden tokens [B, N_c, D] of the blocks in `small`, by block number, computed from the clip's
+    `latents` and the low-resolution latents `small`.
+    """
     return {
         block: fuse(model, high_res, block_of(latents, block, frames_per_block), low_res)
         for block, low_res in small.items()
@@ -78,9 +81,9 @@ def compressed_tokens(
 
 
 def twin_memories(frames_per_block: int) -> tuple[Policy, ...]:
-    """What teacher forcing with compressed blocks lets blocks see, in turn: the full history, the paper's policy, and
-    two with so few frames at full resolution that a short clip has several compressed blocks, which more of its blocks
-    see.
+    """Returns the policies that teacher forcing with compressed blocks cycles through: the full history, the paper's
+    policy, and two with so few frames at full resolution that a short clip has several compressed blocks, and more of
+    its blocks see one.
     """
     short = PackForcing(sink_frames=frames_per_block, recent_frames=frames_per_block, mid_span=FULL_SPAN)
     return Full(), PackForcing(mid_span=FULL_SPAN), short, replace(short, sink_frames=0)
@@ -88,12 +91,11 @@ def twin_memories(frames_per_block: int) -> tuple[Policy, ...]:
 
 @dataclass(kw_only=True)
 class TwinsStage(CausalStage):
-    """Teacher forcing in which model and compressor learn together, with the PackForcing policy in view.
+    """Teacher forcing that trains the model and the compressor together, with the PackForcing policy.
 
-    One pass holds the clean clip, the compressed forms of the blocks that reach the mid, and the noisy clip;
-    gradients flow through all of it. Far cheaper than Self-Forcing, and without its training on what the model itself
-    makes. The compressor stays as it is without `optimisation_of_compressor`, and is the low-resolution branch alone
-    without `high_res`.
+    One pass holds the clean clip, the compressed forms of the blocks that reach the mid, and the noisy clip; gradients
+    flow through all of it. It costs far less than Self-Forcing, but does not train on the model's own outputs. Without
+    `optimisation_of_compressor` the compressor is frozen. Without `high_res` it is the low-resolution branch alone.
     """
 
     high_res: HighRes | None = None
@@ -132,19 +134,19 @@ class TwinsStage(CausalStage):
 
 
 def padded(clean: Tensor, twins: Iterable[Tensor], padding: int) -> Tensor:
-    """[clean | compressed blocks | `padding` tokens of zeros], each [B, L, D]."""
+    """Concatenates [clean | compressed blocks | `padding` zero tokens], each [B, L, D]."""
     return torch.cat((clean, *twins, clean.new_zeros(clean.shape[0], padding, clean.shape[2])), dim=1)
 
 
 @dataclass
 class CompressorStage:
-    """The compressor alone: the model is frozen, and every block that sees compressed blocks shall have the flow that
-    it has with the full history.
+    """Trains the compressor with the model frozen: every block that sees compressed blocks is trained to have the same
+    flow as with the full history.
 
-    The clean clip is committed twice, once under each policy, without a gradient; then the blocks that see compressed
-    blocks run at the noise levels of a few-step sampler. What a gradient needs is those blocks and the compressed
-    blocks' own passes, so that one consumer GPU can afford Wan 1.3B. `layer_weight` adds the attention outputs of
-    every layer to what shall be equal.
+    The clean clip is committed twice without a gradient, once under each policy. Then the blocks that see compressed
+    blocks run at the noise levels of a few-step sampler. Only these blocks and the compressed blocks' own passes need a
+    gradient, so Wan 1.3B can be trained on one consumer GPU. `layer_weight` adds a loss on the attention outputs of
+    every layer.
     """
 
     model: CausalWan
@@ -176,7 +178,7 @@ class CompressorStage:
         return self.ordinary(number, self.memories[number % len(self.memories)])
 
     def ordinary(self, number: int, memory: Policy) -> Update:
-        """The update from the clips of step `number` as they are."""
+        """Returns the update from the clips of step `number` in their own order, under `memory`."""
         batch = self.batches(number)
         random, device = SampleNoise(self.seed, number, batch.indices), self.model.device
         x0 = batch.latents.to(device)
@@ -203,8 +205,8 @@ class CompressorStage:
         students: Sequence[FunctionalView],
         random: SampleNoise,
     ) -> tuple[Tensor, dict[str, float]]:
-        """How far the flow of the blocks of x0 [B, 16, F, h, w], each seen with a view of `students`, is from that with
-        one of `targets`, at drawn noise levels; with figures for the log.
+        """Returns the mean squared error between the flow of the blocks of x0 [B, 16, F, h, w] with the views
+        `students` and that with the views `targets`, at random noise levels, and figures for the log.
         """
         sigma = torch.tensor(self.sigmas)[random.integers(len(self.sigmas), (len(students),))]
         sigma = sigma.repeat_interleave(self.frames_per_block, dim=1).to(x0.device)
@@ -219,7 +221,9 @@ class CompressorStage:
         return error, figures
 
     def views(self, policy: Policy, text: list[TextKV], batch: LatentBatch) -> list[FunctionalView]:
-        """What every block of the clean clip sees under `policy`; the gradient goes through its compressed blocks."""
+        """Returns the view of every block of the clean clip under `policy`. Gradients flow through its compressed
+        blocks.
+        """
         cache, x0 = self._cache(policy), batch.latents.to(self.model.device)
         twins = seen_compressed(cache.partitions, x0.shape[2] // self.frames_per_block)
         small = small_latents(batch, twins, self.frames_per_block, self.vae)
@@ -238,7 +242,7 @@ class CompressorStage:
 
 
 class Recorded:
-    """A history that keeps what it gave: the attention output of every layer."""
+    """A history that records what it returned: the attention output of every layer."""
 
     def __init__(self, history: History):
         self._history = history
@@ -250,7 +254,7 @@ class Recorded:
 
 
 def relative_error(given: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
-    """Mean over the layers of the squared error relative to the wanted output's mean square."""
+    """Returns the mean over the layers of the squared error divided by the mean square of the wanted output."""
     errors = [
         (own.float() - other.float()).square().mean() / other.float().square().mean()
         for own, other in zip(given, wanted, strict=True)

@@ -1,9 +1,9 @@
-"""Training data of the flow stages: latents of clips, encoded once and kept in a folder, with their prompts.
+"""Training data of the flow stages: latents of clips and their prompts, encoded once and stored in a folder.
 
-A shard is a safetensors file: `latents` [n, 16, F, h, w] in model space and `low_res` [n, 16, blocks x g_t, 2 g_h,
-2 g_w], the small latents of the compressor's low-resolution branch, float16; `context` [n, text_len, text_dim] bfloat16
-where the text encoder is too large to run beside the training. The metadata hold the `prompts` as JSON and, of clips of
-the toy world, their `facts`: the background, and how much each block shows (`Facts`).
+A shard is a safetensors file: `latents` [n, 16, F, h, w] in model space and `low_res` [n, 16, blocks x g_t, 2 g_h, 2
+g_w], the latents of the compressor's low-resolution branch, both float16; `context` [n, text_len, text_dim] bfloat16
+where the text encoder is too large to run during training. The metadata hold the `prompts` as JSON and, for clips of
+the toy world, their `facts`: the background, and the visible area in each block (`Facts`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .vae import encode_clip
 
 SHARD_CLIPS = 64
 ENCODED_TOGETHER = 8
-"""Clips that the VAE encodes together: on one CPU thread this takes 0.7 of the time of one clip after the other."""
+"""Number of clips per VAE batch. On one CPU thread this takes 0.7 of the time of encoding them one by one."""
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
 
 
@@ -48,8 +48,8 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
 class LatentBatch:
     """`latents` [B, 16, F, h, w] float32 in model space and text embeddings `context` [B, text_len, text_dim].
 
-    `indices` are the samples' numbers in the batch of all ranks. `low_res` [B, 16, blocks x g_t, 2 g_h, 2 g_w] are the
-    small latents of the compressor's low-resolution branch, block by block, where the data has them.
+    `indices` are the samples' numbers in the global batch of all ranks. `low_res` [B, 16, blocks x g_t, 2 g_h, 2 g_w]
+    are the latents of the compressor's low-resolution branch, block by block; None if the data has none.
     """
 
     latents: Tensor
@@ -59,7 +59,7 @@ class LatentBatch:
 
 
 class Facts(NamedTuple):
-    """Facts about a toy world clip: its background, and the visible area in each block (`clips`)."""
+    """Properties of a toy world clip: its background, and the visible area in each block in square pixels (`clips`)."""
 
     background: str
     areas: tuple[float, ...]
@@ -67,7 +67,7 @@ class Facts(NamedTuple):
 
 @dataclass(frozen=True)
 class ClipShape:
-    """Clips of `latent_frames` in blocks of `frames_per_block`, images of `width` x `height` pixels."""
+    """The shape of clips: `latent_frames` in blocks of `frames_per_block`, images of `width` x `height` pixels."""
 
     latent_frames: int
     frames_per_block: int
@@ -79,8 +79,8 @@ class ClipShape:
         return pixel_frames(self.latent_frames)
 
     def block_pieces(self, video: Tensor) -> Iterator[tuple[Tensor, torch.Size, bool]]:
-        """The pixel frames of each block of a clip [B, 3, T, H, W], the shape of its latents, and whether it is the
-        first.
+        """Yields, for each block of a clip [B, 3, T, H, W], its pixel frames, the shape of its latents, and whether it
+        is the first block.
         """
         shape = torch.Size((video.shape[0], 16, self.frames_per_block, self.height // 8, self.width // 8))
         ends = range(self.frames_per_block, self.latent_frames + 1, self.frames_per_block)
@@ -91,9 +91,10 @@ class ClipShape:
 
 
 def encoded_with_twins(video: Tensor, shape: ClipShape, encoder: Encode) -> tuple[Tensor, Tensor]:
-    """A clip's latents, and the low-resolution latents of its blocks; float16.
+    """Returns a clip's latents and the low-resolution latents of its blocks, both float16.
 
-    These are of the clip's own frames: decoding what was just encoded would give nearly the same ones again.
+    The low-resolution latents are encoded from the clip's own frames: decoding the latents first would give nearly the
+    same.
     """
     low_res = [low_res_latents(encoder, *piece) for piece in shape.block_pieces(video)]
     return encoder(video).half(), torch.cat(low_res, dim=2).half()
@@ -109,9 +110,10 @@ def encode_little_world(
     shard_clips: int = SHARD_CLIPS,
     worlds: Worlds | None = None,
 ) -> Iterator[Path]:
-    """Writes shards of clips of the toy world, yielding each; existing shards are kept. Ranks share the work.
+    """Writes shards of clips of the toy world and yields the path of each; existing shards are kept. The ranks share
+    the work.
 
-    Clip i of a shard is of the mix `worlds` and depends on (seed, shard, i) alone.
+    Clip i of a shard is drawn from the mix `worlds` and depends only on (seed, shard, i).
     """
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -133,7 +135,9 @@ def encode_little_world(
 
 
 def clip_encoder(vae: WanVAE) -> Encode:
-    """Encodes whole clips [B, 3, T, H, W] in -1..1 with `vae`, in the precision that suits its device."""
+    """Returns a function that encodes whole clips [B, 3, T, H, W] in -1..1 with `vae`, in the precision
+    for its device.
+    """
     device = next(vae.parameters()).device
 
     def encoder(video: Tensor) -> Tensor:
@@ -158,11 +162,11 @@ def encode_videos(
     encode_text: Callable[[Sequence[str]], Sequence[Tensor]],
     fps: float = 16.0,
 ) -> Iterator[Path]:
-    """Writes a shard for every video of `videos`, NAME.mp4 with its prompt in NAME.txt, yielding each.
+    """Writes one shard for each video in `videos`, NAME.mp4 with its prompt in NAME.txt, and yields its path.
 
-    Of a video the first `shape.pixel_frames` at `fps` are taken, scaled to cover the size, the middle of it.
-    `encode_text` gives [1, text_len, text_dim] for each prompt. Shards that exist are kept; ranks share the videos.
-    PackForcingError where there are no videos, or one has no prompt or is too short.
+    The first `shape.pixel_frames` frames at `fps` are used, scaled to cover the size and centre-cropped. `encode_text`
+    returns [1, text_len, text_dim] for each prompt. Existing shards are kept; the ranks share the videos. Raises
+    PackForcingError if there are no videos, or if one has no prompt or is too short.
     """
     films = sorted(path for path in videos.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
     if not films:
@@ -181,8 +185,8 @@ def encode_videos(
 def encode_unprompted(
     path: Path, encode_text: Callable[[Sequence[str]], Sequence[Tensor]], prompt: str = ""
 ) -> Iterator[Path]:
-    """Writes what guidance leads away from, the `context` [1, text_len, text_dim] of no prompt or of a negative one, to
-    `path`, which it yields; a file that exists is kept.
+    """Writes the `context` [1, text_len, text_dim] of the unconditional pass of classifier-free guidance, for the empty
+    or a negative prompt, to `path`, and yields the path. An existing file is kept.
     """
     if rank() == 0 and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -231,9 +235,9 @@ def _write(
 
 
 class LatentFolder:
-    """The shards of a folder, read clip by clip. Batches are drawn from (seed, step); every rank takes its share.
+    """The shards of a folder, read clip by clip. Batches are drawn from (seed, step); every rank reads its share.
 
-    `encode` makes the context of prompts, where the shards have none.
+    `encode` encodes prompts if the shards have no contexts. Raises PackForcingError if the folder has no shards.
     """
 
     def __init__(self, folder: Path, encode: Callable[[Sequence[str]], Tensor] | None, batch: int, seed: int):
@@ -262,13 +266,13 @@ class LatentFolder:
         return LatentBatch(_stacked(clips, "latents"), self.contexts(rows), indices, low_res)
 
     def contexts(self, rows: Sequence[int]) -> Tensor:
-        """The text embeddings [B, text_len, text_dim] of clips `rows` of all."""
+        """Returns the text embeddings [B, text_len, text_dim] of the clips `rows`, numbered over all shards."""
         if self.encode is None:
             return _stacked([self.clip(row) for row in rows], "context")
         return self.encode([self._rows[row][2] for row in rows])
 
     def clip(self, row: int) -> dict[str, Tensor]:
-        """The tensors of clip `row` of all, float32."""
+        """Returns the tensors of clip `row`, numbered over all shards, as float32."""
         path, row, _ = self._rows[row]
         with safe_open(path, "pt") as file:
             return {name: file.get_slice(name)[row].float() for name in file.keys()}  # noqa: SIM118

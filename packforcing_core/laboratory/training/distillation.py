@@ -1,8 +1,9 @@
-"""Few-step distillation of a causal model, by regression on the ODE of its many-step teacher.
+"""Few-step distillation of a causal model, by regression on the ODE solution of its many-step teacher.
 
-At a noise level of the few-step sampler, the student predicts directly where the teacher's ODE ends from there, with
-the clean clip in view, as in teacher forcing. Paths start at noised data, and not, as in CausVid (arXiv 2412.07772), on
-the teacher's paths from pure noise: a sampler that adds fresh noise between its steps calls the model at such points.
+At a noise level of the few-step sampler, the student directly predicts the end point of the teacher's ODE, given the
+clean clip as history (teacher forcing). Trajectories start at noised data and not, as in CausVid (arXiv 2412.07772), on
+the teacher's trajectories from pure noise: a sampler that adds fresh noise between its steps calls the model at such
+points.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from .randomness import SampleNoise
 
 @dataclass(kw_only=True)
 class DistillationStage(TwinsStage):
-    """`model` learns from `teacher`, a frozen many-step causal model, as which it usually begins. Both see what
-    `memories` show; for compressed blocks they share the compressor.
+    """Distils the frozen many-step causal `teacher` into `model`, which usually starts from the teacher's weights. Both
+    use the policies `memories` and share the compressor.
 
-    The teacher's ODE is solved by `teacher_steps` Euler steps from each level, along the schedule of `levels.shift`.
-    With a `guidance` other than 1 its flow is that far from the one without a prompt (zeros for an embedding).
+    The teacher's ODE is solved with `teacher_steps` Euler steps from each noise level, along the schedule of
+    `levels.shift`. `guidance` other than 1 is the scale of classifier-free guidance of the teacher; the unconditional
+    embedding is zeros.
     """
 
     teacher: CausalWan
@@ -61,8 +63,8 @@ class DistillationStage(TwinsStage):
 
     @torch.no_grad()
     def destination(self, history: Tensor, x: Tensor, sigma: Tensor, batch: LatentBatch, policy: Policy) -> Tensor:
-        """Where the teacher's ODE takes every block of x [B, 16, F, h, w] from noise levels [B, F], each with its clean
-        `history` in view.
+        """Solves the teacher's ODE for every block of x [B, 16, F, h, w] from noise levels [B, F] down to 0, each block
+        given the clean `history`; returns the end points [B, 16, F, h, w].
         """
         prompted = self._prompted(batch, history, policy)
         empty = replace(batch, context=torch.zeros_like(batch.context))
@@ -80,7 +82,7 @@ class DistillationStage(TwinsStage):
         return x
 
     def _prompted(self, batch: LatentBatch, history: Tensor, policy: Policy) -> tuple[list[TextKV], SideBySide]:
-        """The teacher's text and what its blocks see of the clean `history`."""
+        """Returns the teacher's text keys and values, and the views of its blocks on the clean `history`."""
         text = self.teacher.encode_text(batch.context)
         plan, _ = self.plan(policy, history.shape[2] // self.frames_per_block)
         cache = FunctionalCache(plan.partitions, self.teacher.config.num_layers, self.rope, self.teacher.attention)
@@ -93,5 +95,5 @@ class DistillationStage(TwinsStage):
 
 
 def per_frame(sigma: Tensor) -> Tensor:
-    """[B, F] as a factor of latents [B, 16, F, h, w]."""
+    """Reshapes [B, F] to broadcast over latents [B, 16, F, h, w]."""
     return sigma[:, None, :, None, None]

@@ -1,11 +1,11 @@
-"""Self-Forcing with distribution matching: rollouts of the generator are moved to where the real model finds them more
-likely than a fake model that knows the generator.
+"""Self-Forcing with distribution matching distillation (DMD): the generator's rollouts are moved towards higher
+likelihood under a real score model, relative to a fake score model trained on these rollouts.
 
 Both models predict the clean clip from a noised rollout. The difference of the predictions, divided by the mean
-distance of the real one's from the rollout, is the gradient of the generator's loss (DMD, arXiv 2311.18828, equations 7
-and 8). The fake model, the critic, learns by flow matching on the rollouts, with several updates for each of the
-generator's (DMD2, arXiv 2405.14867). Rates, guidance and the range of noise levels are those of Self-Forcing (arXiv
-2506.08009).
+absolute distance of the real prediction from the rollout, is the gradient of the generator's loss (DMD, arXiv
+2311.18828, equations 7 and 8). The fake model, the critic, is trained by flow matching on the rollouts, with several
+updates for each of the generator's (DMD2, arXiv 2405.14867). Learning rates, guidance and the range of noise levels are
+those of Self-Forcing (arXiv 2506.08009).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .randomness import SampleNoise, step_generator
 from .self_forcing import SelfForcing
 
 CRITIC_UPDATES = 5
-# Self-Forcing counts the critic's updates: its step 200 is our 240, since here the generator's count too.
+# Self-Forcing counts the critic's updates only. Here the generator's count too, so its step 200 is our step 240.
 AVERAGE_FROM = 200 * (CRITIC_UPDATES + 1) // CRITIC_UPDATES
 WAN_GENERATOR = Optimisation(
     2e-6,
@@ -38,7 +38,7 @@ WAN_GENERATOR = Optimisation(
     average_from=AVERAGE_FROM,
 )
 WAN_CRITIC = Optimisation(4e-7, warmup=0, final_rate=1.0, betas=(0.0, 0.999), weight_decay=0.01, clip=10.0)
-# The compressor starts at zero: at the generator's rate it would not get anywhere in the few thousand steps of a run.
+# The compressor starts at zero: at the generator's rate it would barely change in the few thousand steps of a run.
 WAN_COMPRESSOR = Optimisation(
     1e-4,
     warmup=0,
@@ -53,10 +53,12 @@ WAN_COMPRESSOR = Optimisation(
 
 @dataclass
 class DMDStage:
-    """`generator` learns to make what `real` finds likely; `fake`, the critic, learns what the generator makes.
+    """Trains `generator` against the score models `real` and `fake`. `fake`, the critic, is trained on the generator's
+    outputs.
 
-    `real` (frozen) and `fake` are bidirectional models of whole clips; `fake` begins as `real`. Of a batch, the prompts
-    are used, and the size of its clips. `same_exit`: one random step for all blocks of a rollout, instead of one each.
+    `real` (frozen) and `fake` are bidirectional models of whole clips; `fake` starts from the weights of `real`. Of a
+    batch only the prompts and the shape of its clips are used. `same_exit`: all blocks of a rollout have the same
+    random exit step, instead of one each.
     """
 
     generator: SelfForcing
@@ -94,14 +96,14 @@ class DMDStage:
         return {name: all_of_them[name] for name in self.networks}
 
     def is_critics(self, number: int) -> bool:
-        """Whether step `number` updates the critic: all but the last of each round do."""
+        """Whether step `number` updates the critic. In each round all steps but the last do."""
         return number % (self.critic_updates + 1) < self.critic_updates
 
     def step(self, number: int) -> Update:
         batch = self.batches(number)
         random = SampleNoise(self.seed, number, batch.indices)
         critics = self.is_critics(number)
-        # Older PyTorch uses weights that were cast without a gradient again, from its cache, where one is needed.
+        # In older PyTorch autocast's cache would reuse weights that were cast without a gradient where one is needed.
         with torch.autocast(
             self.real.device.type, self.precision, enabled=self.precision != torch.float32, cache_enabled=False
         ):
@@ -112,14 +114,14 @@ class DMDStage:
         return Update(tuple(name for name in self.networks if name != "critic"), loss, figures)
 
     def rollout(self, number: int, batch: LatentBatch, random: SampleNoise, gradient: bool) -> Tensor:
-        """What the generator makes of the batch's prompts at step `number`."""
+        """Returns the generator's rollout [B, 16, F, h, w] for the batch's prompts at step `number`."""
         exits = self.exits(number, batch.latents.shape[2] // self.generator.frames_per_block)
         channels, _, height, width = batch.latents.shape[1:]
         shape = (channels, self.generator.frames_per_block, height, width)
         return self.generator.rollout(batch.context, lambda: random.normal(shape), exits, gradient)
 
     def exits(self, number: int, blocks: int) -> list[int]:
-        """Each block's step with a gradient, the same on all ranks."""
+        """Returns each block's exit step, the sampling step that has a gradient; the same on all ranks."""
         steps, count = len(self.generator.schedule), 1 if self.same_exit else blocks
         drawn = torch.randint(steps, (count,), generator=step_generator(self.seed, number, "exit")).tolist()
         return drawn * blocks if self.same_exit else drawn
@@ -130,14 +132,18 @@ class DMDStage:
         return flow_loss(flow, clip, noise)
 
     def generator_loss(self, clip: Tensor, batch: LatentBatch, random: SampleNoise) -> tuple[Tensor, dict[str, float]]:
-        """Half the squared distance to where the clip [B, 16, F, h, w] shall go: its gradient is the wanted one."""
+        """Returns half the mean squared distance of the clip [B, 16, F, h, w] from a detached target, so that its
+        gradient is proportional to `direction`; with figures for the log.
+        """
         direction = self.direction(clip.detach(), batch.context, random)
         loss = 0.5 * (clip - (clip.detach() - direction)).square().mean()
         return loss, {"distribution": direction.abs().mean().item()}
 
     @torch.no_grad()
     def direction(self, clip: Tensor, context: Tensor, random: SampleNoise) -> Tensor:
-        """(fake - real) / mean |clip - real|, of what each says that the noised clip was; real with guidance."""
+        """Returns (fake - real) / mean |clip - real|, where `fake` and `real` are the models' predictions of x0 from
+        the noised clip, the real one with classifier-free guidance.
+        """
         sigma, noise = self._noise(clip, random)
         x = noised(clip, sigma, noise)
         empty = torch.zeros_like(context) if self.empty_context is None else self.empty_context.expand_as(context)
@@ -152,7 +158,7 @@ class DMDStage:
         return x - sigma[:, None, :, None, None] * flow
 
     def _noise(self, clip: Tensor, random: SampleNoise) -> tuple[Tensor, Tensor]:
-        """One noise level a clip, for all frames [B, F], and noise like `clip`."""
+        """Returns one noise level per clip, repeated for all frames [B, F], and noise with the shape of `clip`."""
         u = random.uniform((1,))
         sigma = (self.shift * u / (1 + (self.shift - 1) * u)).clamp(*self.noise_range)
         return sigma.expand(-1, clip.shape[2]).to(clip.device), random.normal(clip.shape[1:]).to(clip.device)

@@ -1,4 +1,4 @@
-"""A dry run of a training on the meta device, without memory: its networks, and the memory it would take."""
+"""A dry run of a training on the meta device, which allocates nothing: lists its networks and plans its memory."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .presets import Size
 
 
 def dry_run(size: Size, ranks: int, recompute: bool, samples: int = 1, fusion: Fusion = "add") -> Iterator[str]:
-    """Lines that tell of Self-Forcing, the stage with the most networks: generator and compressor learn, a critic
-    learns beside them, and a frozen teacher of their size judges.
+    """Yields lines that describe Self-Forcing, the stage with the most networks: generator, compressor and critic are
+    trained, and a frozen teacher of the same size is the real score model.
     """
     course = size.courses["self-forcing"]
     networks: list[tuple[str, nn.Module, Optimisation | None]] = [
@@ -35,7 +35,7 @@ def dry_run(size: Size, ranks: int, recompute: bool, samples: int = 1, fusion: F
         yield f"  {name}: {type(network).__name__}, {layers}{numbers:,} parameters, " + (
             f"learns at {optimisation.learning_rate:g}" if optimisation else "frozen"
         )
-    # Of a rollout, one step and the commit of each block are kept: as many tokens as teacher forcing holds.
+    # A rollout keeps one step and the commit of each block: as many tokens as teacher forcing.
     passes = list(measured_passes(size).items())
     for kept in sorted({recompute, True}):
         yield str(plan_memory("Self-Forcing", networks, passes, samples=samples, ranks=ranks, recompute=kept))

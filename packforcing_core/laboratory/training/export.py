@@ -1,4 +1,4 @@
-"""The output of a stage: averaged weights with the official names, in bfloat16."""
+"""Exports the networks of a stage: averaged weights (EMA) with the official names, in bfloat16."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from .setup import Setup
 
 
 def exporter(setup: Setup, stage: str, files: Mapping[str, str]) -> Callable[[Training], list[Path]]:
-    """Writes each network's averaged weights to its file; `files` say which, by the networks' names."""
+    """Returns a function that writes each network's averaged weights to its file. `files` maps the networks' names to
+    the files' stems.
+    """
 
     def export(training: Training) -> list[Path]:
         written = []
@@ -43,7 +45,7 @@ def write_compressor(path: Path, weights: Mapping[str, Tensor], setup: Setup, st
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> Path:
-    """Writes bfloat16 weights; an existing file is replaced in one step. Only rank 0 writes."""
+    """Writes weights in bfloat16; an existing file is replaced in one step. Only rank 0 writes."""
     if ranks.rank() == 0:
         save_file({name: t.cpu().bfloat16().contiguous() for name, t in weights.items()}, f"{path}.part")
         os.replace(f"{path}.part", path)

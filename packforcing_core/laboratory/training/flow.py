@@ -1,7 +1,7 @@
-"""Flow matching: the bidirectional teacher, and the causal model with teacher forcing.
+"""Flow matching: the stage of the bidirectional teacher, and that of the causal model with teacher forcing.
 
-x = (1 - sigma) x0 + sigma noise; the network learns the flow noise - x0. Noise levels follow the shift that sampling
-uses; a share of them are exactly the few that a few-step sampler calls the network at.
+x = (1 - sigma) x0 + sigma noise; the network predicts the flow noise - x0. Noise levels follow the sampler's shifted
+schedule; a fraction of them are exactly those of a few-step sampler.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from .precision import autocast
 from .randomness import SampleNoise
 
 Batches = Callable[[int], LatentBatch]
-"""The batch of a step: what each rank trains on."""
+"""Returns the batch of a step: this rank's share."""
 
 
 @dataclass(frozen=True)
 class NoiseLevels:
-    """How noise levels are drawn: along the `shift`ed schedule, or, for a `few` of them, from `steps`."""
+    """The distribution of noise levels: the schedule with `shift`, or, with probability `few`, one of `steps`."""
 
     shift: float = 5.0
     steps: tuple[float, ...] = ()
     few: float = 0.0
 
     def draw(self, count: int, random: SampleNoise) -> Tensor:
-        """Sigmas [B, count] in 0..1."""
+        """Draws sigmas [B, count] in 0..1."""
         u = random.uniform((count,))
         sigma = self.shift * u / (1 + (self.shift - 1) * u)
         if not self.steps:
@@ -45,22 +45,23 @@ class NoiseLevels:
 
 
 def noised(x0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    """x0 [B, 16, F, h, w] at noise levels `sigma` [B, F]."""
+    """Returns x0 [B, 16, F, h, w] with noise at the levels `sigma` [B, F]."""
     sigma = sigma[:, None, :, None, None]
     return (1 - sigma) * x0 + sigma * noise
 
 
 def flow_loss(flow: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error of the flow, in float32."""
+    """Returns the mean squared error of the flow, computed in float32."""
     return (flow.float() - (noise - x0)).square().mean()
 
 
 @dataclass
 class TeacherStage:
-    """A bidirectional model: every latent frame of a clip sees every other, all at one noise level.
+    """Trains a bidirectional model: every latent frame of a clip attends to all others, and all have the same noise
+    level.
 
-    A share of the prompts is dropped, so that guidance has something to lean on: `empty_context` [1, text_len,
-    text_dim], None for zeros, is what stands for no prompt.
+    A fraction of the prompts is dropped, for classifier-free guidance. `empty_context` [1, text_len, text_dim] replaces
+    them; None for zeros.
     """
 
     model: CausalWan
@@ -95,7 +96,7 @@ class TeacherStage:
 
 
 def bidirectional_flow(model: CausalWan, x: Tensor, sigma: Tensor, context: Tensor, rope: GridRope) -> Tensor:
-    """The flow of whole clips x [B, 16, F, h, w] at noise levels [B, F], every frame seeing every other."""
+    """Returns the flow of whole clips x [B, 16, F, h, w] at noise levels [B, F]; every frame attends to all others."""
     tokens = x.shape[2] * rope.grid[0] * rope.grid[1]
     whole = Part(Reading(slice(0, tokens), rope.frames(range(x.shape[2]))))
     return model.flow(x, 1000 * sigma, model.encode_text(context), PartsHistory([whole], model.attention))
@@ -108,16 +109,20 @@ MEMORIES: Sequence[Policy] = (
     SinkWindow(window_frames=12, sink_frames=4),
     Window(window_frames=12),
 )
-"""What teacher forcing lets blocks see, in turn: with gaps closed and without sinks, so that each is familiar."""
+"""The policies that teacher forcing cycles through: with gaps closed and without sinks, so that the
+model learns each.
+"""
 
 
 @dataclass
 class CausalStage:
-    """Teacher forcing: the noisy blocks of a clip see its clean blocks as one of `memories` would show them.
+    """Teacher forcing: the noisy blocks of a clip attend to its clean blocks as one of the policies `memories` would
+    show them.
 
-    The clean blocks carry a little noise, drawn up to `history_noise` a clip, which the model is not told: what it
-    makes itself will not be perfect either. With several `noisy_copies`, each with noise of its own, more of a pass
-    carries loss: the clean blocks, which carry none, serve them all.
+    The clean blocks carry some noise, at a level drawn per clip up to `history_noise`, because in sampling the model's
+    own outputs are not perfect either; their timestep is still 0. Several `noisy_copies` of the clip, each with its own
+    noise, share one copy of the clean blocks. The clean blocks have no loss, so with more copies a larger part of the
+    pass contributes to it.
     """
 
     model: CausalWan
@@ -159,12 +164,14 @@ class CausalStage:
         return Update(tuple(self.networks), flow_loss(flow, x0, noise))
 
     def flow(self, history: Tensor, x: Tensor, sigma: Tensor, batch: LatentBatch, policy: Policy) -> Tensor:
-        """The flow of every block of the copies x, each seeing of the clean `history` what `policy` would show it."""
+        """Returns the flow of every block of the copies x, each attending to the blocks of the clean `history` that
+        `policy` shows it.
+        """
         _, seen = self.plan(policy, history.shape[2] // self.frames_per_block)
         return teacher_forced_flow(self.model, history, x, sigma, batch.context, seen)
 
     def plan(self, policy: Policy, blocks: int) -> tuple[PartsPlan, PartsHistory]:
-        """What a clip of `blocks` blocks sees under `policy`, planned once."""
+        """Returns the attention plan of a clip of `blocks` blocks under `policy`; it is cached."""
         if (policy, blocks) not in self._plans:
             plan = PartsPlan(policy.partitions(self.frames_per_block), blocks, self.rope)
             self._plans[policy, blocks] = plan, PartsHistory(plan.parts(self.noisy_copies), self.model.attention)
@@ -174,8 +181,8 @@ class CausalStage:
 def teacher_forced_flow(
     model: CausalWan, history: Tensor, x: Tensor, sigma: Tensor, context: Tensor, seen: PartsHistory
 ) -> Tensor:
-    """The flow of every block of x [B, 16, copies x F, h, w] at noise levels [B, copies x F], each seeing blocks of the
-    clean `history` [B, 16, F, h, w].
+    """Returns the flow of every block of x [B, 16, copies x F, h, w] at noise levels [B, copies x F], each attending to
+    blocks of the clean `history` [B, 16, F, h, w] as `seen` plans it.
     """
     timesteps = torch.cat((sigma.new_zeros(len(sigma), history.shape[2]), 1000 * sigma), dim=1)
     flow = model.flow(torch.cat((history, x), dim=2), timesteps, model.encode_text(context), seen)

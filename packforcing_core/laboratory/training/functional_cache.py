@@ -1,17 +1,17 @@
-"""The cache of training: what `KVCache` executes in place, from the same plan, in tensors that are never written to.
+"""The differentiable KV cache of training. It executes the same plan as `KVCache`, but never writes to its tensors.
 
     cache = FunctionalCache(partitions, layers, rope, attention)
     view = cache.begin_block()
-    flow = model.flow(x, ..., view)       # with or without a graph, as often as wanted, also after later commits
-    with cache.commit(view) as writer:    # the block's keys and values are kept detached
+    flow = model.flow(x, ..., view)       # with or without a graph, any number of times, also after later commits
+    with cache.commit(view) as writer:    # stores the block's keys and values detached
         model.commit(x0, ..., writer)
-    if cache.due_block is not None:        # the compressed block's keys and values keep the graph of this pass
+    if cache.due_block is not None:       # stores the compressed block's keys and values with the graph of this pass
         with cache.commit_compressed() as writer:
             model.commit_tokens(tokens, ..., writer)
 
-The calls are those of `KVCache`, so the sampler's `commit_block` and `commit_due_block` serve both. A view holds what
-was there when it began: a clip may commit all its clean blocks first and denoise them afterwards, each through its own
-view.
+The interface is that of `KVCache`, so the sampler's `commit_block` and `commit_due_block` work with both. A view keeps
+the state of the cache at its beginning: a clip may commit all its clean blocks first and denoise them afterwards, each
+through its own view.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from .parts import Repeatable
 
 
 class Rows(NamedTuple):
-    """One layer's keys, rotated by height and width alone, and values of a block or a compressed block: [B, L, heads,
-    head_dim].
+    """One layer's keys and values of a block or a compressed block, [B, L, heads, head_dim]. The keys are rotated by
+    height and width only, not by time.
 
-    `query_sums` [B, F, heads, head_dim] float32 are a block's queries, rotated likewise and summed over each frame;
-    of a compressed block's none are kept.
+    `query_sums` [B, F, heads, head_dim] float32 are a block's queries, rotated in the same way and summed over each
+    frame; empty for compressed blocks.
     """
 
     k: Tensor
@@ -51,7 +51,9 @@ class Rows(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Frames of one block that are read side by side: its rows `first` to `stop`, turned by `times`."""
+    """Consecutive frames of one block that are read together: its token rows `first` to `stop`, rotated in time by
+    `times`.
+    """
 
     block: int
     first: int
@@ -60,12 +62,12 @@ class Run(NamedTuple):
 
 
 class FunctionalCache(Ledger):
-    """Executes one `Partitions` plan for a clip, with a batch of any size; a selection is made for the whole batch.
+    """Executes a `Partitions` plan for a batch of clips. Each selection is made for the whole batch.
 
-    `recompute`: what compressed blocks attend to is put together again for the gradient, not kept once a compressed
-    block and layer.
+    With `recompute`, the keys and values that a compressed block attends to are assembled again for the backward pass,
+    instead of being kept for each compressed block and layer.
 
-    PackForcingError for a plan that drops, averages, replaces or aligns keys.
+    Raises PackForcingError for a plan that drops, averages, replaces or aligns keys.
     """
 
     def __init__(
@@ -87,27 +89,33 @@ class FunctionalCache(Ledger):
         self.compressed_rope = CompressedRope(rope, self.bank, partitions.frames_per_block) if self.bank else None
         self.tokens_per_frame = rope.grid[0] * rope.grid[1]
         self.spatial = rope.spatial(partitions.frames_per_block)
-        # Replaced, never changed: views hold on to those they began with.
+        # Replaced and never modified, because views keep references to them.
         self.past: Mapping[int, tuple[Rows, ...]] = {}
         self.twins: Mapping[int, tuple[Rows, ...]] = {}
-        # By layer: the sum of all committed queries, rotated by height and width, and of how many tokens it is.
+        # By layer: the sum of all committed queries, rotated by height and width, and their number of tokens.
         self.query_totals: Mapping[int, tuple[Tensor, int]] = {}
 
     @property
     def compressed(self) -> tuple[BankPlan, CompressedRope]:
-        """The plan of the compressed blocks and their coordinates; PackForcingError where the policy has none."""
+        """The plan of the compressed blocks and their RoPE coordinates. Raises PackForcingError if the
+        policy has none.
+        """
         if self.bank is None or self.compressed_rope is None:
             raise PackForcingError("This policy keeps no compressed blocks.")
         return self.bank, self.compressed_rope
 
     def begin_block(self, selection: Selection | None = None) -> FunctionalView:
-        """The view of the next block; with `selection`, what an earlier run selected."""
+        """Returns the view of the next block. `selection` fixes what each layer selects, for example to that of an
+        earlier pass.
+        """
         self.require_none_due()
         return FunctionalView(self, self.window(), selection)
 
     @contextmanager
     def commit(self, view: FunctionalView) -> Iterator[FunctionalWriter]:
-        """A writer for the pass over the clean block of `view`; what it keeps has no graph."""
+        """Context manager that gives a writer for the pass over the clean block of `view`; it stores detached keys and
+        values.
+        """
         writer = FunctionalWriter(view)
         yield writer
         self.count_block(view.block, view.selection())
@@ -118,7 +126,9 @@ class FunctionalCache(Ledger):
 
     @contextmanager
     def commit_compressed(self) -> Iterator[FunctionalCompressedWriter]:
-        """A writer for the pass over the compressed tokens of block `due_block`; what it keeps has its graph."""
+        """Context manager that gives a writer for the pass over the compressed tokens of block `due_block`; the stored
+        keys and values keep their graph.
+        """
         slot, choices = self.take_due()
         writer = FunctionalCompressedWriter(self, choices)
         yield writer
@@ -127,7 +137,7 @@ class FunctionalCache(Ledger):
         self.twins = {block: rows[block] for block in sorted(self.banked)}
 
     def _counted(self, block: int) -> Mapping[int, tuple[Tensor, int]]:
-        """The totals with the queries of `block`, which was just committed."""
+        """Returns the query totals with the queries of `block`, which was just committed."""
         made = {}
         for layer, rows in enumerate(self.past[block]):
             sums, tokens = rows.query_sums.sum(dim=1), rows.k.shape[1]
@@ -136,7 +146,7 @@ class FunctionalCache(Ledger):
         return made
 
     def runs(self, placements: Sequence[Placement]) -> list[Run]:
-        """The placements as few runs, in order of time."""
+        """Merges the placements into as few runs as possible, in order of time."""
         frames = self.partitions.frames_per_block
         ordered = sorted(placements)
         runs = []
@@ -149,11 +159,11 @@ class FunctionalCache(Ledger):
 
 
 class _OwnGradient(torch.autograd.Function):
-    """A tensor as it is, whose gradient is a tensor of its own.
+    """Identity whose gradient is a copy and not a view.
 
-    The gradient of a concatenation is views of one tensor. That of a compressed block's values waits for the block's
-    own pass, and as a view it would keep the gradient of all that the layer saw: 84 MB a layer instead of 7, for
-    blocks of 4 at 832x480.
+    The gradients of a concatenation's inputs are views of one tensor. The gradient of a compressed block's values is
+    kept until the block's own backward pass. As a view it would keep the gradient of all keys and values of the layer:
+    84 MB per layer instead of 7, for blocks of 4 latent frames at 832x480.
     """
 
     @staticmethod
@@ -166,10 +176,10 @@ class _OwnGradient(torch.autograd.Function):
 
 
 class FunctionalView(Repeatable):
-    """What one block sees: any number of passes may read it, then and later.
+    """The history that one block attends to. Any number of passes may read it, at any time.
 
-    What a layer selects when its first queries come holds for all passes. `mean_queries` [B, heads, head_dim], by layer
-    and detached, are what it then selected by.
+    Each layer selects by the queries of its first pass, and later passes use the same selection. `mean_queries` [B,
+    heads, head_dim], by layer and detached, are the queries that it selected by.
     """
 
     def __init__(self, cache: FunctionalCache, window: BlockWindow, selection: Selection | None):
@@ -181,11 +191,13 @@ class FunctionalView(Repeatable):
         self.mean_queries: dict[int, Tensor] = {}
 
     def selection(self) -> Selection:
-        """What each layer chose, once it has."""
+        """Returns the blocks that each layer selected; empty for a layer that has not selected yet."""
         return tuple(self._choices.get(layer, ()) for layer in range(self.cache.layers))
 
     def choose(self, layer: int, q: Tensor) -> Choice:
-        """`layer`'s choice, made from its queries the first time."""
+        """Returns the blocks that `layer` selects. The first call computes them from the queries `q`; later calls
+        return the same.
+        """
         if not self.window.mid_positions:
             return ()
         if layer not in self._choices:
@@ -210,16 +222,16 @@ class FunctionalView(Repeatable):
         return choose(SELECTORS[plan.selector](question), blocks, len(self.window.mid_positions))
 
     def affinities(self, layer: int) -> Tensor:
-        """[B, compressed blocks]: phi but for its constant factor, of each clip by itself with each of `twins`, whose
-        graph it has.
+        """Returns [B, compressed blocks]: the affinity phi, without its constant factor, between each clip's mean query
+        and each block in `twins`, with the graph of the blocks' keys.
 
-        A choice has no gradient; what it is made by has one.
+        The selection itself has no gradient; the affinities that it is based on have one.
         """
         means = torch.stack([rows[layer].k.float().mean(dim=1) for rows in self.twins.values()])
         return torch.einsum("bhd,mbhd->bm", self.mean_queries[layer], means)
 
     def _recent_query_sums(self, layer: int) -> Tensor:
-        """[B, recent frames, heads, head_dim] of whole blocks, as plans with a bank have them."""
+        """Returns [B, recent frames, heads, head_dim] of whole blocks; plans with a bank always have whole blocks."""
         partitions = self.cache.partitions
         blocks = range(self.block - partitions.query_frames // partitions.frames_per_block, self.block)
         return torch.cat([self.past[block][layer].query_sums for block in blocks], dim=1)
@@ -236,13 +248,13 @@ class FunctionalView(Repeatable):
 
 
 def read(past: Mapping[int, tuple[Rows, ...]], runs: Sequence[Run], layer: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Keys, turned in time, and values of `runs` in one layer."""
+    """Returns the keys, rotated in time, and the values of `runs` in one layer."""
     keys = [rotate(past[run.block][layer].k[:, run.first : run.stop], run.times) for run in runs]
     return keys, [past[run.block][layer].v[:, run.first : run.stop] for run in runs]
 
 
 class Keeper:
-    """What a commit's pass leaves behind, layer by layer."""
+    """Base of the writers: collects the rows of each layer during a commit's pass."""
 
     def __init__(self, layers: int):
         self._kept: list[Rows | None] = [None] * layers
@@ -258,7 +270,7 @@ class Keeper:
 
 
 class FunctionalWriter(Keeper):
-    """A view whose pass also keeps its block, detached."""
+    """A view whose pass also stores its block, detached."""
 
     def __init__(self, view: FunctionalView):
         super().__init__(view.cache.layers)
@@ -278,8 +290,8 @@ class FunctionalWriter(Keeper):
 
 
 class FunctionalCompressedWriter(Keeper):
-    """The pass over a compressed block: it sees the sink, the mid blocks that its block had selected and that are
-    still there, and itself, at the place behind them.
+    """The writer of a compressed block's pass. The block attends to the sink, to the mid blocks that its block had
+    selected and that are still in the bank, and to itself, at the position after them.
     """
 
     def __init__(self, cache: FunctionalCache, choices: Sequence[Choice]):
@@ -289,7 +301,7 @@ class FunctionalCompressedWriter(Keeper):
         self._span = plan.mid_span
         self._twins = cache.twins
         self._sink = cache.runs([Placement(frame, 0, frame) for frame in range(cache.partitions.sink_frames)])
-        # Not the recent blocks: the graph of this pass would hold on to them as long as it lives.
+        # Without the recent blocks: the graph of this pass would keep them in memory.
         self._past = {run.block: cache.past[run.block] for run in self._sink}
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -299,7 +311,7 @@ class FunctionalCompressedWriter(Keeper):
         return self._attended(layer, q, own.k, own.v)
 
     def _attended(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of queries that are not turned, with own keys that are turned in space."""
+        """Attention with queries `q` that are not rotated yet and own keys `k` that are rotated in space only."""
         rope, choice = self._rope, self._choices[layer]
         first, span = self._cache.partitions.sink_frames, self._span
         keys, values = read(self._past, self._sink, layer)
@@ -321,8 +333,8 @@ class FunctionalCompressedWriter(Keeper):
 
 
 class SideBySide(Repeatable):
-    """Several views as the history of one pass over their blocks, one behind the other: blocks do not see each other
-    except through their views.
+    """Combines several views into the history of one pass over their blocks, concatenated. Each block attends to its
+    own view only.
     """
 
     def __init__(self, views: Sequence[FunctionalView]):
@@ -340,11 +352,11 @@ def teacher_forced_views(
     clean: Tensor,
     tokens: Callable[[int], Tensor] | None = None,
 ) -> list[FunctionalView]:
-    """The view of every block of a clean clip [B, 16, F, h, w], all of it committed to a fresh `cache`: blocks without
-    a graph, the compressed form of block i, whose hidden tokens are `tokens(i)` [B, N_c, D], with one where gradients
-    are enabled.
+    """Commits a clean clip [B, 16, F, h, w] to a fresh `cache` and returns the view of every block. Blocks are
+    committed without a graph; the compressed form of block i, with hidden tokens `tokens(i)` [B, N_c, D], keeps its
+    graph where gradients are enabled.
 
-    Layers choose by the queries of the clean blocks.
+    Layers select by the queries of the clean blocks.
     """
     *before, _ = clean.split(cache.partitions.frames_per_block, dim=2)
     views = []
@@ -358,6 +370,6 @@ def teacher_forced_views(
 
 
 def commit_compressed(model: CausalWan, text: list[TextKV], cache: FunctionalCache, tokens: Tensor) -> None:
-    """Brings the compressed block that is due, of hidden `tokens` [B, N_c, D], into the bank."""
+    """Commits the due compressed block, with hidden `tokens` [B, N_c, D], to the bank."""
     with cache.commit_compressed() as writer:
         model.commit_tokens(tokens, torch.zeros(tokens.shape[0], 1), text, writer)
