@@ -1,1 +1,1 @@
-"""Training, the same code for the miniature and for Wan2.1-1.3B: stages, and the loop that runs them."""
+"""Training for the miniature and for Wan2.1-1.3B with the same code: stages, and the loop that runs them."""

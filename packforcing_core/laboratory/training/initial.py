@@ -1,4 +1,4 @@
-"""The networks that a stage starts with: given files, or those that earlier stages left in the folder."""
+"""Loads the networks that a stage starts from: given files, or the exports of earlier stages in the folder."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ MODELS_BEFORE: Mapping[str, tuple[str, ...]] = {
     "self-forcing": ("distill", "twins", "causal"),
     "compressor": ("self-forcing", "distill", "twins", "causal"),
 }
-"""Stages whose model this stage can start from: the first one that is finished is used."""
+"""The earlier stages whose model a stage can start from. The first one with an exported file is used."""
 COMPRESSORS_BEFORE = "twins-compressor", "compressor"
 
 
 def model_before(setup: Setup, stage: str) -> Path | None:
-    """The file that a stage's model starts from, None if there is none."""
+    """Returns the file that a stage's model starts from; None if there is none."""
     if setup.weights:
         return setup.weights
     return next(filter(Path.exists, map(setup.exported, MODELS_BEFORE.get(stage, ()))), None)
 
 
 def require_model_before(setup: Setup, stage: str) -> Path:
-    """`model_before`. Raises PackForcingError, which says how to make one, if there is none."""
+    """Same as `model_before`. If there is no file, raises PackForcingError, which says how to train one."""
     path = model_before(setup, stage)
     if path is None:
         stages = MODELS_BEFORE[stage]
@@ -55,14 +55,16 @@ def require_model_before(setup: Setup, stage: str) -> Path:
 
 
 def compressor_before(setup: Setup, *stems: str) -> Path | None:
-    """The compressor to start from: the given one, else the first of `stems` in the folder; None for an
+    """Returns the compressor to start from: the given file, else the first of `stems` in the folder, else None for an
     untrained one.
     """
     return setup.compressor or next(filter(Path.exists, map(setup.exported, stems)), None)
 
 
 def require_teacher(setup: Setup) -> Path:
-    """The bidirectional model that judges rollouts; PackForcingError, which says what makes one, without."""
+    """Returns the file of the bidirectional teacher, DMD's real score model. If it is missing, raises PackForcingError,
+    which says how to train one.
+    """
     path = setup.teacher or setup.exported("teacher")
     if not path.exists():
         raise PackForcingError(
@@ -73,8 +75,8 @@ def require_teacher(setup: Setup) -> Path:
 
 
 def build_wan(setup: Setup, path: Path | None) -> TrainedWan:
-    """A Wan to train, of the given size, with the weights in `path`; without a file, random weights at a toy world
-    size.
+    """Builds a trainable Wan of the setup's size with the weights in `path`; without a file, with random weights at a
+    toy world size. Raises PackForcingError if there is no file at any other size.
     """
     config = setup.size.model
     if path:
@@ -98,19 +100,21 @@ def trained_wan(setup: Setup, net: nn.Module, config: WanConfig) -> TrainedWan:
 
 
 def build_frozen_wan(setup: Setup, path: Path) -> TrainedWan:
-    """A frozen Wan in the setup's precision; it may have another size than the trained one."""
+    """Builds a frozen Wan in the setup's precision. Its size may differ from the trained one's."""
     net = build_model(read_checkpoint(path), setup.device, setup.precision).net
     return trained_wan(setup, net, _config_of(setup, path))
 
 
 def build_critic(setup: Setup, path: Path) -> TrainedWan:
-    """A bidirectional Wan to train, of the sizes of its file."""
+    """Builds a trainable bidirectional Wan of its file's size."""
     config = _config_of(setup, path)
     return trained_wan(setup, wan_from_file(path, config), config)
 
 
 def _config_of(setup: Setup, path: Path) -> WanConfig:
-    """The sizes of a checkpoint; PackForcingError where it reads other texts than the size's."""
+    """Returns the configuration of a checkpoint. Raises PackForcingError if its text embeddings have another width than
+    the setup's size.
+    """
     own, found = setup.size.model, replace(read_checkpoint(path).config, text_len=setup.size.model.text_len)
     if found.text_dim != own.text_dim:
         raise PackForcingError(
@@ -121,7 +125,7 @@ def _config_of(setup: Setup, path: Path) -> WanConfig:
 
 
 def wan_from_file(path: Path, config: WanConfig) -> Wan:
-    """A checkpoint's weights in float32. Raises PackForcingError if it has another size than `config`."""
+    """Loads a checkpoint's weights in float32. Raises PackForcingError if its configuration is not `config`."""
     checkpoint = read_checkpoint(path)
     if replace(checkpoint.config, text_len=config.text_len) != config:
         raise PackForcingError(f"{path.name} has sizes {checkpoint.config}; expected {config}. Choose its --size.")
@@ -132,7 +136,7 @@ def wan_from_file(path: Path, config: WanConfig) -> Wan:
 
 @torch.no_grad()
 def random_wan(config: WanConfig, seed: int) -> Wan:
-    """Initial weights: Glorot initialisation, with zero flow at first."""
+    """Returns a Wan with Glorot-initialised weights and a zero output layer, so that the initial flow is zero."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Wan(config, TorchOps)
@@ -145,8 +149,8 @@ def random_wan(config: WanConfig, seed: int) -> Wan:
 
 
 def build_branch(setup: Setup, path: Path | None) -> HighRes:
-    """The compressor's trained branch in float32: with the weights of `path`, or an untrained one of the setup's
-    fusion. PackForcingError where the file's fusion is another than the one that is asked for.
+    """Builds the compressor's trained branch in float32: with the weights of `path`, or an untrained one with the
+    setup's fusion. Raises PackForcingError if the file's fusion differs from the requested one.
     """
     size = setup.size
     if path is None:
@@ -162,7 +166,9 @@ def build_branch(setup: Setup, path: Path | None) -> HighRes:
 
 
 def load_training_vae(setup: Setup) -> WanVAE:
-    """The VAE that encodes clips and decodes rollouts: the given one, or that of the folder."""
+    """Loads the VAE that encodes clips and decodes rollouts: the given one, or that of the folder. Raises
+    PackForcingError if there is neither.
+    """
     path = setup.vae or setup.exported("vae")
     if not path.exists():
         made = "" if setup.size.vae is None else f"`{setup.command('vae')}` trains one, or "

@@ -1,16 +1,16 @@
-"""The compressor's training in the layouts that long videos have, made of short clips.
+"""Trains the compressor with the cache layouts of long videos, assembled from short clips.
 
-In a long video the sink shows what was there at its beginning, the thing that returns was seen somewhere in between,
-blocks that say nothing about it lie before and behind, and a layer has to choose. No clip of 5 s has that. But a cache
-knows nothing of a clip: it knows blocks of clean latents, one after the other. So the blocks of a short clip are laid
-out again, with blocks of an empty video between them:
+In a long video the sink shows the beginning, the returning object was last visible somewhere in between, unrelated
+blocks lie before and after that, and a layer has to select. No clip of 5 s has this. But a cache only holds blocks of
+clean latents in order. So the blocks of a short clip are arranged in a new order, with blocks of an empty video between
+them:
 
     gap        [sink: blank | blank x before | sighting | blank x behind | the newest block, blank]
-    departure  [sink: blank | blank x before | sighting | the newest block, in which the thing leaves]
+    departure  [sink: blank | blank x before | sighting | the newest block, in which the object leaves]
 
-and the block that comes next shall have the flow that it has with the full history of the short clip, as it was: after
-a gap the thing returns, or a blank block takes its place; after a departure nothing returns yet. Without these a
-compressor that has seen returns alone would bring things back too early.
+The next block is trained to have the same flow as with the full history of the original short clip. After a gap the
+object returns, or a blank block is the target instead; after a departure nothing returns yet. A compressor trained on
+returns alone would bring objects back too early.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ from .ranks import share
 
 @dataclass(frozen=True)
 class Layouts:
-    """Which layouts, and how often. `memories` are drawn from; of them the sink's length is that of the blanks."""
+    """The distribution of layouts. A layout's policy is drawn from `memories`; its sink is filled with blank blocks."""
 
     memories: Sequence[PackForcing]
     ordinary: float = 0.25
-    """Of all steps, those on clips as they are."""
+    """Fraction of steps on clips in their own order."""
     departures: float = 0.25
-    """Of all steps, those in which the thing leaves. All others are gaps."""
+    """Fraction of steps in which the object leaves. All other steps are gaps."""
     selection_weight: float = 0.01
-    """Of the loss of what is selected, in gaps; 0 leaves the selection to chance, as far as a loss goes."""
+    """Weight of the selection loss in gaps. With 0 no loss acts on the selection."""
     most_before: int = 2
     most_behind: int = 10
-    """The most blank blocks before and behind a sighting; of a departure, both lie before it."""
+    """Maximum numbers of blank blocks before and behind a sighting. In a departure both lie before it."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One step's: a clip's `sighting` blocks and its `newest`, with blank blocks in front (those of the sink too) and
-    behind. The clip's own order ends with `newest`; the block behind that is the one to learn from.
+    """The layout of one step: a clip's `sighting` blocks and its `newest` block, with `front` blank blocks (including
+    the sink's) before the sighting and `behind` blank blocks after it. The target is the clip's block after `newest`.
     """
 
     memory: PackForcing
@@ -66,19 +66,19 @@ class Layout:
     newest: int
 
     def blocks(self) -> list[int | None]:
-        """Which block of the clip stands where, None for a blank one."""
+        """Returns the clip's block at each position; None for a blank block."""
         return [*[None] * self.front, *self.sighting, *[None] * self.behind, self.newest]
 
     @property
     def shown(self) -> range:
-        """Where the sighting stands."""
+        """Positions of the sighting in the layout."""
         return range(self.front, self.front + len(self.sighting))
 
 
 @dataclass(frozen=True)
 class Film:
-    """Latents [16, F, h, w] and the low-resolution ones [16, blocks x g_t, 2 g_h, 2 g_w] of a clip or an empty
-    video.
+    """Latents [16, F, h, w] and low-resolution latents [16, blocks x g_t, 2 g_h, 2 g_w] of a clip or of
+    an empty video.
     """
 
     latents: Tensor
@@ -90,12 +90,14 @@ class Film:
 
 
 BLANK_BLOCKS = 3
-"""An empty video's first block, which begins with a single frame; a second; and one that stands for all others."""
+"""Blocks of an empty video: the first, which begins with a single frame; a second; and one that stands for all later
+ones.
+"""
 
 
 @torch.no_grad()
 def blank_films(vae: WanVAE, shape: ClipShape) -> dict[str, Film]:
-    """A video of every background of the toy world on which nothing ever is."""
+    """Returns an empty video for every background of the toy world."""
     blank = replace(shape, latent_frames=BLANK_BLOCKS * shape.frames_per_block)
     names = tuple(BACKGROUNDS)
     drawn = [torch.from_numpy(draw(Scene("bounce", name), blank.pixel_frames)) for name in names]
@@ -105,9 +107,9 @@ def blank_films(vae: WanVAE, shape: ClipShape) -> dict[str, Film]:
 
 
 class HiddenClips:
-    """Of a folder, the clips in which a thing comes back behind a blank block, by the block that it comes back in.
+    """The clips of a folder in which an object returns after a blank block, grouped by the block in which it returns.
 
-    PackForcingError where there is none.
+    Raises PackForcingError if there are none.
     """
 
     def __init__(self, folder: LatentFolder, blanks: Mapping[str, Film], frames_per_block: int):
@@ -119,7 +121,7 @@ class HiddenClips:
                 continue
             self._backgrounds[row] = facts.background
             block = returning_block(facts.areas)
-            # The two blocks before it are the blank one and the one in which the thing leaves, behind a sighting.
+            # Before it come a sighting, the block in which the object leaves, and the blank block.
             if block is not None and block >= 3:
                 self.rows.setdefault(block, []).append(row)
         if not self.rows:
@@ -132,23 +134,23 @@ class HiddenClips:
         return sum(map(len, self.rows.values()))
 
     def draw(self, generator: torch.Generator) -> tuple[int, list[int]]:
-        """A block, as often as things come back in it, and a batch of rows of those clips."""
+        """Draws a returning block, weighted by its number of clips, and a batch of rows of those clips."""
         counts = torch.tensor([float(len(rows)) for rows in self.rows.values()])
         block = list(self.rows)[int(torch.multinomial(counts, 1, generator=generator))]
         rows = self.rows[block]
         return block, [rows[int(i)] for i in torch.randint(len(rows), (self.folder.batch,), generator=generator)]
 
     def films(self, row: int) -> tuple[Film, Film]:
-        """A clip, and the empty video of its background."""
+        """Returns a clip, and the empty video of its background."""
         clip = self.folder.clip(row)
         return Film(clip["latents"], clip["low_res"]), self.blanks[self._backgrounds[row]]
 
     def laid_out(self, clip: Film, blank: Film, blocks: Sequence[int | None]) -> Film:
-        """The clip's blocks in another order, blank ones where it says None."""
+        """Arranges the clip's blocks in the order `blocks`, with blank blocks at None."""
         (own, own_low), (empty, empty_low) = clip.blocks(self.frames), blank.blocks(self.frames)
         latents, low_res = [], []
         for place, block in enumerate(blocks):
-            # The first block of a video is encoded otherwise than all later ones, which for blanks are alike.
+            # The VAE encodes a video's first block differently; later blank blocks are all alike.
             blank_block = min(place, BLANK_BLOCKS - 1)
             latents.append(empty[blank_block] if block is None else own[block])
             low_res.append(empty_low[blank_block] if block is None else own_low[block])
@@ -156,11 +158,15 @@ class HiddenClips:
 
 
 def selection_loss(view: FunctionalView, right: range) -> tuple[Tensor, Tensor]:
-    """How badly `view` finds the blocks `right` in its bank: the cross-entropy of a softmax over each layer's
-    affinities, in units of their spread, with any of them; a mean over clips and layers. And the share of clips and
-    layers in which none of them has one of the highest affinities, as many as are selected by it.
+    """Returns the selection loss and the miss rate of the blocks `right` in the bank of `view`.
 
-    The paper's compressor learns through the attention to what was selected, and is told nothing of what was not.
+    The loss is the cross-entropy of a softmax over each layer's affinities, divided by their standard deviation, with
+    any of `right` as the correct class; the mean over clips and layers. The miss rate is the fraction of clips and
+    layers in which none of `right` is among the k highest affinities, where k is the number of blocks selected by
+    affinity.
+
+    The paper's compressor gets its gradient through the attention to the selected blocks only, and none from the blocks
+    that were not selected.
     """
     wanted = [index for index, block in enumerate(view.twins) if block in right]
     places = len(view.window.mid_positions)
@@ -178,10 +184,10 @@ def selection_loss(view: FunctionalView, right: range) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class LayoutStage(CompressorStage):
-    """The compressor alone, the model frozen, on `hidden` clips in `layouts`; a share of the steps on clips as they are
-    keeps what it knew.
+    """Trains the compressor, with the model frozen, on the clips `hidden` in `layouts`. A fraction of the steps uses
+    clips in their own order, to keep what was learnt from them.
 
-    All clips of a step have one layout. One pass serves several noisy blocks, of which a gap has three: the thing's
+    All clips of a step have the same layout. One pass evaluates several noisy blocks. A gap has three: the object's
     return at two noise levels, and a blank block in its place.
     """
 
@@ -200,7 +206,7 @@ class LayoutStage(CompressorStage):
         return self.edited(number, self.layout(departs, block, generator), rows, departs)
 
     def layout(self, departs: bool, block: int, generator: torch.Generator) -> Layout:
-        """Draws the layout of clips whose thing comes back in `block`."""
+        """Draws the layout for clips whose object returns in `block`."""
 
         def integer(high: int) -> int:
             return int(torch.randint(high, (), generator=generator))
@@ -211,12 +217,12 @@ class LayoutStage(CompressorStage):
         before, behind = integer(self.layouts.most_before + 1), integer(most_behind + 1)
         if departs:
             return Layout(memory, sink + before + behind, range(block - 2), 0, block - 2)
-        # A sighting of a video's first block looks otherwise: with blocks in front of it, it may be left out.
+        # A video's first block is encoded differently: with blocks in front of it, it may be left out.
         skipped = int(sink + before > 0 and integer(2) == 0)
         return Layout(memory, sink + before, range(skipped, block - 1), behind, block - 1)
 
     def edited(self, number: int, layout: Layout, rows: Sequence[int], departs: bool) -> Update:
-        """The update from clips `rows` of all ranks, laid out."""
+        """Returns the update from the laid-out clips. `rows` are those of all ranks."""
         indices, hidden = share(len(rows)), self.hidden
         random, device = SampleNoise(self.seed, number, indices), self.model.device
         films = [hidden.films(rows[i]) for i in indices]
@@ -245,7 +251,9 @@ class LayoutStage(CompressorStage):
         return Update("compressor", error, figures)
 
     def _stacked(self, films: Sequence[Film], context: Tensor, indices: Sequence[int]) -> LatentBatch:
-        """A batch of `films` with a block of zeros behind, which is never committed: its view is what is sought."""
+        """Stacks `films` into a batch and appends a block of zeros. That block is never committed; the view of it is
+        what the caller needs.
+        """
         latents, low_res = (torch.stack(own) for own in zip(*((f.latents, f.low_res) for f in films), strict=True))
         times = low_res.shape[2] * self.frames_per_block // latents.shape[2]
         pairs = (latents, self.frames_per_block), (low_res, times)

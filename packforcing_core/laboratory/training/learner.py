@@ -1,4 +1,4 @@
-"""A trained network: its optimisers, the average of its weights, and the tensors that are saved."""
+"""A network in training: its optimisers, the average of its weights (EMA), and the tensors of its saved state."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from ...errors import PackForcingError
 from . import ranks
 from .sharding import reshard, whole
 
-LAYERS = "blocks."  # what the names of parameters inside a transformer's layers hold
+LAYERS = "blocks."  # part of the names of all parameters inside a transformer's layers
 Matrices = Literal["adamw", "muon"]
 COMPRESSOR_EPS = 1e-12
-"""AdamW's default 1e-8 would slow most of a compressor's weights: in the miniature, with its shipped policy, 75% of the
-gradients are smaller than that, because only one block in five sees a compressed block.
+"""AdamW's default of 1e-8 would slow down most of a compressor's weights: in the miniature, with its shipped policy,
+75% of the gradients are smaller than that, because only one block in five sees a compressed block.
 """
 
 
 @dataclass(frozen=True)
 class Optimisation:
-    """How one network is updated: AdamW after a linear warm-up, falling along a cosine to `final_rate` of the rate.
+    """How one network is updated: AdamW with a linear warm-up, then a cosine decay to `final_rate` times the learning
+    rate.
 
-    With `matrices` "muon" the matrices of the transformer's layers follow Muon instead (https://kellerjordan.github.io/
-    posts/muon/), scaled so that its updates are as large as AdamW's (arXiv 2502.16982) and one learning rate serves
-    both. AdamW's `eps` has to lie below the gradients of single weights. `average` is the decay of the exponential
-    moving average of the weights, None for none, and `average_from` the step it begins at.
+    With `matrices` "muon" the matrices of the transformer's layers use Muon instead
+    (https://kellerjordan.github.io/posts/muon/), scaled so that its updates are as large as AdamW's (arXiv 2502.16982)
+    and one learning rate serves both. AdamW's `eps` has to be smaller than the gradients of single weights. `average`
+    is the decay of the exponential moving average (EMA) of the weights, None for no average, and `average_from` the
+    step it begins at.
     """
 
     learning_rate: float
@@ -45,24 +47,26 @@ class Optimisation:
     average_from: int = 0
 
     def rate(self, step: int, steps: float) -> float:
-        """The learning rate of step `step` (from 0) of `steps`."""
+        """Returns the learning rate of step `step` (from 0) of `steps`."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, steps - self.warmup)
         return self.learning_rate * (self.final_rate + (1 - self.final_rate) * (1 + math.cos(math.pi * done)) / 2)
 
     def decay(self, step: int) -> float:
-        """The average's decay after step `step` (from 0). It begins low, since where few steps were taken the average
-        would be mostly of the weights before them: (1 + n) / (10 + n) after n steps, as TensorFlow's averages have it.
+        """Returns the EMA decay after step `step` (from 0). It starts low, since otherwise the average would consist
+        mostly of the initial weights after few steps: (1 + n) / (10 + n) after n steps, as in TensorFlow's moving
+        averages.
         """
         past = step - self.average_from
         return 0.0 if self.average is None or past < 0 else min(self.average, (1 + past) / (10 + past))
 
 
 def build_optimisers(network: nn.Module, optimisation: Optimisation) -> list[torch.optim.Optimizer]:
-    """AdamW for the trainable parameters of `network`, or Muon for the matrices of its layers and AdamW for the rest.
+    """Returns AdamW for the trainable parameters of `network`, or AdamW and Muon, which takes the matrices of the
+    layers.
 
-    PackForcingError where this PyTorch has no Muon, or the network no such matrices.
+    Raises PackForcingError if this PyTorch has no Muon, or the network has no such matrices.
     """
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
@@ -99,17 +103,17 @@ def build_optimisers(network: nn.Module, optimisation: Optimisation) -> list[tor
 
 
 class GradientGuard:
-    """Detects gradients that jump: the norm is not finite, or is JUMP times the largest of the last accepted norms. It
-    compares with the largest and not the mean, because alternating steps may have very different norms.
+    """Detects gradient spikes: the norm is not finite, or is JUMP times the largest of the last accepted norms. The
+    reference is the largest norm and not the mean, because alternating kinds of steps may have very different norms.
 
-    Clipping such a gradient would leave a useless direction, and AdamW's second moment would remember its size for
-    hundreds of steps. The state is tensors, so a resumed training skips the same steps.
+    Clipping such a gradient would leave a useless direction, and AdamW's second moment would be affected for hundreds
+    of steps. The state is stored in tensors, so a resumed training skips the same steps.
     """
 
     JUMP = 10.0
     REMEMBERED = 64
     ENOUGH = 16
-    """Norms before which none is called a jump."""
+    """Number of accepted norms before any norm can count as a spike."""
 
     def __init__(self) -> None:
         self.norms = torch.zeros(self.REMEMBERED, dtype=torch.float64)
@@ -126,14 +130,16 @@ class GradientGuard:
 
     @property
     def longest(self) -> float | None:
-        """The longest norm, None while too few are known. Steps without any gradient (norm 0) tell nothing."""
+        """The largest remembered norm; None while too few are known. Steps without a gradient (norm 0)
+        are not counted.
+        """
         return None if int(self.counts[0]) < self.ENOUGH else float(self.norms.max())
 
     def jumps(self, norm: float) -> bool:
         return not math.isfinite(norm) or (self.longest is not None and norm > self.JUMP * self.longest)
 
     def take(self, norm: float) -> None:
-        """Remembers the norm of a step that is taken."""
+        """Records the norm of an accepted step."""
         self.counts[2] = 0
         if norm > 0:
             self.norms[int(self.counts[0]) % self.REMEMBERED] = norm
@@ -144,7 +150,7 @@ class GradientGuard:
 
 
 class Learner:
-    """A network with its optimisers and the average of its weights. Gradients from before are cleared."""
+    """A network with its optimisers and the average of its weights (EMA). Existing gradients are cleared."""
 
     def __init__(self, network: nn.Module, optimisation: Optimisation):
         self.network, self.optimisation = network, optimisation
@@ -161,15 +167,15 @@ class Learner:
             optimiser.zero_grad(set_to_none=True)
 
     def gather_gradients(self) -> float:
-        """After the backward pass: makes the gradients those of the batch of all ranks; returns their norm, which is
-        then clipped.
+        """Call after the backward pass. Averages the gradients over all ranks, clips their norm, and returns the norm
+        before clipping.
         """
         reshard(self.network)
         ranks.average(p.grad for p in self.parameters if not isinstance(p, DTensor))
         return float(whole(nn.utils.clip_grad_norm_(self.parameters, self.optimisation.clip)))
 
     def update(self, step: int, steps: float) -> None:
-        """One optimiser step along the present gradients."""
+        """Takes one optimiser step with the present gradients, and updates the average."""
         self._move(self.optimisation.rate(step, steps))
         if self.average is not None and self.optimisation.average is not None:
             decay = self.optimisation.decay(step)
@@ -182,14 +188,18 @@ class Learner:
             optimiser.step()
 
     def averaged(self) -> dict[str, Tensor]:
-        """The network's state dict, unsharded, with the averaged weights where there are some. All ranks call it."""
+        """Returns the network's unsharded state dict, with the averaged weights if there are any. All ranks must call
+        it.
+        """
         state = self.network.state_dict()
         if self.average is not None:
             state |= dict(zip(self.names, self.average, strict=True))
         return {name: whole(tensor).detach() for name, tensor in state.items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that the next step depends on, by name; tensors of this rank, to be saved or to be loaded into."""
+        """Returns by name all tensors that the next step depends on, as this rank holds them. They are saved, and
+        loaded in place.
+        """
         found = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         if self.average is not None:
             found |= {f"average.{name}": tensor for name, tensor in zip(self.names, self.average, strict=True)}
@@ -204,8 +214,8 @@ class Learner:
                     yield f"{kind}.{names[id(parameter)]}.{key}", value
 
     def _make_moments(self) -> None:
-        """The optimisers' tensors, all zero. They would come with a parameter's first gradient, which for some is late;
-        so every state has the same ones.
+        """Creates the optimisers' state tensors, all zero. By default they are created with a parameter's first
+        gradient, which for some parameters comes late; so every saved state has the same tensors.
         """
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
@@ -216,5 +226,5 @@ class Learner:
 
 
 def stage_tensors(learners: Mapping[str, Learner]) -> dict[str, Tensor]:
-    """The tensors of all learners of a stage, each behind its learner's name."""
+    """Returns the tensors of all learners of a stage, with the learner's name as prefix."""
     return {f"{own}.{name}": t for own, learner in learners.items() for name, t in learner.tensors().items()}

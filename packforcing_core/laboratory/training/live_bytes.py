@@ -1,4 +1,4 @@
-"""Counts the bytes of all live tensors made by operations, on any device, including "meta"."""
+"""Counts the bytes of all live tensors created by operations, on any device, including "meta"."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ RESIZING = ("aten::resize_", "aten::set_")
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts while it is entered: `live` now and `peak`. What was there `before` and its views are not counted.
+    """A dispatch mode that counts bytes while it is active: `live` now, and their `peak`. The tensors `before` and
+    their views are not counted.
 
-    On the meta device an operation takes PyTorch about a millisecond, for it works out sizes in Python. So the sizes
-    of a result are remembered by those of what it was made of.
+    On the meta device an operation takes PyTorch about a millisecond, since shapes are computed in Python. So the
+    shapes of results are cached by operation and arguments.
     """
 
     def __init__(self, before: Iterable[Tensor] = ()) -> None:
@@ -36,7 +37,7 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def made(self, function: Any, args: tuple, kwargs: dict) -> Any:
-        """The result of an operation, on the meta device by its sizes alone."""
+        """Returns the result of an operation; on the meta device from cached shapes where possible."""
         schema = function._schema
         first = args[0] if args and not isinstance(args[0], list | tuple) else next(iter(args[0] if args else ()), None)
         if not (isinstance(first, Tensor) and first.is_meta) or function.is_view:
@@ -73,7 +74,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def _told(given: Any) -> Hashable:
-    """What of an operation's arguments decides the sizes of its result."""
+    """Returns a cache key with everything in an operation's arguments that determines the shapes of its result."""
     if isinstance(given, Tensor):
         return given.shape, given.stride(), given.dtype, given.device
     if isinstance(given, list | tuple):

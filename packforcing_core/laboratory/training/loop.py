@@ -1,7 +1,7 @@
-"""The training loop: steps, logs, and a folder that a run can be resumed from.
+"""The training loop: steps, logs, and a folder from which a run can be resumed.
 
-Step s depends only on (seed, s) and the saved tensors, so a resumed run takes the same next step. With a time limit the
-learning rate depends on the elapsed time, and then it does not.
+Step s depends only on (seed, s) and the saved tensors, so a resumed run takes the same next step. With a time limit
+this does not hold, because the learning rate depends on the elapsed time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .sharding import shard
 
 LOG_FOLDER = "log"
 REFUSALS = 8
-"""Steps in a row whose gradients may jump; with one more the training ends."""
+"""Maximum number of consecutive steps that may be skipped because of gradient spikes; one more ends the training."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Update:
 
 
 class Stage(Protocol):
-    """A training task. `networks` are updated by the steps, by name; each has its `optimisation`."""
+    """A training task. `networks` are those that the steps update, by name; each has its `optimisation`."""
 
     @property
     def networks(self) -> Mapping[str, nn.Module]: ...
@@ -51,18 +51,19 @@ class Stage(Protocol):
     def optimisation(self) -> Mapping[str, Optimisation]: ...
 
     def step(self, number: int) -> Update:
-        """The loss of step `number` (from 0), drawn from the stage's seed and that number.
+        """Returns the loss of step `number` (from 0), which depends only on the stage's seed and that number.
 
-        It is the mean over this rank's samples; which network and which figures is the same on all ranks.
+        The loss is the mean over this rank's samples. The networks to update and the names of the figures are the same
+        on all ranks.
         """
         ...
 
 
 class Training:
-    """Runs a stage for `steps` steps (inf: until whoever runs it stops) in `folder`, from where its state left off.
+    """Runs a stage for `steps` steps (inf: until the caller stops) in `folder`, from the saved state if there is one.
 
-    With `minutes` it ends after that time, all runs in the folder together, if that is earlier; the learning rate has
-    then come as low as at the end of all steps. In a run of several ranks the stage's networks are sharded.
+    With `minutes` it also ends after that time, counted over all runs in the folder; the learning rate schedule is then
+    fitted to the time, and ends at the same final rate. With several ranks the stage's networks are sharded.
     """
 
     def __init__(self, stage: Stage, steps: float, folder: Path, save_every: int = 500, minutes: float | None = None):
@@ -77,7 +78,7 @@ class Training:
             saved.load(self._tensors(), folder, self.done)
 
     def run(self) -> Generator[tuple[int, dict[str, float]], None, None]:
-        """Yields every step's number and figures; saves as it goes, and at the end."""
+        """Yields every step's number and figures. Saves the state every `save_every` steps and at the end."""
         from torch.utils.tensorboard import SummaryWriter
 
         first = ranks.rank() == 0
@@ -112,7 +113,7 @@ class Training:
             learner.clear()
         update.loss.backward()
         norms = {name: learner.gather_gradients() for name, learner in learners.items()}
-        # The norms are those of all ranks, and no loss that is not finite has a finite gradient.
+        # The norms are the same on all ranks, and a loss that is not finite has no finite gradient.
         if any(learners[name].guard.jumps(norm) for name, norm in norms.items()):
             self._refuse(learners, figures, norms)
         else:
@@ -120,15 +121,15 @@ class Training:
                 learner.guard.take(norms[name])
                 learner.update(self.done, self._steps_in_all)
         for learner in self.learners.values():
-            learner.clear()  # Gradients would lie in memory beside the next step's activations, and beside a score.
+            learner.clear()  # Frees the gradients before the next step's activations or a score.
         refused = {f"refused/{name}": float(learner.guard.refused) for name, learner in learners.items()}
         return {**figures, **{f"gradient/{name}": norm for name, norm in norms.items()}, **refused}
 
     def _refuse(
         self, learners: Mapping[str, Learner], figures: Mapping[str, float], norms: Mapping[str, float]
     ) -> None:
-        """Leaves networks, moments and averages unchanged and reports it. Raises PackForcingError after too many such
-        steps.
+        """Skips a step: networks, moments and averages stay unchanged, and a message is printed. Raises
+        PackForcingError after too many consecutive skipped steps.
         """
         for learner in learners.values():
             learner.guard.refuse()
@@ -150,7 +151,7 @@ class Training:
 
     @property
     def ended(self) -> bool:
-        """Whether all steps are done, or all of the time has passed."""
+        """Whether all steps are done or the time has passed."""
         return self.done >= self.steps or self._share_of_time >= 1
 
     @property
@@ -161,13 +162,13 @@ class Training:
 
     @property
     def _steps_in_all(self) -> float:
-        """How many steps there will be, by the pace so far."""
+        """The estimated total number of steps, from the pace so far."""
         if not (self.minutes and self._share_of_time):
             return self.steps
         return min(self.steps, max(self.done + 1, math.ceil(self.done / self._share_of_time)))
 
     def _pass(self, seconds: float) -> None:
-        """Counts the time of a step, which is the same on all ranks."""
+        """Adds the time of a step, averaged over the ranks so that all have the same value."""
         self.seconds += ranks.mean_figures({"seconds": seconds}, next(self._parameters()).device)["seconds"]
 
     def _parameters(self) -> Iterator[nn.Parameter]:
@@ -177,5 +178,5 @@ class Training:
         return {**stage_tensors(self.learners), "training.seconds": self.seconds}
 
     def save(self) -> None:
-        """Writes the state so that no crash can tear it. All ranks call it."""
+        """Writes the state. A crash during the write leaves the previous state intact. All ranks must call it."""
         saved.save(self._tensors(), self.folder, self.done)

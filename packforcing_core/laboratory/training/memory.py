@@ -1,5 +1,5 @@
-"""The memory of a training on every rank, before it starts: weights and moments by arithmetic, activations by running
-the pass on the meta device and adding up what autograd keeps.
+"""Plans the memory of a training on every rank before it starts. Weights and optimiser moments are computed from their
+sizes; activations are measured by running the pass on the meta device and adding up what autograd saves.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .wan import TrainedWan
 
 @dataclass(frozen=True)
 class TrainedBytes:
-    """Bytes on each rank. `gathered` is the bfloat16 copy of the weights that the products read."""
+    """Bytes on each rank. `gathered` is the bfloat16 copy of the weights that matrix products read."""
 
     weights: int
     gathered: int
@@ -39,8 +39,8 @@ class TrainedBytes:
 
 
 def trained_bytes(network: nn.Module, optimisation: Optimisation | None, ranks: int = 1) -> TrainedBytes:
-    """What a network takes besides activations, its float32 weights sharded over `ranks`; with no `optimisation` it is
-    frozen, whole on every rank in the dtype that it has.
+    """Returns the bytes of a network without activations, its float32 weights sharded over `ranks`. Without an
+    `optimisation` it is frozen and unsharded, in its present dtype.
     """
     if optimisation is None:
         return TrainedBytes(sum(p.nbytes for p in network.parameters()), 0, 0, 0, 0)
@@ -52,13 +52,15 @@ def trained_bytes(network: nn.Module, optimisation: Optimisation | None, ranks: 
     )
     each = -(-4 * numbers // ranks)
     moments = -(-4 * (2 * numbers - one_moment) // ranks)
-    # What is gathered has its gradients beside it until they are summed over the ranks.
+    # Gathered weights have gradients of the same size until these are reduced over the ranks.
     gathered = 2 * numbers if ranks == 1 else 4 * numbers
     return TrainedBytes(each, gathered, each, moments, each if optimisation.average is not None else 0)
 
 
 class _Kept(torch.autograd.Function):
-    """Attention that computes nothing and keeps what fused kernels keep: q, k, v, the result, a sum for each query."""
+    """A stand-in for attention that computes nothing and saves what fused kernels save for the backward pass: q, k, v,
+    the output, and the log-sum-exp of each query.
+    """
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -68,11 +70,13 @@ class _Kept(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        raise NotImplementedError("Only what is kept is of interest.")
+        raise NotImplementedError("This pass only measures what is saved.")
 
 
 def _kept_bytes(config: WanConfig, clip: ClipShape, policy: Policy | None) -> int:
-    """Bytes that autograd keeps of one sample: of the teacher's pass, or of teacher forcing under `policy`."""
+    """Returns the bytes that autograd saves for one sample: in the teacher's pass, or in teacher forcing under
+    `policy`.
+    """
     net = build_on_meta(lambda: Wan(config, TorchOps)).bfloat16()
     net.patch_embedding.float()
     model = TrainedWan(net, config, dtype=torch.bfloat16, device="meta", attention=_Kept.apply)
@@ -95,21 +99,21 @@ def _kept_bytes(config: WanConfig, clip: ClipShape, policy: Policy | None) -> in
             blocks = clip.latent_frames // clip.frames_per_block
             parts = PartsPlan(policy.partitions(clip.frames_per_block), blocks, rope).parts()
             teacher_forced_flow(model, x, x, sigma, context, PartsHistory(parts, model.attention))
-    # Views of one tensor are kept once.
+    # Views of one tensor share its storage, which counts once.
     return sum({storage._cdata: storage.nbytes() for storage in (t.untyped_storage() for t in kept)}.values())
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes of one sample's activations: with every layer kept, and with layers recomputed."""
+    """Bytes of one sample's activations: with all of them kept, and with recomputed layers."""
 
     kept: int
     recomputed: int
 
 
 def activations(config: WanConfig, clip: ClipShape, policy: Policy | None = None) -> Activations:
-    """Of one sample, for the teacher (no `policy`) or for teacher forcing; measured on one and two layers, since all
-    layers are alike.
+    """Returns the activations of one sample, for the teacher (no `policy`) or for teacher forcing. They are measured
+    with one and with two layers and extrapolated, since all layers are alike.
     """
     one, two = (_kept_bytes(replace(config, num_layers=layers), clip, policy) for layers in (1, 2))
     layer = two - one
@@ -122,7 +126,7 @@ def activations(config: WanConfig, clip: ClipShape, policy: Policy | None = None
 
 @dataclass(frozen=True)
 class Plan:
-    """A stage's memory, as rows of a table: a name, and bytes on each rank."""
+    """A stage's memory as table rows: a name, and bytes on each rank."""
 
     title: str
     rows: Sequence[tuple[str, int]]
@@ -143,8 +147,9 @@ def plan_memory(
     ranks: int = 1,
     recompute: bool = False,
 ) -> Plan:
-    """What every rank needs: for its networks (frozen without an optimisation), and for `samples` clips at a time in
-    the passes that a gradient goes through, of which only the largest is there at a time.
+    """Returns the memory that every rank needs: for its networks (frozen if without an optimisation), and for `samples`
+    clips at a time in the passes with a gradient. Only the largest of these passes counts, since they run one after the
+    other.
     """
     rows = []
     for name, network, optimisation in networks:

@@ -1,8 +1,8 @@
-"""Attention among the parts of one training pass, in place of a cache: each part attends to chosen other parts.
+"""Attention between the parts of one training pass, without a cache: each part attends to chosen other parts.
 
 A pass of teacher forcing holds a clip twice, clean and noisy. Every noisy block attends to the clean blocks that the
-cache's plan would show it, at the same positions. So does every clean block, whose keys and values are those that a
-commit would write. Gradients flow through all of it.
+cache's plan would show it, at the same positions. Every clean block does the same; its keys and values equal those that
+a commit would write. Gradients flow through all of it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ...rope import GridRope, Rotation, rotate
 
 @dataclass(frozen=True)
 class Reading:
-    """Tokens of the pass, read by keys that are turned by `rotation`."""
+    """A slice of the pass's tokens, used as keys that are rotated by `rotation`."""
 
     tokens: slice
     rotation: Rotation
@@ -40,18 +40,18 @@ class Part:
 
 
 class Repeatable:
-    """A base of histories that keep nothing: calling `attend` again gives the same, so a layer may be recomputed."""
+    """Base of histories without side effects: calling `attend` again returns the same, so a layer may be recomputed."""
 
 
 class PartsHistory(Repeatable):
-    """A `History` for a pass whose tokens are those of `parts`, in order and without a hole."""
+    """A `History` for a pass whose tokens are those of `parts`, in order and without gaps."""
 
     def __init__(self, parts: Sequence[Part], attention: Attention = sdpa):
         self.attention = attention
         self._own = [part.own.rotation for part in parts]
         self._lengths = [part.own.tokens.stop - part.own.tokens.start for part in parts]
         self._starts = [part.own.tokens.start for part in parts]
-        # What is read alike by several parts is turned once: (part, rows of it, rotation), and who reads which.
+        # Keys that several parts read with one rotation are rotated once: (part, its rows, rotation) by index.
         distinct: dict[tuple[int, int], int] = {}
         self._readings: list[tuple[int, slice, Rotation]] = []
         self._seen: list[list[int]] = []
@@ -71,7 +71,7 @@ class PartsHistory(Repeatable):
         return part, slice(first, first + reading.tokens.stop - reading.tokens.start), reading.rotation
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        # Split once: the gradient of a split is one concatenation, that of many slices a sum of as many whole tensors.
+        # One split: its gradient is one concatenation. That of many slices would be a sum of as many full tensors.
         q_parts, k_parts, v_parts = (x.split(self._lengths, dim=1) for x in (q, k, v))
         keys = [rotate(k_parts[part][:, rows], rotation) for part, rows, rotation in self._readings]
         values = [v_parts[part][:, rows] for part, rows, _ in self._readings]
@@ -87,16 +87,16 @@ class PartsHistory(Repeatable):
 
 
 def seen_compressed(partitions: Partitions, blocks: int) -> range:
-    """The blocks whose compressed forms some block of a clip of `blocks` blocks sees."""
+    """Returns the blocks whose compressed forms are seen by some block of a clip of `blocks` blocks."""
     return partitions.left_blocks(blocks - 1) if partitions.bank else range(0)
 
 
 class PartsPlan:
-    """The parts of a clip of `blocks` blocks under a cache's plan.
+    """The attention plan of a clip of `blocks` blocks under a cache's plan.
 
-    Tokens of a pass lie as [clean blocks | compressed forms of the blocks that reach the mid | padding | noisy
-    blocks]. With the padding, which nobody sees, the compressed blocks fill `twin_frames` whole frames, since
-    timesteps are given by the frame.
+    The tokens of a pass are [clean blocks | compressed forms of the blocks that reach the mid | padding | noisy
+    blocks]. With the padding, which nothing attends to, the compressed blocks fill `twin_frames` whole frames, because
+    timesteps are given per frame. Raises PackForcingError for a policy that drops tokens by their keys.
     """
 
     def __init__(self, partitions: Partitions, blocks: int, rope: GridRope):
@@ -121,11 +121,13 @@ class PartsPlan:
 
     @property
     def twins(self) -> range:
-        """The blocks whose compressed forms some block of the clip sees."""
+        """The blocks whose compressed forms are seen by some block of the clip."""
         return seen_compressed(self.partitions, self.blocks)
 
     def parts(self, noisy_copies: int = 1) -> list[Part]:
-        """Clean blocks, compressed blocks and the noisy blocks of every copy."""
+        """Returns the parts of the clean blocks, the compressed blocks, the padding and the noisy blocks
+        of every copy.
+        """
         twins = [self._twin(index) for index in range(len(self.twins))]
         clean = [self._block(block, block * self.block_tokens) for block in range(self.blocks)]
         first = self.blocks * self.block_tokens + self.twin_frames * self.tokens_per_frame
@@ -137,7 +139,7 @@ class PartsPlan:
 
     @property
     def twin_frames(self) -> int:
-        """Frames' worth of tokens that the compressed blocks and the padding behind them take."""
+        """Number of frames whose tokens the compressed blocks and their padding fill."""
         return -(-self._compressed_tokens // self.tokens_per_frame)
 
     @property
@@ -169,8 +171,8 @@ class PartsPlan:
         return Reading(slice(first * n, (first + len(run)) * n), self._rotation(tuple(at for _, at in run)))
 
     def _twin(self, index: int) -> Part:
-        """A compressed block sees the sink, the compressed blocks that its block has seen and that are still in the
-        bank, and itself.
+        """Returns the part of a compressed block. It attends to the sink, to the compressed blocks that its block has
+        seen and that are still in the bank, and to itself.
         """
         sink, block, (bank, _) = self.partitions.sink_frames, self.partitions.frames_per_block, self._compressed
         seen = self._seen_compressed(self.twins[index])
@@ -180,7 +182,9 @@ class PartsPlan:
         return Part(self._twin_reading(index, sink + len(seen) * bank.mid_span), tuple(sees))
 
     def _seen_compressed(self, block: int) -> range:
-        """Which compressed blocks `block` sees: the newest, where there are more than it may see."""
+        """Returns the indices of the compressed blocks that `block` sees: the newest ones if there are more than it may
+        see.
+        """
         banked = len(seen_compressed(self.partitions, block + 1))
         return range(max(0, banked - self.partitions.top_k_blocks), banked)
 

@@ -1,4 +1,4 @@
-"""What a stage takes on every rank, before it starts."""
+"""Plans the memory of a stage on every rank before it starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .setup import Job, Setup
 
 
 def measured_passes(size: Size) -> dict[str, Activations]:
-    """Activations of a clip in the passes of training, by name."""
+    """Returns the activations of one clip in each kind of training pass, by name."""
     return {
         "a whole clip, bidirectional": activations(size.model, size.clips),
         "teacher forcing": activations(size.model, size.clips, Full()),
@@ -21,7 +21,7 @@ def measured_passes(size: Size) -> dict[str, Activations]:
 
 
 def plan_job(name: str, job: Job, setup: Setup) -> Plan:
-    """The memory of a job on each rank."""
+    """Returns the memory plan of a job on each rank."""
     networks: list[tuple[str, nn.Module, Optimisation | None]] = [
         (own, net, job.stage.optimisation[own]) for own, net in job.stage.networks.items()
     ]

@@ -1,4 +1,4 @@
-"""Training presets as data: for each size the networks, clips, and the settings of every stage."""
+"""Training presets as data: for each size the networks, the clips, and the settings of every stage."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from .self_forcing import PAPERS_MEMORY
 
 @dataclass(frozen=True)
 class Course:
-    """A stage's optimisation, its steps and the batch of all ranks, with the noisy copies of each clip.
+    """The settings of a stage: its optimisation, number of steps, global batch size over all ranks, and noisy copies of
+    each clip.
 
-    `compressor` and `critic` are those of the networks that learn beside the stage's own.
+    `compressor` and `critic` are the optimisations of the networks that are trained together with the stage's own.
     """
 
     optimisation: Optimisation
@@ -34,7 +35,9 @@ class Course:
 
 @dataclass(frozen=True)
 class Size:
-    """One size of everything. Without a `vae` the official one is given, and nothing of the toy world is used."""
+    """All settings of one model size. Without a `vae` the official one has to be given, and the toy
+    world is not used.
+    """
 
     name: str
     model: WanConfig
@@ -42,20 +45,20 @@ class Size:
     courses: Mapping[str, Course]
     vae: VAEConfig | None = None
     encoded_clips: int = 0
-    """Clips of the toy world to encode."""
+    """Number of toy world clips to encode."""
     worlds: Worlds | None = None
-    """Of which worlds these are, and how often; None: as the toy world draws them by itself."""
+    """The mix of worlds of these clips; None for the toy world's own mix."""
     memory: Policy = PAPERS_MEMORY
-    """What rollouts are made with."""
+    """The KV cache policy of rollouts."""
     twin_memories: tuple[Policy, ...] = ()
-    """What blocks see in turn where compressed blocks are in view."""
+    """The policies that teacher forcing with compressed blocks cycles through."""
     compressor_memories: tuple[PackForcing, ...] = ()
-    """What blocks see in turn where the compressor learns alone."""
+    """The policies that the training of the compressor alone cycles through."""
     layouts: Layouts | None = None
-    """How clips are laid out for it; None: they stay as they are."""
+    """The layouts of that training; None to use clips in their own order."""
 
 
-# Of Self-Forcing's ratios, at rates for so small a network.
+# Self-Forcing's ratios of learning rates, at a rate for a small network.
 SMALL_RATE = replace(WAN_GENERATOR, learning_rate=5e-5)
 SMALL_COMPRESSOR = Optimisation(1e-3, warmup=30, final_rate=0.05, eps=COMPRESSOR_EPS, average=0.995)
 
@@ -64,7 +67,7 @@ MINIATURE = Size(
     WanConfig(dim=256, ffn_dim=512, num_layers=6, num_heads=2, text_dim=128, text_len=24),
     ClipShape(latent_frames=20, frames_per_block=4, width=128, height=64),
     {
-        "vae": Course(Optimisation(2e-3, final_rate=0.02), steps=2700, batch=0),  # its phases have their own
+        "vae": Course(Optimisation(2e-3, final_rate=0.02), steps=2700, batch=0),  # its phases define the batch sizes
         "teacher": Course(Optimisation(1.5e-3, matrices="muon", final_rate=0.05, average=0.998), 2600, 8),
         "causal": Course(Optimisation(1.5e-3, matrices="muon", final_rate=0.05, average=0.998), 2600, 8, 2),
         "twins": Course(
@@ -87,13 +90,13 @@ MINIATURE = Size(
         Full(),
         MINIATURE_MEMORY,
         SinkWindow(window_frames=16, sink_frames=8),
-        # Two, then three of five blocks see compressed blocks, not one: the compressor's gradient is 2.4 and 3.9 times
-        # as long.
+        # Two, then three of five blocks see compressed blocks instead of one: the compressor's gradient is 2.4 and 3.9
+        # times as large.
         replace(MINIATURE_MEMORY, sink_frames=4),
         replace(MINIATURE_MEMORY, sink_frames=0),
     ),
-    # A sink that shows the thing leaves the compressed blocks little to say: half of the steps on clips as they are
-    # have none.
+    # If the sink shows the object, the compressed blocks add little. So half of the steps on clips in their own order
+    # have no sink.
     compressor_memories=tuple(replace(MINIATURE_MEMORY, sink_frames=sink) for sink in (0, 8, 0, 4)),
     layouts=Layouts(tuple(replace(MINIATURE_MEMORY, sink_frames=sink) for sink in (8, 8, 4, 0))),
 )

@@ -1,6 +1,7 @@
-"""The processes of a distributed run: each one's share of a batch, and values that they share.
+"""The ranks of a distributed run: each one's share of a batch, and reductions over all of them.
 
-A single process is a run with one rank. Started by torchrun, which sets the environment variables that are read here.
+A single process is a run with one rank. Several are started by torchrun, which sets the environment variables that are
+read here.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from ...errors import PackForcingError
 
 
 def join(device: torch.device) -> torch.device:
-    """Joins the other processes of a torchrun, if there are any; returns this rank's own device of that type."""
+    """Initialises the process group of a torchrun, if there is one; returns this rank's own device of
+    the given type.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     if device.type == "cuda":
@@ -28,7 +31,7 @@ def join(device: torch.device) -> torch.device:
 
 
 def leave() -> None:
-    """Ends what `join` began."""
+    """Destroys the process group that `join` created."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -42,9 +45,10 @@ def ranks() -> int:
 
 
 def share(batch: int) -> range:
-    """The indices of this rank among the `batch` of a step.
+    """Returns this rank's indices in a global batch of size `batch`.
 
-    PackForcingError unless all ranks have the same number: the mean of their means would not be the batch's.
+    Raises PackForcingError unless all ranks have the same number of them, because otherwise the mean of the ranks'
+    means would not be the batch's mean.
     """
     if batch % ranks():
         raise PackForcingError(
@@ -54,18 +58,18 @@ def share(batch: int) -> range:
 
 
 def turns(count: int) -> range:
-    """The indices of this rank among `count` pieces of work that may differ in number."""
+    """Returns this rank's indices among `count` work items. Ranks may have different numbers of items."""
     return range(rank(), count, ranks())
 
 
 def wait_for_all() -> None:
-    """Returns when every rank has come here."""
+    """A barrier: returns when every rank has called it."""
     if ranks() > 1:
         dist.barrier()
 
 
 def mean_figures(figures: Mapping[str, float], device: torch.device) -> dict[str, float]:
-    """Every figure's mean over all ranks, which must have the same names."""
+    """Returns every figure's mean over all ranks. The names must be the same on all ranks."""
     if ranks() == 1:
         return dict(figures)
     values = torch.tensor(list(figures.values()), dtype=torch.float64, device=device)
@@ -74,7 +78,7 @@ def mean_figures(figures: Mapping[str, float], device: torch.device) -> dict[str
 
 
 def average(tensors: Iterable[Tensor | None]) -> None:
-    """Replaces every tensor by its mean over all ranks, in one message."""
+    """Replaces every tensor by its mean over all ranks, in one all-reduce."""
     present = [tensor for tensor in tensors if tensor is not None]
     if ranks() == 1 or not present:
         return

@@ -1,8 +1,8 @@
-"""The saved state of a training: safetensors through torch.distributed.checkpoint, for any number of processes.
+"""The saved state of a training: safetensors through torch.distributed.checkpoint, for any number of ranks.
 
-Every rank writes its own part, and any number of ranks can read them. Only tensors are read, so a folder from elsewhere
-is safe to open. A state is complete once its folder has its final name; a crash during a write leaves the previous
-state.
+Every rank writes its own shard, and any number of ranks can read them. Only tensors are read, so a folder from an
+untrusted source is safe to open. A state is complete once its folder has its final name; a crash during a write leaves
+the previous state intact.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ STATE = re.compile(r"state-(\d+)")
 
 
 def saved_step(folder: Path) -> int | None:
-    """The number of steps done of the newest complete state in `folder`, None without one."""
+    """Returns the number of steps done in the newest complete state of `folder`; None if there is none."""
     return max(_steps(folder), default=None)
 
 
 def save(tensors: Mapping[str, Tensor], folder: Path, done: int) -> None:
-    """Writes the state after `done` steps, then removes the older ones. All ranks call it."""
+    """Writes the state after `done` steps, then removes the older ones. All ranks must call it."""
     part = folder / f"state-{done:08d}{PART}"
     if ranks.rank() == 0 and part.exists():
         shutil.rmtree(part)
@@ -58,9 +58,9 @@ def save(tensors: Mapping[str, Tensor], folder: Path, done: int) -> None:
 
 
 def load(tensors: Mapping[str, Tensor], folder: Path, done: int) -> None:
-    """Fills `tensors` in place with the state after `done` steps. All ranks call it.
+    """Fills `tensors` in place with the state after `done` steps. All ranks must call it.
 
-    PackForcingError where the state is of other networks, other optimisers or damaged.
+    Raises PackForcingError if the state has other networks or optimisers, or is damaged.
     """
     path = _path(folder, done)
     try:
@@ -94,7 +94,7 @@ def _path(folder: Path, done: int) -> Path:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without PyTorch's warning that a run of one process is not distributed."""
+    """Suppresses PyTorch's warning that a run of one process is not distributed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield

@@ -1,9 +1,9 @@
-"""The rollout of Self-Forcing (arXiv 2506.08009): what training looks at is what the sampler would make, block by block
-with its own policy, and a gradient.
+"""The rollout of Self-Forcing (arXiv 2506.08009): training samples blocks as the sampler does, with its KV cache
+policy, and with a gradient.
 
-Per block the sampler's few steps run without a gradient up to one, the exit, whose x0 becomes the block; steps behind
-it are left out. So the exit carries the gradient of the model, and it stands for every step in turn. Beyond its own
-block a gradient flows through the compressed blocks only.
+For each block the sampler's steps run without a gradient up to one of them, the exit step; its x0 becomes the block,
+and later steps are skipped. Only the exit step has a gradient. The exit step varies, so every step is trained. Beyond
+its own block a gradient flows through the compressed blocks only.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ from .parts import seen_compressed
 PAPERS_MEMORY = PackForcing(mid_span=FULL_SPAN)
 FOUR_STEPS = Schedule.warped((1000.0, 750.0, 500.0, 250.0), shift=5.0)
 Draw = Callable[[], Tensor]
-"""Gaussian noise [B, 16, frames_per_block, h, w], other at every call."""
+"""Returns Gaussian noise [B, 16, frames_per_block, h, w], different at every call."""
 
 
 @dataclass
 class SelfForcing:
-    """Rolls a generator out as it will be used: `model` with `memory`, compressed blocks by `high_res` and the frozen
-    `vae`.
+    """Rolls out a generator under sampling conditions: `model` with the policy `memory`; `high_res` and the frozen
+    `vae` compress blocks.
 
-    Without `high_res` the compressed blocks are the low-resolution branch alone; a policy without a bank needs neither.
+    Without `high_res` the compressed blocks come from the low-resolution branch alone. A policy without a bank needs
+    neither.
     """
 
     model: CausalWan
@@ -51,9 +52,10 @@ class SelfForcing:
     frames_per_block: int = 4
 
     def rollout(self, context: Tensor, draw: Draw, exits: Sequence[int], gradient: bool) -> Tensor:
-        """A clip [B, 16, F, h, w] float32 of as many blocks as there are `exits`: each block's step that makes it.
+        """Returns a clip [B, 16, F, h, w] float32. `exits` has the exit step of each block, so its length is the number
+        of blocks.
 
-        `context` [B, text_len, text_dim]. The clip has a graph if `gradient` says so.
+        `context` is [B, text_len, text_dim]. The clip has an autograd graph if `gradient` is True.
         """
         with torch.set_grad_enabled(gradient):
             return self._rollout(self.model.encode_text(context), draw, exits)
@@ -76,7 +78,7 @@ class SelfForcing:
         return torch.cat(made, dim=2)
 
     def _denoised(self, text: list[TextKV], view: FunctionalView, draw: Draw, last: int) -> Tensor:
-        """x0 of step `last`, with its graph; the steps before it have none."""
+        """Returns x0 of step `last` with its graph; the steps before it have none."""
         x = draw().to(self.model.device)
         with torch.no_grad():
             for step in range(last):
@@ -91,7 +93,9 @@ class SelfForcing:
 
 
 class Twins:
-    """Makes the hidden tokens of the blocks `seen` of one rollout: only these are kept, and decoded up to the last."""
+    """Computes the hidden tokens of the blocks `seen` of one rollout. Only these blocks are kept, and decoding stops
+    after the last of them.
+    """
 
     def __init__(self, rollout: SelfForcing, seen: range):
         self._seen = seen
@@ -104,13 +108,13 @@ class Twins:
             self._decoder = StreamingDecoder(rollout.vae) if rollout.vae else None
 
     def push(self, block: int, clean: Tensor) -> None:
-        """The next block of the clip; call it without a gradient."""
+        """Adds the next block of the clip. Call it without a gradient."""
         if block < self._seen.stop:
             video = self._decoder.push(clean) if self._decoder else None
             if block in self._seen:
                 self._waiting[block] = clean, video
 
     def tokens(self, block: int) -> Tensor:
-        """[B, N_c, D], with a graph where gradients are enabled."""
+        """Returns the hidden tokens [B, N_c, D] of `block`, with a graph where gradients are enabled."""
         latents, video = self._waiting.pop(block)
         return self._compressor.tokens(latents, video, block == 0)

@@ -1,8 +1,8 @@
-"""Builds a stage from a size, a folder and given files, as a job for the training loop.
+"""The settings that a stage is built from (a size, a folder and given files), and its job for the training loop.
 
-Everything lies in one folder: `<stage>/` with state and log, `<stage>.safetensors` with the weights it ended with and
-`<stage>-compressor.safetensors` with those of the compressor that learnt beside them, `latents/` with the encoded
-clips, `text.safetensors` with the tables of the toy world's text encoder, or, with videos, `unprompted.safetensors`.
+One folder holds everything: `<stage>/` with state and log, `<stage>.safetensors` with the exported weights and
+`<stage>-compressor.safetensors` with those of the compressor trained together with them, `latents/` with the encoded
+clips, `text.safetensors` with the tables of the toy world's text encoder or, with videos, `unprompted.safetensors`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Setup:
-    """What a stage is built from. `steps` and `batch` None are the size's own; files that are None are the folder's;
-    `fusion` None is that of the compressor to begin with, "add" of a new one.
+    """The settings of a stage. `steps` and `batch` None use those of the size. Files that are None are looked for in
+    the folder. `fusion` None is that of the compressor to start from, "add" for a new one.
     """
 
     size: Size
@@ -52,7 +52,7 @@ class Setup:
     fusion: Fusion | None = None
 
     def course(self, stage: str) -> Course:
-        """The stage's course at this size; PackForcingError where it has none."""
+        """Returns the stage's settings at this size. Raises PackForcingError if the size does not have the stage."""
         if stage not in self.size.courses:
             raise PackForcingError(
                 f"At size {self.size.name} there is no stage '{stage}'; expected one of {', '.join(self.size.courses)}."
@@ -61,7 +61,7 @@ class Setup:
         return replace(course, steps=self.steps or course.steps, batch=self.batch or course.batch)
 
     def batches(self, batch: int) -> LatentFolder:
-        """The clips of the folder `latents`. Prompts of the toy world are encoded as they are needed."""
+        """Returns the clips in the folder `latents`. Prompts of the toy world are encoded on demand."""
         encode = None
         if self.size.vae:
             model = self.size.model
@@ -75,7 +75,7 @@ class Setup:
 
     @property
     def precision(self) -> torch.dtype:
-        """What products are computed in."""
+        """The dtype of matrix products."""
         return training_precision(self.device)
 
     @property
@@ -84,9 +84,9 @@ class Setup:
 
     @property
     def empty_context(self) -> Tensor | None:
-        """What stands for no prompt, [1, text_len, text_dim]; None for zeros, as in the toy world.
+        """The unconditional text embedding [1, text_len, text_dim]; None for zeros, as in the toy world.
 
-        PackForcingError where the text encoder's own is missing.
+        Raises PackForcingError if the file with the text encoder's embedding of the empty prompt is missing.
         """
         if self.size.vae:
             return None
@@ -102,15 +102,15 @@ class Setup:
         return self.folder / f"{name}.safetensors"
 
     def command(self, stage: str) -> str:
-        """The command of another stage in this folder."""
+        """Returns the command line of another stage in this folder."""
         return f"packforcing train {stage} --folder {self.folder} --size {self.size.name}"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A stage, how many steps of it, and what is written to the setup's folder at its end.
+    """A stage, its number of steps, and the function that exports its results to the setup's folder.
 
-    `begins` are the files it begins with; `frozen` networks take memory beside those that learn.
+    `begins` are the files that it starts from; `frozen` are further networks that take memory.
     """
 
     stage: Stage

@@ -1,12 +1,12 @@
-"""Networks spread over the ranks of a run by FSDP2: every rank keeps a part of each parameter, gradient and moment.
+"""Shards networks over the ranks of a run with FSDP2: every rank holds a part of each parameter, gradient and moment.
 
-FSDP gathers a module's parameters in the hooks of its forward, but a Wan has none: `CausalWan` calls its submodules
-from functions of its own. So each of those functions runs inside the hooks of the module that owns what it reads
-(`inside`), tensors in and tensors out, and what a history does lies between them. A gradient that reaches a layer's
-keys by way of a history therefore passes the hooks as well.
+FSDP gathers a module's parameters in its forward hooks, but a Wan has no forward: `CausalWan` calls its submodules from
+its own functions. So each of those functions runs inside the hooks of the module that owns the parameters (`inside`),
+with tensors as inputs and outputs, and a history's operations lie between them. So a gradient that reaches a layer's
+keys through a history also passes the hooks.
 
-Parameters are gathered once a step, at their first use, and kept until it ends: a rollout goes through every layer
-dozens of times. What is sharded for good are the master weights, the gradients and the optimiser's moments.
+Parameters are gathered once per step, at their first use, and kept until its end, because a rollout runs every layer
+dozens of times. Master weights, gradients and optimiser moments are always sharded.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Result = TypeVar("Result")
 
 
 def shard(network: nn.Module) -> None:
-    """Spreads a Wan (per layer, then the rest), any other network with a forward, or a container of such networks.
+    """Shards a Wan (each layer, then the rest), any other network with a forward, or each network of a container.
 
-    What has no forward, as a VAE, stays whole on every rank. One process alone changes nothing. On CUDA what is
-    gathered is bfloat16, and gradients are summed in float32.
+    A network without a forward, such as a VAE, stays unsharded on every rank. With one rank nothing changes. On CUDA
+    parameters are gathered in bfloat16, and gradients are reduced in float32.
     """
     if ranks.ranks() == 1:
         return
@@ -41,7 +41,7 @@ def shard(network: nn.Module) -> None:
         return
     if not isinstance(network, Wan) and type(network).forward is nn.Module.forward:
         return
-    # Views among what is handed out are no danger: nothing writes into them.
+    # Returned views are safe: nothing writes into them.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
     for module in (*network.blocks, network) if isinstance(network, Wan) else (network,):
         fully_shard(module, reshard_after_forward=False, mp_policy=_precision(network))
@@ -53,7 +53,7 @@ def shard(network: nn.Module) -> None:
 def _precision(network: nn.Module) -> MixedPrecisionPolicy:
     if next(network.parameters()).device.type != "cuda":
         return MixedPrecisionPolicy()
-    # Inputs stay as they are: timesteps and latents would lose what they say. Autocast casts at the products.
+    # Inputs are not cast: timesteps and latents would lose precision. Autocast casts them at the matrix products.
     return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
@@ -62,19 +62,21 @@ def _call(module: nn.Module, function: Callable[..., Result], *arguments: Any) -
 
 
 def inside(module: object, function: Callable[..., Result], *arguments: Any) -> Result:
-    """`function(module, *arguments)`, with the parameters of a sharded `module` gathered and their gradients summed."""
+    """Calls `function(module, *arguments)`. If `module` is sharded, its parameters are gathered, and their gradients
+    reduced in the backward pass.
+    """
     if isinstance(module, FSDPModule):
         return vars(module)["inside"](function, *arguments)  # Put there by `shard`.
     return function(module, *arguments)
 
 
 def reshard(network: nn.Module) -> None:
-    """Lets go of all gathered parameters, which the next update makes stale."""
+    """Frees all gathered parameters, which the next update makes stale."""
     for module in network.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor, gathered from all ranks (which all have to ask); any other as it is."""
+    """Returns a sharded tensor gathered from all ranks (all must call it), and any other tensor unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -36,7 +36,7 @@ from .vae import MINIATURE_PHASES, Phase, VAEStage, calibrate, fused_norm_silu, 
 
 FEW_STEPS = Denoising.of_family(DEFAULT_FAMILY).schedule
 FEW_STEP_LEVELS = NoiseLevels(DEFAULT_FAMILY.shift, FEW_STEPS.sigmas, few=0.5)
-"""Half of the noise levels are those that a four-step sampler will ask for."""
+"""Half of the noise levels are those of the four-step sampler."""
 
 
 def build_vae_job(setup: Setup) -> Job:
@@ -58,7 +58,9 @@ def build_vae_job(setup: Setup) -> Job:
 
 
 def scaled_phases(phases: Sequence[Phase], steps: int, batch: int | None) -> tuple[Phase, ...]:
-    """Phases of `steps` steps together, in the same proportion, each at least one; `batch` None leaves theirs."""
+    """Scales phases to `steps` steps in total, in the same proportions, with at least one step each. `batch` None keeps
+    their batch sizes.
+    """
     total = sum(phase.steps for phase in phases)
     counts = [max(1, round(steps * phase.steps / total)) for phase in phases]
     longest = counts.index(max(counts))
@@ -117,8 +119,8 @@ def build_twins_job(setup: Setup) -> Job:
 
 
 def build_distill_job(setup: Setup) -> Job:
-    """Student and teacher begin alike, unless another teacher is given; the compressor stays as it is. Without one the
-    policies in view are those without compressed blocks.
+    """Builds the distillation job. Student and teacher start from the same weights unless another teacher is given; the
+    compressor is frozen. Without a compressor only policies without compressed blocks are used.
     """
     course, path = setup.course("distill"), require_model_before(setup, "distill")
     teacher_path, branch_path = setup.teacher or path, compressor_before(setup, *COMPRESSORS_BEFORE)
@@ -143,7 +145,9 @@ def build_distill_job(setup: Setup) -> Job:
 
 
 def build_self_forcing_job(setup: Setup) -> Job:
-    """The real score is the teacher, and the critic begins as it, unless one is given."""
+    """Builds the Self-Forcing job. The real score model is the teacher, and the critic starts from its weights unless
+    another file is given.
+    """
     course, path = setup.course("self-forcing"), require_model_before(setup, "self-forcing")
     judge, branch_path = require_teacher(setup), compressor_before(setup, *COMPRESSORS_BEFORE)
     critic = setup.critic or judge
@@ -204,14 +208,16 @@ def build_compressor_job(setup: Setup) -> Job:
 
 
 def needed(optimisation: Optimisation | None) -> Optimisation:
-    """How a network learns that its stage cannot do without; PackForcingError where the size does not say it."""
+    """Returns the optimisation of a network that the stage requires. Raises PackForcingError if the size does not
+    define it.
+    """
     if optimisation is None:
-        raise PackForcingError("This size does not say how critic and compressor learn in Self-Forcing.")
+        raise PackForcingError("This size defines no optimisation of the critic or the compressor for Self-Forcing.")
     return optimisation
 
 
 def _given(*paths: Path | None) -> Sequence[Path]:
-    """Those that there are, each once."""
+    """Returns the paths that are not None, without duplicates."""
     return tuple(dict.fromkeys(path for path in paths if path))
 
 
@@ -226,4 +232,4 @@ STAGES: dict[str, Builder] = {
     "compressor": build_compressor_job,
 }
 NEW_COMPRESSORS = "twins", "self-forcing", "compressor"
-"""Stages that make a compressor where they begin with none."""
+"""Stages that create a new compressor if they are given none."""

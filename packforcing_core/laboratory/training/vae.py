@@ -1,7 +1,7 @@
-"""Trains a Wan VAE: images first, then ever longer clips.
+"""Trains a Wan VAE: on images first, then on increasingly long clips.
 
-The convolutions over time start as the identity, so that what was learnt on images holds for clips as well. The
-passes here take a whole clip in two calls (its first frame, and the others), which equals streaming it and is faster.
+The temporal convolutions start as the identity, so that what was learnt on images carries over to clips. The passes
+here process a whole clip in two calls (its first frame, and the others), which equals streaming and is faster.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from .precision import autocast
 from .randomness import SampleNoise
 from .ranks import share
 
-GAIN = 1.5  # of convolution weights over torch's own initialisation: with less, small VAEs stay at a grey mean
+GAIN = 1.5  # factor on torch's own initialisation of convolutions: with less, small VAEs stay at a grey mean
 FIRST_LOG_VARIANCE = -6.0
 FOREGROUND_WEIGHT = 2.0
 KL_WEIGHT = 1e-6
 
 NormSilu = Callable[[Tensor, Tensor], Tensor]
-"""`norm_silu`, or the same in one kernel."""
+"""`norm_silu`, or the same as one fused kernel."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """`steps` steps on clips of `frames` pixel frames, `batch` at a time."""
+    """A phase of `steps` steps on clips of `frames` pixel frames, with batch size `batch`."""
 
     steps: int
     frames: int
@@ -48,7 +48,7 @@ MINIATURE_PHASES = (Phase(1700, 1, 16), Phase(750, 9, 4), Phase(200, 17, 2), Pha
 
 
 class Convolution(Protocol):
-    """What is written of a convolution, which in a Wan VAE has a bias."""
+    """The tensors of a convolution that are modified; in a Wan VAE every convolution has a bias."""
 
     weight: Tensor
     bias: Tensor
@@ -56,7 +56,9 @@ class Convolution(Protocol):
 
 @torch.no_grad()
 def initialise(vae: WanVAE, seed: int) -> None:
-    """Weights that begin to learn at once: residual blocks as the identity, time passed through."""
+    """Initialises the weights for fast training: residual blocks start as the identity, temporal convolutions pass the
+    newest frame through.
+    """
     generator = torch.Generator().manual_seed(seed)
     for module in vae.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
@@ -66,7 +68,7 @@ def initialise(vae: WanVAE, seed: int) -> None:
             if module.bias is not None:
                 module.bias.zero_()
             if looks_back:
-                module.weight[:, :, :-1].zero_()  # only the newest frame counts at first
+                module.weight[:, :, :-1].zero_()  # at first only the newest frame has weight
     for module in vae.modules():
         if isinstance(module, ResidualBlock):
             cast("nn.Conv3d", module.residual[-1]).weight.zero_()
@@ -77,21 +79,23 @@ def initialise(vae: WanVAE, seed: int) -> None:
 
 
 def _pass_through(conv: nn.Conv3d) -> None:
-    """Every output frame is the newest input frame, repeated where a convolution makes two of one."""
+    """Makes every output frame equal to the newest input frame, repeated where a convolution makes two
+    frames of one.
+    """
     conv.weight.zero_()
     for index in range(conv.out_channels):
         conv.weight[index, index % conv.in_channels, -1] = 1.0
 
 
 def norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
-    """SiLU of the RMS norm over the channels of x [B, C, T, H, W], scaled by `gamma` (C numbers)."""
+    """Returns SiLU of the RMS norm over the channels of x [B, C, T, H, W], scaled by `gamma` (C numbers)."""
     last = x.movedim(1, -1)
     return _norm_silu_rows(last.reshape(-1, x.shape[1]), gamma.flatten()).view(last.shape).movedim(-1, 1)
 
 
 def fused_norm_silu() -> NormSilu:
-    """`norm_silu` in one kernel: on a CPU nine times as fast, forward and backward (16 channels, bfloat16), after a
-    minute of compiling. The plain one where nothing can be compiled.
+    """Returns `norm_silu` as one compiled kernel: on a CPU nine times as fast, forward and backward (16 channels,
+    bfloat16), after a minute of compilation. If compilation fails, warns and returns the plain one.
     """
     rows = torch.compile(_norm_silu_rows, dynamic=True)
     try:
@@ -113,7 +117,9 @@ def _norm_silu_rows(rows: Tensor, gamma: Tensor) -> Tensor:
 
 
 def encode_clip(vae: WanVAE, video: Tensor, norm: NormSilu = norm_silu) -> tuple[Tensor, Tensor]:
-    """Mean and log variance [B, 16, 1 + (T - 1)//4, h, w] of the VAE's own latents of clips [B, 3, T, H, W]."""
+    """Returns mean and log variance [B, 16, 1 + (T - 1)//4, h, w] of the VAE's unnormalised latents of clips [B, 3, T,
+    H, W].
+    """
     state = CausalState()
     video = video.contiguous(memory_format=memory_format(video.device))
     pieces = [_encode(vae, piece, state, norm) for piece in (video[:, :, :1], video[:, :, 1:]) if piece.shape[2]]
@@ -129,7 +135,7 @@ def _encode(vae: WanVAE, video: Tensor, state: CausalState, norm: NormSilu) -> T
 
 
 def decode_clip(vae: WanVAE, latents: Tensor, norm: NormSilu = norm_silu) -> Tensor:
-    """Clips [B, 3, 4T - 3, 8h, 8w] from the VAE's own latents [B, 16, T, h, w], not clamped."""
+    """Decodes the VAE's unnormalised latents [B, 16, T, h, w] to clips [B, 3, 4T - 3, 8h, 8w], without clamping."""
     state = CausalState()
     pieces = [_decode(vae, piece, state, norm) for piece in (latents[:, :, :1], latents[:, :, 1:]) if piece.shape[2]]
     return torch.cat(pieces, dim=2)
@@ -157,7 +163,9 @@ def _head(head: nn.Sequential, x: Tensor, state: CausalState, norm: NormSilu) ->
 
 
 class VAEStage:
-    """Reconstruction (L1 and squared error, the foreground counting more) and a little KL."""
+    """Trains the VAE with a reconstruction loss (L1 and squared error, higher weight on the foreground) and a small KL
+    loss.
+    """
 
     def __init__(
         self,
@@ -201,16 +209,16 @@ class VAEStage:
 
 
 def foreground(video: Tensor) -> Tensor:
-    """[B, 1, T, H, W]: 1 where a clip is not the colour that most of its columns have, else 0."""
+    """Returns [B, 1, T, H, W]: 1 where a pixel differs from the clip's median colour, else 0."""
     usual = video.flatten(2).median(dim=2).values[:, :, None, None, None]
     return ((video - usual).abs().amax(1, keepdim=True) > 0.1).float()
 
 
 @torch.no_grad()
 def calibrate(vae: WanVAE, seed: int, clips: int = 32, frames: int = 41) -> None:
-    """Scales the latents so that Wan's own statistics normalise them, channel by channel; images do not change.
+    """Rescales the latents so that Wan's own per-channel statistics normalise them. Decoded images do not change.
 
-    Other programs divide any Wan VAE's latents by these constants, so a VAE trained elsewhere has to have them.
+    Other programs normalise every Wan VAE's latents with these constants, so a VAE trained elsewhere has to match them.
     """
     means = [encode_clip(vae, draw_clips(seed, i, range(1), frames).video)[0] for i in range(clips)]
     latents = torch.cat(means)

@@ -1,4 +1,4 @@
-"""A causal Wan as training drives it: sharded over ranks or not, its layers recomputed for the gradient or kept."""
+"""A causal Wan for training: sharded over ranks or not, with activations recomputed or kept."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .sharding import Result, inside
 
 
 class TrainedWan(CausalWan):
-    """`CausalWan` with every read of parameters inside the hooks of the module that owns them.
+    """`CausalWan` with every access to parameters inside the hooks of the module that owns them.
 
-    With `recompute` (gradient checkpointing) the activations of the layers are computed again for the gradient, instead
-    of kept: whole layers where the history is `Repeatable`, else what lies before and after its attention.
+    With `recompute` (gradient checkpointing) the activations of the layers are recomputed in the backward pass instead
+    of kept: those of whole layers if the history is `Repeatable`, otherwise those before and after its attention.
     """
 
     def __init__(self, net: nn.Module, config: WanConfig, *, recompute: bool = False, **options: Any):

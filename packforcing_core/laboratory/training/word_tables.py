@@ -22,16 +22,17 @@ from .randomness import step_generator
 
 
 def word_encoder(path: Path, given: Path | None, dim: int, text_len: int) -> WordEncoder:
-    """The encoder by the tables of `path`, which begin as those of `given`, else as new ones. All ranks call it.
+    """Returns the encoder with the tables of `path`. If that file does not exist, it is created from `given`, or with
+    new tables. All ranks must call it.
 
-    PackForcingError where tables are of another size, or `path` has other ones than `given`.
+    Raises PackForcingError if tables have another size, or if those in `path` differ from `given`.
     """
     encoder = WordEncoder(WORDS, dim, text_len)
     source = path if path.exists() else given
     tables = _extended(_read(source, encoder), encoder) if source else encoder.state_dict()
     if given and source == path:
         _require_beginning(_read(given, encoder), tables, given, path)
-    ranks.wait_for_all()  # none writes what another still reads
+    ranks.wait_for_all()  # no rank writes the file while another reads it
     if ranks.rank() == 0 and (source != path or len(_read(path, encoder)["words"]) < len(tables["words"])):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: table.contiguous() for name, table in tables.items()}, f"{path}.part")
@@ -60,7 +61,7 @@ def _read(path: Path, encoder: WordEncoder) -> dict[str, Tensor]:
 
 
 def _extended(tables: dict[str, Tensor], encoder: WordEncoder) -> dict[str, Tensor]:
-    """With a row for every word of today's vocabulary, which grows at its end; rows that are there stay."""
+    """Appends a row for every word that the vocabulary has and the tables lack; existing rows stay."""
     new = encoder.vocabulary[len(tables["words"]) - FIRST_WORD :]
     rows = [torch.randn(1, encoder.dim // 2, generator=step_generator(0, "word", word)) for word in new]
     return {**tables, "words": torch.cat((tables["words"], *rows))}
