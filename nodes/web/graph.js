@@ -12,6 +12,9 @@ const tabs = new Map(); // id of a job -> the workflow that was open when it was
 const listeners = new Map(); // kind of event -> functions
 const told = new Map(); // kind, job and node -> the newest event
 
+let toldAll;
+export const allTold = new Promise((done) => (toldAll = done)); // When what was told before a reload is known.
+
 const openTab = () => app.extensionManager?.workflow?.activeWorkflow ?? null;
 const pathOf = (tab) => (typeof tab === "string" ? tab : tab?.path);
 
@@ -97,5 +100,6 @@ app.registerExtension({
     const client = api.clientId ?? sessionStorage.getItem("clientId");
     const answer = client && (await api.fetchApi(`/packforcing/told?client=${encodeURIComponent(client)}`));
     for (const { type, data } of answer?.ok ? await answer.json() : []) tellAll(type, data);
+    toldAll();
   },
 });

@@ -2,7 +2,7 @@
 // It is one DOM widget. It does not use the front end's own previews and progress texts, which change by version.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { isHere, nodeOf, ofOneTab, onTold } from "./graph.js";
+import { allTold, isHere, nodeOf, ofOneTab, onTold } from "./graph.js";
 import { Player } from "./player.js";
 
 const WIDGET = "packforcing_monitor";
@@ -13,6 +13,9 @@ const LINE = 16;
 const MOST_LINES = 7; // More lines scroll,
 const MOST_LINES_WITH_ROOM = 20; // if the node has its minimum size.
 const MOST_EVENTS = 100;
+const FAILURES = "packforcing.failures";
+const MOST_FAILURES = 20;
+const A_MOMENT_MS = 300;
 const STYLE = `
 .packforcing-monitor { display: flex; flex-direction: column; gap: 4px; overflow: hidden; }
 .packforcing-monitor > .stage { flex: 1 1 auto; min-height: 0; border-radius: 4px; overflow: hidden; }
@@ -200,17 +203,44 @@ function showKnown({ node, display_node, output, prompt_id: prompt }) {
   heard({ ...event, serial: nextSerial(), text, video });
 }
 
-// The front end's own message hides the reason, and the node would still show what it said of an earlier job.
-function showError({ node_id: id, prompt_id: prompt, exception_message: reason }) {
-  const node = nodeOf(id);
-  if (!node?.comfyClass?.startsWith("PackForcing") || node.comfyClass === MAKES_VIDEO || !reason) return;
-  heard({ node: String(id), prompt, workflow: null, state: "done", serial: nextSerial(), text: `Error: ${reason.trim()}` });
+// What the front end says of a failure hides the reason, and nodes would still show what they said of an earlier job.
+// Kept for a reload: the server tells only what nodes said themselves.
+const failures = () => JSON.parse(sessionStorage.getItem(FAILURES) ?? "[]");
+const saveFailures = (all) => sessionStorage.setItem(FAILURES, JSON.stringify(all.slice(-MOST_FAILURES)));
+
+function noteFailure({ node_id, node_type, prompt_id: prompt, exception_message }, what) {
+  const node = nodeOf(node_id);
+  const ours = Boolean(node?.comfyClass?.startsWith("PackForcing"));
+  const how = what ?? `failed at "${node?.title ?? node_type}"`;
+  const reason = exception_message?.trim() ?? "";
+  const failure = { node: String(node_id), prompt, ours, how, reason, serial: nextSerial() };
+  saveFailures([...failures(), failure]);
+  setTimeout(() => showFailure(failure), A_MOMENT_MS); // The tab of a quick job is known a moment later.
+}
+
+// Shows the reason on the node that failed, and which job the videos are of that this job did not come to.
+function showFailure({ node, prompt, ours, how, reason, serial }) {
+  for (const event of [...events.values()]) {
+    if (!event.video || event.prompt === prompt || event.serial > serial || !ofOneTab(event.prompt, prompt)) continue;
+    const said = event.said ?? event.text;
+    const text = `The last job ${how}. This video is of the job before.\n${said}`;
+    heard({ ...event, serial, said, text });
+  }
+  if (!ours || !reason || nodeOf(node)?.comfyClass === MAKES_VIDEO) return;
+  heard({ node, prompt, workflow: null, state: "done", serial, text: `Error: ${reason}` });
+}
+
+function forgetFailures({ prompt_id: prompt }) {
+  saveFailures(failures().filter((failure) => !ofOneTab(failure.prompt, prompt)));
 }
 
 onTold("packforcing.monitor", heard);
 api.addEventListener("packforcing.frame", ({ detail }) => showFrame(detail));
 api.addEventListener("executed", ({ detail }) => showKnown(detail));
-api.addEventListener("execution_error", ({ detail }) => showError(detail));
+api.addEventListener("execution_error", ({ detail }) => noteFailure(detail));
+api.addEventListener("execution_interrupted", ({ detail }) => noteFailure(detail, "was stopped"));
+api.addEventListener("execution_success", ({ detail }) => forgetFailures(detail));
+allTold.then(() => failures().forEach(showFailure));
 
 app.registerExtension({
   name: "packforcing.monitor",

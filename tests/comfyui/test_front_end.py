@@ -160,14 +160,19 @@ def test_what_was_said_of_an_earlier_prompt_goes(comfy: ComfyServer, front_end: 
 
 
 @pytest.mark.quick
-def test_why_a_node_failed_takes_the_place_of_what_it_said_before(comfy: ComfyServer, front_end: FrontEnd):
+def test_why_a_node_failed_takes_the_place_of_what_it_said_before_and_the_old_video_is_said_to_be_old(
+    comfy: ComfyServer, front_end: FrontEnd, files: Files
+):
     graph = Graph()
     models = graph.add("PackForcingDemoModels", checkpoint="PackForcing miniature", weight_dtype="default")
     prompt = graph.add("CLIPTextEncode", clip=models[1], text="a red circle")
     timed = {"clip": models[1], "prefix": "", "blend_seconds": 0.0, "recache": False}
     timeline = graph.add("PackForcingTimedPrompts", timeline="[0s] a red circle\n[2s] a blue circle", **timed)
     graph.add("PreviewAny", source=prompt[0])
-    graph.add("PreviewAny", source=timeline[0])
+    latents = stream(graph, models[0], seconds=0.5, width=128, height=64)
+    graph.prompt[latents[0]]["inputs"]["positive"] = timeline[0]
+    film = decode(graph, latents, files)
+    graph.prompt[film.id]["inputs"]["vae"] = models[2]
     show(front_end, graph)
     front_end.run()
     says = "([where, words]) => [...document.querySelectorAll(where)].some(said => said.innerText.includes(words))"
@@ -175,10 +180,20 @@ def test_why_a_node_failed_takes_the_place_of_what_it_said_before(comfy: ComfySe
     set_prefix = "([id, text]) => { window.app.rootGraph.getNodeById(id).widgets[1].value = text; }"
     front_end.page.evaluate(set_prefix, [int(timeline.id), "a red circle " * 9])
     assert front_end.run()["status"]["status_str"] == "error"
+    for _ in ("after the run", "after a reload"):
+        front_end.page.wait_for_function(says, arg=[SAID, "Error: "])
+        front_end.page.wait_for_function(says, arg=[SAID, "This video is of the job before."])
+        print(*front_end.page.locator(SAID).all_inner_texts(), sep="\n")
+        assert front_end.page.evaluate(says, [SAID, "30 words"])
+        assert front_end.page.evaluate(says, [SAID, 'The last job failed at "'])
+        assert front_end.page.evaluate(says, [SAID, "output/video/"]), "its file is still named"
+        assert not front_end.page.evaluate(says, [SAID, "2 s: a blue circle"])
+        front_end.page.reload()
     front_end.page.wait_for_function(says, arg=[SAID, "Error: "])
-    print(*front_end.page.locator(SAID).all_inner_texts(), sep="\n")
-    assert front_end.page.evaluate(says, [SAID, "30 words"])
-    assert not front_end.page.evaluate(says, [SAID, "2 s: a blue circle"])
+    front_end.page.evaluate(set_prefix, [int(timeline.id), "a red"])
+    front_end.run()
+    front_end.page.wait_for_function(says, arg=[SAID, "2 s: a red a blue circle"])
+    assert not front_end.page.evaluate(says, [SAID, "This video is of the job before."])
 
 
 @pytest.mark.parametrize("nodes", ["classic", pytest.param("vue", marks=pytest.mark.quick)])
