@@ -156,7 +156,7 @@ class Sampler(io.ComfyNode):
         stream = LatentStream(model, recipe, folder, bool(render_name), vae if compresses else None, cache_node)
         memory = stream.plan().describe_memory()
         known = f"render {folder.path.name}: {folder.known_blocks} of {geometry.blocks} blocks are finished already"
-        warnings = (*notes, *stream.notes(), *_warnings(trained, family, settings.preset))
+        warnings = (*notes, *stream.notes(), *_warnings(trained, family, settings))
         warnings += (*_compressor_warnings(model, recipe), *(start.adaptations(geometry) if start else ()))
         prompts = text.describe(geometry)
         others = others_note(folder.path.parent, folder.path)
@@ -390,10 +390,10 @@ def parse_steps(text: str) -> tuple[float, ...] | None:
         raise PackForcingError(f"Got timesteps {text[:100]!r}; expected numbers such as 1000, 750, 500, 250.") from None
 
 
-def _warnings(trained: Family | None, family: Family, preset: str | None) -> list[str]:
-    if trained is None and preset is None:
+def _warnings(trained: Family | None, family: Family, settings: Settings) -> list[str]:
+    if trained is None and settings.preset is None:
         return [
             "Warning: nothing says how this checkpoint was trained, so it is sampled like Self-Forcing. If it is a "
             "bidirectional Wan2.1 the video falls apart. Use the PackForcing Model Loader, or choose a preset."
         ]
-    return [f"Warning: {warning}" for warning in choice_warnings(trained, family)]
+    return [f"Warning: {warning}" for warning in choice_warnings(trained, family, (settings.width, settings.height))]

@@ -26,8 +26,8 @@ COMPRESSED_SPACE = 8
 
 
 def size_text(size: int) -> str:
-    """A size in bytes as text: "3.99 GB", or "4.7 MB" below 0.01 GB."""
-    return f"{size / GB:.2f} GB" if size == 0 or size >= GB / 100 else f"{size / 1e6:.2g} MB"
+    """A size in bytes as text: "3.99 GB", or "4.7 MB" below 0.1 GB."""
+    return f"{size / GB:.2f} GB" if size == 0 or size >= GB / 10 else f"{float(f'{size / 1e6:.2g}'):g} MB"
 
 
 def pixel_frames(latent_frames: int) -> int:

@@ -35,9 +35,10 @@ class Family:
     themselves. `first_block_steps`, if set, replaces them for block 0. `window_frames` and `sink_frames` are in latent
     frames; the window includes sink and current block, and is None for full history. `attended_frames` is set if
     upstream's buffer of `window_frames` is larger than what one pass attends to. `rollout` is "block" (one block after
-    the other) or "rolling" (a window of blocks, each at its own noise level). `patterns` are regular expressions for
-    the lower-case "folder/file". `generic_files` are whole file names that count only together with one of `top_keys`
-    ("" is a file without top-level keys). `own_keys` are regular expressions for tensor names that no other family has.
+    the other) or "rolling" (a window of blocks, each at its own noise level). `only_size`, if set, is the one video
+    size that works, (width, height) in pixels. `patterns` are regular expressions for the lower-case "folder/file".
+    `generic_files` are whole file names that count only together with one of `top_keys` ("" is a file without
+    top-level keys). `own_keys` are regular expressions for tensor names that no other family has.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Family:
     sink_frames: int = 0
     autoregressive: bool = True
     rollout: str = "block"
+    only_size: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -281,6 +283,7 @@ _TABLE = (
         # The first block must decide everything that the prompt leaves open.
         first_block_steps=SIXTEEN_STEPS,
         window_frames=20,
+        only_size=(128, 64),
         notes=("It knows only the toy world, at 128x64 pixels; its text encoder has a small vocabulary.",),
     ),
     Family(
@@ -327,8 +330,8 @@ def with_overrides(
     return replace(family, **chosen)
 
 
-def choice_warnings(trained: Family | None, chosen: Family) -> list[str]:
-    """Warnings for a choice that differs from how the file was trained."""
+def choice_warnings(trained: Family | None, chosen: Family, size: tuple[int, int]) -> list[str]:
+    """Warnings for a choice that differs from how the file was trained. `size` is (width, height) in pixels."""
     warnings = []
     if trained is not None and chosen.frames_per_block != trained.frames_per_block:
         warnings.append(
@@ -340,5 +343,11 @@ def choice_warnings(trained: Family | None, chosen: Family) -> list[str]:
         warnings.append(
             f"{trained.title} was trained to be sampled {ways[trained.rollout]}, but {chosen.title} samples "
             f"{ways[chosen.rollout]}: expect a worse image."
+        )
+    if trained is not None and trained.only_size not in (None, size):
+        (width, height), (w, h) = trained.only_size, size
+        warnings.append(
+            f"{trained.title} was trained at {width}x{height} pixels only, but the size is {w}x{h}: expect a worse "
+            f"video. Set width to {width} and height to {height}."
         )
     return warnings

@@ -11,7 +11,7 @@ import torch
 from ..checkpoint.families import DEFAULT_FAMILY
 from ..checkpoint.load import inspect as inspect_file
 from ..errors import PackForcingError
-from ..geometry import GB
+from ..geometry import size_text
 from ..model.config import WAN_SIZES, WanConfig
 from ..recipe.plan import RenderPlan, plan_render
 from ..vae.config import VAEConfig
@@ -60,7 +60,7 @@ def _table(plan: RenderPlan) -> str:
     rows = []
     for name, value in plan.as_dict().items():
         if name.endswith("_bytes"):
-            rows.append((name.replace("_bytes", "").replace("_", " "), f"{value / GB:.2f} GB"))
+            rows.append((name.replace("_bytes", "").replace("_", " "), size_text(value)))
         else:
             rows.append((name.replace("_", " "), f"{value:,}" if isinstance(value, int) else f"{value:g}"))
     width = max(len(name) for name, _ in rows)

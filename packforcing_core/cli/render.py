@@ -92,7 +92,8 @@ def render_options(options: argparse.Namespace, console: Console) -> Path:
         console.print(f"warning: {note}", style="yellow")
     compresses = options.compressor and options.policy == PackForcing.name
     recipe = settings.recipe(checkpoint.family, trained_span(options.compressor) if compresses else None)
-    for warning in (*checkpoint.warnings, *choice_warnings(checkpoint.family, settings.family(checkpoint.family))):
+    size, chosen = (settings.width, settings.height), settings.family(checkpoint.family)
+    for warning in (*checkpoint.warnings, *choice_warnings(checkpoint.family, chosen, size)):
         console.print(f"warning: {warning}", style="yellow")
     decodes_on = usable_device(options.decode_device, "--decode-device") if options.decode_device else device
     vae = load_vae(options.vae, device=decodes_on, dtype=dtype)

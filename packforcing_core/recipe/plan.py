@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from ..checkpoint.keys import expected_shapes
-from ..geometry import GB, size_text
+from ..geometry import size_text
 from ..model.config import WanConfig
 from .recipe import Recipe, kv_shape
 
@@ -63,7 +63,7 @@ class RenderPlan:
         return (
             f"{self.pixel_frames} frames in {self.blocks} blocks of {self.frames_per_block}{rolling} | attends to "
             f"{self.attended_tokens:,} tokens | cache {size_text(self.cache_bytes)}, "
-            f"with the current {current} {size_text(self.buffer_bytes)} | peak about {self.peak_bytes / GB:.1f} GB | "
+            f"with the current {current} {size_text(self.buffer_bytes)} | peak about {size_text(self.peak_bytes)} | "
             f"on disk {size_text(self.disk_bytes)} beside the video"
         )
 

@@ -189,6 +189,17 @@ def test_too_many_words_are_refused_and_unknown_ones_are_told(comfy: ComfyServer
     assert timed[0] not in again, "it has not run again"
 
 
+def test_another_size_than_the_trained_one_is_warned_about(comfy: ComfyServer):
+    graph = Graph()
+    latents = demo_stream(graph, demo(graph), width=HEIGHT, height=WIDTH)
+    graph.add("PreviewAny", source=latents)
+    (said,) = told_on(comfy, graph)[latents[0]]
+    print(said)
+    (warning,) = (line for line in said.splitlines() if "was trained at" in line)
+    assert warning.startswith("Warning: ")
+    assert "trained at 128x64 pixels only, but the size is 64x128" in warning
+
+
 def told_on(comfy: ComfyServer, graph: Graph) -> dict[str, list[str]]:
     """Runs a graph; what its nodes said, in their order."""
     with comfy.client.events() as events:

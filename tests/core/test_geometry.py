@@ -13,8 +13,8 @@ SIZE = {"width": 64, "height": 32, "fps": 16.0}
 
 
 def test_sizes_for_people_keep_what_is_small_apart_from_nothing():
-    sizes = (0, 4_718_592, 10_000_000, 3_985_000_000)
-    assert [size_text(size) for size in sizes] == ["0.00 GB", "4.7 MB", "0.01 GB", "3.98 GB"]
+    sizes = (0, 4_718_592, 51_200_000, 99_900_000, 100_000_000, 3_985_000_000)
+    assert [size_text(size) for size in sizes] == ["0.00 GB", "4.7 MB", "51 MB", "100 MB", "0.10 GB", "3.98 GB"]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from packforcing_core.checkpoint.families import (
     with_overrides,
 )
 from packforcing_core.errors import PackForcingError
+from packforcing_core.miniature.load import SIZE
 
 
 def facts(name):
@@ -103,8 +104,17 @@ def test_an_unknown_preset_names_the_known_ones():
 
 def test_another_block_size_than_the_trained_one_is_warned_about():
     trained = by_name("self-forcing")
-    assert choice_warnings(trained, trained) == []
-    assert choice_warnings(None, trained) == []
-    (warning,) = choice_warnings(trained, with_overrides(trained, frames_per_block=4))
+    assert choice_warnings(trained, trained, (64, 128)) == []
+    assert choice_warnings(None, trained, (64, 128)) == []
+    (warning,) = choice_warnings(trained, with_overrides(trained, frames_per_block=4), (832, 480))
     assert "blocks of 3" in warning
     assert "frames_per_block is 4" in warning
+
+
+def test_the_miniature_is_said_to_have_one_size():
+    trained = by_name("miniature")
+    assert trained.only_size == SIZE
+    assert choice_warnings(trained, trained, SIZE) == []
+    (warning,) = choice_warnings(trained, trained, SIZE[::-1])
+    assert "trained at 128x64 pixels only, but the size is 64x128" in warning
+    assert "Set width to 128 and height to 64" in warning
