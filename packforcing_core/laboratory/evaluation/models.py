@@ -124,7 +124,7 @@ def find_models(folder: Path) -> dict[str, Path]:
             found.setdefault(kind, config.parent)
     if not found:
         raise PackForcingError(
-            f"The folder {folder} holds no model that is known here; expected a config.json of the model type "
+            f"The folder {folder} holds no model that is known; expected a config.json of the model type "
             f"{', '.join(MODEL_TYPES)} in it or one folder down, as transformers' save_pretrained writes it."
         )
     return found

@@ -47,7 +47,7 @@ def small_latents(
         return {block: batch.low_res[:, :, block * times : (block + 1) * times] for block in blocks}
     if vae is None:
         raise PackForcingError(
-            "The batch has no low-resolution latents and the stage no VAE to make them with. Give the stage the VAE, "
+            "The batch has no low-resolution latents and the stage has no VAE to compute them. Give the stage a VAE, "
             "or encode the clips again into a folder that holds them."
         )
     decoder, small = StreamingDecoder(vae), {}

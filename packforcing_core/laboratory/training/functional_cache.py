@@ -80,8 +80,8 @@ class FunctionalCache(Ledger):
     ):
         if partitions.rule or (partitions.bank and partitions.bank.alignment):
             raise PackForcingError(
-                "A policy that drops, averages, replaces or aligns keys is not trained: nothing of that can be learnt "
-                "through. Choose packforcing, window, sink_window or full for training."
+                "A policy that drops, averages, replaces or aligns keys cannot be used for training: these operations "
+                "pass no gradient. Choose packforcing, window, sink_window or full for training."
             )
         super().__init__(partitions)
         self.layers, self.rope, self.attention, self.recompute = layers, rope, attention, recompute

@@ -126,8 +126,8 @@ class HiddenClips:
                 self.rows.setdefault(block, []).append(row)
         if not self.rows:
             raise PackForcingError(
-                "The folder has no clips in which something comes back behind a blank block, and the compressor learns "
-                'from such. Encode some: `packforcing train latents --worlds "hidden=3,unnamed=1"`.'
+                "The folder has no clips in which an object returns after a blank block, and the compressor is trained "
+                'on such clips. Encode some: `packforcing train latents --worlds "hidden=3,unnamed=1"`.'
             )
 
     def __len__(self) -> int:

@@ -93,8 +93,8 @@ class Setup:
         path = self.exported("unprompted")
         if not path.exists():
             raise PackForcingError(
-                f"{path} is missing, the text encoder's answer to no prompt: `{self.command('latents')}` makes it, "
-                "with --videos and --text-encoder; what is encoded already is kept."
+                f"{path} is missing, the text encoder's embedding of the empty prompt. `{self.command('latents')}` "
+                "writes it, with --videos and --text-encoder; existing latents are kept."
             )
         return load_file(path)["context"].float()
 

@@ -101,7 +101,9 @@ def fused_norm_silu() -> NormSilu:
     try:
         rows(torch.ones(2, 4), torch.ones(4))
     except Exception as error:  # whatever a missing compiler, header or Triton raises
-        warnings.warn(f"The VAE trains without a fused norm, slower: torch.compile failed ({error}).", stacklevel=2)
+        warnings.warn(
+            f"The VAE is trained without the fused norm, which is slower: torch.compile failed ({error}).", stacklevel=2
+        )
         return norm_silu
 
     def fused(x: Tensor, gamma: Tensor) -> Tensor:

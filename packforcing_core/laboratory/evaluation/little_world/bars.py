@@ -72,7 +72,9 @@ def _still(views: np.ndarray, frame: int) -> Iterable[Reason]:
     near = views[max(0, frame - AROUND) : frame + AROUND + 1]
     steps = np.abs(near[SPAN:] - near[:-SPAN]) / SPAN
     if len(steps) >= FEW and steps.mean() < LEAST_SPEED:
-        yield Reason("motion", f"the view moves {steps.mean():.2f} px per frame; it never stands still")
+        yield Reason(
+            "motion", f"the view moves {steps.mean():.2f} px per frame; in the toy world it never stands still"
+        )
 
 
 def _index(seen: Seen, view: float) -> int:
@@ -95,7 +97,7 @@ def _spacing(whole: Sequence[Seen]) -> Iterable[Reason]:
         return
     places = [seen.x for seen in whole]
     if places[0] > EDGE + SPACING_TOLERANCE or places[-1] < WIDTH - EDGE - SPACING_TOLERANCE:
-        yield Reason("missing", f"no whole bar within {EDGE:g} px of an edge: they are at {_listed(places)}")
+        yield Reason("missing", f"no complete bar within {EDGE:g} px of an edge; bars at {_listed(places)}")
     for distance in np.diff(places):
         if abs(distance - BAR_SPACING) > SPACING_TOLERANCE:
             kind = "missing" if distance > BAR_SPACING else "extra"

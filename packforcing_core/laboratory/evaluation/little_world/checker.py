@@ -108,13 +108,13 @@ def _compare(reading: Reading, truth: tuple[Visible, ...]) -> tuple[list[Reason]
 
 def _faults(thing: Visible, seen: Seen) -> Iterable[Reason]:
     if seen.colour != thing.colour:
-        yield Reason("colour", f"{seen}, to be {thing.colour}")
+        yield Reason("colour", f"{seen}, expected {thing.colour}")
     # An object at the frame's edge or beside another object may be partly hidden.
     partly = seen.shape is None and (seen.cut or seen.touching)
     if thing.share >= WHOLE and seen.shape != thing.shape and not partly:
-        yield Reason("shape", f"{seen}, to be a {thing.shape}")
+        yield Reason("shape", f"{seen}, expected a {thing.shape}")
     if (away := _distance(thing, seen)) > POSITION_TOLERANCE:
-        yield Reason("position", f"{seen}, {away:.1f} px away from its place")
+        yield Reason("position", f"{seen}, {away:.1f} px away from its position")
 
 
 def _distance(thing: Visible, seen: Seen) -> float:

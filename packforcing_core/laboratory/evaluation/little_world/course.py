@@ -76,7 +76,7 @@ def _size_faults(area: float, around: np.ndarray, first: float) -> Iterator[Reas
     median = float(np.median(around))
     low, high = np.quantile(around, [0.1, 0.9])
     if abs(area - median) > GROWTH * median or high - low > SPREAD * median:
-        yield Reason("size", f"{area:.0f} square pixels, and between {low:.0f} and {high:.0f} around it")
+        yield Reason("size", f"{area:.0f} square pixels; between {low:.0f} and {high:.0f} in the frames around it")
     elif abs(area - first) > DRIFT * first:
         yield Reason("size", f"{area:.0f} square pixels, {first:.0f} at first")
 
@@ -108,4 +108,4 @@ def _bends(wholes: Mapping[int, Whole], frame: int, kind: str, area: float) -> I
         )
         inner = kind == "return" and axis == 0 and any(INNER[0] - 0.06 < p / WIDTH < INNER[1] + 0.06 for p in places)
         if off > BEND and not near and not inner:
-            yield Reason("course", f"{off:.1f} px off its course in mid-air")
+            yield Reason("course", f"{off:.1f} px off a straight line, without a wall to bounce off")

@@ -54,7 +54,7 @@ def parse_prompt(prompt: str) -> Promise:
             things = tuple(_promised(name) for name in names.split(" and ")) if names else ()
             return Promise(kind, found["background"], things)
     raise PackForcingError(
-        f"The prompt {prompt!r} is none of the toy world's; expected one such as 'a red circle at the top left "
+        f"The prompt {prompt!r} is not one of the toy world; expected one such as 'a red circle at the top left "
         "bounces on a dark background', 'a red circle and a blue square bounce on a dark background', 'a shape leaves "
         "and returns on a teal background' or 'the view pans over bars on a grey background' (colours "
         f"{', '.join(COLOURS)}; shapes {', '.join(SHAPES)}; backgrounds {', '.join(BACKGROUNDS)})."

@@ -110,7 +110,7 @@ def _cast(roles: Sequence[_Role], frame: int, reading: Reading) -> Iterable[Reas
 
 
 def _faults(role: _Role, seen: Seen) -> Iterable[Reason]:
-    text = f"{seen}, to be a {role}"
+    text = f"{seen}, expected a {role}"
     if role.colour is None or seen.colour != role.colour:
         yield Reason("identity" if role.open and seen.colour else "colour", text)
     if seen.shape is None:
@@ -119,7 +119,7 @@ def _faults(role: _Role, seen: Seen) -> Iterable[Reason]:
     elif seen.shape != role.shape:
         yield Reason("identity" if role.open else "shape", text)
     if seen.shape is not None and not seen.touching and not SIZES[0] <= seen.area <= SIZES[1]:
-        yield Reason("size", f"{seen} of {seen.area:.0f} square pixels; {SIZES[0]:g} to {SIZES[1]:g} are right")
+        yield Reason("size", f"{seen} of {seen.area:.0f} square pixels; expected {SIZES[0]:g} to {SIZES[1]:g}")
 
 
 def _absences(role: _Role, frames: int, kind: str) -> Iterable[int]:

@@ -89,12 +89,12 @@ def read_base(
     if family is None:
         raise PackForcingError(
             f"{found.path.name} is not of a known family: neither its name nor its metadata says how it is sampled. "
-            f"Choose the family that it descends from with --preset: {', '.join(FAMILIES)}."
+            f"Choose the family that it was trained from with --preset: {', '.join(FAMILIES)}."
         )
     if not family.autoregressive and not metadata_says_causal(open_tensors(path).metadata):
         raise PackForcingError(
-            f"{found.path.name} is a bidirectional model ({family.title}): it makes whole clips at once, not block by "
-            "block, and has no past to compress. Give a block-by-block checkpoint (Self-Forcing, Causal-Forcing, "
+            f"{found.path.name} is a bidirectional model ({family.title}): it generates whole clips at once, not block "
+            "by block, and has no past to compress. Give a block-by-block checkpoint (Self-Forcing, Causal-Forcing, "
             "LongLive ...), or name its --preset if it is one."
         )
     small = family is FAMILIES["miniature"]

@@ -175,7 +175,7 @@ def announced(job: Job, tell: Tell) -> SelfmadePlan:
     """
     order, base, plan = job.order, job.base, job.plan()
     tell(f"{base.title}; clips of {base.clip.describe()}, generated with the policy {base.memory.title}")
-    tell(f"{len(job.prompts)} prompts, at most {order.clips} clips and {order.hours:g} hours; {order.folder} keeps all")
+    tell(f"{len(job.prompts)} prompts, at most {order.clips} clips and {order.hours:g} hours; folder: {order.folder}")
     for line in plan.lines():
         tell(line)
     if order.device.type == "cpu" and torch.cuda.is_available():

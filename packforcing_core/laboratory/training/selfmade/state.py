@@ -41,7 +41,7 @@ class State:
             name = other[0]
             raise PackForcingError(
                 f"{path.parent} was started with {name} {told['asked'].get(name)!r}; now it is {asked[name]!r}. "
-                "Go on with the same settings, or choose another --folder."
+                "Continue with the same settings, or choose another --folder."
             )
         return cls(path, asked, told["seconds"], told["clips"], clock)
 

@@ -49,7 +49,7 @@ def encoded_texts(path: Path, prompts: Sequence[str], encode: EncodePrompts) -> 
         texts = Texts(path)
         if not texts.knows(distinct):
             raise PackForcingError(
-                f"{path} was made for other prompts. Go on with the same --prompts, or choose another --folder."
+                f"{path} was made for other prompts. Continue with the same --prompts, or choose another --folder."
             )
         return texts
     contexts = encode(distinct)
