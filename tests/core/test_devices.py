@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from packforcing_core import devices
 from packforcing_core.cache.bank import CompressedRows, CompressedShape
-from packforcing_core.devices import has_complex, is_out_of_memory, widest_float
+from packforcing_core.devices import has_complex, is_out_of_memory, usable_device, widest_float
 from packforcing_core.rope import GridRope, rotate, rotate_into
 from packforcing_core.sampler.denoising import denoise_block, without_noise
 from packforcing_core.sampler.schedule import Schedule
@@ -101,6 +101,18 @@ def test_every_policy_renders_without_complex_numbers(monkeypatch, policy):
     off = steps_off(made, ordinary)
     print(f"{off:.1f} rounding steps")
     assert off < 8 * DEEP
+
+
+def test_a_device_is_the_one_that_its_tensors_name(monkeypatch):
+    class OnTheFirst:
+        device = torch.device("cuda", 0)
+
+        def item(self) -> float:
+            return 0.0
+
+    assert usable_device("cpu") == torch.zeros(1).device
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: OnTheFirst())
+    assert usable_device("cuda") == torch.device("cuda:0")
 
 
 def test_elsewhere_a_step_is_computed_in_float64():
