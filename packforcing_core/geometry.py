@@ -25,7 +25,7 @@ COMPRESSED_TIME = 2
 COMPRESSED_SPACE = 8
 
 
-def size_text(size: int) -> str:
+def size_text(size: float) -> str:
     """A size in bytes as text: "3.99 GB", or "4.7 MB" below 0.1 GB."""
     return f"{size / GB:.2f} GB" if size == 0 or size >= GB / 10 else f"{float(f'{size / 1e6:.2g}'):g} MB"
 
