@@ -31,16 +31,17 @@ COLUMN_GAP = 45
 STEP = 40
 COLLAPSED_WIDTH = 200
 ROOM = {
-    "PackForcingDemoModels": 110,
-    "PackForcingModelLoader": 70,
-    "PackForcingKVCache": 110,
-    "PackForcingSampler": 110,
-    "PackForcingTimedPrompts": 110,
+    "PackForcingDemoModels": 160,
+    "PackForcingModelLoader": 98,
+    "PackForcingKVCache": 134,
+    "PackForcingSampler": 134,
+    "PackForcingTimedPrompts": 134,
+    "PackForcingStartFrom": 40,
     "PackForcingStreamingVAEDecode": 280,
     "PackForcingStackVideos": 160,
     "SaveVideo": 200,
 }
-"""By how much a node grows when it runs, about: a line of text, a film."""
+"""By how much a node grows when it runs, in either kind of nodes: by seven lines of text (134), or a video."""
 POINTS = np.linspace(0, 1, 25)[1:-1]
 BEZIER = np.stack([(1 - POINTS) ** 3, 3 * (1 - POINTS) ** 2 * POINTS, 3 * (1 - POINTS) * POINTS**2, POINTS**3], axis=1)
 AROUND = (-4, 6)
