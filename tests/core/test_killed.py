@@ -233,10 +233,15 @@ print("made", *(e.block for e in small.run(root) if isinstance(e, BlockDone) and
 def test_a_copied_folder_goes_on_on_another_processor_with_the_blocks_that_it_has(tmp_path):
     small = Small(codec="lossless")
     small.run(tmp_path / "unbroken")
-    kill(small, tmp_path / "here", while_writing("blocks", 6))
+    for events in range(4 * 5, 4 * 2, -4):  # On a busy machine the render may end before the kill: then an earlier one.
+        shutil.rmtree(tmp_path / "here", ignore_errors=True)
+        kill(small, tmp_path / "here", after_events(events, 0))
+        kept = {path.name: path.read_bytes() for path in tmp_path.glob("here/film/blocks/*.safetensors")}
+        if len(kept) < BLOCKS:
+            break
+    assert 2 <= len(kept) < BLOCKS
     there = Path(shutil.move(tmp_path / "here", tmp_path / "there"))
     torch.save((small_model(seed=0).net.state_dict(), small_context(seed=small.prompt)), there / "parts.pt")
-    kept = {path.name: path.read_bytes() for path in there.glob("film/blocks/*.safetensors")}
     poorer = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "OMP_NUM_THREADS": "2"}
     command = [sys.executable, "-c", OTHER, str(there)]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **poorer}, capture_output=True, text=True, check=False)
