@@ -51,11 +51,11 @@ def add_route(routes: web.RouteTableDef) -> None:
 
 
 def planned_window(graph: Mapping[str, Values | None]) -> dict[str, str]:
-    """The drawing and one line of text for a graph's widgets. Raises PackForcingError if the widgets contradict each
-    other.
+    """The drawing and one line of text for a graph's widgets. Which VAE the sampler gets is known only when it runs, so
+    the peak is without it, and the text says so. Raises PackForcingError if the widgets contradict each other.
     """
     recipe, plan = planned(graph)
-    return {"svg": draw_window(recipe.geometry, recipe.partitions, plan), "text": plan.describe()}
+    return {"svg": draw_window(recipe.geometry, recipe.partitions, plan), "text": plan.describe(" without the VAE")}
 
 
 def planned(graph: Mapping[str, Values | None]) -> tuple[Recipe, RenderPlan]:

@@ -56,14 +56,15 @@ class RenderPlan:
     def as_dict(self) -> dict[str, int | float]:
         return asdict(self)
 
-    def describe(self) -> str:
-        """One line for a log or a node."""
+    def describe(self, left_out: str = "") -> str:
+        """One line for a log or a node; `left_out` says what the peak does not include, if anything."""
         rolling = f", {self.current_blocks} rolling together" if self.current_blocks > 1 else ""
         current = "blocks" if self.current_blocks > 1 else "block"
         return (
             f"{self.pixel_frames} frames in {self.blocks} blocks of {self.frames_per_block}{rolling} | attends to "
             f"{self.attended_tokens:,} tokens | cache {size_text(self.cache_bytes)}, "
-            f"with the current {current} {size_text(self.buffer_bytes)} | peak about {size_text(self.peak_bytes)} | "
+            f"with the current {current} {size_text(self.buffer_bytes)} | "
+            f"peak about {size_text(self.peak_bytes)}{left_out} | "
             f"on disk {size_text(self.disk_bytes)} beside the video"
         )
 

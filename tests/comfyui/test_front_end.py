@@ -235,7 +235,10 @@ def test_the_panel_plans_what_the_sampler_says(comfy: ComfyServer, front_end: Fr
     (sampler,) = [out["text"][0] for out in entry["outputs"].values() if "attends" in str(out.get("text"))]
     body = {"cache": graph.prompt[cache]["inputs"], "sampler": inputs_of(graph, "PackForcingSampler"), "model": {}}
     body["model"] = inputs_of(graph, "PackForcingModelLoader")
-    assert comfy.client.post("/packforcing/window", body)["text"] in sampler
+    before, peak, disk = comfy.client.post("/packforcing/window", body)["text"].split(" | ")[-3:]
+    assert f"{before} | peak about " in sampler
+    assert f" | {disk}" in sampler
+    assert peak.endswith(" without the VAE")
 
 
 def inputs_of(graph: Graph, kind: str) -> dict:
