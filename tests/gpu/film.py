@@ -13,6 +13,7 @@ import torch
 from packforcing_core.attention import Capability, attention_named
 from packforcing_core.cache.config import FULL_SPAN, PackForcing
 from packforcing_core.errors import PackForcingError
+from packforcing_core.geometry import GB
 from packforcing_core.laboratory.bench.subject import (
     EARLY,
     FRAMES_PER_BLOCK,
@@ -31,8 +32,6 @@ from packforcing_core.vae.streaming import StreamingDecoder
 from packforcing_core.vae.wan_vae import WanVAE
 from packforcing_core.video.process import has_encoder
 from packforcing_core.video.reader import read_frames
-
-GB = 10**9
 
 
 class Lines(Protocol):

@@ -21,6 +21,7 @@ import torch
 from packforcing_core.attention import Capability, attention_named, supported
 from packforcing_core.cache.config import PackForcing, build_policy
 from packforcing_core.devices import usable_device
+from packforcing_core.geometry import GB
 from packforcing_core.kernels import fast
 from packforcing_core.laboratory.bench import protocol
 from packforcing_core.laboratory.bench.report import markdown
@@ -40,7 +41,6 @@ TINY = Scale(
     height=48,
 )
 TAEHV_WIDTHS = (256, 128, 64, 64)
-GB = 10**9
 
 
 @dataclass
