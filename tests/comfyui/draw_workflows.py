@@ -16,9 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import Tensor
 
+from packforcing_core.checkpoint.keys import expected_shapes
+from packforcing_core.model.config import WAN_SIZES
 from packforcing_core.video import SegmentedWriter, VideoFormat, read_frames
 from tests.checkpoints import SMALL_STOCK, wan_state_dict, write_family
 from tests.comfyui.browser import FrontEnd, open_browser, open_front_end
@@ -84,15 +88,17 @@ def read_api(name: str) -> dict[str, Any]:
     return json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def place_files(server: ComfyServer, workflow: dict[str, Any]) -> None:
+def place_files(server: ComfyServer, workflow: dict[str, Any], weights: dict[str, Tensor] | None = None) -> None:
     """Small files under the public names that a workflow uses, so that no menu lacks its choice.
 
-    The text encoder is a name only: its real size is fixed at 11 GB.
+    `weights` go into checkpoints, random ones by default. The text encoder is a name only: its real size is fixed at
+    11 GB.
     """
     for node in workflow.values():
         inputs = node["inputs"]
         if node["class_type"] == "PackForcingModelLoader":
-            made = write_family(server.models("diffusion_models"), "self-forcing", wan_state_dict(SMALL_STOCK))[0]
+            weights = weights or wan_state_dict(SMALL_STOCK)
+            made = write_family(server.models("diffusion_models"), "self-forcing", weights)[0]
             named = server.models("diffusion_models") / inputs["checkpoint"]
             named.parent.mkdir(parents=True, exist_ok=True)
             if named != made:
@@ -106,6 +112,11 @@ def place_files(server: ComfyServer, workflow: dict[str, Any]) -> None:
             Image.fromarray(picture(0, 1, 96, 64)[0]).save(server.base / "input" / inputs["image"])
         elif node["class_type"] == "LoadVideo":
             _write_film(server.base / "input" / inputs["file"])
+
+
+def real_shapes() -> dict[str, Tensor]:
+    """Tensors of the 1.3B's shapes, each over one number of memory: graphs that are only drawn plan with them."""
+    return {name: torch.zeros(1).expand(shape) for name, shape in expected_shapes(WAN_SIZES["1.3B"]).items()}
 
 
 def _write_film(path: Path) -> None:
@@ -226,16 +237,25 @@ def save_small(picture: Image.Image, path: Path) -> None:
             return
 
 
-def main(names: list[str]) -> None:
-    with tempfile.TemporaryDirectory() as folder, ComfyServer(Path(folder)) as server:
+def draw(names: list[str], weights: dict[str, Tensor] | None, *arguments: str) -> None:
+    """Writes graphs and pictures, on a server that is started with `arguments`."""
+    with tempfile.TemporaryDirectory() as folder, ComfyServer(Path(folder), arguments=arguments) as server:
         for name in names:
-            place_files(server, read_api(name))
+            place_files(server, read_api(name), weights)
         with open_browser() as browser, open_front_end(browser, server, *LARGE) as front_end:
             front_end.page.set_default_timeout(LONGEST_RENDER_S * 1000)
             for name in names:
                 write_graph(front_end, name, WORKFLOWS)
                 write_picture(front_end, name, WORKFLOWS)
                 print(f"{name}: problems {front_end.problems or 'none'}", flush=True)
+
+
+def main(names: list[str]) -> None:
+    rendered, drawn = ([name for name in names if name.startswith(DEMO) == demo] for demo in (True, False))
+    if rendered:
+        draw(rendered, None)
+    if drawn:
+        draw(drawn, real_shapes(), "--bf16-unet")
 
 
 if __name__ == "__main__":

@@ -159,9 +159,9 @@ def test_what_was_said_of_an_earlier_prompt_goes(comfy: ComfyServer, front_end: 
     assert front_end.problems == []
 
 
-@pytest.mark.quick
+@pytest.mark.parametrize("nodes", [pytest.param("classic", marks=pytest.mark.quick), "vue"])
 def test_why_a_node_failed_takes_the_place_of_what_it_said_before_and_the_old_video_is_said_to_be_old(
-    comfy: ComfyServer, front_end: FrontEnd, files: Files
+    comfy: ComfyServer, front_end: FrontEnd, files: Files, nodes: str, tmp_path: Path
 ):
     graph = Graph()
     models = graph.add("PackForcingDemoModels", checkpoint="PackForcing miniature", weight_dtype="default")
@@ -169,11 +169,11 @@ def test_why_a_node_failed_takes_the_place_of_what_it_said_before_and_the_old_vi
     timed = {"clip": models[1], "prefix": "", "blend_seconds": 0.0, "recache": False}
     timeline = graph.add("PackForcingTimedPrompts", timeline="[0s] a red circle\n[2s] a blue circle", **timed)
     graph.add("PreviewAny", source=prompt[0])
-    latents = stream(graph, models[0], seconds=0.5, width=128, height=64)
+    latents = stream(graph, models[0], seconds=0.5, width=128, height=64, seed=40 + NODES_LIKE[nodes])
     graph.prompt[latents[0]]["inputs"]["positive"] = timeline[0]
     film = decode(graph, latents, files)
     graph.prompt[film.id]["inputs"]["vae"] = models[2]
-    show(front_end, graph)
+    show(front_end, graph, NODES_LIKE[nodes])
     front_end.run()
     says = "([where, words]) => [...document.querySelectorAll(where)].some(said => said.innerText.includes(words))"
     front_end.page.wait_for_function(says, arg=[SAID, "2 s: a blue circle"])
@@ -188,6 +188,7 @@ def test_why_a_node_failed_takes_the_place_of_what_it_said_before_and_the_old_vi
         assert front_end.page.evaluate(says, [SAID, 'The last job failed at "'])
         assert front_end.page.evaluate(says, [SAID, "output/video/"]), "its file is still named"
         assert not front_end.page.evaluate(says, [SAID, "2 s: a blue circle"])
+        front_end.screenshot(tmp_path / "failed.png")
         front_end.page.reload()
     front_end.page.wait_for_function(says, arg=[SAID, "Error: "])
     front_end.page.evaluate(set_prefix, [int(timeline.id), "a red"])
