@@ -30,6 +30,11 @@ def size_text(size: float) -> str:
     return f"{size / GB:.2f} GB" if size == 0 or size >= GB / 10 else f"{float(f'{size / 1e6:.2g}'):g} MB"
 
 
+def blocks_text(blocks: int, frames_per_block: int) -> str:
+    """Blocks and their length as text: "1 block of 4", "40 blocks of 3"."""
+    return f"{blocks} {'block' if blocks == 1 else 'blocks'} of {frames_per_block}"
+
+
 def pixel_frames(latent_frames: int) -> int:
     """Pixel frames in `latent_frames` latent frames from the start of a video."""
     return 1 + PIXEL_FRAMES_PER_LATENT * (latent_frames - 1) if latent_frames > 0 else 0
@@ -159,12 +164,12 @@ class VideoGeometry:
         """One line, for a title."""
         return (
             f"{self.width}x{self.height}, {self.seconds:.2f} s at {self.fps:g} FPS, "
-            f"{self.blocks} blocks of {self.frames_per_block} latent frames"
+            f"{blocks_text(self.blocks, self.frames_per_block)} latent frames"
         )
 
     def describe_length(self, wished_seconds: float) -> str:
         """One line on how the requested length was rounded to whole blocks."""
         return (
             f"{wished_seconds:g} s at {self.fps:g} FPS became {self.seconds:.2f} s: {self.pixel_frames} frames "
-            f"in {self.blocks} blocks of {self.frames_per_block} latent frames"
+            f"in {blocks_text(self.blocks, self.frames_per_block)} latent frames"
         )

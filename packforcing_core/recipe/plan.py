@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from ..checkpoint.keys import expected_shapes
-from ..geometry import size_text
+from ..geometry import blocks_text, size_text
 from ..model.config import WanConfig
 from .recipe import Recipe, kv_shape
 
@@ -61,7 +61,7 @@ class RenderPlan:
         rolling = f", {self.current_blocks} rolling together" if self.current_blocks > 1 else ""
         current = "blocks" if self.current_blocks > 1 else "block"
         return (
-            f"{self.pixel_frames} frames in {self.blocks} blocks of {self.frames_per_block}{rolling} | attends to "
+            f"{self.pixel_frames} frames in {blocks_text(self.blocks, self.frames_per_block)}{rolling} | attends to "
             f"{self.attended_tokens:,} tokens | cache {size_text(self.cache_bytes)}, "
             f"with the current {current} {size_text(self.buffer_bytes)} | "
             f"peak about {size_text(self.peak_bytes)}{left_out} | "

@@ -11,7 +11,7 @@ from ..cache.layer_kv import KVShape
 from ..cache.partitions import Partitions
 from ..checkpoint.families import Family
 from ..errors import PackForcingError
-from ..geometry import PIXEL_FRAMES_PER_LATENT, VideoGeometry, pixel_frames
+from ..geometry import PIXEL_FRAMES_PER_LATENT, VideoGeometry, blocks_text, pixel_frames
 from ..model.config import WanConfig
 from ..ranges import in_range
 from ..sampler.denoising import BlockDone, Denoising
@@ -94,7 +94,7 @@ class Recipe:
         if self.left_out_blocks:
             return (
                 f"{wished_seconds:g} s at {g.fps:g} FPS became {self.video_frames / g.fps:.2f} s: {self.video_frames} "
-                f"frames in {g.blocks - given} blocks of {g.frames_per_block} latent frames, after {given} given "
+                f"frames in {blocks_text(g.blocks - given, g.frames_per_block)} latent frames, after {given} given "
                 "blocks that the video does not show"
             )
         told = g.describe_length(wished_seconds)
