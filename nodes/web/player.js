@@ -215,8 +215,13 @@ export class Player {
 const updated = (buffer) =>
   new Promise((done, failed) => {
     if (!buffer.updating) return done();
-    buffer.addEventListener("updateend", done, { once: true });
-    buffer.addEventListener("error", () => failed(new Error("the video could not be decoded")), { once: true });
+    const heard = new AbortController(); // Of the two, the listener that is not called has to go as well.
+    const hear = (kind, then) => buffer.addEventListener(kind, then, { signal: heard.signal });
+    hear("error", () => failed(new Error("the video could not be decoded")));
+    hear("updateend", () => {
+      heard.abort();
+      done();
+    });
   });
 
 const spans = ({ buffered }) => Array.from({ length: buffered.length }, (_, i) => [buffered.start(i), buffered.end(i)]);
