@@ -34,7 +34,7 @@ class BlockWatch:
         """Share of layers that selected each block; None for policies that select no blocks (Deep Forcing selects
         tokens).
         """
-        return selected_shares(event.selection) if self._stream.recipe.partitions.bank else None
+        return selected_shares(event.seen) if self._stream.recipe.partitions.bank else None
 
     def _send(self, block: int, seconds: float, selected: dict[int, float] | None) -> None:
         if self._line is None or self._line.client is None:

@@ -39,6 +39,7 @@ POLICIES = {
 MORE_POLICIES = {
     "8 bits": SinkWindow(9, 3, kv_int8="all"),
     "bank in 8 bits": PackForcing(3, 3, 2, 3, bank_storage="ram_int8"),
+    "selects again": PackForcing(3, 3, 2, 3, selector="cosine+newest"),
     **{row.name: row.policy for row in ROWS if type(row.policy) not in map(type, POLICIES.values())},
 }
 TURNS: dict[str, dict] = {

@@ -33,6 +33,7 @@ from .partitions import PRUNED, BlockWindow, Partitions
 from .queries import Queries
 from .queued_choice import Queued
 from .rule import KV, Chooser, Rule
+from .select import SELECTS_AGAIN
 
 
 class KVCache(Ledger):
@@ -78,6 +79,11 @@ class KVCache(Ledger):
     def host_nbytes(self) -> int:
         """Bytes of the bank in system RAM, equal to `shape.host_bytes(partitions)`."""
         return self.mid.compressed_bytes if self.mid and self.mid.plan.bank_storage.startswith("ram") else 0
+
+    @property
+    def selects_again(self) -> bool:
+        """Whether a block selects again when it is committed."""
+        return bool(self.mid and self.mid.plan.selector in SELECTS_AGAIN)
 
     def begin_block(self, selection: Selection | None = None, blocks: int = 1) -> BlockView:
         """The view for the next block. The keys of frames whose position changed are rotated again, from unrotated
@@ -131,6 +137,7 @@ class KVCache(Ledger):
         """
         if len(view.window.current_positions) != self.partitions.frames_per_block:
             raise PackForcingError("Several blocks cannot be committed at once; begin a view of the first block alone.")
+        view.write()
         writer = BlockWriter(view)
         self._torn = True
         yield writer
@@ -164,7 +171,8 @@ class KVCache(Ledger):
 class BlockView:
     """A window on the cache for the denoising steps of one or several blocks. It never writes to the stored past.
 
-    `block` is the first block's index in the video. What a layer selects from its first queries holds for all steps.
+    `block` is the first block's index in the video. What a layer selects from its first queries holds for all steps;
+    for some selectors the commit selects again.
     """
 
     def __init__(self, cache: KVCache, window: BlockWindow, block: int, selection: Selection | None):
@@ -174,9 +182,18 @@ class BlockView:
         self.first_frame = cache.committed_frames
         self.rotation = cache.rope.frames(window.current_positions)
         self.choices: dict[int, Sequence[int] | Tensor | Queued] = {}
+        self._told, self._writes = selection is not None, False
         self._chooser: Chooser | None = (cache.mid or cache.rule) if window.chooses else None
         if self._chooser and selection is not None:
             self.choices = {i: self._chooser.repeated(choice, window) for i, choice in enumerate(selection)}
+
+    def write(self) -> None:
+        """Called before the pass that writes the block. Layers then select again if the selector demands it, unless
+        they were given their selection.
+        """
+        self._writes = True
+        if self.cache.selects_again and not self._told:
+            self.choices = {}
 
     def selection(self) -> Selection:
         """What each layer selected. If the device selected, the host waits here, once for all layers."""
@@ -205,7 +222,7 @@ class BlockView:
         if self._chooser:
             kv = self.cache.layers[layer]
             if layer not in self.choices:
-                self.choices[layer] = self._chooser.choose(layer, kv, self.window, queries, self.block)
+                self.choices[layer] = self._chooser.choose(layer, kv, self.window, queries, self.block, self._writes)
             self._chooser.show(layer, kv, self.window, self.choices[layer])
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

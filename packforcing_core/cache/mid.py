@@ -148,7 +148,9 @@ class MidMemory:
         beside = sum(t.nbytes for t in (*self._resident, *self._running, *self._moments))
         return means + beside + compressed
 
-    def choose(self, layer: int, kv: KV, window: BlockWindow, queries: Queries, block: int) -> Choice | Queued:
+    def choose(
+        self, layer: int, kv: KV, window: BlockWindow, queries: Queries, block: int, writes: bool = False
+    ) -> Choice | Queued:
         """What `layer` selects for block `block`, from its queries; a `Queued` if the device selects."""
         bank, q, selector = self._banks[layer], queries.plain, self.plan.selector
         asked = rotate(q, self._spatial_of(q.shape[1] // kv.tokens_per_frame)) if selector in READS_QUERIES else q
@@ -159,6 +161,7 @@ class MidMemory:
             *(bank.keys, self.plan.selector_seed, block, layer),
             running_query=self._with(layer, own, q.shape[1]),
             count=len(window.mid_positions),
+            writes=writes,
         )
         scores, positions = SELECTORS[selector](question), window.mid_positions
         if self._queues and isinstance(scores, Tensor) and isinstance(kv, LayerKV):

@@ -20,8 +20,8 @@ Past = Sequence[Placement]
 class Chooser(Protocol):
     """Selection among the past, per layer: a `Rule`, or the bank of compressed blocks (`mid.MidMemory`)."""
 
-    def choose(self, layer: int, kv: KV, window: BlockWindow, queries: Queries, block: int) -> Any:
-        """As `Rule.choose`."""
+    def choose(self, layer: int, kv: KV, window: BlockWindow, queries: Queries, block: int, writes: bool) -> Any:
+        """As `Rule.choose`; `writes`: in the pass that writes the block to the cache."""
 
     def repeated(self, choice: Sequence[int], window: BlockWindow) -> Sequence[int] | Tensor:
         """As `Rule.repeated`."""
@@ -42,7 +42,9 @@ class Rule:
     def nbytes(self) -> int:
         return 0
 
-    def choose(self, layer: int, kv: KV, window: BlockWindow, queries: Queries, block: int) -> Any:
+    def choose(
+        self, layer: int, kv: KV, window: BlockWindow, queries: Queries, block: int, writes: bool = False
+    ) -> Any:
         """The selection of `layer`, token or block indices, from its `queries`; called for a window that `chooses`."""
         raise NotImplementedError
 

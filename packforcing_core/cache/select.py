@@ -28,7 +28,8 @@ class Question:
     `running_query` that over the current and all committed blocks. `queries` [B, L, heads, head_dim] are the current
     block's; they are rotated for selectors in `READS_QUERIES` only. `blocks` are the candidates, of which `count` are
     selected; `mean_keys` [candidates, B, heads, head_dim] float32 are their mean keys, and `keys(i)` [B, tokens, heads,
-    head_dim] all keys of candidate i.
+    head_dim] all keys of candidate i. `writes`: the pass writes a clean block to the cache; otherwise the block is
+    being sampled.
     """
 
     mean_query: Tensor
@@ -41,6 +42,7 @@ class Question:
     layer: int
     running_query: Tensor
     count: int
+    writes: bool = False
 
 
 Scores = Sequence[float] | Tensor
@@ -82,8 +84,26 @@ def mean_and_newest(question: Question) -> Tensor:
     Selected blocks show what may return; the newest blocks show how long ago it left. Without the newest blocks, no gap
     remains after the selected ones, and the object seems to have left just now.
     """
-    newest = sorted(question.blocks)[len(question.blocks) - question.count // 2 :]
+    return _with_newest(question, mean_affinity(question))
+
+
+def cosine_and_newest(question: Question) -> Tensor:
+    """For a block being sampled: the newest blocks for half of the places, rounded down, and phi with mean keys of
+    equal length for the others. For the pass that writes it: phi, by which compressors are trained.
+
+    The mean keys of blocks that show little may be long. With phi such blocks win whatever is asked for. The study
+    (`laboratory/study`) has the figures.
+    """
     scores = mean_affinity(question)
+    if question.writes:
+        return scores
+    lengths = question.mean_keys.flatten(1).norm(dim=1)
+    return _with_newest(question, scores / lengths.clamp(min=torch.finfo(lengths.dtype).tiny))
+
+
+def _with_newest(question: Question, scores: Tensor) -> Tensor:
+    """The scores, with the newest blocks ahead of all others in half of the places, rounded down."""
+    newest = sorted(question.blocks)[len(question.blocks) - question.count // 2 :]
     placed = torch.tensor([block in newest for block in question.blocks])
     return scores.masked_fill(to_device(placed, scores.device), math.inf)
 
@@ -117,6 +137,7 @@ def random_score(question: Question) -> list[float]:
 SELECTORS: dict[str, Selector] = {
     "mean": mean_affinity,
     "mean+newest": mean_and_newest,
+    "cosine+newest": cosine_and_newest,
     "future": future_affinity,
     "attention_mass": attention_mass,
     "recency": recency,
@@ -124,5 +145,7 @@ SELECTORS: dict[str, Selector] = {
 }
 READS_QUERIES = {"attention_mass"}
 """Selectors that read every query. The others read means, so the queries need not be rotated for them."""
+SELECTS_AGAIN = {"cosine+newest"}
+"""Selectors that select again when the sampled block is written to the cache."""
 NO_SELECTOR = "none"
 """Selects nothing, so a plan with it has no mid at all."""

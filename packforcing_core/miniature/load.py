@@ -33,8 +33,8 @@ MODEL, VAE, TEXT, COMPRESSOR = (WEIGHTS / f"{part}.safetensors" for part in ("wa
 FAMILY = FAMILIES["miniature"]
 SIZE = (WIDTH, HEIGHT)
 """Pixels, width first: the only size it was trained at."""
-MEMORY = MINIATURE_MEMORY
-"""The KV cache policy that the model was trained with. The study (`study/README.md`) found no better one."""
+MEMORY = replace(MINIATURE_MEMORY, selector="cosine+newest")
+"""The KV cache policy for videos: that of the training, with the selector that recalls most (the study's page)."""
 PROMPT = "a red circle at the top left bounces on a dark background"
 
 

@@ -216,7 +216,7 @@ def memory() -> dict[str, float]:
 
 def _selected(done: BlockDone) -> list:
     """What each layer selected: block indices, or the number of tokens for policies that select tokens."""
-    return [len(choice) if isinstance(choice, array) else list(choice) for choice in done.selection]
+    return [len(choice) if isinstance(choice, array) else list(choice) for choice in done.seen]
 
 
 def bank_on_host(partitions: Partitions) -> Partitions:

@@ -32,9 +32,11 @@ class StepDone:
 class BlockDone:
     """A block is finished: `latents` [1, 16, frames_per_block, h, w] float32 on the CPU. `reused`: it was known before.
 
-    To repeat the block exactly: `selection` is what each layer selected of the past; `tokens` [1, N_c, D] on the CPU
-    are its compressed tokens for the bank; `in_flight` [1, 16, F, h, w] float32 on the CPU are the noisy blocks after
-    it that a rolling rollout has started. `video` [1, 3, T, H, W] in -1..1 is set if the rollout decodes.
+    To repeat the block exactly: `selection` is what each layer selected of the past when the block was committed;
+    `tokens` [1, N_c, D] on the CPU are its compressed tokens for the bank; `in_flight` [1, 16, F, h, w] float32 on the
+    CPU are the noisy blocks after it that a rolling rollout has started. `video` [1, 3, T, H, W] in -1..1 is set if the
+    rollout decodes. `sampled_selection` is what was selected while the block was sampled, for selectors that select
+    again.
     """
 
     block: int
@@ -44,6 +46,12 @@ class BlockDone:
     tokens: Tensor | None = None
     video: Tensor | None = None
     in_flight: Tensor | None = None
+    sampled_selection: Selection = ()
+
+    @property
+    def seen(self) -> Selection:
+        """What each layer selected while the block was sampled, as far as it is known; else when it was committed."""
+        return self.sampled_selection or self.selection
 
 
 Event = StepDone | BlockDone

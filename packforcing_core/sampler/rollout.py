@@ -116,6 +116,8 @@ def rollout(
             found, view = known(block), None
             if found is None:
                 made, view = yield from sampler.make(text, block, behind_cut)
+                if cache.selects_again:
+                    made = replace(made, selection=(), sampled_selection=made.selection)
             else:
                 made = replace(found, reused=True)
                 sampler.passed(made)
@@ -125,7 +127,7 @@ def rollout(
                 # handles the block.
                 view = view or cache.begin_block(made.selection or None)
                 commit_block(model, text, cache, view, made.latents, denoising.context_noise)
-                # A block that was given, not sampled, made its selection when it was committed.
+                # A block that was given, or that selects again, made its selection when it was committed.
                 done = replace(done, selection=made.selection or view.selection())
                 if compression and cache.mid:
                     commit_due_block(model, text, cache, compression.waiting)

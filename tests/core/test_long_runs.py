@@ -60,6 +60,8 @@ def test_ten_thousand_blocks_are_flat_in_memory_handles_threads_and_time(tmp_pat
     )
     assert probe(tmp_path / "long.mp4").frames == recipe.geometry.pixel_frames
     assert max(tail) - tail[0] < 20, "MB"
-    assert max(row[2] for row in rows) <= rows[0][2] + 4, "file handles, a few of an encoder at work"
-    assert max(row[3] for row in rows) <= rows[0][3] + 4, "threads, likewise"
+    # Encoders at work come and go with a few of each: what stays is the least that is seen.
+    for column, what in ((2, "file handles"), (3, "threads")):
+        early, late = (min(row[column] for row in part) for part in (rows[:5], rows[-5:]))
+        assert late <= early + 1, what
     assert paces[-1] < 1.5 * paces[0], "seconds of processor time"

@@ -50,7 +50,7 @@ def unbroken(finished) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def lossless(tmp_path_factory) -> dict[str, Path]:
     """The same with a film that keeps every value, for the policies whose films are compared in part."""
-    roots = {policy: tmp_path_factory.mktemp(policy) for policy in ("packforcing", "rolling")}
+    roots = {policy: tmp_path_factory.mktemp(policy) for policy in ("packforcing", "rolling", "selects again")}
     for policy, root in roots.items():
         Small(policy, codec="lossless").run(root)
     return roots
@@ -101,7 +101,7 @@ def test_what_a_render_leaves_on_disk_is_planned(finished):
         assert size < plan.disk_bytes
 
 
-@pytest.mark.parametrize("policy", ["packforcing", "rolling"])
+@pytest.mark.parametrize("policy", ["packforcing", "rolling", "selects again"])
 def test_an_extended_render_is_the_long_render_and_begins_with_the_short_one(tmp_path, lossless, policy):
     Small(policy, blocks=5, codec="lossless").run(tmp_path)
     short = frames(tmp_path)

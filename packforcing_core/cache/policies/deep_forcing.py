@@ -95,7 +95,9 @@ class TokenPruning(Rule):
         """Repeats a selection of an earlier run."""
         return torch.tensor(choice, dtype=torch.long, device=self._rope.device)
 
-    def choose(self, layer: int, kv: KV, window: BlockWindow, queries: Queries, block: int) -> Tensor:
+    def choose(
+        self, layer: int, kv: KV, window: BlockWindow, queries: Queries, block: int, writes: bool = False
+    ) -> Tensor:
         """Indices of the candidate tokens that stay, selected by the current queries."""
         past = len(window.past)
         candidates = past - self._sink - self._past_recent

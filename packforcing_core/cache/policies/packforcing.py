@@ -69,7 +69,8 @@ class PackForcing(Policy):
     selector: str = knob(
         "mean",
         "How blocks are selected. mean: by the current queries; mean+newest: half by the current queries, half the "
-        "newest; future: by the running mean of all queries (Future Forcing); the others are for comparison.",
+        "newest; cosine+newest: the same with mean keys of equal length, and by mean again when the block is stored; "
+        "future: by the running mean of all queries (Future Forcing); the others are for comparison.",
         choices=(*SELECTORS, NO_SELECTOR),
         advanced=True,
     )

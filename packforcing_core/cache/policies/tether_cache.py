@@ -112,7 +112,9 @@ class FrameMemory(Rule):
     def nbytes(self) -> int:
         return sum(moments.nbytes for moments in self._moments)
 
-    def choose(self, layer: int, kv: KV, window: BlockWindow, queries: Queries, block: int) -> tuple[int, ...]:
+    def choose(
+        self, layer: int, kv: KV, window: BlockWindow, queries: Queries, block: int, writes: bool = False
+    ) -> tuple[int, ...]:
         """Which candidate frames stay, by the current queries; neither these nor the keys are rotated in time."""
         candidates = slice(self._sink, len(window.past) - self._past_recent)
         q = queries.plain

@@ -87,7 +87,7 @@ def answer(subject: Subject, row: Row, question: Question, given: Given) -> dict
     told = partial(told_selection, question) if row.oracle == "selected" else None
     blocks = list(made_blocks(subject, row, question.prompt, recipe, Replayed(given), block, told))
     frames = np.concatenate([to_frames(done.video) for done in blocks if done.video is not None])
-    return {**recalled(question, frames), **found(question, blocks[0].selection)}
+    return {**recalled(question, frames), **found(question, blocks[0].seen)}
 
 
 def found(question: Question, selection: Selection) -> dict[str, float]:

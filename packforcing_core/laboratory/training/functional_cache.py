@@ -29,7 +29,7 @@ from ...attention import Attention, sdpa
 from ...cache.ledger import Ledger, Selection
 from ...cache.mid import Choice, CompressedRope
 from ...cache.partitions import BankPlan, BlockWindow, Partitions, Placement
-from ...cache.select import SELECTORS, Question, choose
+from ...cache.select import SELECTORS, SELECTS_AGAIN, Question, choose
 from ...errors import PackForcingError
 from ...model.causal import CausalWan, TextKV
 from ...rope import GridRope, Rotation, rotate
@@ -116,6 +116,7 @@ class FunctionalCache(Ledger):
         """Context manager that gives a writer for the pass over the clean block of `view`; it stores detached keys and
         values.
         """
+        view = view.writing()
         writer = FunctionalWriter(view)
         yield writer
         self.count_block(view.block, view.selection())
@@ -182,13 +183,22 @@ class FunctionalView(Repeatable):
     heads, head_dim], by layer and detached, are the queries that it selected by.
     """
 
-    def __init__(self, cache: FunctionalCache, window: BlockWindow, selection: Selection | None):
+    def __init__(self, cache: FunctionalCache, window: BlockWindow, selection: Selection | None, writes: bool = False):
         self.cache, self.window, self.block = cache, window, cache.next_block
+        self._told, self._writes = selection is not None, writes
         self.past, self.twins, self._query_totals = cache.past, cache.twins, cache.query_totals
         self.rotation = cache.rope.frames(window.current_positions)
         self._runs = cache.runs(window.past)
         self._choices: dict[int, Choice] = {i: tuple(choice) for i, choice in enumerate(selection or ())}
         self.mean_queries: dict[int, Tensor] = {}
+
+    def writing(self) -> FunctionalView:
+        """Returns the view for the pass that writes the block: another one if layers then select again. This one stays
+        as it is, because a backward pass may read it.
+        """
+        bank = self.cache.bank
+        again = bank is not None and bank.selector in SELECTS_AGAIN and not self._told
+        return FunctionalView(self.cache, self.window, None, writes=True) if again else self
 
     def selection(self) -> Selection:
         """Returns the blocks that each layer selected; empty for a layer that has not selected yet."""
@@ -218,7 +228,7 @@ class FunctionalView(Repeatable):
         keys = [self.twins[block][layer].k for block in blocks]
         means = torch.stack([k.float().mean(dim=1) for k in keys])
         asked = plan.selector_seed, self.block, layer, running, len(self.window.mid_positions)
-        question = Question(mean_query, queries, blocks, means, keys.__getitem__, *asked)
+        question = Question(mean_query, queries, blocks, means, keys.__getitem__, *asked, writes=self._writes)
         return choose(SELECTORS[plan.selector](question), blocks, len(self.window.mid_positions))
 
     def affinities(self, layer: int) -> Tensor:

@@ -118,7 +118,7 @@ def test_every_selector_runs_the_rollout_and_repeats_itself(selector):
     first, second = (render_blocks(policy, 7) for _ in range(2))
     assert [b.selection for b in first] == [b.selection for b in second]
     assert all(torch.equal(a.latents, b.latents) for a, b in zip(first, second, strict=True))
-    assert [len(choice) for choice in first[-1].selection] == [2, 2]
+    assert [len(choice) for choice in first[-1].seen] == [2, 2]
     if selector == "recency":
         assert first[-1].selection == ((3, 4), (3, 4))
 
@@ -132,8 +132,10 @@ def test_selectors_score_as_they_say():
         "future": torch.einsum("hd,mkhd->mkh", q.running_query[0], keys).mean((1, 2)) / 4,
         "attention_mass": scores.permute(1, 2, 0, 3).flatten(2).softmax(-1).unflatten(-1, (6, 4)).sum(-1).mean((0, 1)),
     }
+    lengths = keys.double().mean(1).flatten(1).norm(dim=1)
+    expected["cosine+newest"] = (expected["mean"] / lengths)[:-1]  # Of three places one is the newest block's.
     for name, wanted in expected.items():
-        off = steps_off(SELECTORS[name](q), wanted)
+        off = steps_off(SELECTORS[name](q)[: len(wanted)], wanted)
         print(f"{name}: {off:.1f} rounding steps from float64")
         assert off < SHALLOW
     draws = {tuple(SELECTORS["random"](question(**key))) for key in ({}, {"seed": 1}, {"block": 8}, {"layer": 0})}
@@ -150,6 +152,8 @@ def test_half_of_the_places_are_the_newest_blocks():
     assert chosen(4) == (*choose(mean[:4], [0, 1, 2, 3], 2), 4, 5)
     assert chosen(1) == choose(mean, q.blocks, 1)
     assert chosen(6) == tuple(range(6))
+    assert torch.equal(SELECTORS["cosine+newest"](replace(q, writes=True)), mean)
+    assert SELECTORS["cosine+newest"](q)[-1] == torch.inf
 
 
 def test_a_tie_goes_to_the_newer_block_and_the_chosen_are_in_order_of_time():

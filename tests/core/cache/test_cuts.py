@@ -44,6 +44,7 @@ def made(policy, frames_per_block: int, script: Script, blocks: int, later: int 
 
 LENGTHS = [
     *((3, policy) for policy in (*SMALL, PackForcing(3, 3, 2, 3, selector="future", alignment=0.35))),
+    (3, PackForcing(3, 3, 2, 3, selector="cosine+newest")),
     *((4, policy) for policy in (PackForcing(4, 4, 2, 3), SinkWindow(16, 4, realign=False), MemRoPE(2, 5))),
     *((1, policy) for policy in (PackForcing(2, 3, 2, 4), Window(5), TetherCache(2, 3, 4))),
 ]

@@ -27,7 +27,7 @@ from packforcing_core.sampler.denoising import frame_timesteps
 from packforcing_core.sampler.rollout import commit_block, commit_due_block
 from tests.policies import ROWS, SMALL
 from tests.reference.frontier import admission, pulled, running_mean_affinity, statistics
-from tests.reference.memory import compressed_positions, in_space
+from tests.reference.memory import affinity, compressed_positions, in_space
 from tests.reference.wan import grid_positions, rope
 from tests.small import (
     CONFIG,
@@ -281,6 +281,51 @@ def test_the_future_selector_asks_with_the_mean_of_all_queries(frames_per_block)
         waiting[block] = compressor.tokens(latents, None, block == 0)
         commit_due_block(model, text, cache, waiting)
     assert chosen >= 10
+
+
+@pytest.mark.parametrize("frames_per_block", [1, 3, 4])
+def test_a_block_selects_by_direction_and_age_and_again_by_affinity_when_it_is_committed(frames_per_block):
+    b = frames_per_block
+    policy = PackForcing(b, b, 3, 6, selector="cosine+newest", bank_storage="vram")
+    model = small_model()
+    text = model.encode_text(small_context())
+    cache, compressor, waiting = small_cache(policy, b), SmallCompressor(b), {}
+    spatial = in_space(grid_positions([0.0] * b, GRID))
+    recent, sampled, written = [], 0, 0
+    for block in range(20):
+        torch.manual_seed(block)
+        noisy, latents = torch.randn(2, *block_shape(b))
+        view = Seen(cache.begin_block())
+        model.flow(noisy, frame_timesteps(900.0, noisy), text, view)
+        blocks = list(cache.mid.blocks)
+        selects = view.history.window.chooses
+        keys = {m: cache.mid._banks[0].keys(slot) for slot, m in enumerate(blocks)} if selects else {}
+
+        def best(queries, count, divided, keys=keys):
+            lengths = {m: k.double().mean(1).norm().item() if divided else 1.0 for m, k in keys.items()}
+            scores = {m: affinity(torch.cat(queries, 1), k) / lengths[m] for m, k in keys.items()}
+            return sorted(sorted(keys, key=lambda m: (scores[m], m), reverse=True)[:count])
+
+        if selects:
+            newest = max(blocks)
+            others = [m for m in best([*recent, rope(view.q, spatial)], len(blocks), True) if m != newest]
+            ranked = {m: k for m, k in keys.items() if m in others}
+            chosen = best([*recent, rope(view.q, spatial)], min(2, len(others)), True, ranked)
+            assert list(view.history.selection()[0]) == sorted([*chosen, newest][-3:])
+            sampled += len(blocks) > 3
+        clean = Seen(cache.begin_block(view.history.selection()))
+        model.flow(latents, frame_timesteps(0.0, latents), text, clean)
+        before = view.history.selection()
+        commit_block(model, text, cache, view.history, latents, 0.0)
+        if selects:
+            assert list(view.history.selection()[0]) == best([*recent, rope(clean.q, spatial)], 3, False)
+            written += view.history.selection() != before
+        recent = [rope(clean.q, spatial)]
+        waiting[block] = compressor.tokens(latents, None, block == 0)
+        commit_due_block(model, text, cache, waiting)
+    print(f"{sampled} selections among more than three blocks, {written} blocks selected others when committed")
+    assert sampled >= 10
+    assert written >= 5
 
 
 @pytest.mark.parametrize("policy", [TetherCache(), MemRoPE(), RollingSink()])

@@ -41,7 +41,7 @@ def test_the_devices_choice_is_the_hosts_with_ties_and_slots():
         assert [chosen[place] for place in slots[2]] == slots[0]
 
 
-@pytest.mark.parametrize("selector", ["mean", "mean+newest", "future"])
+@pytest.mark.parametrize("selector", ["mean", "mean+newest", "cosine+newest", "future"])
 @pytest.mark.parametrize("storage", STORAGES)
 def test_a_render_that_chooses_on_the_device_is_that_of_the_host(storage, selector, monkeypatch):
     policy = PackForcing(3, 3, 2, 4, bank_storage=storage, selector=selector)
@@ -51,7 +51,8 @@ def test_a_render_that_chooses_on_the_device_is_that_of_the_host(storage, select
     assert [block.selection for block in device] == [block.selection for block in host]
     assert all(torch.equal(a.latents, b.latents) for a, b in zip(device, host, strict=True))
     print(f"{storage}, {selector}: largest difference 0, choices {host[-1].selection}")
-    assert len({block.selection for block in host[3:]}) > 2
+    assert [block.seen for block in device] == [block.seen for block in host]
+    assert len({block.seen for block in host[3:]}) > 2
 
 
 @pytest.mark.parametrize("batch", [1, 2])

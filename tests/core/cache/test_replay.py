@@ -26,6 +26,7 @@ POLICIES = [
     SinkWindow(8, 2, realign=False),
     PackForcing(**BANK, mid_span=AUTO, bank_storage="vram"),
     PackForcing(**BANK, selector="future", bank_storage="ram_int8"),
+    PackForcing(**BANK, selector="cosine+newest"),
     PackForcing(3, 6, 2, 4, bank_storage="vram_int8"),
     PackForcing(3, 6, 2, 4, bank_storage="ram_int4", kv_int8="all_int4"),
     SinkWindow(9, 3, kv_int8="all"),

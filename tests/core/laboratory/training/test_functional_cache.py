@@ -41,6 +41,10 @@ POLICIES = {
         PackForcing(sink_frames=4, recent_frames=4, top_k_blocks=2, bank_blocks=4, selector="future"),
         2,
     ),
+    "selects again": (
+        PackForcing(sink_frames=2, recent_frames=2, top_k_blocks=2, bank_blocks=4, selector="cosine+newest"),
+        2,
+    ),
     "attention mass": (
         PackForcing(sink_frames=0, recent_frames=2, top_k_blocks=2, bank_blocks=4, selector="attention_mass"),
         2,
