@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,6 +47,10 @@ class BlockDone:
     video: Tensor | None = None
     in_flight: Tensor | None = None
     sampled_selection: Selection = ()
+
+    def to_select_again(self) -> BlockDone:
+        """The block before it is committed, if that makes another selection."""
+        return replace(self, selection=(), sampled_selection=self.selection)
 
     @property
     def seen(self) -> Selection:

@@ -116,8 +116,7 @@ def rollout(
             found, view = known(block), None
             if found is None:
                 made, view = yield from sampler.make(text, block, behind_cut)
-                if cache.selects_again:
-                    made = replace(made, selection=(), sampled_selection=made.selection)
+                made = made.to_select_again() if cache.selects_again else made
             else:
                 made = replace(found, reused=True)
                 sampler.passed(made)
