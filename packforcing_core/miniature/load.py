@@ -33,8 +33,10 @@ MODEL, VAE, TEXT, COMPRESSOR = (WEIGHTS / f"{part}.safetensors" for part in ("wa
 FAMILY = FAMILIES["miniature"]
 SIZE = (WIDTH, HEIGHT)
 """Pixels, width first: the only size it was trained at."""
-MEMORY = replace(MINIATURE_MEMORY, selector="cosine+newest")
-"""The KV cache policy for videos: that of the training, with the selector that recalls most (the study's page)."""
+MEMORY = replace(MINIATURE_MEMORY, selector="cosine+newest", top_k_blocks=6)
+"""The KV cache policy for videos: that of the training, with the selector and the number of selected blocks that recall
+most (`laboratory/study`).
+"""
 PROMPT = "a red circle at the top left bounces on a dark background"
 
 
