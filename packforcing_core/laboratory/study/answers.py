@@ -81,13 +81,22 @@ def answer(subject: Subject, row: Row, question: Question, given: Given) -> dict
     """
     if row.oracle == "whole":
         given = shortened(given, (*range(SINK // FRAMES_PER_BLOCK), question.whole, question.block - 1))
+    blocks = continued(subject, row, question, given, MADE_BLOCKS)
+    return {**recalled(question, frames_of(blocks)), **found(question, blocks[0].seen)}
+
+
+def continued(subject: Subject, row: Row, question: Question, given: Given, blocks: int) -> list[BlockDone]:
+    """The next `blocks` blocks after the given video, with their videos, as the row's policy samples them."""
     block = given.latents.shape[2] // FRAMES_PER_BLOCK
-    length = pixel_frames((block + MADE_BLOCKS) * FRAMES_PER_BLOCK)
+    length = pixel_frames((block + blocks) * FRAMES_PER_BLOCK)
     recipe = replace(subject.recipe(row, question.seed, length / FPS), start=Start(given=given.latents))
     told = partial(told_selection, question) if row.oracle == "selected" else None
-    blocks = list(made_blocks(subject, row, question.prompt, recipe, Replayed(given), block, told))
-    frames = np.concatenate([to_frames(done.video) for done in blocks if done.video is not None])
-    return {**recalled(question, frames), **found(question, blocks[0].seen)}
+    return list(made_blocks(subject, row, question.prompt, recipe, Replayed(given), block, told))
+
+
+def frames_of(blocks: Sequence[BlockDone]) -> np.ndarray:
+    """The blocks' frames uint8 [T, 64, 128, 3]."""
+    return np.concatenate([to_frames(done.video) for done in blocks if done.video is not None])
 
 
 def found(question: Question, selection: Selection) -> dict[str, float]:
