@@ -71,7 +71,7 @@ class KVShape:
         return partitions.top_k_blocks * self.compressed.tokens if partitions.bank else 0
 
     def cache_bytes(self, partitions: Partitions) -> int:
-        """Bytes of the past that a pass attends to when all slots are full."""
+        """Bytes of the stored past when all slots are full: what a pass attends to, or selects from."""
         tokens: dict[Part, int] = {
             "sink": partitions.sink_frames * self.tokens_per_frame,
             "mid": self._mid_tokens(partitions),

@@ -135,8 +135,14 @@ class PruningPlan(RulePlan):
         return self.recent_frames - frames_per_block
 
     def view_limit(self, frames_per_block: int) -> int:
-        """The most frames of the past that a pass sees."""
-        return self.past_limit(frames_per_block)
+        """The most frames of the past that a pass sees: a block that drops tokens sees what is left of them."""
+        kept = (self.past_before(block, frames_per_block) for block in self._cycle(frames_per_block))
+        return max(self.seen_of(past, frames_per_block) for past in kept)
+
+    def seen_of(self, past: int, frames_per_block: int) -> int:
+        """How many frames the next block sees of `past` kept ones."""
+        full = past + frames_per_block >= self.window_frames
+        return self.budget_frames - frames_per_block if full else past
 
     def past_before(self, block: int, frames_per_block: int) -> int:
         """Frames that are kept when block `block` begins."""
@@ -148,9 +154,13 @@ class PruningPlan(RulePlan):
 
     def past_limit(self, frames_per_block: int) -> int:
         """The most frames ever kept."""
+        return max(self.past_before(block, frames_per_block) for block in self._cycle(frames_per_block))
+
+    def _cycle(self, frames_per_block: int) -> range:
+        """The last block before tokens are dropped, and all until they have been dropped twice."""
         full = ceil(self.window_frames / frames_per_block) - 1
         period = max(1, ceil((self.window_frames - self.budget_frames) / frames_per_block))
-        return max(self.past_before(block, frames_per_block) for block in range(full, full + period + 1))
+        return range(max(0, full - 1), full + period + 1)
 
 
 @dataclass(frozen=True)
@@ -305,7 +315,7 @@ class Partitions:
             Placement(self._frame_at(i, past, committed, whole_from), self.past_frames - 1 - i, i) for i in range(past)
         )
         full = past + self.frames_per_block >= pruning.window_frames
-        left = pruning.budget_frames - self.frames_per_block if full else past
+        left = pruning.seen_of(past, self.frames_per_block)
         return BlockWindow(placements, (), tuple(range(left, left + self.frames_per_block)), left if full else None)
 
     def _frame_at(self, index: int, past: int, committed: int, whole_from: int) -> int:

@@ -11,11 +11,11 @@ import torch
 from ..checkpoint.families import DEFAULT_FAMILY
 from ..checkpoint.load import inspect as inspect_file
 from ..errors import PackForcingError
-from ..geometry import size_text
+from ..geometry import GB, size_text
 from ..model.config import WAN_SIZES, WanConfig
 from ..recipe.plan import RenderPlan, plan_render
 from ..vae.config import VAEConfig
-from ..vae.decode_bytes import vae_bytes
+from ..vae.decode_bytes import frames_at_once, vae_bytes
 from . import options as shared
 
 KV_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -24,6 +24,13 @@ KV_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float3
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="1.3B", help=f"{', '.join(WAN_SIZES)}, or a checkpoint file")
     parser.add_argument("--dtype", choices=tuple(KV_DTYPES), default="bf16", help="of weights, keys and values")
+    parser.add_argument(
+        "--vram",
+        type=float,
+        default=16.0,
+        metavar="GB",
+        help="size of the card in GB; decides how many frames are decoded at once (default: %(default)g)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     shared.add_size(parser, width=832, height=480, seconds=120.0)
     shared.add_policy(parser)
@@ -31,16 +38,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if not 0 < options.vram < float("inf"):
+        raise PackForcingError(f"--vram is {options.vram:g}; expected the card's memory in GB, such as 16.")
+    vram = int(options.vram * GB)
     config, trained = _model(options.model)
     recipe = shared.chosen_settings(options).recipe(trained)
     geometry = recipe.geometry
     dtype = KV_DTYPES[options.dtype]
-    decoder = vae_bytes(VAEConfig(), geometry.height, geometry.width, geometry.frames_per_push, dtype)
+    sizes = geometry.height, geometry.width, geometry.frames_per_push
+    decoder = vae_bytes(VAEConfig(), *sizes, dtype, vram=vram)
     plan = plan_render(config, recipe, dtype, decoder)
     if options.json:
-        print(json.dumps(plan.as_dict(), indent=2))
+        print(json.dumps({"vram_bytes": vram, **plan.as_dict()}, indent=2))
     else:
         print(geometry.describe_length(options.seconds))
+        rows, columns = geometry.latent_height, geometry.latent_width
+        at_once = frames_at_once(VAEConfig(), rows, columns, dtype, torch.device("cpu"), vram)
+        together = "one frame" if at_once == 1 else f"{at_once} frames"
+        print(f"Planned for a card with {options.vram:g} GB, which decodes {together} at once (--vram).")
         print(_table(plan))
     return 0
 

@@ -25,7 +25,8 @@ WORKING_FRAMES_TOGETHER = 4 + 6 + 4 + 4
 # Before Python 3.11 a caller holds its arguments until the call returns, so a stage's input lives longer there, and
 # with four frames together the input of a block in it, too. Extra frames, by how many run together.
 HELD_BY_CALLS = {1: 1, 2: 2, TOGETHER: 2 * TOGETHER} if sys.version_info < (3, 11) else {}
-# Four frames run together on a GPU if the extra memory is at most this share of its memory: from 16 GB at 832x480.
+# Four frames run together on a GPU if the extra memory is at most this share of its memory: from 11.04 GB on at 832x480
+# in 16 bits.
 ROOM = 1 / 12
 FLOAT_BYTES = 4
 
@@ -58,13 +59,21 @@ def weight_bytes(config: VAEConfig, dtype: torch.dtype) -> int:
     return dtype.itemsize * sum(weight.numel() for weight in build_on_meta(lambda: WanVAE(config)).parameters())
 
 
-def frames_at_once(config: VAEConfig, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> int:
+def vram_of(device: torch.device) -> int:
+    """All memory of a CUDA device in bytes; 0 for any other device."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
+
+
+def frames_at_once(
+    config: VAEConfig, rows: int, columns: int, dtype: torch.dtype, device: torch.device, vram: int | None = None
+) -> int:
     """How many frames a decoder runs through a stage together, for latents of rows x columns. It depends only on sizes
-    and device, so a resumed video comes out the same.
+    and device, so a resumed video comes out the same. `vram` plans for a GPU with so many bytes instead of `device`.
     """
-    if device.type == "cuda":
+    memory = vram_of(device) if vram is None else vram
+    if memory:
         more = (WORKING_FRAMES_TOGETHER - WORKING_FRAMES) * _frame_bytes(config, rows, columns, dtype)
-        return TOGETHER if more <= ROOM * torch.cuda.get_device_properties(device).total_memory else 1
+        return TOGETHER if more <= ROOM * memory else 1
     return 2 if is_small(rows, columns) else 1
 
 
@@ -75,24 +84,36 @@ def _frame_bytes(config: VAEConfig, rows: int, columns: int, dtype: torch.dtype)
 
 
 def decode_bytes(
-    config: VAEConfig, height: int, width: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+    config: VAEConfig,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    vram: int | None = None,
 ) -> int:
-    """Peak bytes of a push of any length, for one video of height x width pixels on `device`.
+    """Peak bytes of a push of any length, for one video of height x width pixels on `device`, or on a GPU with `vram`
+    bytes.
 
     Includes the state and the activations; weights and the finished float32 frames (12 bytes per pixel) are extra.
     """
     rows, columns = height // VAE_SPATIAL_STRIDE, width // VAE_SPATIAL_STRIDE
-    at_once = frames_at_once(config, rows, columns, dtype, torch.device(device))
+    at_once = frames_at_once(config, rows, columns, dtype, torch.device(device), vram)
     working = {1: WORKING_FRAMES, 2: WORKING_FRAMES_OF_SMALL, TOGETHER: WORKING_FRAMES_TOGETHER}[at_once]
     working += HELD_BY_CALLS.get(at_once, 0)
     return state_bytes(config, height, width, dtype) + working * _frame_bytes(config, rows, columns, dtype)
 
 
 def vae_bytes(
-    config: VAEConfig, height: int, width: int, frames: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+    config: VAEConfig,
+    height: int,
+    width: int,
+    frames: int,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    vram: int | None = None,
 ) -> int:
-    """All memory of a VAE on its device when each push decodes `frames` pixel frames: weights, the peak of a push, and
-    the finished frames in float32.
+    """All memory of a VAE on its device (or on a GPU with `vram` bytes) when each push decodes `frames` pixel frames:
+    weights, the peak of a push, and the finished frames in float32.
     """
     finished = 3 * FLOAT_BYTES * height * width * frames
-    return weight_bytes(config, dtype) + decode_bytes(config, height, width, dtype, device) + finished
+    return weight_bytes(config, dtype) + decode_bytes(config, height, width, dtype, device, vram) + finished

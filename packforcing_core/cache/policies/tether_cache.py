@@ -70,9 +70,6 @@ class Admission(PruningPlan):
     def query_frames(self, frames_per_block: int) -> int:
         return 0
 
-    def view_limit(self, frames_per_block: int) -> int:
-        return self.budget_frames - frames_per_block
-
     def extra_bytes(self, shape: KVShape, partitions: Partitions) -> int:
         return shape.layers * moments_bytes(partitions.past_frames, shape.batch, shape.heads, shape.head_dim)
 

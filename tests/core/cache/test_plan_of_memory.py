@@ -9,7 +9,16 @@ import torch
 
 from packforcing_core.attention import sdpa
 from packforcing_core.cache.cache import KVCache
-from packforcing_core.cache.config import AUTO, FULL_SPAN, POLICY_PRESETS, DeepForcing, Full, PackForcing, build_policy
+from packforcing_core.cache.config import (
+    AUTO,
+    FULL_SPAN,
+    POLICY_PRESETS,
+    DeepForcing,
+    Full,
+    PackForcing,
+    TetherCache,
+    build_policy,
+)
 from packforcing_core.cache.layer_kv import KVShape
 from packforcing_core.errors import PackForcingError
 from packforcing_core.geometry import VideoGeometry, compressed_grid
@@ -113,6 +122,38 @@ def test_attended_tokens_and_bytes_are_constant_from_block_20_on(storage, blocks
     assert attended[18] < attended[19]
     assert torch.equal(cache.layers[0].k[:, sink_rows], sink)
     assert sorted(cache.mid.blocks) == list(range(blocks - 33, blocks - 1))
+
+
+@pytest.mark.parametrize(
+    "policy, frames_per_block, frames",
+    [
+        *((DeepForcing(), *sizes) for sizes in ((1, 20), (3, 19), (4, 20))),
+        *((TetherCache(), *sizes) for sizes in ((1, 21), (3, 21), (4, 21))),
+        (DeepForcing(sink_frames=4, recent_frames=5, budget_frames=11, window_frames=11), 4, 11),
+    ],
+    ids=repr,
+)
+def test_a_policy_that_drops_tokens_attends_to_as_many_as_planned(policy, frames_per_block, frames):
+    """Counted are the keys that attention is given, by a cache of 60 latent frames."""
+    seen = []
+
+    def counted(q, k, v):
+        seen.append(k.shape[1])
+        return sdpa(q, k, v)
+
+    partitions, n = policy.partitions(frames_per_block), GRID[0] * GRID[1]
+    cache = KVCache(partitions, small_shape(frames_per_block), GridRope(CONFIG.head_dim, GRID), counted)
+    torch.manual_seed(0)
+    for _ in range(60 // frames_per_block):
+        made = torch.randn(3, 1, frames_per_block * n, CONFIG.num_heads, CONFIG.head_dim)
+        view = cache.begin_block()
+        for layer in range(CONFIG.num_layers):
+            view.attend(layer, *made)
+        with cache.commit(view) as writer:
+            for layer in range(CONFIG.num_layers):
+                writer.attend(layer, *made)
+    print(f"{policy.name}, blocks of {frames_per_block}: {sorted({tokens // n for tokens in seen})} frames attended to")
+    assert max(seen) == frames * n == cache.shape.attended_tokens(partitions)
 
 
 @pytest.mark.parametrize("policy", [PackForcing(sink_frames=3), DeepForcing(), PackForcing(recent_frames=9)])

@@ -7,6 +7,8 @@ import json
 import pytest
 
 from packforcing_core.cli.main import main
+from packforcing_core.vae.decode_bytes import HELD_BY_CALLS
+from packforcing_core.vae.wan_vae import TOGETHER
 
 
 def plan(capsys, *arguments: str) -> dict:
@@ -41,6 +43,20 @@ def test_thirty_seconds_in_blocks_of_four_are_477_frames(capsys):
     assert plan(capsys, "--seconds", "30", "--frames-per-block", "4")["pixel_frames"] == 477
 
 
+def test_a_card_with_room_decodes_four_frames_at_once(capsys):
+    """From 11.04 GB on at 832x480: twelve more frames of 76.7 MB are at most a twelfth of that."""
+    frame = 96 * 832 * 480 * 2
+    small, large = (plan(capsys, "--vram", vram) for vram in ("11", "11.1"))
+    assert (small["vram_bytes"], large["vram_bytes"]) == (11_000_000_000, 11_100_000_000)
+    assert large["peak_bytes"] - small["peak_bytes"] == 12 * frame - HELD_BY_CALLS.get(1, 0) * frame + (
+        HELD_BY_CALLS.get(TOGETHER, 0) * frame
+    )
+    assert plan(capsys)["peak_bytes"] == large["peak_bytes"]  # A card of 16 GB.
+    for vram, said in (("11", "11 GB, which decodes one frame"), ("24", "24 GB, which decodes 4 frames")):
+        assert main(["plan", "--vram", vram]) == 0
+        assert f"Planned for a card with {said} at once (--vram)." in capsys.readouterr().out
+
+
 def test_a_realigned_window_counts_its_unrotated_keys(capsys):
     made = plan(capsys, "--policy", "sink_window", "--window-frames", "12", "--sink-frames", "3")
     frame = 1560 * 184_320
@@ -55,6 +71,8 @@ def test_a_realigned_window_counts_its_unrotated_keys(capsys):
         (("--seconds", "0"), "seconds is 0"),
         (("--seconds", "nan"), "seconds is nan"),
         (("--fps", "-1"), "fps is -1"),
+        (("--vram", "0"), "--vram is 0"),
+        (("--vram", "nan"), "--vram is nan"),
         (("--policy", "sink_window", "--window-frames", "4", "--sink-frames", "3"), "at least 6"),
         (("--policy", "window", "--sink-frames", "3"), "no knob sink_frames"),
         (("--model", "nothing.safetensors"), "nothing.safetensors"),
