@@ -60,7 +60,7 @@ class RenderFeedback:
         if error is None:
             self._tell("done", self.summary())
         elif isinstance(error, comfy.model_management.InterruptProcessingException):
-            self._tell("stopped", f"stopped at {self._made(self._done)}; Run continues")
+            self._tell("stopped", f"Stopped at {self._made(self._done)}. Press Run to resume.")
         else:
             self._tell("failed", f"{error}\nFailed at {self._made(self._done)}.")
 
@@ -86,8 +86,8 @@ class RenderFeedback:
                 self._tell("running", self._progress())
 
     def summary(self) -> str:
-        """What was sampled and what was re-used, for the job history."""
-        reused = f"blocks 1 to {self._known} re-used" if self._known else "no block re-used"
+        """What was sampled and what was reused, for the job history."""
+        reused = f"blocks 1 to {self._known} reused" if self._known else "no block reused"
         lines = [f"render {self._render}: {reused}, {self._sampled} of {self._geometry.blocks} sampled", *self._notes]
         return "\n".join(lines)
 
@@ -117,7 +117,7 @@ class RenderFeedback:
         g, done = self._geometry, self._done
         pace = (time.monotonic() - self._since) / max(1, self._sampled)
         left = clock(pace * (g.blocks - done)).replace(" ", NO_BREAK)
-        how = "re-used" if self._reused else f"{left}{NO_BREAK}left | {pace:.2f}{NO_BREAK}s per block"
+        how = "reused" if self._reused else f"{left}{NO_BREAK}left | {pace:.2f}{NO_BREAK}s per block"
         made = f"{self._made(done)} of {self._made(g.blocks)}"
         return f"block {done}/{g.blocks} | {made} | {how} | cache {self._cache}"
 

@@ -1,4 +1,5 @@
-"""The interface to ComfyUI's models: a MODEL or VAE as the core's model or decoder. No other file touches them.
+"""The interface to ComfyUI's models: a MODEL or VAE as the core's model or decoder. Apart from it, only the
+loader, LoRA layouts (`loras.py`) and the demo's CLIP (`words_clip.py`) call ComfyUI's model code.
 
 The diffusion model inside a MODEL has the official attribute names, so the core runs it directly. Its modules cast,
 offload, dequantise and patch as ComfyUI set them up (LoRA, fp8, GGUF).

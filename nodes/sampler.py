@@ -255,8 +255,8 @@ def _compressor_note(model, recipe: Recipe) -> Iterator[str]:
     """A note if the policy could use a trained compressor and the MODEL carries none."""
     if recipe.unlimited_partitions.bank is not None and host.compressor_info(model) is None:
         yield (
-            "Note: this MODEL has no trained compressor, so PackForcing runs zero-shot. `packforcing train compressor "
-            "--checkpoint` makes one without any video: see the help of PackForcing Model Loader."
+            "Note: this MODEL has no trained compressor, so PackForcing runs zero-shot: what has left the frame is not "
+            "recalled. The help of PackForcing Model Loader says how to train one."
         )
 
 

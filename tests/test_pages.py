@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from packforcing_core.cache.config import DOCUMENTED_PRESETS, Full, PackForcing
+from packforcing_core.cache.config import DOCUMENTED_PRESETS, Full, PackForcing, Window
 from packforcing_core.checkpoint.families import DEFAULT_FAMILY, FAMILIES
 from packforcing_core.geometry import GB, VideoGeometry
 from packforcing_core.model.config import WAN_SIZES
@@ -26,11 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [p for p in sorted(ROOT.rglob("*.md")) if not {".venv", ".pytest_cache"} & set(p.relative_to(ROOT).parts)]
 INT8 = PackForcing(kv_int8="all", bank_storage="ram_int8")
-ROWS = {
-    "16 GB and up": PackForcing(),
-    "12 GB": INT8,
-    "8 GB": PackForcing(3, 3, 8, kv_int8="all", bank_storage="ram_int8"),
-}
+SMALLER = PackForcing(3, 3, 8, kv_int8="all", bank_storage="ram_int8")
+ROWS = {"16 GB and up": (PackForcing(), "bf16"), "12 GB": (INT8, "fp8"), "8 GB": (SMALLER, "fp8")}
 
 POLICIES = {
     "PackForcing": ("PackForcing, trained compressor", "PackForcing, zero-shot"),
@@ -40,10 +38,12 @@ POLICIES = {
 }
 
 
-def plan(policy, frames_per_block: int = 3) -> RenderPlan:
-    geometry = VideoGeometry.from_seconds(120, width=832, height=480, fps=16.0, frames_per_block=frames_per_block)
+def plan(policy, frames_per_block: int = 3, vram: float = 16, seconds: float = 120) -> RenderPlan:
+    """What `packforcing plan --vram` says for a card with so many GB."""
+    geometry = VideoGeometry.from_seconds(seconds, width=832, height=480, fps=16.0, frames_per_block=frames_per_block)
     recipe = Recipe(geometry, policy, Denoising.of_family(DEFAULT_FAMILY), 0)
-    decoder = decode_bytes.vae_bytes(VAEConfig(), 480, 832, geometry.frames_per_push, torch.bfloat16)
+    sizes = 480, 832, geometry.frames_per_push
+    decoder = decode_bytes.vae_bytes(VAEConfig(), *sizes, torch.bfloat16, vram=int(vram * GB))
     return plan_render(WAN_SIZES["1.3B"], recipe, torch.bfloat16, decoder)
 
 
@@ -68,13 +68,32 @@ def test_the_readmes_moving_image_is_the_demos():
 @pytest.mark.parametrize("card", ROWS)
 def test_the_readmes_table_is_the_planners(card, monkeypatch):
     monkeypatch.setattr(decode_bytes, "HELD_BY_CALLS", {})  # The README's figures hold from Python 3.11 on.
-    planned = plan(ROWS[card])
-    told = [f"{value / GB:.1f} GB" for value in (planned.peak_bytes, planned.host_bytes, planned.disk_bytes)]
+    (policy, weights), vram = ROWS[card], float(card.split()[0])
+    planned = plan(policy, vram=vram)
+    peak = planned.peak_bytes - (planned.weights_bytes // 2 if weights == "fp8" else 0)
+    told = [f"{value / GB:.1f} GB" for value in (peak, planned.host_bytes, planned.disk_bytes)]
     print(card, told)
     assert cells(card)[3:] == told
+    assert f"weights in {weights}" in cells(card)[2] or cells(card)[2].startswith("also")
     chinese = (ROOT / "locales" / "zh" / "README.md").read_text(encoding="utf-8")
     assert f"| {' | '.join(told)} |" in chinese
-    assert planned.peak_bytes < 0.9 * GB * float(card.split()[0])
+    assert peak < 0.9 * GB * vram
+
+
+NOTE = ROOT / "workflows" / "api" / "notes" / "packforcing_wan_low_memory.md"
+
+
+def test_the_low_memory_templates_note_is_the_planners(monkeypatch):
+    monkeypatch.setattr(decode_bytes, "HELD_BY_CALLS", {})
+    note = NOTE.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.*) \| (\S+ GB) \| (\S+ GB) \|$", note, re.MULTILINE)
+    made = [plan(policy, vram=12, seconds=30) for policy in (Window(21), PackForcing(), INT8, SMALLER)]
+    told = [(f"{one.buffer_bytes / GB:.1f} GB", f"{one.peak_bytes / GB:.1f} GB") for one in made]
+    print(told)
+    assert [row[1:] for row in rows] == told
+    assert f"RAM in int8 ({made[2].host_bytes / GB:.1f} GB)" in " ".join(note.split())
+    template = json.loads(NOTE.parents[1].joinpath(f"{NOTE.stem}.json").read_text(encoding="utf-8"))
+    assert [node["inputs"]["seconds"] for node in template.values() if "seconds" in node["inputs"]] == [30.0]
 
 
 @pytest.mark.parametrize("preset", POLICIES)
@@ -96,7 +115,7 @@ def test_how_much_is_compressed_and_how_long_two_minutes_are():
     two_minutes = plan(PackForcing())
     assert f"120 s become {two_minutes.seconds:.2f} s ({two_minutes.pixel_frames:,} frames)" in README
     weights = two_minutes.weights_bytes
-    assert f"fp8 weights, as in packforcing_wan_low_memory, save another {weights / 2 / GB:.1f} GB" in README
+    assert f"model {weights / GB:.1f}, VAE" in README
     assert f"1.3B; {2 * weights / GB:.1f} GB in fp32" in README
     assert plan(Full()).buffer_bytes > 20 * two_minutes.buffer_bytes
 

@@ -28,7 +28,8 @@ _LORA_ADVICE = (
     "and add this file with the native LoraLoaderModelOnly node after the loader."
 )
 _LORA_RENAME = (
-    " Its key names are not those that the native node reads: convert it with `packforcing convert-lora FILE OUTPUT`."
+    " Its key names are not those that the native node reads: convert it with `packforcing convert-lora FILE OUTPUT` "
+    "(the README says under Install how to get this command)."
 )
 
 # (a name that only this kind has, kind)

@@ -72,7 +72,7 @@ def _of_index(index: Path) -> list[Path]:
 def _siblings(path: Path, part: re.Match) -> list[Path]:
     count = int(part["count"])
     if not 1 <= int(part["number"]) <= count <= _MOST_SHARDS:
-        raise PackForcingError(f"{path.name} is shard {part['number']} of {part['count']}: which is impossible.")
+        raise PackForcingError(f"{path.name} calls itself shard {int(part['number'])} of {count}, which is impossible.")
     names = [f"{part['name']}-{number:05}-of-{part['count']}.safetensors" for number in range(1, count + 1)]
     return _present(path, [path.with_name(name) for name in names])
 

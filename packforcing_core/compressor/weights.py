@@ -267,8 +267,8 @@ def _require_same_base(file: TensorFile, trained: Mapping[str, list[float]], giv
         return
     raise PackForcingError(
         f"{file.path.name} was trained for {fits(file.metadata)}; this model has the same sizes but other weights "
-        f"(they differ by {100 * apart:.2g}%). Load it with that model, train one for this model "
-        "(`packforcing train compressor --checkpoint`), or load none (zero-shot)."
+        f"(they differ by {100 * apart:.2g}%). Load it with that model, load none (zero-shot), or train one for this "
+        "model: the help of PackForcing Model Loader says how."
     )
 
 

@@ -95,7 +95,7 @@ def stored_start(path: Path, wanted: Tensor | None, notes: list[str]) -> Tensor 
     if not alike(stored, wanted):
         raise FolderError(
             "The render on disk has other settings:\n  start: another image or video than the one it began from\n"
-            "Set it back, choose another render name, or mode new."
+            "Set it back, choose another render name, or render mode new."
         )
     if not torch.equal(stored, wanted.cpu()):
         notes.append(
@@ -128,5 +128,5 @@ def _prompt_path(path: Path, prompt: str) -> Path:
 def read_script(path: Path, prompt: str) -> Script:
     tensors, _ = read_tensors(_prompt_path(path, prompt))
     if fingerprint(tensors, None) != prompt:
-        raise FolderError(f"The prompt {prompt} in {path} is damaged. Use another render name, or mode new.")
+        raise FolderError(f"The prompt {prompt} in {path} is damaged. Use another render name, or render mode new.")
     return Script.from_tensors({name: tensor.clone() for name, tensor in tensors.items()})

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ..errors import PackForcingError
+from ..geometry import PIXEL_FRAMES_PER_LATENT
 from ..text.script import Script
 from .blocks import BlockStore, numbered_files
 from .content import Content, begins_alike, name_of, read_script, stored_script, stored_start, unlike, write_content
@@ -141,7 +142,7 @@ def _opened(
         found = _found(path, wanted, content, notes)
         if found is None and mode in ("extend", "retake"):
             raise FolderError(
-                f"There is no render {path.name!r} to {mode} in {path.parent}. Render it first (mode resume)."
+                f"There is no render {path.name!r} to {mode} in {path.parent}. Render it first (render mode resume)."
             )
         manifest = wanted
         if found is not None:
@@ -176,8 +177,9 @@ def continued(
     if mode == "retake":
         _require_same(found, wanted, (*_LENGTH, "seed"), [])
         if retake_block >= wanted.blocks:
+            earlier = _length_of(retake_block - wanted.blocks + 1, wanted)
             raise FolderError(
-                f"A retake from block {retake_block} of {wanted.blocks} changes nothing: go further back."
+                f"The retake begins after the end of the video and would change nothing. Begin it {earlier} earlier."
             )
         take = replace(wanted.takes[-1], first_block=retake_block)
         same = (found.takes[-1].first_block, found.takes[-1].seed) == (take.first_block, take.seed)
@@ -185,8 +187,10 @@ def continued(
         if stored is not None:
             return _lengthened(found, wanted.blocks), replace(content, script=stored)
         if retake_block > finished:
+            missing = _length_of(retake_block - finished, wanted)
             raise FolderError(
-                f"A retake from block {retake_block} needs the blocks before it, and only {finished} are finished."
+                f"The retake begins {missing} after what is rendered. Begin it at least {missing} earlier, or render "
+                "further first."
             )
         return replace(found, blocks=wanted.blocks, takes=(*found.takes, take)), content
     stored, problem = stored_script(path, found.takes[last], content, notes)
@@ -204,6 +208,14 @@ def continued(
     return _lengthened(found, wanted.blocks), content
 
 
+def _length_of(blocks: int, manifest: Manifest) -> str:
+    """How long so many blocks of a render are, none of them its first."""
+    frames, fps = manifest.settings.get("frames_per_block"), manifest.settings.get("fps")
+    if not isinstance(frames, int) or not isinstance(fps, int | float):
+        return f"{blocks} blocks"
+    return f"{blocks * frames * PIXEL_FRAMES_PER_LATENT / fps:.2f} s"
+
+
 def _lengthened(found: Manifest, blocks: int) -> Manifest:
     return found if blocks == found.blocks else replace(found, blocks=blocks)
 
@@ -214,8 +226,8 @@ def _require_same(found: Manifest, wanted: Manifest, free: Sequence[str], proble
         raise FolderError(
             "The render on disk has other settings:\n  "
             + "\n  ".join(lines)
-            + "\nSet them back, choose another render name, or mode new; extend changes the length, retake seed and "
-            "prompt after a given time."
+            + "\nSet them back, choose another render name, or render mode new; extend changes the length, retake seed "
+            "and prompt after a given time."
         )
 
 

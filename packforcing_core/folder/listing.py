@@ -50,7 +50,7 @@ def others_note(root: Path, mine: Path) -> tuple[str, ...]:
         return ()
     size = size_text(sum(render.size for render in others))
     count = "1 other unfinished render takes" if len(others) == 1 else f"{len(others)} other unfinished renders take"
-    return (f"{count} {size} in {root}. `packforcing renders` lists them and removes those you name.",)
+    return (f"{count} {size} in {root}. Delete the folders there that you no longer need.",)
 
 
 def _listed(path: Path) -> Listed:

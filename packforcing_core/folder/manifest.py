@@ -82,7 +82,9 @@ class Manifest:
         content = read_json(path, LARGEST_BYTES)
         problem = _problem(content)
         if problem:
-            raise FolderError(f"{path} is damaged, or of another version: {problem}. Use another name, or mode new.")
+            raise FolderError(
+                f"{path} is damaged, or of another version: {problem}. Use another name, or render mode new."
+            )
         takes = tuple(Take(**take) for take in content["takes"])
         return cls(content["settings"], content["blocks"], takes, content["versions"], content["identity"])
 

@@ -21,11 +21,12 @@ class RenderPlan:
     """Sizes of one render. Tokens and bytes are those of a full cache, when all slots are filled. Tokens are those that
     a denoising pass attends to; `current_blocks` are denoised together.
 
-    `cache_bytes` is the stored past that is attended to or selected from; `buffer_bytes` is all that the cache allocates on its device,
-    current block included; `bank_bytes` is the bank of compressed blocks, `host_bytes` the part of it in system RAM.
-    All four are exact. `weights_bytes` is exact for an unquantised model. `peak_bytes` adds the text, an estimate of
-    one pass's activations, and what the VAE takes on the same device. `block_disk_bytes` is the most that a finished
-    block takes in the render's folder, `disk_bytes` the whole folder (blocks, text and start) without the video.
+    `cache_bytes` is the stored past that is attended to or selected from; `buffer_bytes` is all that the cache allocates
+    on its device, current block included; `bank_bytes` is the bank of compressed blocks, `host_bytes` the part of it in
+    system RAM. All four are exact. `weights_bytes` is exact for an unquantised model. `peak_bytes` adds the text, an
+    estimate of one pass's activations, and what the VAE takes on the same device. `block_disk_bytes` is the most that a
+    finished block takes in the render's folder, `disk_bytes` the whole folder (blocks, text and start) without the
+    video.
     """
 
     width: int
@@ -65,7 +66,7 @@ class RenderPlan:
             f"{self.attended_tokens:,} tokens | cache {size_text(self.cache_bytes)}, "
             f"with the current {current} {size_text(self.buffer_bytes)} | "
             f"peak about {size_text(self.peak_bytes)}{left_out} | "
-            f"on disk {size_text(self.disk_bytes)} beside the video"
+            f"on disk {size_text(self.disk_bytes)}, not counting the video"
         )
 
     def describe_memory(self) -> str:
@@ -78,8 +79,8 @@ class RenderPlan:
         )
         parts = " + ".join(f"{name} {tokens:,}" for name, tokens in rows if tokens)
         lines = (
-            f"in view: {self.attended_tokens:,} tokens ({parts}), {self.window_frames:g} frames of time",
-            f"on top of the model: {size_text(self.cache_bytes)} of the past, {size_text(self.buffer_bytes)} in all",
+            f"in view: {self.attended_tokens:,} tokens ({parts}) over {self.window_frames:g} latent-frame positions",
+            f"KV cache in VRAM: {size_text(self.buffer_bytes)} ({size_text(self.cache_bytes)} of it past frames)",
             f"in system RAM: {size_text(self.host_bytes)}",
         )
         return "\n".join(lines)

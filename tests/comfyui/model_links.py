@@ -23,6 +23,10 @@ LINKS = {
         f"{_WAN}/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors",
         "text_encoders",
     ),
+    "lightvaew2_1.safetensors": (
+        "https://huggingface.co/lightx2v/Autoencoders/resolve/main/lightvaew2_1.safetensors",
+        "vae",
+    ),
     "wan_2.1_vae.safetensors": (f"{_WAN}/vae/wan_2.1_vae.safetensors", "vae"),
 }
 """file -> (address, folder of ComfyUI's models)"""

@@ -230,7 +230,7 @@ def test_an_interrupted_video_stays_and_says_that_run_continues(
         wait_for(front_end, f"() => {VIDEO}.currentTime > 0.5")
         comfy.client.interrupt(prompt)
     comfy.client.wait(prompt)
-    wait_for(front_end, f"() => {SAID_BELOW}?.textContent.includes('stopped at')")
+    wait_for(front_end, f"() => {SAID_BELOW}?.textContent.includes('Stopped at')")
     stopped = seen(front_end)
     front_end.page.reload()
     wait_for(front_end, PLAYS, 1.2)
@@ -239,11 +239,11 @@ def test_an_interrupted_video_stays_and_says_that_run_continues(
     reloaded = seen(front_end)
     print(tmp_path, stopped, reloaded, sep="\n")
     for state in (stopped, reloaded):
-        assert "Run continues" in state["said"]
+        assert "Press Run to resume" in state["said"]
         assert "The video so far: output/packforcing/" in state["said"]
     video = film_of(comfy, comfy.client.wait(press_run(front_end)), node)
     wait_for(front_end, FINISHED, video.name)
-    assert "re-used" in seen(front_end)["said"]
+    assert "reused" in seen(front_end)["said"]
     choose(front_end, "Comfy.VueNodes.Enabled", False)
     assert front_end.problems == []
 

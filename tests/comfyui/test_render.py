@@ -122,7 +122,7 @@ def test_other_encoder_settings_do_not_sample_again(comfy: ComfyServer, files: F
     texts = [text for node, text in events.texts if node == film.id and text.startswith("block")]
     print(texts[-1])
     assert texts
-    assert all("re-used" in text for text in texts)
+    assert all("reused" in text for text in texts)
 
 
 def test_collected_latents_decode_in_the_stock_node_to_the_same_film(comfy: ComfyServer, files: Files):
@@ -167,7 +167,7 @@ def test_interruption_leaves_a_playable_film_and_a_rerun_goes_on(comfy: ComfySer
     known = len(list((folder / "blocks").glob("*.safetensors")))
 
     def goes_on(seen: Events) -> bool:
-        return any(text.startswith("block") and "re-used" not in text for _, text in seen.texts)
+        return any(text.startswith("block") and "reused" not in text for _, text in seen.texts)
 
     graph.prompt[film.id]["inputs"]["filename_prefix"] = "video/went-on"
     with comfy.client.events() as events:
@@ -176,7 +176,7 @@ def test_interruption_leaves_a_playable_film_and_a_rerun_goes_on(comfy: ComfySer
         comfy.client.interrupt(prompt_id)
         comfy.client.wait(prompt_id)
     texts = [text for node, text in events.texts if node == film.id and text.startswith("block")]
-    made = [int(text.split()[1].split("/")[0]) for text in texts if "re-used" not in text]
+    made = [int(text.split()[1].split("/")[0]) for text in texts if "reused" not in text]
     print(f"{known} blocks known | {texts[0]} | made {made}")
     assert known >= 4
     assert made == list(range(known + 1, known + 1 + len(made)))

@@ -66,10 +66,10 @@ def test_an_interrupted_rolling_render_goes_on_to_the_same_film(comfy: ComfyServ
             graph.prompt[film.id]["inputs"]["filename_prefix"] = "video/rolled-on"
         with comfy.client.events() as events:
             entry = comfy.client.run(graph.prompt)
-        reused = sum("re-used" in text for node, text in events.texts if node == film.id)
+        reused = sum("reused" in text for node, text in events.texts if node == film.id)
         assert (reused >= 7) == stop
         films.append(np.stack(list(read_frames(film_of(comfy, entry, film.id)))))
-    print(f"{len(films[0])} frames, {reused} blocks re-used")
+    print(f"{len(films[0])} frames, {reused} blocks reused")
     assert films[0].std() > 1
     assert np.array_equal(*films)
 

@@ -171,8 +171,11 @@ def test_other_settings_are_refused_with_the_difference(tmp_path):
         (Small("window", blocks=3), ["policy: the render has packforcing, now window"]),
         (Small(blocks=2, mode="extend"), ["can only make it longer"]),
         (Small(blocks=4, seed=8, mode="extend"), ["seed: the render has 7, now 8"]),
-        (Small(blocks=9, mode="retake", retake_block=5), ["needs the blocks before it, and only 3 are finished"]),
-        (Small(blocks=3, mode="retake", retake_block=3), ["go further back"]),
+        (
+            Small(blocks=9, mode="retake", retake_block=5),
+            ["begins 1.50 s after what is rendered", "Begin it at least 1.50 s earlier"],
+        ),
+        (Small(blocks=3, mode="retake", retake_block=3), ["after the end of the video", "Begin it 0.75 s earlier"]),
         (Small(width=64, blocks=3, mode="retake", retake_block=1), ["width: the render has 48, now 64"]),
     ):
         with pytest.raises(FolderError) as refused:

@@ -36,7 +36,7 @@ def _whole_blocks(name: str, value: int, default: int, frames_per_block: int) ->
 class PackForcing(Policy):
     name = "packforcing"
     title = "PackForcing"
-    keeps = "sink and recent frames, and the most relevant compressed blocks of everything in between"
+    keeps = "sink and recent frames, and the most relevant of the newest 160 compressed blocks (two minutes; see bank_blocks)"
     default_sink_frames: ClassVar[int] = 8
     default_recent_frames: ClassVar[int] = 4
 
@@ -56,7 +56,7 @@ class PackForcing(Policy):
     )
     bank_blocks: int = knob(
         160,
-        "How many compressed blocks are kept. 160 blocks of 3 latent frames are two minutes at 16 FPS; then the "
+        "How many compressed blocks are kept. 160 blocks of 3 latent frames are two minutes at 16 fps; then the "
         "oldest are dropped.",
     )
     mid_span: float = knob(

@@ -125,8 +125,8 @@ class FrameMemory(Rule):
         candidates = len(window.past) - self._sink - self._past_recent
         if len(choice) != self._memory or not all(0 <= frame < candidates for frame in choice):
             raise PackForcingError(
-                f"The recorded selection {list(choice)} does not fit a memory of {self._memory} out of {candidates} "
-                "frames. It was recorded with other settings of the policy."
+                f"The recorded selection {list(choice)} does not fit: expected {self._memory} kept frames out of "
+                f"{candidates}. It was recorded with other settings of the policy."
             )
         return tuple(choice)
 

@@ -63,9 +63,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--critic", help="stage self-forcing: what the critic starts from; default: the teacher")
     parser.add_argument("--vae", help="a Wan VAE, instead of the folder's")
     parser.add_argument("--videos", help="stage latents: a folder of NAME.mp4, each with its prompt in NAME.txt")
-    parser.add_argument("--text-encoder", help="with --videos: folder of umT5-XXL in transformers' format")
+    parser.add_argument(
+        "--text-encoder", help="with --videos or --checkpoint: folder of umT5-XXL in transformers' format"
+    )
     parser.add_argument("--negative", default="", help="with --videos: the negative prompt of the guidance")
-    parser.add_argument("--dry-run", action="store_true", help="stage self-forcing: print the memory it takes and stop")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="stage self-forcing, or compressor with --checkpoint: print the memory it takes and stop",
+    )
     parser.add_argument("--ranks", type=int, default=1, help="with --dry-run: processes that share the networks")
     selfmade.add_arguments(parser)
 
@@ -74,8 +80,8 @@ def run(options: argparse.Namespace) -> int:
     missing = [name for name in ("numpy", "tensorboard", "tqdm") if find_spec(name) is None]
     if missing:
         raise PackForcingError(
-            f"Training needs {', '.join(missing)}, which is not installed: run pip install "
-            "'comfyui-packforcing[train]'."
+            f"Training needs {', '.join(missing)}, which is not installed: in the git checkout of the pack run pip "
+            "install '.[train]'."
         )
     from ..training import ranks
     from ..training.presets import SIZES

@@ -19,7 +19,7 @@ def library(module: str, package: str, use: str) -> ModuleType:
     except ImportError as error:
         raise PackForcingError(
             f"{use} needs {package}, which is not installed here ({error}); install it with: "
-            f"pip install {package}, or all of the evaluation with: pip install 'comfyui-packforcing[evaluation]'"
+            f"pip install {package}, or all of the evaluation, in a git checkout, with: pip install '.[evaluation]'"
         ) from error
 
 

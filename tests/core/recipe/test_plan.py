@@ -70,11 +70,14 @@ def test_the_peak_holds_all_its_parts():
 
 def test_the_plan_of_two_minutes_is_told_in_a_line():
     geometry = VideoGeometry.from_seconds(120, width=832, height=480, fps=16.0, frames_per_block=3)
-    told = plan_render(WAN_SIZES["1.3B"], Recipe(geometry, Window(21), DENOISING, seed=0)).describe()
-    print(told)
+    planned = plan_render(WAN_SIZES["1.3B"], Recipe(geometry, Window(21), DENOISING, seed=0))
+    told, memory = planned.describe(), planned.describe_memory()
+    print(told, memory, sep="\n")
     assert "1917 frames in 160 blocks of 3 | attends to 32,760 tokens | cache 5.18 GB" in told
     assert "with the current block 6.04 GB" in told
-    assert "on disk 0.20 GB beside the video" in told
+    assert "on disk 0.20 GB, not counting the video" in told
+    assert "in view: 32,760 tokens (recent 28,080 + current 4,680) over 21 latent-frame positions" in memory
+    assert "KV cache in VRAM: 6.04 GB (5.18 GB of it past frames)" in memory
 
 
 @pytest.mark.parametrize("policy", [Window(21), PackForcing(), DeepForcing()], ids=lambda policy: policy.name)
