@@ -7,13 +7,24 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from packforcing_core.cache.config import DOCUMENTED_PRESETS, Full, PackForcing, Window
+from packforcing_core.cache.config import (
+    DOCUMENTED_PRESETS,
+    DeepForcing,
+    Full,
+    MemRoPE,
+    PackForcing,
+    RollingSink,
+    SinkWindow,
+    TetherCache,
+    Window,
+)
 from packforcing_core.checkpoint.families import DEFAULT_FAMILY, FAMILIES
 from packforcing_core.geometry import GB, VideoGeometry
 from packforcing_core.model.config import WAN_SIZES
@@ -78,6 +89,39 @@ def test_the_readmes_table_is_the_planners(card, monkeypatch):
     chinese = (ROOT / "locales" / "zh" / "README.md").read_text(encoding="utf-8")
     assert f"| {' | '.join(told)} |" in chinese
     assert peak < 0.9 * GB * vram
+
+
+CACHE_ROWS = {
+    "packforcing": (PackForcing(), 3),
+    "packforcing, blocks of 4": (PackForcing(), 4),
+    "packforcing, sink 3, recent 3, top-k 8": (PackForcing(3, 3, 8), 3),
+    "window of 21": (Window(21), 3),
+    "sink 3 and window, 12 frames": (SinkWindow(12, 3), 3),
+    **{policy.name: (policy, 3) for policy in (DeepForcing(), TetherCache(), MemRoPE(), RollingSink())},
+}
+
+
+def told_sizes(policy, frames_per_block: int, parts: str) -> tuple[str, str, str, str]:
+    """Past, whole cache, peak and bank in system RAM, as the page of the cache rounds them."""
+    bits = {"none": "", "all": "_int8", "all_int4": "_int4"}[parts]
+    bank = {"bank_storage": f"ram{bits}"} if isinstance(policy, PackForcing) else {}
+    made = plan(replace(policy, kv_int8=parts, **bank), frames_per_block)
+    sizes = [value / GB for value in (made.cache_bytes, made.buffer_bytes, made.peak_bytes, made.host_bytes)]
+    return f"{sizes[0]:.2f}", f"{sizes[1]:.2f}", f"{sizes[2]:.1f}", f"{sizes[3]:.1f}" if bank else ""
+
+
+@pytest.mark.parametrize("name", CACHE_ROWS)
+def test_the_caches_tables_are_the_planners(name, monkeypatch):
+    """In full precision and 8 bits; in 8 and 4 bits, where the page has that row too."""
+    monkeypatch.setattr(decode_bytes, "HELD_BY_CALLS", {})
+    page = (ROOT / "packforcing_core" / "cache" / "README.md").read_text(encoding="utf-8")
+    section = page.split("\n## Parts in 8 bits\n")[1].split("\n## ")[0]
+    rows = re.findall(rf"^\| {re.escape(name)} \|(.*)\|$", section, re.MULTILINE)
+    full, eight, four = (told_sizes(*CACHE_ROWS[name], parts) for parts in ("none", "all", "all_int4"))
+    print(name, full, eight, four)
+    pairs = [pair for at in (0, 2, 3) for pair in (eight[at], four[at])]
+    assert [[cell.strip() for cell in row.split("|")] for row in rows] == [[*full[:3], *eight[:3]], pairs][: len(rows)]
+    assert rows
 
 
 NOTE = ROOT / "workflows" / "api" / "notes" / "packforcing_wan_low_memory.md"

@@ -21,8 +21,8 @@ class RenderPlan:
     """Sizes of one render. Tokens and bytes are those of a full cache, when all slots are filled. Tokens are those that
     a denoising pass attends to; `current_blocks` are denoised together.
 
-    `cache_bytes` is the stored past that is attended to or selected from; `buffer_bytes` is all that the cache allocates
-    on its device, current block included; `bank_bytes` is the bank of compressed blocks, `host_bytes` the part of it in
+    `cache_bytes` is the stored past that is attended to or selected from; `buffer_bytes` is all that the cache holds on
+    its device, current block included; `bank_bytes` is the bank of compressed blocks, `host_bytes` the part of it in
     system RAM. All four are exact. `weights_bytes` is exact for an unquantised model. `peak_bytes` adds the text, an
     estimate of one pass's activations, and what the VAE takes on the same device. `block_disk_bytes` is the most that a
     finished block takes in the render's folder, `disk_bytes` the whole folder (blocks, text and start) without the

@@ -36,7 +36,7 @@ def _whole_blocks(name: str, value: int, default: int, frames_per_block: int) ->
 class PackForcing(Policy):
     name = "packforcing"
     title = "PackForcing"
-    keeps = "sink and recent frames, and the most relevant of the newest 160 compressed blocks (two minutes; see bank_blocks)"
+    keeps = "sink and recent frames, and the most relevant of the newest 160 compressed blocks (two minutes)"
     default_sink_frames: ClassVar[int] = 8
     default_recent_frames: ClassVar[int] = 4
 

@@ -336,5 +336,5 @@ def test_a_rolling_rollout_is_refused_with_the_remedy(policy):
 
 def test_recorded_choices_that_do_not_fit_are_refused():
     made = render_blocks(TetherCache(2, 3, 4), 6)
-    with pytest.raises(PackForcingError, match="does not fit a memory of 5"):
+    with pytest.raises(PackForcingError, match="does not fit: expected 5 kept frames"):
         render_blocks(TetherCache(1, 3, 5), 7, known=made)
