@@ -54,8 +54,8 @@ def run(options: argparse.Namespace) -> int:
         print(geometry.describe_length(options.seconds))
         rows, columns = geometry.latent_height, geometry.latent_width
         at_once = frames_at_once(VAEConfig(), rows, columns, dtype, torch.device("cpu"), vram)
-        together = "one frame" if at_once == 1 else f"{at_once} frames"
-        print(f"Planned for a card with {options.vram:g} GB, which decodes {together} at once (--vram).")
+        together = "one frame at a time" if at_once == 1 else f"{at_once} frames at once"
+        print(f"Planned for a card with {options.vram:g} GB, which decodes {together} (--vram).")
         print(_table(plan))
     return 0
 

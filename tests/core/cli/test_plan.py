@@ -52,9 +52,9 @@ def test_a_card_with_room_decodes_four_frames_at_once(capsys):
         HELD_BY_CALLS.get(TOGETHER, 0) * frame
     )
     assert plan(capsys)["peak_bytes"] == large["peak_bytes"]  # A card of 16 GB.
-    for vram, said in (("11", "11 GB, which decodes one frame"), ("24", "24 GB, which decodes 4 frames")):
+    for vram, said in (("11", "one frame at a time"), ("24", "4 frames at once")):
         assert main(["plan", "--vram", vram]) == 0
-        assert f"Planned for a card with {said} at once (--vram)." in capsys.readouterr().out
+        assert f"Planned for a card with {vram} GB, which decodes {said} (--vram)." in capsys.readouterr().out
 
 
 def test_a_realigned_window_counts_its_unrotated_keys(capsys):
