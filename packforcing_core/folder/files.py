@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +29,8 @@ else:
     import fcntl
 
 UNFINISHED = "unfinished"
+RELEASED_S = 1.0
+"""So long the lock of a killed process may last: an encoder that it was just starting holds it until it runs."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}")
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 # Errors of a lock that is held by someone else; any other error means that the file system has no locks.
@@ -156,14 +159,17 @@ def refuse_links(folder: Path) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Locks the folder for one writer. The system releases the lock when the process ends, even after a crash.
 
-    Raises FolderError if another process, or another render in this one, holds the folder. On a file system without
-    locks nothing is locked.
+    Raises FolderError if another process, or another render in this one, holds the folder for longer than RELEASED_S.
+    On a file system without locks nothing is locked.
     """
     with open(folder / "lock", "a+b") as file:
-        if _is_held(file):
-            raise FolderError(
-                f"The render in {folder} is in use. Wait for the other run, interrupt it, or use another name."
-            )
+        latest = time.monotonic() + RELEASED_S
+        while _is_held(file):
+            if time.monotonic() > latest:
+                raise FolderError(
+                    f"The render in {folder} is in use. Wait for the other run, interrupt it, or use another name."
+                )
+            time.sleep(RELEASED_S / 20)
         yield
 
 

@@ -18,14 +18,14 @@ from PIL import Image, ImageDraw, ImageFont
 from ...miniature.world import FPS
 from ...vae.streaming import to_frames
 from .answers import continued, frames_of, given_by
-from .recall import AWAY, Question
+from .recall import AWAY, MADE_BLOCKS, Question
 from .rows import Row, chosen_rows, study_rows
 from .subject import load_miniature
 
 ROWS = {"window": "Sliding window", "trained": "PackForcing, trained compressor"}
 FIRST_TEST_SEED = 1000
-SEEN_S, SAMPLED_BLOCKS = 3, 4
-"""Seconds shown before the object leaves, and blocks of a second after it is due back."""
+SEEN_S = 3
+"""Seconds that are shown before the object has left."""
 SCALE, EVERY = 3, 2
 MARGIN, BAR = 8, 26
 PAPER, INK, FAINT = (24, 24, 27), (244, 244, 245), (161, 161, 170)
@@ -38,7 +38,7 @@ def answers(question: Question) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     given = given_by(subject, question)
     rows: Sequence[Row] = chosen_rows(study_rows(subject.trained), list(ROWS))
     before = np.concatenate([to_frames(video) for video in given.videos])[-AWAY[question.away] - SEEN_S * FPS :]
-    return before, {row.name: frames_of(continued(subject, row, question, given, SAMPLED_BLOCKS)) for row in rows}
+    return before, {row.name: frames_of(continued(subject, row, question, given, MADE_BLOCKS)) for row in rows}
 
 
 def drawn(before: np.ndarray, sampled: dict[str, np.ndarray], away: int) -> Iterator[Image.Image]:

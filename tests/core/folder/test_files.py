@@ -5,6 +5,9 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -142,3 +145,19 @@ def test_a_second_holder_of_the_lock_is_refused_and_a_dead_one_holds_nothing(tmp
         pass
     with locked(tmp_path):
         pass
+
+
+def test_the_lock_of_a_process_that_has_just_been_killed_is_waited_for(tmp_path):
+    held = threading.Event()
+
+    def hold():
+        with locked(tmp_path):
+            held.set()
+            time.sleep(0.2)
+
+    with ThreadPoolExecutor(1) as other:
+        waits = other.submit(hold)
+        held.wait()
+        assert not waits.done()
+        with locked(tmp_path):
+            pass
