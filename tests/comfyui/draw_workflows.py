@@ -1,7 +1,8 @@
 """Draws the templates: from each `workflows/api/NAME.json` the graph `workflows/NAME.json` and its thumbnail.
 
-`python -m tests.comfyui.draw_workflows [NAME ...]` starts a ComfyUI and a browser; the front end itself turns the API
-form into the UI form, so widget order and defaults are its own. `layout.py` says where nodes stand. The note of a graph
+`python -m tests.comfyui.draw_workflows [--pictures] [NAME ...]` starts a ComfyUI and a browser; the front end itself
+turns the API form into the UI form, so widget order and defaults are its own. `--pictures` leaves the graphs as they
+are. `layout.py` says where nodes stand. The note of a graph
 is workflows/api/notes/NAME.md; a node whose `_meta` has "collapsed" is drawn so.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -36,6 +38,8 @@ from tests.vaes import stock_vae
 WORKFLOWS = PACK / "workflows"
 DEMO = "packforcing_demo"
 """What the names of workflows on the demo models begin with: they need no files and can be run as they are."""
+BF16 = "PACKFORCING_TEST_BF16"
+"""Set, the test nodes let ComfyUI take any processor for one that computes in bf16."""
 LONGEST_RENDER_S = 1800
 LARGE = (2000, 1250)
 """The window for the pictures."""
@@ -237,26 +241,30 @@ def save_small(picture: Image.Image, path: Path) -> None:
             return
 
 
-def draw(names: list[str], weights: dict[str, Tensor] | None, *arguments: str) -> None:
-    """Writes graphs and pictures, on a server that is started with `arguments`."""
+def draw(names: list[str], graphs: bool, weights: dict[str, Tensor] | None, *arguments: str) -> None:
+    """Writes pictures, and graphs before if wanted, on a server that is started with `arguments`."""
     with tempfile.TemporaryDirectory() as folder, ComfyServer(Path(folder), arguments=arguments) as server:
         for name in names:
             place_files(server, read_api(name), weights)
         with open_browser() as browser, open_front_end(browser, server, *LARGE) as front_end:
             front_end.page.set_default_timeout(LONGEST_RENDER_S * 1000)
             for name in names:
-                write_graph(front_end, name, WORKFLOWS)
+                if graphs:
+                    write_graph(front_end, name, WORKFLOWS)
                 write_picture(front_end, name, WORKFLOWS)
                 print(f"{name}: problems {front_end.problems or 'none'}", flush=True)
 
 
-def main(names: list[str]) -> None:
+def main(words: list[str]) -> None:
+    names = [word for word in words if word != "--pictures"] or api_names()
+    graphs = "--pictures" not in words
     rendered, drawn = ([name for name in names if name.startswith(DEMO) == demo] for demo in (True, False))
     if rendered:
-        draw(rendered, None)
+        draw(rendered, graphs, None)
     if drawn:
-        draw(drawn, real_shapes(), "--bf16-unet")
+        os.environ[BF16] = "1"  # Plans as on a GPU, in the numbers of the README.
+        draw(drawn, graphs, real_shapes(), "--bf16-unet")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or api_names())
+    main(sys.argv[1:])

@@ -22,7 +22,7 @@ from .recall import AWAY, MADE_BLOCKS, Question
 from .rows import Row, chosen_rows, study_rows
 from .subject import load_miniature
 
-ROWS = {"window": "Sliding window", "trained": "PackForcing, trained compressor"}
+ROWS = {"window": "Sliding window of 20 latent frames", "trained": "PackForcing, trained compressor"}
 FIRST_TEST_SEED = 1000
 SEEN_S = 3
 """Seconds that are shown before the object has left."""

@@ -8,6 +8,7 @@ import types
 import zlib
 
 import comfy.lora
+import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.sd
@@ -19,6 +20,8 @@ from comfy_execution.graph_utils import GraphBuilder
 from PIL import Image
 
 CONTEXT_TOKENS, CONTEXT_WIDTH = 512, 4096
+if os.environ.get("PACKFORCING_TEST_BF16"):  # For drawings of plans; nothing is sampled then.
+    comfy.model_management.unet_manual_cast = lambda *_, **__: None
 
 
 class PackForcingTestConditioning(io.ComfyNode):
