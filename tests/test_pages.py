@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from packforcing_core.cache.config import (
     DOCUMENTED_PRESETS,
@@ -48,6 +49,15 @@ POLICIES = {
     **{name: (name,) for name in ("Deep Forcing", "TetherCache", "MemRoPE", "Rolling Sink")},
 }
 
+RECALLED = {
+    "trained": "PackForcing, trained compressor",
+    "zero-shot": "PackForcing, zero-shot",
+    "window": "Sliding window",
+    "sink+window": "Sink + window (LongLive)",
+    "deep forcing": "Deep Forcing",
+    **{name: name for name in ("TetherCache", "MemRoPE", "Rolling Sink")},
+}
+
 
 def plan(policy, frames_per_block: int = 3, vram: float = 16, seconds: float = 120) -> RenderPlan:
     """What `packforcing plan --vram` says for a card with so many GB."""
@@ -64,16 +74,35 @@ def cells(first: str) -> list[str]:
     return [cell.strip() for cell in row.strip("|").split("|")]
 
 
-def test_the_readmes_moving_image_is_the_demos():
-    """As many frames as the command under it makes, at their rate, and quick to load."""
+def test_the_readmes_moving_image_is_a_question_in_real_time():
+    """Three seconds before the object leaves, seven without it, and two blocks of a second."""
     (path,) = re.findall(r"\((\S+\.webp)\)", README)
-    (seconds,) = re.findall(r"`packforcing demo --seconds (\d+)`", README)
-    geometry = VideoGeometry.from_seconds(float(seconds), width=128, height=64, fps=16.0, frames_per_block=4)
     with Image.open(ROOT / path) as moving:
-        moving.load()
-        assert moving.n_frames == geometry.pixel_frames == 125
-        assert 1000 / moving.info["duration"] == pytest.approx(geometry.fps, rel=0.05)
+        shown = []
+        for frame in ImageSequence.Iterator(moving):
+            frame.load()
+            shown.append(frame.info["duration"])
+    assert sum(shown) == 12_000
     assert (ROOT / path).stat().st_size < 1.5e6
+
+
+def test_the_recall_in_the_readme_is_that_of_the_stored_answers():
+    folder = ROOT / "packforcing_core" / "laboratory" / "study"
+    recalled = {}
+    for archive in ("questions-16-2026-11-27.xz", "questions-64-2026-11-27.xz"):  # Where both have a row, the larger.
+        found = json.loads(lzma.decompress((folder / archive).read_bytes()))["results"]
+        for row in {answer["row"] for answer in found}:
+            recalled[row] = [
+                f"{sum(a['recall'] for a in own):.0f} of {len(own)}"
+                for away in ("soon", "late")
+                if (own := [answer for answer in found if (answer["row"], answer["away"]) == (row, away)])
+            ]
+    told = {row: cells(title)[4:6] for row, title in RECALLED.items()}
+    print(told)
+    assert told == {row: recalled[row] for row in RECALLED}
+    assert f"PackForcing recalled {told['trained'][1].split()[0]}, the window none" in README
+    both = sum(int(count.split()[0]) for count in told["trained"])
+    assert f"the trained compressor {both} of 128" in README
 
 
 @pytest.mark.parametrize("card", ROWS)

@@ -1,6 +1,6 @@
-"""The picture of the README: the study's first question in motion, as two policies answer it side by side.
+"""The image of the README: the study's first question in motion, as two policies answer it side by side.
 
-    python -m packforcing_core.laboratory.study.picture FILE.webp
+    python -m packforcing_core.laboratory.study.readme_image FILE.webp
 
 Until the object is due back the frames are the question's own, drawn by the toy world's program; then each policy
 samples its own. The question is chosen by rule, not by its answers: the first of the test seeds, 7 seconds away.
@@ -42,20 +42,20 @@ def answers(question: Question) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 def drawn(before: np.ndarray, sampled: dict[str, np.ndarray], away: int) -> Iterator[Image.Image]:
-    """The pictures, `EVERY` frames apart; the object is out of sight in the last `away` frames of `before`."""
+    """The images, `EVERY` frames apart; the object is out of sight in the last `away` frames of `before`."""
     font = ImageFont.load_default(15)
     height, width = (SCALE * size for size in before.shape[1:3])
     length = len(before) + min(map(len, sampled.values()))
     for frame in range(0, length, EVERY):
-        picture = Image.new("RGB", (len(ROWS) * (width + MARGIN) + MARGIN, height + 2 * BAR + MARGIN), PAPER)
-        draw = ImageDraw.Draw(picture)
+        image = Image.new("RGB", (len(ROWS) * (width + MARGIN) + MARGIN, height + 2 * BAR + MARGIN), PAPER)
+        draw = ImageDraw.Draw(image)
         for place, (name, title) in enumerate(ROWS.items()):
             left = MARGIN + place * (width + MARGIN)
             shown = before[frame] if frame < len(before) else sampled[name][frame - len(before)]
             draw.text((left, 5), title, INK, font)
-            picture.paste(Image.fromarray(shown).resize((width, height), Image.Resampling.BICUBIC), (left, BAR))
+            image.paste(Image.fromarray(shown).resize((width, height), Image.Resampling.BICUBIC), (left, BAR))
         draw.text((MARGIN, BAR + height + 4), _said(frame, len(before), away), FAINT, font)
-        yield picture
+        yield image
 
 
 def _said(frame: int, before: int, away: int) -> str:
@@ -66,11 +66,11 @@ def _said(frame: int, before: int, away: int) -> str:
     return "Sampled: the prompt says that a shape returns, and not its colour."
 
 
-def save(pictures: Sequence[Image.Image], path: Path) -> None:
+def save(images: Sequence[Image.Image], path: Path) -> None:
     """An animated WebP that is shown in real time, at the best quality at which it has less than MOST_BYTES."""
-    settings = {"save_all": True, "append_images": pictures[1:], "duration": 1000 * EVERY / FPS, "loop": 0, "method": 6}
+    settings = {"save_all": True, "append_images": images[1:], "duration": 1000 * EVERY / FPS, "loop": 0, "method": 6}
     for quality in (85, 75, 60, 45):
-        pictures[0].save(path, "WEBP", quality=quality, **settings)
+        images[0].save(path, "WEBP", quality=quality, **settings)
         if path.stat().st_size < MOST_BYTES:
             return
 
