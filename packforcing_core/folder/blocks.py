@@ -102,8 +102,8 @@ class BlockStore:
             raise FolderError(f"{path} holds no block of this render.")
         selection = _unpacked(tensors, path)
         # Copied, because memory that is mapped from a file changes with it.
-        optional = {name: tensors[name].clone() for name in _OPTIONAL if name in tensors}
-        return BlockDone(block, latents.clone(), True, selection, **optional)
+        tokens, in_flight = (tensors[name].clone() if name in tensors else None for name in _OPTIONAL)
+        return BlockDone(block, latents.clone(), True, selection, tokens, in_flight=in_flight)
 
 
 def _packed(selection: Selection) -> dict[str, Tensor]:
