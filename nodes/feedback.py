@@ -87,8 +87,13 @@ class RenderFeedback:
 
     def summary(self) -> str:
         """What was sampled and what was reused, for the job history."""
-        reused = f"blocks 1 to {self._known} reused" if self._known else "no block reused"
-        lines = [f"render {self._render}: {reused}, {self._sampled} of {self._geometry.blocks} sampled", *self._notes]
+        given = len(self._recipe.given)
+        parts = [
+            *([f"{given} given"] if given else []),
+            f"blocks 1 to {self._known} reused" if self._known else "no block reused",
+            f"{self._sampled} of {self._geometry.blocks - given} sampled",
+        ]
+        lines = [f"render {self._render}: {', '.join(parts)}", *self._notes]
         return "\n".join(lines)
 
     def _block(self, block: int, reused: bool) -> None:

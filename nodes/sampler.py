@@ -22,7 +22,7 @@ from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.folder.content import Content
 from ..packforcing_core.folder.files import checked_name
 from ..packforcing_core.folder.folder import MODES, Mode, RenderFolder, open_render
-from ..packforcing_core.folder.listing import others_note
+from ..packforcing_core.folder.listing import newest_note, others_note
 from ..packforcing_core.folder.manifest import Manifest
 from ..packforcing_core.folder.unnamed import open_unnamed
 from ..packforcing_core.geometry import MAX_FPS, MAX_SECONDS, MAX_SIDE, SIZE_MULTIPLE, VideoGeometry
@@ -155,8 +155,11 @@ class Sampler(io.ComfyNode):
         recipe = recipe.begun_with(folder.content.start)
         stream = LatentStream(model, recipe, folder, bool(render_name), vae if compresses else None, cache_node)
         memory = stream.plan().describe_memory()
-        known = f"render {folder.path.name}: {folder.known_blocks} of {geometry.blocks} blocks are finished already"
+        # Not how many are finished: ComfyUI shows this text again when it resumes the render.
+        known = f"render {folder.path.name}, {geometry.blocks} blocks"
         warnings = (*notes, *stream.notes(), *_warnings(trained, family, settings))
+        if retake_from and render_mode != "retake":
+            warnings += ("Note: retake_from is used by render_mode retake only",)
         warnings += (*_compressor_warnings(model, recipe), *(start.adaptations(geometry) if start else ()))
         prompts = text.describe(geometry)
         others = others_note(folder.path.parent, folder.path)
@@ -205,12 +208,10 @@ def open_folder(
     """Opens the render's folder in ComfyUI's output folder. Without a name it is found by the settings that decide its
     blocks.
     """
-    if not render and mode in ("extend", "retake"):
-        raise PackForcingError(
-            f"To {mode} a render, enter its name in the widget `render_name` (the "
-            "sampler shows the name of every render)."
-        )
     root, shape = Path(folder_paths.get_output_directory()) / OUTPUT_FOLDER, recipe.geometry.block_shape
+    if not render and mode in ("extend", "retake"):
+        asked = f"To {mode} a render, enter its name in the widget `render_name`."
+        raise PackForcingError(f"{asked} {newest_note(root)}")
     if not render:
         return open_unnamed(root, "auto", mode, wanted, content, shape)
     return open_render(root, render, mode, wanted, content, shape, retake_block)

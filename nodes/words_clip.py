@@ -45,7 +45,7 @@ class _Tokenizer:
         """
         lines: tuple[str, ...] = ()
         if unknown:
-            lines = f"The PackForcing miniature does not know these words: {', '.join(unknown)}.", self._known
+            lines = f"Warning: the PackForcing miniature does not know these words: {', '.join(unknown)}.", self._known
             logging.warning("%s", " ".join(lines))
         context = get_executing_context()
         if context is not None:

@@ -22,7 +22,8 @@ const STYLE = `
 .packforcing-monitor video, .packforcing-monitor img { width: 100%; height: 100%; object-fit: contain; display: block; }
 .packforcing-monitor > .bar { flex: none; height: 3px; border-radius: 2px; background: var(--comfy-input-bg, #333); }
 .packforcing-monitor > .bar > div { height: 100%; border-radius: 2px; background: #5aa867; }
-.packforcing-monitor > .said { flex: 0 1 auto; min-height: ${LINE}px; overflow-y: auto; font: 12px/${LINE}px Inter, sans-serif;
+.packforcing-monitor > .said { flex: 0 1 auto; min-height: ${LINE}px; overflow-y: auto; scrollbar-width: thin;
+  scrollbar-color: #888 transparent; font: 12px/${LINE}px Inter, sans-serif;
   color: var(--input-text, #ddd); white-space: pre-wrap; overflow-wrap: anywhere; user-select: text; }
 .packforcing-monitor [hidden] { display: none; }`;
 
@@ -199,7 +200,8 @@ function showKnown({ node, display_node, output, prompt_id: prompt }) {
   const event = { node: String(display_node ?? node), prompt, workflow: null, state: "done", known: true };
   if (!file || !output.animated || !output.text || events.has(jobOf(event))) return;
   const video = { width: 16, height: 9, finished: true, file, segments: [] }; // Until the file's size is known.
-  const text = [`${file.subfolder}/${file.filename}`, ...output.text].join("\n");
+  const unchanged = "Nothing was changed, so nothing ran: this is the finished video.";
+  const text = [[file.type, file.subfolder, file.filename].join("/"), unchanged, ...output.text].join("\n");
   heard({ ...event, serial: nextSerial(), text, video });
 }
 

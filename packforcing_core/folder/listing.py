@@ -39,6 +39,12 @@ def _folders(root: Path) -> Iterator[Path]:
     return (path for path in root.iterdir() if not path.is_symlink() and (path / NAME).is_file())
 
 
+def newest_note(root: Path) -> str:
+    """One line with the names of the three newest renders in `root`."""
+    names = [render.path.name for render in renders(root)[:3]] if root.is_dir() else []
+    return f"The newest are: {', '.join(names)}." if names else f"There is none in {root} yet."
+
+
 def others_note(root: Path, mine: Path) -> tuple[str, ...]:
     """One line on the other unfinished renders beside `mine`, if any. They stay until the user removes them."""
     try:
@@ -50,7 +56,9 @@ def others_note(root: Path, mine: Path) -> tuple[str, ...]:
         return ()
     size = size_text(sum(render.size for render in others))
     count = "1 other unfinished render takes" if len(others) == 1 else f"{len(others)} other unfinished renders take"
-    return (f"{count} {size} in {root}. Delete the folders there that you no longer need.",)
+    names = ", ".join(render.path.name for render in sorted(others, key=lambda render: -render.size)[:3])
+    largest = "" if len(others) <= 3 else "the largest "
+    return (f"{count} {size} in {root}: {largest}{names}. Delete the folders that you no longer need.",)
 
 
 def _listed(path: Path) -> Listed:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 from ..geometry import pixel_frames
@@ -24,13 +26,35 @@ def open_unnamed(
     number.
 
     If it does not exist, mode resume creates it with the finished blocks of renders of other lengths, as hard links if
-    the disk supports them. Those renders stay unchanged. Raises the errors of `open_render`.
+    the disk supports them. Those renders stay unchanged. If that folder has become another render by its name, by a
+    retake or an extension, mode resume takes the next free name. Raises the errors of `open_render`.
     """
     key = fingerprint([dict(wanted.settings), vars(wanted.takes[0]), content.start], None)[:12]
-    path = root / f"{prefix}-{key}-{wanted.blocks}"
-    told = _begin(path, wanted, content) if mode == "resume" and not (path / NAME).exists() else ()
+    named = path = root / f"{prefix}-{key}-{wanted.blocks}"
+    told: tuple[str, ...] = ()
+    if mode == "resume":
+        path = next(place for place in _names(named) if not _is_another(place, wanted))
+        if path != named:
+            told = (f"Note: {named.name} was changed by a retake or an extension, so this is {path.name}",)
+        if not (path / NAME).exists():
+            told += _begin(path, wanted, content)
     folder = open_render(root, path.name, mode, wanted, content, block_shape)
     return replace(folder, notes=(*told, *folder.notes))
+
+
+def _names(path: Path) -> Iterator[Path]:
+    """The path, and the same with .1, .2, ..."""
+    yield path
+    yield from (path.with_name(f"{path.name}.{number}") for number in count(1))
+
+
+def _is_another(path: Path, wanted: Manifest) -> bool:
+    """Whether the folder holds a whole manifest of another render than the wanted one."""
+    try:
+        found = Manifest.read(path)
+    except FolderError:
+        return False
+    return len(found.takes) > 1 or bool(difference(found, wanted))
 
 
 def _begin(path: Path, wanted: Manifest, content: Content) -> tuple[str, ...]:

@@ -58,7 +58,7 @@ def _left_out(holds: Sequence[str]) -> Iterator[str]:
     """Notes on what else is in the file, from ffmpeg's list of its streams."""
     kinds = [found[1] for line in holds if (found := _STREAM.match(line)) and "(attached pic)" not in line]
     if "Audio" in kinds:
-        yield "Its sound is ignored."
+        yield "The video's sound is ignored."
     if kinds.count("Video") > 1:
         yield f"It holds {kinds.count('Video')} videos: only the first is used."
 

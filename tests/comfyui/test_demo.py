@@ -177,7 +177,7 @@ def test_too_many_words_are_refused_and_unknown_ones_are_told(comfy: ComfyServer
     for shown in (text, timed):
         graph.add("PreviewAny", source=shown)
     first = told_on(comfy, graph)
-    assert "The PackForcing miniature does not know these words: walrus." in comfy.log_text()
+    assert "Warning: the PackForcing miniature does not know these words: walrus." in comfy.log_text()
     assert "walrus.\nIt knows a, " in first[text[0]][-1]
     # What each of its texts lacks stands above what the node says itself.
     lines = first[timed[0]][-1].splitlines()

@@ -137,7 +137,7 @@ def test_what_is_changed_of_a_video_on_the_way_in_is_said_on_the_node(comfy: Com
     assert "The start is 128x64: scaled to cover 64x32." in of_render
     assert "The start has 24 FPS: converted to 16, at the same speed." in of_render
     assert "Its pixels are 4:3, not square: it is stretched to 128 x 64." in text
-    assert "Its sound is ignored." in text
+    assert "The video's sound is ignored." in text
 
 
 def test_a_picture_without_the_vae_is_refused(comfy: ComfyServer, files: Files, inputs):

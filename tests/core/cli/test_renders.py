@@ -8,7 +8,7 @@ import torch
 from packforcing_core.cli.main import main
 from packforcing_core.folder.files import locked
 from packforcing_core.folder.folder import FINISHED
-from packforcing_core.folder.listing import others_note
+from packforcing_core.folder.listing import newest_note, others_note
 from packforcing_core.geometry import size_text
 from packforcing_core.sampler.denoising import BlockDone
 from tests.survivor import Small
@@ -66,6 +66,8 @@ def test_a_node_tells_of_the_other_unfinished_renders(root):
     (line,) = others_note(root, root / "done")
     print(line)
     size = sum(path.stat().st_size for path in (root / "begun").rglob("*") if path.is_file())
-    assert line.startswith(f"1 other unfinished render takes {size_text(size)} in {root}")
+    assert line.startswith(f"1 other unfinished render takes {size_text(size)} in {root}: begun.")
     assert others_note(root, root / "begun") == ()
+    assert "begun" in newest_note(root)
+    assert newest_note(root / "nowhere").startswith("There is none")
     assert others_note(root / "nowhere", root) == ()

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from packforcing_core.folder.content import Content
-from packforcing_core.folder.folder import Mode, RenderFolder
+from packforcing_core.folder.folder import Mode, RenderFolder, open_render
+from packforcing_core.folder.manifest import Manifest
 from packforcing_core.folder.unnamed import open_unnamed
 from packforcing_core.render.parts import build_compression
 from packforcing_core.render.recording import recorded_events, wanted_manifest
@@ -97,3 +98,20 @@ def test_another_start_of_the_same_length_is_another_render_and_no_refusal(tmp_p
     one = opened(tmp_path, Small(), start=torch.zeros(1, 16, 3, 4, 6))
     other = opened(tmp_path, Small(), start=torch.ones(1, 16, 3, 4, 6))
     assert one.path != other.path
+
+
+def test_a_render_that_was_retaken_under_its_name_makes_way_for_the_one_of_the_settings(tmp_path):
+    """Its own settings would otherwise be refused for ever, with nothing that could be set back."""
+    small = Small(blocks=4)
+    rendered(tmp_path, small)
+    name = opened(tmp_path, small).path.name
+    other = replace(small, prompt=2)
+    content = Content(Script.of(small_context(seed=other.prompt)))
+    wanted = wanted_manifest(other.recipe(), {"model": "small"}, content, torch.device("cpu"))
+    shape = other.recipe().geometry.block_shape
+    open_render(tmp_path, name, "retake", wanted, content, shape, retake_block=2)
+    again = opened(tmp_path, small)
+    assert again.path.name == f"{name}.1"
+    assert any(f"{name} was changed by a retake or an extension" in note for note in again.notes)
+    assert opened(tmp_path, small).path == again.path, "the next run finds it"
+    assert len(Manifest.read(tmp_path / name).takes) == 2, "the retake stays"

@@ -273,7 +273,7 @@ def test_what_is_left_out_of_a_file_is_said(still, tmp_path):
     encode(still, film, "-c:v", "libx264", "-pix_fmt", "yuv420p")
     ffmpeg("-i", film, "-f", "lavfi", "-i", "sine=duration=0.5", "-c:v", "copy", "-c:a", "aac", sung)
     ffmpeg("-i", sung, "-i", film, "-map", "0", "-map", "1", "-c", "copy", many)
-    sound, videos = "Its sound is ignored.", "It holds 2 videos: only the first is used."
+    sound, videos = "The video's sound is ignored.", "It holds 2 videos: only the first is used."
     assert [probe(path).notes for path in (film, sung, many)] == [(), (sound,), (sound, videos)]
     assert len(list(read_frames(sung))) == len(list(read_frames(many))) == 8
 
