@@ -33,7 +33,6 @@ from .partitions import PRUNED, BlockWindow, Partitions
 from .queries import Queries
 from .queued_choice import Queued
 from .rule import KV, Chooser, Rule
-from .select import SELECTS_AGAIN
 
 
 class KVCache(Ledger):
@@ -79,11 +78,6 @@ class KVCache(Ledger):
     def host_nbytes(self) -> int:
         """Bytes of the bank in system RAM, equal to `shape.host_bytes(partitions)`."""
         return self.mid.compressed_bytes if self.mid and self.mid.plan.bank_storage.startswith("ram") else 0
-
-    @property
-    def selects_again(self) -> bool:
-        """Whether a block selects again when it is committed."""
-        return bool(self.mid and self.mid.plan.selector in SELECTS_AGAIN)
 
     def begin_block(self, selection: Selection | None = None, blocks: int = 1) -> BlockView:
         """The view for the next block. The keys of frames whose position changed are rotated again, from unrotated

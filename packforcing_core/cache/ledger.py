@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ..errors import PackForcingError
 from .partitions import BlockWindow, Partitions
+from .select import SELECTS_AGAIN
 
 Selection = tuple[Sequence[int], ...]
 """What each layer selected for one block: bank blocks by their index in the video, or, for policies that prune tokens,
@@ -47,6 +48,11 @@ class Ledger:
     def next_block(self) -> int:
         """The index in the video of the next block."""
         return self._video_block(self.committed_frames)
+
+    @property
+    def selects_again(self) -> bool:
+        """Whether a block selects again when it is committed."""
+        return self.partitions.bank is not None and self.partitions.bank.selector in SELECTS_AGAIN
 
     def blocks_in_view(self) -> tuple[int, ...]:
         """The blocks with at least one whole frame in view, in order, by their index in the video."""

@@ -2,8 +2,8 @@
 
 `python -m tests.comfyui.draw_workflows [--pictures] [NAME ...]` starts a ComfyUI and a browser; the front end itself
 turns the API form into the UI form, so widget order and defaults are its own. `--pictures` leaves the graphs as they
-are. `layout.py` says where nodes stand. The note of a graph
-is workflows/api/notes/NAME.md; a node whose `_meta` has "collapsed" is drawn so.
+are. `layout.py` says where nodes stand. The note of a graph is workflows/api/notes/NAME.md; a node whose `_meta` has
+"collapsed" is drawn so.
 """
 
 from __future__ import annotations

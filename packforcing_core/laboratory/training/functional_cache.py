@@ -29,7 +29,7 @@ from ...attention import Attention, sdpa
 from ...cache.ledger import Ledger, Selection
 from ...cache.mid import Choice, CompressedRope
 from ...cache.partitions import BankPlan, BlockWindow, Partitions, Placement
-from ...cache.select import SELECTORS, SELECTS_AGAIN, Question, choose
+from ...cache.select import SELECTORS, Question, choose
 from ...errors import PackForcingError
 from ...model.causal import CausalWan, TextKV
 from ...rope import GridRope, Rotation, rotate
@@ -196,8 +196,7 @@ class FunctionalView(Repeatable):
         """Returns the view for the pass that writes the block: another one if layers then select again. This one stays
         as it is, because a backward pass may read it.
         """
-        bank = self.cache.bank
-        again = bank is not None and bank.selector in SELECTS_AGAIN and not self._told
+        again = self.cache.selects_again and not self._told
         return FunctionalView(self.cache, self.window, None, writes=True) if again else self
 
     def selection(self) -> Selection:
