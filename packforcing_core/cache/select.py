@@ -145,6 +145,10 @@ SELECTORS: dict[str, Selector] = {
 }
 READS_QUERIES = {"attention_mass"}
 """Selectors that read every query. The others read means, so the queries need not be rotated for them."""
+WITH_NEWEST = {"mean+newest", "cosine+newest"}
+"""Selectors that give half of the places to the newest blocks."""
+EQUAL_LENGTHS = {"cosine+newest"}
+"""Selectors that compare mean keys of equal length."""
 SELECTS_AGAIN = {"cosine+newest"}
 """Selectors that select again when the sampled block is written to the cache."""
 NO_SELECTOR = "none"

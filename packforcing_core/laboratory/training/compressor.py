@@ -80,6 +80,31 @@ def compressed_tokens(
     }
 
 
+def functional_cache(model: CausalWan, rope: GridRope, policy: Policy, frames_per_block: int) -> FunctionalCache:
+    """Returns an empty cache of `policy` for the layers of `model`."""
+    return FunctionalCache(policy.partitions(frames_per_block), model.config.num_layers, rope, model.attention)
+
+
+def compressed_views(
+    model: CausalWan,
+    high_res: HighRes | None,
+    rope: GridRope,
+    frames_per_block: int,
+    vae: WanVAE | None,
+    policy: Policy,
+    text: list[TextKV],
+    batch: LatentBatch,
+) -> list[FunctionalView]:
+    """Returns the view of every block of the clean clip under `policy`. Gradients flow through its compressed
+    blocks.
+    """
+    cache, x0 = functional_cache(model, rope, policy, frames_per_block), batch.latents.to(model.device)
+    twins = seen_compressed(cache.partitions, x0.shape[2] // frames_per_block)
+    small = small_latents(batch, twins, frames_per_block, vae)
+    tokens = compressed_tokens(model, high_res, x0, small, frames_per_block)
+    return teacher_forced_views(model, text, cache, x0, tokens.__getitem__)
+
+
 def twin_memories(frames_per_block: int) -> tuple[Policy, ...]:
     """Returns the policies that teacher forcing with compressed blocks cycles through: the full history, the paper's
     policy, and two with so few frames at full resolution that a short clip has several compressed blocks, and more of
@@ -224,15 +249,11 @@ class CompressorStage:
         """Returns the view of every block of the clean clip under `policy`. Gradients flow through its compressed
         blocks.
         """
-        cache, x0 = self._cache(policy), batch.latents.to(self.model.device)
-        twins = seen_compressed(cache.partitions, x0.shape[2] // self.frames_per_block)
-        small = small_latents(batch, twins, self.frames_per_block, self.vae)
-        tokens = compressed_tokens(self.model, self.high_res, x0, small, self.frames_per_block)
-        return teacher_forced_views(self.model, text, cache, x0, tokens.__getitem__)
+        given = self.model, self.high_res, self.rope, self.frames_per_block, self.vae
+        return compressed_views(*given, policy, text, batch)
 
     def _cache(self, policy: Policy) -> FunctionalCache:
-        partitions = policy.partitions(self.frames_per_block)
-        return FunctionalCache(partitions, self.model.config.num_layers, self.rope, self.model.attention)
+        return functional_cache(self.model, self.rope, policy, self.frames_per_block)
 
     def _flow(
         self, x: Tensor, sigma: Tensor, text: list[TextKV], views: Sequence[FunctionalView]

@@ -230,13 +230,16 @@ class FunctionalView(Repeatable):
         question = Question(mean_query, queries, blocks, means, keys.__getitem__, *asked, writes=self._writes)
         return choose(SELECTORS[plan.selector](question), blocks, len(self.window.mid_positions))
 
-    def affinities(self, layer: int) -> Tensor:
+    def affinities(self, layer: int, equal_lengths: bool = False) -> Tensor:
         """Returns [B, compressed blocks]: the affinity phi, without its constant factor, between each clip's mean query
-        and each block in `twins`, with the graph of the blocks' keys.
+        and each block in `twins`, with the graph of the blocks' keys. `equal_lengths` divides the mean keys of each
+        clip by their norm.
 
         The selection itself has no gradient; the affinities that it is based on have one.
         """
         means = torch.stack([rows[layer].k.float().mean(dim=1) for rows in self.twins.values()])
+        if equal_lengths:
+            means = means / means.flatten(2).norm(dim=2).clamp_min(1e-12)[..., None, None]
         return torch.einsum("bhd,mbhd->bm", self.mean_queries[layer], means)
 
     def _recent_query_sums(self, layer: int) -> Tensor:

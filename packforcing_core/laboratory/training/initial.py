@@ -26,12 +26,13 @@ from .wan import TrainedWan
 MODELS_BEFORE: Mapping[str, tuple[str, ...]] = {
     "causal": ("teacher",),
     "twins": ("causal",),
-    "distill": ("twins", "causal"),
-    "self-forcing": ("distill", "twins", "causal"),
-    "compressor": ("self-forcing", "distill", "twins", "causal"),
+    "layouts": ("twins", "causal"),
+    "distill": ("layouts", "twins", "causal"),
+    "self-forcing": ("distill", "layouts", "twins", "causal"),
+    "compressor": ("self-forcing", "distill", "layouts", "twins", "causal"),
 }
 """The earlier stages whose model a stage can start from. The first one with an exported file is used."""
-COMPRESSORS_BEFORE = "twins-compressor", "compressor"
+COMPRESSORS_BEFORE = "layouts-compressor", "twins-compressor", "compressor"
 
 
 def model_before(setup: Setup, stage: str) -> Path | None:

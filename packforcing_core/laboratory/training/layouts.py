@@ -17,24 +17,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...cache.config import PackForcing
+from ...cache.select import EQUAL_LENGTHS, WITH_NEWEST
 from ...errors import PackForcingError
 from ...miniature.world import BACKGROUNDS
 from ...vae.wan_vae import WanVAE
 from ..evaluation.little_world.draw import draw
 from ..evaluation.little_world.scene import Scene
 from .clips import returning_block
-from .compressor import CompressorStage
+from .compressor import CompressorStage, TwinsStage, compressed_views
 from .data import ClipShape, LatentBatch, LatentFolder, clip_encoder, encoded_with_twins
-from .flow import autocast
-from .functional_cache import FunctionalView, teacher_forced_views
+from .flow import autocast, flow_loss, noised
+from .functional_cache import FunctionalView, SideBySide, teacher_forced_views
 from .loop import Update
 from .randomness import SampleNoise, step_generator
 from .ranks import share
+
+Kind = Literal["ordinary", "departure", "gap"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,28 @@ class Layouts:
     most_before: int = 2
     most_behind: int = 10
     """Maximum numbers of blank blocks before and behind a sighting. In a departure both lie before it."""
+
+    def kind(self, generator: torch.Generator) -> Kind:
+        """Draws the kind of a step."""
+        drawn = float(torch.rand((), generator=generator))
+        if drawn < self.ordinary:
+            return "ordinary"
+        return "departure" if drawn < self.ordinary + self.departures else "gap"
+
+    def draw(self, kind: Kind, block: int, frames_per_block: int, generator: torch.Generator) -> Layout:
+        """Draws the layout of a gap or a departure for clips whose object returns in `block`."""
+
+        def integer(high: int) -> int:
+            return int(torch.randint(high, (), generator=generator))
+
+        memory = self.memories[integer(len(self.memories))]
+        sink = memory.partitions(frames_per_block).sink_frames // frames_per_block
+        before, behind = integer(self.most_before + 1), integer(self.most_behind + 1)
+        if kind == "departure":
+            return Layout(memory, sink + before + behind, range(block - 2), 0, block - 2)
+        # A video's first block is encoded differently: with blocks in front of it, it may be left out.
+        skipped = int(sink + before > 0 and integer(2) == 0)
+        return Layout(memory, sink + before, range(skipped, block - 1), behind, block - 1)
 
 
 @dataclass(frozen=True)
@@ -156,6 +182,40 @@ class HiddenClips:
             low_res.append(empty_low[blank_block] if block is None else own_low[block])
         return Film(torch.cat(latents, dim=1), torch.cat(low_res, dim=1))
 
+    def arranged(self, layout: Layout, rows: Sequence[int]) -> Arranged:
+        """Returns this rank's share of the clips `rows`, those of all ranks, in `layout`."""
+        indices = share(len(rows))
+        films = [self.films(rows[i]) for i in indices]
+        context = self.folder.contexts([rows[i] for i in indices])
+        long, short = (
+            self._stacked([self.laid_out(clip, blank, order) for clip, blank in films], context, indices)
+            for order in (layout.blocks(), range(layout.newest + 1))
+        )
+        came = torch.stack([clip.blocks(self.frames)[0][layout.newest + 1] for clip, _ in films])
+        stayed = torch.stack([blank.blocks(self.frames)[0][-1] for _, blank in films])
+        return Arranged(long, short, came, stayed)
+
+    def _stacked(self, films: Sequence[Film], context: Tensor, indices: Sequence[int]) -> LatentBatch:
+        """Stacks `films` into a batch and appends a block of zeros. That block is never committed; the view of it is
+        what the caller needs.
+        """
+        latents, low_res = (torch.stack(own) for own in zip(*((f.latents, f.low_res) for f in films), strict=True))
+        times = low_res.shape[2] * self.frames // latents.shape[2]
+        pairs = (latents, self.frames), (low_res, times)
+        latents, low_res = (torch.cat((x, torch.zeros_like(x[:, :, :count])), dim=2) for x, count in pairs)
+        return LatentBatch(latents, context, indices, low_res)
+
+
+class Arranged(NamedTuple):
+    """Clips arranged for one step: in the `long` layout, and their own blocks up to the newest alone (`short`); the
+    block that `came` next [B, 16, frames, h, w], and a blank block that `stayed` in its place.
+    """
+
+    long: LatentBatch
+    short: LatentBatch
+    came: Tensor
+    stayed: Tensor
+
 
 def selection_loss(view: FunctionalView, right: range) -> tuple[Tensor, Tensor]:
     """Returns the selection loss and the miss rate of the blocks `right` in the bank of `view`.
@@ -169,11 +229,12 @@ def selection_loss(view: FunctionalView, right: range) -> tuple[Tensor, Tensor]:
     that were not selected.
     """
     wanted = [index for index, block in enumerate(view.twins) if block in right]
-    places = len(view.window.mid_positions)
-    if view.cache.compressed[0].selector == "mean+newest":
+    places, selector = len(view.window.mid_positions), view.cache.compressed[0].selector
+    if selector in WITH_NEWEST:
         places -= places // 2
     losses, missed = [], []
-    for affinities in map(view.affinities, view.mean_queries):
+    for layer in view.mean_queries:
+        affinities = view.affinities(layer, equal_lengths=selector in EQUAL_LENGTHS)
         spread = affinities.detach().std(dim=1, correction=0, keepdim=True).clamp_min(1e-12)
         logits = affinities / spread
         losses.append((logits.logsumexp(dim=1) - logits[:, wanted].logsumexp(dim=1)).mean())
@@ -197,65 +258,77 @@ class LayoutStage(CompressorStage):
 
     def step(self, number: int) -> Update:
         generator = step_generator(self.seed, "layout", number)
-        kind = float(torch.rand((), generator=generator))
-        if kind < self.layouts.ordinary:
+        kind = self.layouts.kind(generator)
+        if kind == "ordinary":
             memory = self.memories[int(torch.randint(len(self.memories), (), generator=generator))]
             return self.ordinary(number, memory)
-        departs = kind < self.layouts.ordinary + self.layouts.departures
         block, rows = self.hidden.draw(generator)
-        return self.edited(number, self.layout(departs, block, generator), rows, departs)
+        layout = self.layouts.draw(kind, block, self.frames_per_block, generator)
+        return self.edited(number, layout, rows, kind)
 
-    def layout(self, departs: bool, block: int, generator: torch.Generator) -> Layout:
-        """Draws the layout for clips whose object returns in `block`."""
-
-        def integer(high: int) -> int:
-            return int(torch.randint(high, (), generator=generator))
-
-        memories, most_behind = self.layouts.memories, self.layouts.most_behind
-        memory = memories[integer(len(memories))]
-        sink = memory.partitions(self.frames_per_block).sink_frames // self.frames_per_block
-        before, behind = integer(self.layouts.most_before + 1), integer(most_behind + 1)
-        if departs:
-            return Layout(memory, sink + before + behind, range(block - 2), 0, block - 2)
-        # A video's first block is encoded differently: with blocks in front of it, it may be left out.
-        skipped = int(sink + before > 0 and integer(2) == 0)
-        return Layout(memory, sink + before, range(skipped, block - 1), behind, block - 1)
-
-    def edited(self, number: int, layout: Layout, rows: Sequence[int], departs: bool) -> Update:
+    def edited(self, number: int, layout: Layout, rows: Sequence[int], kind: Kind) -> Update:
         """Returns the update from the laid-out clips. `rows` are those of all ranks."""
-        indices, hidden = share(len(rows)), self.hidden
-        random, device = SampleNoise(self.seed, number, indices), self.model.device
-        films = [hidden.films(rows[i]) for i in indices]
-        context = hidden.folder.contexts([rows[i] for i in indices])
-        orders = layout.blocks(), range(layout.newest + 1)
-        long, short = (
-            self._stacked([hidden.laid_out(clip, blank, order) for clip, blank in films], context, indices)
-            for order in orders
-        )
-        after = layout.newest + 1
-        came = torch.stack([clip.blocks(self.frames_per_block)[0][after] for clip, _ in films])
-        stayed = torch.stack([blank.blocks(self.frames_per_block)[0][-1] for _, blank in films])
-        copies = [came] * self.returns if departs else [*[came] * self.returns, stayed]
+        arranged, device = self.hidden.arranged(layout, rows), self.model.device
+        random = SampleNoise(self.seed, number, arranged.long.indices)
+        copies = [arranged.came] * self.returns
+        if kind == "gap":
+            copies.append(arranged.stayed)
         x0 = torch.cat(copies, dim=2).to(device)
         with autocast(device, self.precision):
             with torch.no_grad():
-                text = self.model.encode_text(context)
-                targets = teacher_forced_views(self.model, text, self._cache(self.target), short.latents.to(device))
-            student = self.views(layout.memory, text, long)[-1]
+                text = self.model.encode_text(arranged.long.context)
+                clean = arranged.short.latents.to(device)
+                targets = teacher_forced_views(self.model, text, self._cache(self.target), clean)
+            student = self.views(layout.memory, text, arranged.long)[-1]
             error, figures = self.error(x0, text, [targets[-1]] * len(copies), [student] * len(copies), random)
-        kind = "departure" if departs else "gap"
         figures = {**figures, f"relative_error/{kind}": figures["relative_error"]}
-        if self.layouts.selection_weight and student.mean_queries and not departs:
+        if self.layouts.selection_weight and student.mean_queries and kind == "gap":
             loss, missed = selection_loss(student, layout.shown)
             error, figures = error + self.layouts.selection_weight * loss, {**figures, "missed": missed.item()}
         return Update("compressor", error, figures)
 
-    def _stacked(self, films: Sequence[Film], context: Tensor, indices: Sequence[int]) -> LatentBatch:
-        """Stacks `films` into a batch and appends a block of zeros. That block is never committed; the view of it is
-        what the caller needs.
-        """
-        latents, low_res = (torch.stack(own) for own in zip(*((f.latents, f.low_res) for f in films), strict=True))
-        times = low_res.shape[2] * self.frames_per_block // latents.shape[2]
-        pairs = (latents, self.frames_per_block), (low_res, times)
-        latents, low_res = (torch.cat((x, torch.zeros_like(x[:, :, :count])), dim=2) for x, count in pairs)
-        return LatentBatch(latents, context, indices, low_res)
+
+@dataclass(kw_only=True)
+class JointLayoutStage(TwinsStage):
+    """Trains the model and the compressor together in the layouts of long videos, by flow matching on the clips
+    themselves. A fraction of the steps is ordinary teacher forcing (`TwinsStage`).
+
+    The gradient reaches the noisy block and the compressed blocks' passes; the cached frames of full resolution have
+    none, as in Self-Forcing. In a gap the object always returns: departures show where it does not.
+    """
+
+    layouts: Layouts
+    hidden: HiddenClips
+    returns: int = 2
+
+    def step(self, number: int) -> Update:
+        generator = step_generator(self.seed, "layout", number)
+        kind = self.layouts.kind(generator)
+        if kind == "ordinary":
+            return super().step(number)
+        block, rows = self.hidden.draw(generator)
+        layout = self.layouts.draw(kind, block, self.frames_per_block, generator)
+        return self.edited(number, layout, rows, kind)
+
+    def edited(self, number: int, layout: Layout, rows: Sequence[int], kind: Kind) -> Update:
+        """Returns the update from the laid-out clips. `rows` are those of all ranks."""
+        arranged, device = self.hidden.arranged(layout, rows), self.model.device
+        random = SampleNoise(self.seed, number, arranged.long.indices)
+        x0 = torch.cat([arranged.came] * self.returns, dim=2).to(device)
+        sigma = self.levels.draw(self.returns, random).repeat_interleave(self.frames_per_block, dim=1).to(device)
+        noise = random.normal(x0.shape[1:]).to(device)
+        past = arranged.long.latents
+        past_sigma = (self.history_noise * random.uniform((1,))).expand(-1, past.shape[2])
+        past = noised(past, past_sigma, random.normal(past.shape[1:]))
+        with autocast(device, self.precision):
+            text = self.model.encode_text(arranged.long.context)
+            batch = replace(arranged.long, latents=past)
+            given = self.model, self.high_res, self.rope, self.frames_per_block, self.vae
+            view = compressed_views(*given, layout.memory, text, batch)[-1]
+            flow = self.model.flow(noised(x0, sigma, noise), 1000 * sigma, text, SideBySide([view] * self.returns))
+        error = flow_loss(flow, x0, noise)
+        figures = {f"loss/{kind}": error.item()}
+        if self.layouts.selection_weight and view.mean_queries and kind == "gap":
+            loss, missed = selection_loss(view, layout.shown)
+            error, figures = error + self.layouts.selection_weight * loss, {**figures, "missed": missed.item()}
+        return Update(tuple(self.networks), error, figures)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ...cache.config import MINIATURE_MEMORY, Full, PackForcing, Policy, SinkWindow
+from ...miniature.load import MEMORY
 from ...model.config import WAN_SIZES, WanConfig
 from ...vae.config import VAEConfig
 from .clips import Worlds
@@ -56,6 +57,8 @@ class Size:
     """The policies that the training of the compressor alone cycles through."""
     layouts: Layouts | None = None
     """The layouts of that training; None to use clips in their own order."""
+    joint_layouts: Layouts | None = None
+    """The layouts in which model and compressor are trained together."""
 
 
 # Self-Forcing's ratios of learning rates, at a rate for a small network.
@@ -74,6 +77,11 @@ MINIATURE = Size(
             Optimisation(1e-3, warmup=30, matrices="muon", final_rate=0.05, average=0.995),
             *(950, 8, 2),
             compressor=SMALL_COMPRESSOR,
+        ),
+        "layouts": Course(
+            Optimisation(3e-4, warmup=30, matrices="muon", final_rate=0.05, average=0.99),
+            *(1600, 8, 2),
+            compressor=replace(SMALL_COMPRESSOR, average=0.99),
         ),
         "distill": Course(Optimisation(2e-4, warmup=30, final_rate=0.05, average=0.99), 300, 8),
         "self-forcing": Course(
@@ -99,6 +107,9 @@ MINIATURE = Size(
     # have no sink.
     compressor_memories=tuple(replace(MINIATURE_MEMORY, sink_frames=sink) for sink in (0, 8, 0, 4)),
     layouts=Layouts(tuple(replace(MINIATURE_MEMORY, sink_frames=sink) for sink in (8, 8, 4, 0))),
+    joint_layouts=Layouts(
+        tuple(replace(MEMORY, sink_frames=sink) for sink in (8, 8, 4, 0)), ordinary=0.5, departures=0.15
+    ),
 )
 
 WAN_1_3B = Size(

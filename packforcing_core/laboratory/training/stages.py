@@ -27,7 +27,7 @@ from .initial import (
     require_model_before,
     require_teacher,
 )
-from .layouts import HiddenClips, LayoutStage, blank_films
+from .layouts import HiddenClips, JointLayoutStage, LayoutStage, blank_films
 from .learner import Optimisation
 from .loop import Training
 from .self_forcing import SelfForcing
@@ -116,6 +116,34 @@ def build_twins_job(setup: Setup) -> Job:
     )
     export = exporter(setup, "twins", {"causal": "twins", "compressor": "twins-compressor"})
     return Job(stage, course.steps, export, _given(path, setup.compressor))
+
+
+def build_layouts_job(setup: Setup) -> Job:
+    """Builds the job that trains model and compressor together in the layouts of long videos."""
+    course, path = setup.course("layouts"), require_model_before(setup, "layouts")
+    branch_path = compressor_before(setup, *COMPRESSORS_BEFORE)
+    layouts, frames = setup.size.joint_layouts, setup.size.clips.frames_per_block
+    if layouts is None:
+        raise PackForcingError(f"Size {setup.size.name} defines no layouts of long videos: they need the toy world.")
+    batches = setup.batches(course.batch)
+    stage = JointLayoutStage(
+        build_wan(setup, path),
+        batches,
+        setup.rope,
+        course.optimisation,
+        frames,
+        setup.seed,
+        FEW_STEP_LEVELS,
+        memories=setup.size.twin_memories,
+        noisy_copies=course.noisy_copies,
+        precision=setup.precision,
+        high_res=build_branch(setup, branch_path),
+        optimisation_of_compressor=course.compressor,
+        layouts=layouts,
+        hidden=HiddenClips(batches, blank_films(load_training_vae(setup), setup.size.clips), frames),
+    )
+    export = exporter(setup, "layouts", {"causal": "layouts", "compressor": "layouts-compressor"})
+    return Job(stage, course.steps, export, _given(path, branch_path))
 
 
 def build_distill_job(setup: Setup) -> Job:
@@ -227,9 +255,10 @@ STAGES: dict[str, Builder] = {
     "teacher": build_teacher_job,
     "causal": build_causal_job,
     "twins": build_twins_job,
+    "layouts": build_layouts_job,
     "distill": build_distill_job,
     "self-forcing": build_self_forcing_job,
     "compressor": build_compressor_job,
 }
-NEW_COMPRESSORS = "twins", "self-forcing", "compressor"
+NEW_COMPRESSORS = "twins", "layouts", "self-forcing", "compressor"
 """Stages that create a new compressor if they are given none."""

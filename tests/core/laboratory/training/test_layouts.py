@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from packforcing_core.compressor.high_res import build_high_res
 from packforcing_core.errors import PackForcingError
 from packforcing_core.geometry import compressed_grid
 from packforcing_core.laboratory.evaluation.little_world.truth import truth_at
+from packforcing_core.laboratory.training import layouts
 from packforcing_core.laboratory.training.clips import (
     OUT_OF_SIGHT,
     Worlds,
@@ -21,6 +23,7 @@ from packforcing_core.laboratory.training.clips import (
     draw_clips,
     returning_block,
 )
+from packforcing_core.laboratory.training.compressor import TwinsStage, compressed_views
 from packforcing_core.laboratory.training.data import (
     ENCODED_TOGETHER,
     ClipShape,
@@ -33,6 +36,8 @@ from packforcing_core.laboratory.training.data import (
 from packforcing_core.laboratory.training.layouts import (
     Film,
     HiddenClips,
+    JointLayoutStage,
+    Kind,
     Layout,
     Layouts,
     LayoutStage,
@@ -119,7 +124,9 @@ def test_blocks_are_laid_out_with_blank_ones_between():
 
 def test_layouts_have_blank_sinks_and_all_numbers_of_blank_blocks():
     stage = layout_stage()
-    drawn = [stage.layout(departs, RETURNS, step_generator(0, i)) for i in range(400) for departs in (True, False)]
+    given = RETURNS, FRAMES_PER_BLOCK
+    kinds: tuple[Kind, ...] = ("departure", "gap")
+    drawn = [stage.layouts.draw(kind, *given, step_generator(0, i)) for i in range(400) for kind in kinds]
     sinks = Counter(layout.memory.sink_frames for layout in drawn)
     print(f"sinks {dict(sinks)}; behind {sorted({layout.behind for layout in drawn})}")
     assert set(sinks) == {0, 2, 4}
@@ -137,7 +144,7 @@ def test_layouts_have_blank_sinks_and_all_numbers_of_blank_blocks():
 def test_the_kinds_of_steps_come_as_often_as_the_layouts_say(monkeypatch):
     stage, found = layout_stage(), Counter()
     monkeypatch.setattr(stage, "ordinary", lambda *_: found.update(["ordinary"]))
-    monkeypatch.setattr(stage, "edited", lambda *args: found.update(["departure" if args[-1] else "gap"]))
+    monkeypatch.setattr(stage, "edited", lambda *args: found.update([args[-1]]))
     for number in range(400):
         stage.step(number)
     print(dict(found))
@@ -148,13 +155,13 @@ def test_a_clip_in_its_own_order_under_the_full_history_leaves_nothing_to_learn(
     """Whatever the layout adds would show: a block too much, another order, a place beside the true one."""
     stage = layout_stage(trained_high_res())
     plain = Layout(Full(), front=0, sighting=range(2), behind=0, newest=2)
-    assert stage.edited(0, plain, [0, 1], departs=False).loss.item() == 0
+    assert stage.edited(0, plain, [0, 1], kind="gap").loss.item() == 0
     for other in (
         Layout(Full(), front=1, sighting=range(2), behind=0, newest=2),
         Layout(Full(), front=0, sighting=range(1), behind=1, newest=2),
         Layout(MEMORIES[-1], front=0, sighting=range(2), behind=0, newest=2),
     ):
-        assert stage.edited(0, other, [0, 1], departs=False).loss.item() > 1e-7
+        assert stage.edited(0, other, [0, 1], kind="gap").loss.item() > 1e-7
 
 
 def test_what_nothing_returns_in_is_learnt_from_too(monkeypatch):
@@ -162,8 +169,8 @@ def test_what_nothing_returns_in_is_learnt_from_too(monkeypatch):
     error = stage.error
     monkeypatch.setattr(stage, "error", lambda x0, *others: seen.append(x0) or error(x0, *others))
     gap = Layout(MEMORIES[0], front=2, sighting=range(2), behind=1, newest=2)
-    stage.edited(0, gap, [0, 1], departs=False)
-    stage.edited(1, Layout(MEMORIES[0], front=2, sighting=range(1), behind=0, newest=1), [0, 1], departs=True)
+    stage.edited(0, gap, [0, 1], kind="gap")
+    stage.edited(1, Layout(MEMORIES[0], front=2, sighting=range(1), behind=0, newest=1), [0, 1], kind="departure")
     came, blank = film(0).blocks(FRAMES_PER_BLOCK)[0], film(99, 3).blocks(FRAMES_PER_BLOCK)[0]
     assert torch.equal(seen[0][0], torch.cat([came[3], came[3], blank[2]], dim=1))
     assert torch.equal(seen[1][0], torch.cat([came[2], came[2]], dim=1))
@@ -189,6 +196,81 @@ def test_a_step_depends_on_its_number_and_the_weights_alone():
     one, other = layout_stage(), layout_stage()
     other.step(3)
     assert [one.step(n).loss.item() for n in range(4)] == [other.step(n).loss.item() for n in range(4)]
+
+
+def joint_stage(**settings) -> JointLayoutStage:
+    hidden = HiddenClips(SmallFolder(), {"dark": film(99, 3)}, FRAMES_PER_BLOCK)
+    memories = tuple(replace(memory, selector="cosine+newest") for memory in MEMORIES)
+    return JointLayoutStage(
+        model=trainable_model(),
+        batches=SmallFolder(),
+        rope=GridRope(CONFIG.head_dim, GRID),
+        optimisation_of_model=FAST,
+        frames_per_block=FRAMES_PER_BLOCK,
+        precision=torch.float32,
+        high_res=trained_high_res(CONFIG.dim),
+        optimisation_of_compressor=FAST,
+        memories=(Full(), MEMORIES[-1]),
+        hidden=hidden,
+        layouts=Layouts(memories),
+        **settings,
+    )
+
+
+def test_model_and_compressor_learn_together_in_the_layouts():
+    stage = joint_stage()
+    gap = Layout(stage.layouts.memories[0], front=2, sighting=range(2), behind=1, newest=2)
+    stage.edited = lambda number, *_: JointLayoutStage.edited(stage, 0, gap, [0, 1], "gap")
+    stage.layouts = replace(stage.layouts, ordinary=0.0)
+    first = held_out_loss(stage, (0,))
+    learn(stage, 12)
+    last = held_out_loss(stage, (0,))
+    norms = gradient_norm(stage.model.net), gradient_norm(stage.high_res)
+    print(f"loss {first:.3e} before, {last:.3e} after 12 steps; gradients {norms[0]:.1e}, {norms[1]:.1e}")
+    assert last < 0.9 * first
+    assert min(norms) > 0
+
+
+def test_the_joint_target_is_the_clips_own_next_block(monkeypatch):
+    """A model that predicts the true flow has loss 0; a departure's block shows the clip without the object."""
+    stage, seen = joint_stage(history_noise=0.0), []
+    monkeypatch.setattr(layouts, "flow_loss", lambda flow, x0, noise: seen.append(x0) or (flow - noise + x0).mean())
+    stage.edited(0, Layout(MEMORIES[0], front=2, sighting=range(2), behind=1, newest=2), [0, 1], "gap")
+    stage.edited(1, Layout(MEMORIES[0], front=2, sighting=range(1), behind=0, newest=1), [0, 1], "departure")
+    came = film(0).blocks(FRAMES_PER_BLOCK)[0]
+    assert torch.equal(seen[0][0], torch.cat([came[3], came[3]], dim=1))
+    assert torch.equal(seen[1][0], torch.cat([came[2], came[2]], dim=1))
+
+
+def test_ordinary_steps_of_joint_training_are_those_of_teacher_forcing():
+    stage = joint_stage()
+    stage.layouts = replace(stage.layouts, ordinary=1.0)
+    twins = TwinsStage(
+        **{f.name: getattr(stage, f.name) for f in fields(TwinsStage) if f.init},
+    )
+    assert [stage.step(n).loss.item() for n in range(3)] == [twins.step(n).loss.item() for n in range(3)]
+
+
+def test_mean_keys_of_equal_length_are_what_cosine_selects_by():
+    """The affinities of the selection loss rank the blocks as the selector does, for one clip."""
+    stage = joint_stage()
+    layout = Layout(stage.layouts.memories[-1], 1, range(0, 1), 5, RETURNS - 1)
+    arranged = stage.hidden.arranged(layout, [0])
+    text = stage.model.encode_text(arranged.long.context)
+    given = stage.model, stage.high_res, stage.rope, FRAMES_PER_BLOCK, None, layout.memory, text, arranged.long
+    view = compressed_views(*given)[-1]
+    with torch.no_grad():
+        stage.model.flow(arranged.came, torch.full((1, FRAMES_PER_BLOCK), 500.0), text, view)
+    blocks, places = list(view.twins), len(view.window.mid_positions)
+    newest = blocks[len(blocks) - places // 2 :]
+    for layer, chosen in enumerate(view.selection()):
+        phi = dict(zip(blocks, view.affinities(layer, equal_lengths=True)[0].tolist(), strict=True))
+        asked = [phi[block] for block in chosen if block not in newest]
+        others = [phi[block] for block in blocks if block not in chosen]
+        print(f"layer {layer}: selected {chosen}; least {min(asked):.6f}, most of the others {max(others):.6f}")
+        # Blank blocks are alike, so their keys tie up to rounding in the first layer.
+        assert min(asked) > max(others) - 1e-6
+    assert len(blocks) > places
 
 
 def test_a_folder_without_hidden_clips_says_how_to_make_some():
@@ -254,9 +336,9 @@ def test_what_is_selected_is_learnt():
 
     def asked() -> tuple[torch.Tensor, float]:
         stage.layouts = Layouts(MEMORIES, selection_weight=0.0)
-        plain = stage.edited(0, layout, rows, departs=False)
+        plain = stage.edited(0, layout, rows, kind="gap")
         stage.layouts = Layouts(MEMORIES, selection_weight=1.0)
-        both = stage.edited(0, layout, rows, departs=False)
+        both = stage.edited(0, layout, rows, kind="gap")
         return both.loss - plain.loss, both.figures["missed"]
 
     optimiser = torch.optim.Adam(stage.high_res.parameters(), 3e-3)
@@ -274,7 +356,7 @@ def test_the_selection_is_asked_of_every_clip_by_itself():
     affinities = torch.tensor([[0.0, 5.0, 1.0], [4.0, 3.0, 2.0]], requires_grad=True)
     view = SimpleNamespace(twins={2: None, 3: None, 4: None}, window=SimpleNamespace(mid_positions=(0.0,)))
     view.cache = SimpleNamespace(compressed=(SimpleNamespace(selector="mean"), None))
-    view.mean_queries, view.affinities = {0: None}, [affinities].__getitem__
+    view.mean_queries, view.affinities = {0: None}, lambda layer, equal_lengths: [affinities][layer]
     loss, missed = selection_loss(view, range(3, 4))
     assert missed.item() == 0.5
     loss.backward()
