@@ -27,7 +27,13 @@ from ...vae.streaming import StreamingDecoder, encode
 from ...vae.wan_vae import WanVAE
 from .data import LatentBatch
 from .flow import Batches, CausalStage, autocast, noised
-from .functional_cache import FunctionalCache, FunctionalView, SideBySide, teacher_forced_views
+from .functional_cache import (
+    FunctionalCache,
+    FunctionalView,
+    SideBySide,
+    functional_cache,
+    teacher_forced_views,
+)
 from .learner import Optimisation
 from .loop import Update
 from .parts import seen_compressed
@@ -78,11 +84,6 @@ def compressed_tokens(
         block: fuse(model, high_res, block_of(latents, block, frames_per_block), low_res)
         for block, low_res in small.items()
     }
-
-
-def functional_cache(model: CausalWan, rope: GridRope, policy: Policy, frames_per_block: int) -> FunctionalCache:
-    """Returns an empty cache of `policy` for the layers of `model`."""
-    return FunctionalCache(policy.partitions(frames_per_block), model.config.num_layers, rope, model.attention)
 
 
 def compressed_views(

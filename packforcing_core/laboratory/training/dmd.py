@@ -118,7 +118,9 @@ class DMDStage:
         exits = self.exits(number, batch.latents.shape[2] // self.generator.frames_per_block)
         channels, _, height, width = batch.latents.shape[1:]
         shape = (channels, self.generator.frames_per_block, height, width)
-        return self.generator.rollout(batch.context, lambda: random.normal(shape), exits, gradient)
+        # Over the rounds each policy has its turn with the generator, and within a round with the critic.
+        turn = sum(divmod(number, self.critic_updates + 1))
+        return self.generator.rollout(batch.context, lambda: random.normal(shape), exits, gradient, turn)
 
     def exits(self, number: int, blocks: int) -> list[int]:
         """Returns each block's exit step, the sampling step that has a gradient; the same on all ranks."""

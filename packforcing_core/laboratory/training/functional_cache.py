@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ...attention import Attention, sdpa
+from ...cache.config import Policy
 from ...cache.ledger import Ledger, Selection
 from ...cache.mid import Choice, CompressedRope
 from ...cache.partitions import BankPlan, BlockWindow, Partitions, Placement
@@ -157,6 +158,11 @@ class FunctionalCache(Ledger):
             times = self.rope.frame_times([p.position for p in run])
             runs.append(Run(block, first, first + len(run) * self.tokens_per_frame, times))
         return runs
+
+
+def functional_cache(model: CausalWan, rope: GridRope, policy: Policy, frames_per_block: int) -> FunctionalCache:
+    """Returns an empty cache of `policy` for the layers of `model`."""
+    return FunctionalCache(policy.partitions(frames_per_block), model.config.num_layers, rope, model.attention)
 
 
 class _OwnGradient(torch.autograd.Function):

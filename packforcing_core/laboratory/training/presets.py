@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ...cache.config import MINIATURE_MEMORY, Full, PackForcing, Policy, SinkWindow
-from ...miniature.load import MEMORY
+from ...miniature.load import FAMILY, MEMORY
 from ...model.config import WAN_SIZES, WanConfig
+from ...sampler.denoising import Denoising
+from ...sampler.schedule import Schedule
 from ...vae.config import VAEConfig
 from .clips import Worlds
 from .compressor import twin_memories
@@ -49,8 +51,10 @@ class Size:
     """Number of toy world clips to encode."""
     worlds: Worlds | None = None
     """The mix of worlds of these clips; None for the toy world's own mix."""
-    memory: Policy = PAPERS_MEMORY
-    """The KV cache policy of rollouts."""
+    memories: tuple[Policy, ...] = (PAPERS_MEMORY,)
+    """The KV cache policies that rollouts cycle through."""
+    first_block: Schedule | None = None
+    """The sampler's steps for the first block, if they differ from those of the other blocks."""
     twin_memories: tuple[Policy, ...] = ()
     """The policies that teacher forcing with compressed blocks cycles through."""
     compressor_memories: tuple[PackForcing, ...] = ()
@@ -93,7 +97,12 @@ MINIATURE = Size(
     },
     VAEConfig(16, 16),
     encoded_clips=2048,
-    memory=MINIATURE_MEMORY,
+    # In clips of five blocks only the last policy has more compressed blocks than it selects.
+    memories=(
+        *(replace(MEMORY, sink_frames=sink) for sink in (8, 4, 0)),
+        replace(MEMORY, sink_frames=0, top_k_blocks=2),
+    ),
+    first_block=Denoising.of_family(FAMILY).first_block,
     twin_memories=(
         Full(),
         MINIATURE_MEMORY,

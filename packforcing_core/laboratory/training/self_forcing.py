@@ -1,5 +1,5 @@
 """The rollout of Self-Forcing (arXiv 2506.08009): training samples blocks as the sampler does, with its KV cache
-policy, and with a gradient.
+policies, and with a gradient.
 
 For each block the sampler's steps run without a gradient up to one of them, the exit step; its x0 becomes the block,
 and later steps are skipped. Only the exit step has a gradient. The exit step varies, so every step is trained. Beyond
@@ -25,7 +25,7 @@ from ...sampler.rollout import commit_block
 from ...sampler.schedule import Schedule
 from ...vae.streaming import StreamingDecoder, encode
 from ...vae.wan_vae import WanVAE
-from .functional_cache import FunctionalCache, FunctionalView, commit_compressed
+from .functional_cache import FunctionalView, commit_compressed, functional_cache
 from .parts import seen_compressed
 
 PAPERS_MEMORY = PackForcing(mid_span=FULL_SPAN)
@@ -36,8 +36,8 @@ Draw = Callable[[], Tensor]
 
 @dataclass
 class SelfForcing:
-    """Rolls out a generator under sampling conditions: `model` with the policy `memory`; `high_res` and the frozen
-    `vae` compress blocks.
+    """Rolls out a generator under sampling conditions: `model` with one of the policies `memories`; `high_res` and the
+    frozen `vae` compress blocks. If the sampler has other steps for the first block, they are `first_block`.
 
     Without `high_res` the compressed blocks come from the low-resolution branch alone. A policy without a bank needs
     neither.
@@ -47,27 +47,31 @@ class SelfForcing:
     rope: GridRope
     high_res: HighRes | None = None
     vae: WanVAE | None = None
-    memory: Policy = PAPERS_MEMORY
+    memories: Sequence[Policy] = (PAPERS_MEMORY,)
     schedule: Schedule = FOUR_STEPS
     frames_per_block: int = 4
+    first_block: Schedule | None = None
 
-    def rollout(self, context: Tensor, draw: Draw, exits: Sequence[int], gradient: bool) -> Tensor:
+    def rollout(self, context: Tensor, draw: Draw, exits: Sequence[int], gradient: bool, turn: int = 0) -> Tensor:
         """Returns a clip [B, 16, F, h, w] float32. `exits` has the exit step of each block, so its length is the number
-        of blocks.
+        of blocks; in the first block it counts in proportion to the number of its steps. Rollout number `turn` takes
+        the policy whose turn it is.
 
         `context` is [B, text_len, text_dim]. The clip has an autograd graph if `gradient` is True.
         """
+        memory = self.memories[turn % len(self.memories)]
         with torch.set_grad_enabled(gradient):
-            return self._rollout(self.model.encode_text(context), draw, exits)
+            return self._rollout(self.model.encode_text(context), draw, exits, memory)
 
-    def _rollout(self, text: list[TextKV], draw: Draw, exits: Sequence[int]) -> Tensor:
-        partitions = self.memory.partitions(self.frames_per_block)
-        cache = FunctionalCache(partitions, self.model.config.num_layers, self.rope, self.model.attention)
-        twins = Twins(self, seen_compressed(partitions, len(exits)))
+    def _rollout(self, text: list[TextKV], draw: Draw, exits: Sequence[int], memory: Policy) -> Tensor:
+        cache = functional_cache(self.model, self.rope, memory, self.frames_per_block)
+        twins = Twins(self, seen_compressed(cache.partitions, len(exits)))
         made: list[Tensor] = []
         for block, step in enumerate(exits):
             view = cache.begin_block()
-            made.append(self._denoised(text, view, draw, step))
+            schedule = self.first_block if block == 0 and self.first_block else self.schedule
+            last = (step + 1) * len(schedule) // len(self.schedule) - 1
+            made.append(self._denoised(text, view, draw, schedule, last))
             if block + 1 < len(exits):
                 clean = made[-1].detach()
                 with torch.no_grad():
@@ -77,19 +81,19 @@ class SelfForcing:
                     commit_compressed(self.model, text, cache, twins.tokens(cache.due_block))
         return torch.cat(made, dim=2)
 
-    def _denoised(self, text: list[TextKV], view: FunctionalView, draw: Draw, last: int) -> Tensor:
+    def _denoised(self, text: list[TextKV], view: FunctionalView, draw: Draw, schedule: Schedule, last: int) -> Tensor:
         """Returns x0 of step `last` with its graph; the steps before it have none."""
         x = draw().to(self.model.device)
         with torch.no_grad():
             for step in range(last):
-                x0 = self._x0(x, step, text, view)
-                sigma = self.schedule.sigmas[step + 1]
+                x0 = self._x0(x, schedule, step, text, view)
+                sigma = schedule.sigmas[step + 1]
                 x = (1 - sigma) * x0 + sigma * draw().to(self.model.device)
-        return self._x0(x, last, text, view)
+        return self._x0(x, schedule, last, text, view)
 
-    def _x0(self, x: Tensor, step: int, text: list[TextKV], view: FunctionalView) -> Tensor:
-        timesteps = frame_timesteps(self.schedule.timesteps[step], x)
-        return x - self.schedule.sigmas[step] * self.model.flow(x, timesteps, text, view).float()
+    def _x0(self, x: Tensor, schedule: Schedule, step: int, text: list[TextKV], view: FunctionalView) -> Tensor:
+        timesteps = frame_timesteps(schedule.timesteps[step], x)
+        return x - schedule.sigmas[step] * self.model.flow(x, timesteps, text, view).float()
 
 
 class Twins:

@@ -186,9 +186,10 @@ def build_self_forcing_job(setup: Setup) -> Job:
         setup.rope,
         build_branch(setup, branch_path),
         vae,
-        setup.size.memory,
+        setup.size.memories,
         FEW_STEPS,
         setup.size.clips.frames_per_block,
+        setup.size.first_block,
     )
     stage = DMDStage(
         generator,

@@ -91,7 +91,7 @@ def self_forcing() -> DMDStage:
     model, real, fake = (TrainedWan(small_net(seed), CONFIG, recompute=True) for seed in (0, 1, 1))
     schedule = Schedule.warped((1000.0, 500.0), shift=5.0)
     memory = PackForcing(sink_frames=0, recent_frames=2, mid_span=2)
-    generator = SelfForcing(model, small_rope(), build_high_res(CONFIG.dim), None, memory, schedule, 2)
+    generator = SelfForcing(model, small_rope(), build_high_res(CONFIG.dim), None, (memory,), schedule, 2)
     rates = {f"optimisation_of_{name}": OPTIMISATION for name in ("generator", "compressor", "critic")}
     settings = {**rates, "critic_updates": 1, "precision": torch.float32}
     return DMDStage(generator, real, fake, moving_spots, small_rope(), **settings)

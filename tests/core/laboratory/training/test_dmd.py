@@ -27,7 +27,7 @@ ROPE = GridRope(CONFIG.head_dim, GRID)
 def dmd_stage(high_res=None, **settings) -> DMDStage:
     model, real, fake = (CausalWan(small_net(seed=seed).requires_grad_(True), CONFIG) for seed in (0, 1, 1))
     schedule = Schedule.warped((1000.0, 500.0), shift=5.0)
-    generator = SelfForcing(model, ROPE, high_res, None, SHORT, schedule, FRAMES_PER_BLOCK)
+    generator = SelfForcing(model, ROPE, high_res, None, (SHORT,), schedule, FRAMES_PER_BLOCK)
     rates = {f"optimisation_of_{name}": FAST for name in ("generator", "compressor", "critic")}
     return DMDStage(generator, real, fake, SmallClips(blocks=4), ROPE, **(rates | settings))
 
@@ -38,6 +38,17 @@ def test_five_updates_of_the_critic_for_each_of_the_generator():
     assert updated == ([("critic",)] * 5 + [("generator", "compressor")]) * 2
     assert set(stage.networks) == set(stage.optimisation) == {"generator", "compressor", "critic"}
     assert "compressor" not in dmd_stage().networks
+
+
+def test_every_policy_has_its_turn_with_generator_and_critic(monkeypatch):
+    stage, turns = dmd_stage(trained_high_res()), []
+    rollout = stage.generator.rollout
+    monkeypatch.setattr(stage.generator, "rollout", lambda *args: turns.append(args[-1]) or rollout(*args[:-1]))
+    for number in range(24):
+        stage.step(number)
+    of_generator = [turns[number] % 4 for number in range(24) if not stage.is_critics(number)]
+    assert sorted(of_generator) == [0, 1, 2, 3]
+    assert {turn % 4 for turn in turns[:5]} == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from packforcing_core.cache.config import Full, PackForcing
+from packforcing_core.cache.config import Full, PackForcing, Window
 from packforcing_core.compressor.compressor import Compressor
 from packforcing_core.laboratory.training.self_forcing import SelfForcing
 from packforcing_core.laboratory.training.wan import TrainedWan
@@ -48,7 +48,7 @@ def small_vae() -> WanVAE:
 def generator(memory=SHORT, high_res=None, vae=None) -> SelfForcing:
     model = WatchedWan(small_net().requires_grad_(True), CONFIG)
     rope = GridRope(CONFIG.head_dim, GRID)
-    return SelfForcing(model, rope, high_res, vae, memory, SCHEDULE, FRAMES_PER_BLOCK)
+    return SelfForcing(model, rope, high_res, vae, (memory,), SCHEDULE, FRAMES_PER_BLOCK)
 
 
 def draws(seed: int = 0):
@@ -57,18 +57,26 @@ def draws(seed: int = 0):
     return lambda: torch.randn(block_shape(FRAMES_PER_BLOCK), generator=random)
 
 
+SELECTING = PackForcing(sink_frames=0, recent_frames=2, top_k_blocks=1, mid_span=1.0, selector="cosine+newest")
+NINE_STEPS = Schedule.warped(tuple(1000.0 - 100 * step for step in range(9)), shift=5.0)
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("memory", [SHORT, Full()], ids=lambda memory: memory.name)
-def test_with_the_last_step_as_exit_it_is_the_samplers_rollout(memory):
+@pytest.mark.parametrize("first_block", [None, NINE_STEPS], ids=["all blocks alike", "first block of nine steps"])
+@pytest.mark.parametrize("memory", [SHORT, SELECTING, Full()], ids=["short", "selecting", "full"])
+def test_with_the_last_step_as_exit_it_is_the_samplers_rollout(memory, first_block):
     high_res, vae = trained_high_res(), small_vae()
     own = generator(memory, high_res, vae)
+    own.first_block = first_block
     noise = seeded_noise(5, block_shape(FRAMES_PER_BLOCK))
-    order = iter([noise(block, step) for block in range(BLOCKS) for step in range(len(SCHEDULE))])
+    steps = [len(SCHEDULE if block or not first_block else first_block) for block in range(BLOCKS)]
+    order = iter([noise(block, step) for block in range(BLOCKS) for step in range(steps[block])])
     clip = own.rollout(small_context(), lambda: next(order), [LAST] * BLOCKS, gradient=False)
     compressor = Compressor(own.model, "both", high_res=high_res, encode=partial(encode, vae))
     cache = small_cache(memory, FRAMES_PER_BLOCK, BLOCKS * FRAMES_PER_BLOCK)
     compression = Compression(compressor, StreamingDecoder(vae))
-    events = rollout(own.model, small_context(), cache, noise, Denoising(SCHEDULE), BLOCKS, compression=compression)
+    denoising = Denoising(SCHEDULE, first_block)
+    events = rollout(own.model, small_context(), cache, noise, denoising, BLOCKS, compression=compression)
     expected = torch.cat([event.latents for event in events if isinstance(event, BlockDone)], dim=2)
     print(f"{memory.name}: {steps_off(clip, expected):.1f} rounding steps apart")
     assert steps_off(clip, expected) < DEEP
@@ -81,6 +89,25 @@ def test_one_step_of_each_block_has_a_gradient_and_it_is_the_last_to_run(step: i
     expected = [(round(SCHEDULE.timesteps[i], 2), i == step) for i in range(step + 1)] * BLOCKS
     assert own.model.calls == expected
     assert clip.requires_grad
+
+
+@pytest.mark.parametrize(("step", "last"), [(0, 2), (1, 5), (2, 8)])
+def test_the_exit_of_the_first_block_is_in_proportion_to_its_steps(step: int, last: int):
+    own = generator(Full())
+    own.first_block = NINE_STEPS
+    own.rollout(small_context(), draws(), [step], gradient=True)
+    assert own.model.calls == [(round(NINE_STEPS.timesteps[i], 2), i == last) for i in range(last + 1)]
+
+
+@torch.no_grad()
+def test_policies_take_turns():
+    own, memories = generator(), (Window(window_frames=4), Full())
+    alone = [generator(memory).rollout(small_context(), draws(), [1] * BLOCKS, gradient=False) for memory in memories]
+    own.memories = memories
+    for turn in range(4):
+        clip = own.rollout(small_context(), draws(), [1] * BLOCKS, gradient=False, turn=turn)
+        assert torch.equal(clip, alone[turn % 2])
+    assert not torch.equal(*alone)
 
 
 def test_without_a_gradient_nothing_has_a_graph():
