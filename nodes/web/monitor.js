@@ -11,7 +11,9 @@ const LOOK_EVERY_MS = 500;
 const MARGIN = 10; // Of a DOM widget, on every side.
 const LINE = 16;
 const MOST_LINES = 7; // More lines scroll,
-const MOST_LINES_WITH_ROOM = 20; // if the node has its minimum size.
+const MOST_LINES_WITH_ROOM = 20; // if the node has its minimum size,
+const MOST_LINES_BY_TEXT = 4; // and on a node of another pack that has a text box.
+const LARGEST_TEXT_BOX = 100; // What a text box keeps beyond its minimum height: a saved graph has the grown height.
 const MOST_EVENTS = 100;
 const FAILURES = "packforcing.failures";
 const MOST_FAILURES = 20;
@@ -54,6 +56,13 @@ function linesOf(text, width) {
   return lines;
 }
 
+// The height that a text box has beyond its minimum. Classic nodes would take the room for a message from it.
+function roomOfText(node) {
+  const hasText = node.widgets?.some((widget) => widget.type === "customtext");
+  if (!hasText || window.LiteGraph?.vueNodesMode) return 0;
+  return Math.min(LARGEST_TEXT_BOX, Math.max(0, node.size[1] - node.computeSize()[1]));
+}
+
 class View {
   constructor(node) {
     this.node = node;
@@ -72,7 +81,7 @@ class View {
   get height() {
     if (!this.event) return 0;
     const width = this.node.size[0] - 2 * MARGIN;
-    const lines = Math.min(MOST_LINES, linesOf(this.text, width));
+    const lines = Math.min(this.room ? MOST_LINES_BY_TEXT : MOST_LINES, linesOf(this.text, width));
     const stage = this.event.video ? Math.ceil(width * this.aspect) + 11 : 0;
     return stage + lines * LINE + 2 * MARGIN + 2;
   }
@@ -89,6 +98,10 @@ class View {
   }
 
   show(event) {
+    if (!this.event) {
+      this.room = roomOfText(this.node);
+      this.before = this.node.size[1];
+    }
     this.event = event;
     if (event.video) this.showPictures();
     const state = `${event.serial} ${this.text} ${event.video ? this.aspect : 0}`;
@@ -120,13 +133,16 @@ class View {
     this.said.textContent = "";
     this.stage.replaceChildren();
     this.stage.hidden = this.bar.hidden = true;
-    this.fit();
+    const [width, height] = this.node.size;
+    if (this.room && height === this.fitted) this.node.setSize([width, this.before]);
+    this.node.setDirtyCanvas?.(true, true);
   }
 
   fit() {
     const [width, height] = this.node.size;
-    const needed = this.node.computeSize()[1];
+    const needed = this.node.computeSize()[1] + this.room;
     if (height < needed) this.node.setSize([width, needed]);
+    this.fitted = this.node.size[1];
     this.node.setDirtyCanvas?.(true, true);
   }
 }

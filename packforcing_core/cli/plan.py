@@ -72,11 +72,14 @@ def _model(name: str):
 
 
 def _table(plan: RenderPlan) -> str:
-    rows = []
-    for name, value in plan.as_dict().items():
-        if name.endswith("_bytes"):
-            rows.append((name.replace("_bytes", "").replace("_", " "), size_text(value)))
-        else:
-            rows.append((name.replace("_", " "), f"{value:,}" if isinstance(value, int) else f"{value:g}"))
+    rows = [(name.removesuffix("_bytes").replace("_", " "), _cell(name, v)) for name, v in plan.as_dict().items()]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value:>12}" for name, value in rows)
+
+
+def _cell(name: str, value: int | float | str) -> str:
+    if isinstance(value, str):
+        return value
+    if name.endswith("_bytes"):
+        return size_text(int(value))
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"

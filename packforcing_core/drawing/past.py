@@ -146,7 +146,7 @@ def _timeline(geometry: VideoGeometry, partitions: Partitions, at: Moment, plann
 
 def _memory_line(plan: RenderPlan, at: Moment) -> Iterator[str]:
     y = LINE_TOP + LINE_HEIGHT + 15
-    yield _text(2, y, f"{{gpu}}: {size_text(plan.buffer_bytes)}")
+    yield _text(2, y, f"{{gpu}}: {size_text(plan.buffer_bytes)} ({plan.dtype})")
     if plan.bank_bytes:
         yield _text(WIDTH - 2, y, f"{{bank}}: {size_text(plan.bank_bytes)}", "end")
     if at.selected:

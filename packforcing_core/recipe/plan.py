@@ -26,7 +26,7 @@ class RenderPlan:
     system RAM. All four are exact. `weights_bytes` is exact for an unquantised model. `peak_bytes` adds the text, an
     estimate of one pass's activations, and what the VAE takes on the same device. `block_disk_bytes` is the most that a
     finished block takes in the render's folder, `disk_bytes` the whole folder (blocks, text and start) without the
-    video.
+    video. `dtype` is that of weights, keys and values.
     """
 
     width: int
@@ -53,8 +53,9 @@ class RenderPlan:
     peak_bytes: int
     block_disk_bytes: int
     disk_bytes: int
+    dtype: str
 
-    def as_dict(self) -> dict[str, int | float]:
+    def as_dict(self) -> dict[str, int | float | str]:
         return asdict(self)
 
     def describe(self, left_out: str = "") -> str:
@@ -78,9 +79,10 @@ class RenderPlan:
             ("current", self.current_tokens),
         )
         parts = " + ".join(f"{name} {tokens:,}" for name, tokens in rows if tokens)
+        past, whole = size_text(self.cache_bytes), size_text(self.buffer_bytes)
         lines = (
             f"in view: {self.attended_tokens:,} tokens ({parts}) over {self.window_frames:g} latent-frame positions",
-            f"KV cache in VRAM: {size_text(self.buffer_bytes)} ({size_text(self.cache_bytes)} of it past frames)",
+            f"KV cache in VRAM: {whole} in {self.dtype} ({past} of it past frames)",
             f"in system RAM: {size_text(self.host_bytes)}",
         )
         return "\n".join(lines)
@@ -126,6 +128,7 @@ def plan_render(
         peak_bytes=weights + text + buffer_bytes + activations + decoder_bytes,
         block_disk_bytes=block_disk_bytes(config, recipe, dtype),
         disk_bytes=g.blocks * block_disk_bytes(config, recipe, dtype) + content_disk_bytes(config, recipe),
+        dtype=str(dtype).removeprefix("torch."),
     )
 
 

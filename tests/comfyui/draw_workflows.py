@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -46,6 +46,10 @@ LARGE = (2000, 1250)
 LARGEST_BYTES = 130_000
 PICTURE_SECONDS = 5.0
 """How long the videos are in the pictures of what the demo workflows render; the workflows' own are longer."""
+SECONDS_OF = {"packforcing_demo_timed_prompts": 33.0}
+"""Longer ones, which are shown faster."""
+CAPTION = 26
+"""The height of the line with the topic below the pictures: they look alike in the template browser."""
 MOVING_WIDTH = 384
 SHORTEN = """seconds => window.app.rootGraph.nodes
     .filter(node => node.type === 'PackForcingSampler' || node.title === 'Seconds')
@@ -200,32 +204,50 @@ def write_graph(front_end: FrontEnd, name: str, folder: Path) -> None:
 def write_picture(front_end: FrontEnd, name: str, folder: Path) -> None:
     """Writes NAME.jpg: the graph of a workflow; or what it renders, in motion, where it needs no files for that."""
     if name.startswith(DEMO):
-        save_moving(rendered(front_end.server, read_api(name)), folder / f"{name}.jpg")
+        seconds = SECONDS_OF.get(name, PICTURE_SECONDS)
+        frames = rendered(front_end.server, read_api(name), seconds)
+        save_moving(frames[:: round(2 * seconds / PICTURE_SECONDS)], topic(name), folder / f"{name}.jpg")
         return
     front_end.load(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
     shown = front_end.page.screenshot(clip=front_end.page.evaluate(GRAPH_ON_PAGE, 20))
     picture = Image.open(io.BytesIO(shown)).convert("RGB")
     picture.thumbnail((1200, 1200))
-    save_small(picture, folder / f"{name}.jpg")
+    save_small(captioned(picture, topic(name), 3 * CAPTION), folder / f"{name}.jpg")
 
 
-def rendered(server: ComfyServer, workflow: dict[str, Any]) -> list[np.ndarray]:
-    """The frames of the last video that a workflow makes, short."""
+def topic(name: str) -> str:
+    """What a template shows, from its name: "demo: timed prompts"."""
+    kind, *words = name.removeprefix("packforcing_").split("_")
+    return f"{kind}: {' '.join(words) or 'first video'}"
+
+
+def captioned(picture: Image.Image, text: str, height: int) -> Image.Image:
+    """The picture with a line of text below."""
+    whole = Image.new("RGB", (picture.width, picture.height + height), (24, 24, 27))
+    whole.paste(picture)
+    at = picture.width / 2, picture.height + height / 2
+    ImageDraw.Draw(whole).text(at, text, (235, 235, 235), ImageFont.load_default(0.6 * height), anchor="mm")
+    return whole
+
+
+def rendered(server: ComfyServer, workflow: dict[str, Any], seconds: float) -> list[np.ndarray]:
+    """The frames of the last video that a workflow makes, shortened to `seconds`."""
     for node in workflow.values():
         if "seconds" in node["inputs"] and node["class_type"] == "PackForcingSampler":
-            node["inputs"]["seconds"] = PICTURE_SECONDS
+            node["inputs"]["seconds"] = seconds
         elif node.get("_meta", {}).get("title") == "Seconds":
-            node["inputs"]["value"] = PICTURE_SECONDS
+            node["inputs"]["value"] = seconds
     outputs = server.client.run(workflow, LONGEST_RENDER_S)["outputs"]
     file = [output["images"][0] for _, output in sorted(outputs.items(), key=lambda o: int(o[0])) if "images" in output]
     return list(read_frames(server.output / file[-1]["subfolder"] / file[-1]["filename"]))
 
 
-def save_moving(frames: list[np.ndarray], path: Path) -> None:
+def save_moving(frames: list[np.ndarray], text: str, path: Path) -> None:
     """An animated WebP under a name that ends with .jpg: no other is asked for, and browsers look into the file."""
-    pictures = [Image.fromarray(frame) for frame in frames[::2]]
+    pictures = [Image.fromarray(frame) for frame in frames]
     height = round(MOVING_WIDTH * pictures[0].height / pictures[0].width)
-    pictures = [picture.resize((MOVING_WIDTH, height), Image.Resampling.BICUBIC) for picture in pictures]
+    large = (picture.resize((MOVING_WIDTH, height), Image.Resampling.BICUBIC) for picture in pictures)
+    pictures = [captioned(picture, text, CAPTION) for picture in large]
     settings = {"save_all": True, "append_images": pictures[1:], "duration": 125, "loop": 0, "method": 6}
     for quality in (75, 60, 45, 30):
         pictures[0].save(path, "WEBP", quality=quality, **settings)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageChops
 
-from packforcing_core.folder.manifest import NAME as MANIFEST
 from tests.comfyui.browser import FrontEnd
 from tests.comfyui.graphs import Graph
 from tests.comfyui.node_texts import LOCALES, our_nodes, read_json
@@ -93,108 +91,6 @@ def lower_half_of_node(front_end: FrontEnd, node: str) -> Image.Image:
     )
     clip = {"x": x, "y": y + height / 2, "width": width, "height": height / 2}
     return Image.open(io.BytesIO(front_end.page.screenshot(clip=clip))).convert("RGB")
-
-
-SAID = ".packforcing-monitor > .said"
-WORDS_ON_LINES = """where => [...document.querySelectorAll(where)].filter(said => said.innerText).map(said => {
-    const lines = [];
-    const walker = document.createTreeWalker(said, NodeFilter.SHOW_TEXT);
-    for (let node = walker.nextNode(); node; node = walker.nextNode())
-        for (const word of node.data.matchAll(/\\S+/g)) {
-            const range = document.createRange();
-            range.setStart(node, word.index);
-            range.setEnd(node, word.index + word[0].length);
-            lines.push([word[0], new Set([...range.getClientRects()].map(rect => Math.round(rect.top))).size]);
-        }
-    return { text: said.innerText, lines, height: said.clientHeight, wanted: said.scrollHeight };
-})"""
-
-
-ALL_SAID = """where => {
-    const said = [...document.querySelectorAll(where)].map(said => said.innerText).join("\\n");
-    const parts = ["output/video/", "other unfinished", "in system RAM", "Self-Forcing, blocks"];
-    return parts.every(part => said.includes(part));
-}"""
-
-
-@pytest.mark.quick
-def test_what_nodes_say_breaks_between_words_and_seven_lines_are_seen(
-    comfy: ComfyServer, front_end: FrontEnd, files: Files, tmp_path: Path
-):
-    graph, *_ = small_render(files, 3.0, "1000, 500", 37)
-    unfinished = comfy.output / "packforcing" / "unfinished"  # Its folder's long name is said.
-    unfinished.mkdir(parents=True)
-    (unfinished / MANIFEST).write_text("{}", encoding="utf-8")
-    show(front_end, graph)
-    comfy.client.free()  # What the server has from an earlier test would say nothing.
-    front_end.run()
-    shutil.rmtree(unfinished)
-    front_end.page.wait_for_function(ALL_SAID, arg=SAID)
-    front_end.show_all()
-    front_end.screenshot(tmp_path / "said.png")
-    said = front_end.page.evaluate(WORDS_ON_LINES, SAID)
-    print(tmp_path)
-    for one in said:
-        print(one["height"], one["wanted"], one["text"])
-    words = [word for one in said for word in one["lines"]]
-    assert len(words) > 30
-    # A hyphen is a place to break at.
-    assert [word for word, lines in words if lines > 1 and len(word) < 25 and "-" not in word] == []
-    assert all(one["height"] >= min(one["wanted"], 7 * 16) for one in said)
-    assert front_end.problems == []
-
-
-def test_what_was_said_of_an_earlier_prompt_goes(comfy: ComfyServer, front_end: FrontEnd):
-    graph = Graph()
-    models = graph.add("PackForcingDemoModels", checkpoint="PackForcing miniature", weight_dtype="default")
-    prompt = graph.add("CLIPTextEncode", clip=models[1], text="a red walrus")
-    graph.add("PreviewAny", source=prompt[0])
-    show(front_end, graph)
-    said = "where => [...document.querySelectorAll(where)].some(said => said.innerText.includes('walrus'))"
-    for text, not_seen in (("a red walrus", ""), ("a red circle", "!")):
-        set_text = "([id, text]) => { window.app.rootGraph.getNodeById(id).widgets[0].value = text; }"
-        front_end.page.evaluate(set_text, [int(prompt.id), text])
-        front_end.run()
-        front_end.page.wait_for_function(f"where => {not_seen}({said})(where)", arg=SAID)
-    assert front_end.problems == []
-
-
-@pytest.mark.parametrize("nodes", [pytest.param("classic", marks=pytest.mark.quick), "vue"])
-def test_why_a_node_failed_takes_the_place_of_what_it_said_before_and_the_old_video_is_said_to_be_old(
-    comfy: ComfyServer, front_end: FrontEnd, files: Files, nodes: str, tmp_path: Path
-):
-    graph = Graph()
-    models = graph.add("PackForcingDemoModels", checkpoint="PackForcing miniature", weight_dtype="default")
-    prompt = graph.add("CLIPTextEncode", clip=models[1], text="a red circle")
-    timed = {"clip": models[1], "prefix": "", "blend_seconds": 0.0, "recache": False}
-    timeline = graph.add("PackForcingTimedPrompts", timeline="[0s] a red circle\n[2s] a blue circle", **timed)
-    graph.add("PreviewAny", source=prompt[0])
-    latents = stream(graph, models[0], seconds=0.5, width=128, height=64, seed=40 + NODES_LIKE[nodes])
-    graph.prompt[latents[0]]["inputs"]["positive"] = timeline[0]
-    film = decode(graph, latents, files)
-    graph.prompt[film.id]["inputs"]["vae"] = models[2]
-    show(front_end, graph, NODES_LIKE[nodes])
-    front_end.run()
-    says = "([where, words]) => [...document.querySelectorAll(where)].some(said => said.innerText.includes(words))"
-    front_end.page.wait_for_function(says, arg=[SAID, "2 s: a blue circle"])
-    set_prefix = "([id, text]) => { window.app.rootGraph.getNodeById(id).widgets[1].value = text; }"
-    front_end.page.evaluate(set_prefix, [int(timeline.id), "a red circle " * 9])
-    assert front_end.run()["status"]["status_str"] == "error"
-    for _ in ("after the run", "after a reload"):
-        front_end.page.wait_for_function(says, arg=[SAID, "Error: "])
-        front_end.page.wait_for_function(says, arg=[SAID, "This video is of the job before."])
-        print(*front_end.page.locator(SAID).all_inner_texts(), sep="\n")
-        assert front_end.page.evaluate(says, [SAID, "30 words"])
-        assert front_end.page.evaluate(says, [SAID, 'The last job failed at "'])
-        assert front_end.page.evaluate(says, [SAID, "output/video/"]), "its file is still named"
-        assert not front_end.page.evaluate(says, [SAID, "2 s: a blue circle"])
-        front_end.screenshot(tmp_path / "failed.png")
-        front_end.page.reload()
-    front_end.page.wait_for_function(says, arg=[SAID, "Error: "])
-    front_end.page.evaluate(set_prefix, [int(timeline.id), "a red"])
-    front_end.run()
-    front_end.page.wait_for_function(says, arg=[SAID, "2 s: a red a blue circle"])
-    assert not front_end.page.evaluate(says, [SAID, "This video is of the job before."])
 
 
 @pytest.mark.parametrize("nodes", ["classic", pytest.param("vue", marks=pytest.mark.quick)])
