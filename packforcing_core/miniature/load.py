@@ -40,9 +40,9 @@ most (`laboratory/study`).
 PROMPT = "a red circle at the top left bounces on a dark background"
 
 
-def read_model() -> Checkpoint:
-    """The transformer's weights, with the length of its texts, which the file does not state."""
-    read, texts = read_checkpoint(_shipped(MODEL)), _open(TEXT).tensors["places"].shape[0]
+def read_model(path: Path = MODEL) -> Checkpoint:
+    """The transformer's weights, or those at `path`, with the length of its texts, which the file does not state."""
+    read, texts = read_checkpoint(_shipped(path)), _open(TEXT).tensors["places"].shape[0]
     return replace(read, config=replace(read.config, text_len=texts))
 
 
@@ -57,9 +57,9 @@ def fast_dtype() -> torch.dtype:
     return torch.bfloat16 if any(told.get(unit) for unit in ("avx512_bf16", "amx_bf16")) else torch.float32
 
 
-def load_model(dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> CausalWan:
-    """The transformer, running in `dtype`."""
-    return build_model(read_model(), torch.device(device), dtype)
+def load_model(dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", path: Path = MODEL) -> CausalWan:
+    """The transformer, or another of its size at `path`, running in `dtype`."""
+    return build_model(read_model(path), torch.device(device), dtype)
 
 
 def read_vae() -> dict[str, Tensor]:

@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=(FILMS, QUESTIONS_ALONE),
         help="make only these; the tables show what exists of the others",
     )
+    parser.add_argument("--weights", metavar="FILE", help="use this transformer instead of the package's")
     parser.add_argument(
         "--compressor",
         metavar="FILE",
@@ -81,7 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.dtype == "auto":
         options.dtype = next(name for name, kind in DTYPES.items() if kind == fast_dtype())
-    chosen = {"compressor": Path(options.compressor)} if options.compressor else {}
+    given = {"compressor": options.compressor, "model": options.weights}
+    chosen = {name: Path(path) for name, path in given.items() if path}
     return study(options, partial(load_miniature, options.dtype, **chosen))
 
 

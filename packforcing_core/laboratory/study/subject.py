@@ -58,16 +58,16 @@ class Subject:
 Load = Callable[[], Subject]
 
 
-def load_miniature(dtype: str, compressor: Path = miniature.COMPRESSOR) -> Subject:
-    """The shipped miniature in `dtype` (one of DTYPES), with its own trained compressor or another one."""
+def load_miniature(dtype: str, compressor: Path = miniature.COMPRESSOR, model: Path = miniature.MODEL) -> Subject:
+    """The shipped miniature in `dtype` (one of DTYPES), with its own transformer and compressor or others."""
     kind = DTYPES[dtype]
     loaded = miniature.load_compressor(compressor, dtype=kind)
     return Subject(
-        miniature.load_model(kind),
+        miniature.load_model(kind, path=model),
         miniature.load_vae(kind),
         miniature.load_text(),
         Denoising.of_family(miniature.FAMILY),
-        _digest(miniature.MODEL, miniature.VAE, miniature.TEXT),
+        _digest(model, miniature.VAE, miniature.TEXT),
         loaded.high_res if loaded else None,
         _digest(compressor),
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from packforcing_core.cache.config import Window
 from packforcing_core.errors import PackForcingError
@@ -13,6 +15,8 @@ from packforcing_core.laboratory.study.folder import Job, StudyFolder
 from packforcing_core.laboratory.study.recall import Question
 from packforcing_core.laboratory.study.rows import OTHERS, study_rows
 from packforcing_core.laboratory.study.study import jobs_of
+from packforcing_core.laboratory.study.subject import load_miniature
+from packforcing_core.miniature import load as miniature
 
 SETTINGS = {"weights": "a", "seconds": 15.0}
 QUESTION = Question(0, "late")
@@ -71,3 +75,14 @@ def test_every_job_has_a_file_of_its_own(tmp_path):
         folder.write(job, {})
     assert len(list((tmp_path / "results").rglob("*.json"))) == len(jobs)
     assert folder.missing(jobs) == []
+
+
+def test_another_transformer_is_another_subject(tmp_path):
+    weights = load_file(miniature.MODEL)
+    weights = {name: 2 * t if name == "head.head.weight" else t for name, t in weights.items()}
+    save_file(weights, tmp_path / "other.safetensors")
+    shipped, other = load_miniature("fp32"), load_miniature("fp32", model=tmp_path / "other.safetensors")
+    assert other.weights != shipped.weights
+    assert other.compressor == shipped.compressor
+    heads = [subject.model.net.head.head.weight for subject in (shipped, other)]
+    assert torch.equal(2 * heads[0], heads[1])
