@@ -9,7 +9,7 @@ columns and rows, and leaves room above a node, through which links can lead.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
 
@@ -36,13 +36,14 @@ ROOM = {
     "PackForcingKVCache": 134,
     "PackForcingSampler": 134,
     "PackForcingTimedPrompts": 134,
-    "CLIPTextEncode": 86,
     "PackForcingStartFrom": 40,
     "PackForcingStreamingVAEDecode": 280,
     "PackForcingStackVideos": 160,
     "SaveVideo": 200,
 }
-"""By how much a node grows when it runs, in either kind of nodes: by four (86) or seven lines of text, or a video."""
+"""By how much a node grows when it runs, in either kind of nodes: by seven lines of text (134), or a video."""
+UNKNOWN_WORDS = 86
+"""By how much a prompt grows beside the demo's text encoder, which names the words that it does not know."""
 POINTS = np.linspace(0, 1, 25)[1:-1]
 BEZIER = np.stack([(1 - POINTS) ** 3, 3 * (1 - POINTS) ** 2 * POINTS, 3 * (1 - POINTS) * POINTS**2, POINTS**3], axis=1)
 AROUND = (-4, 6)
@@ -80,6 +81,15 @@ def is_collapsed(node: Node) -> bool:
     return bool(node.get("flags", {}).get("collapsed"))
 
 
+def room(node: Node, nodes: Sequence[Node]) -> int:
+    """By how much a node grows when it runs, among the `nodes` of its graph."""
+    if is_collapsed(node):
+        return 0
+    if node["type"] == "CLIPTextEncode" and any(other["type"] == "PackForcingDemoModels" for other in nodes):
+        return UNKNOWN_WORDS
+    return ROOM.get(node["type"], 0)
+
+
 class Layout:
     """The nodes and links of a graph as arrays, and what a way to place them costs."""
 
@@ -87,7 +97,7 @@ class Layout:
         self.nodes: list[Node] = graph["nodes"]
         at = {node["id"]: index for index, node in enumerate(self.nodes)}
         self.sizes = np.array([size(node) for node in self.nodes], dtype=float)
-        self.rooms = [0 if is_collapsed(node) else ROOM.get(node["type"], 0) for node in self.nodes]
+        self.rooms = [room(node, self.nodes) for node in self.nodes]
         self.notes = [index for index, node in enumerate(self.nodes) if node["type"] == "MarkdownNote"]
         links = [(at[source], slot, at[target], into) for _, source, slot, target, into, _ in graph["links"]]
         self.source, self.target = (np.array([link[i] for link in links], dtype=int) for i in (0, 2))

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from tests.comfyui.draw_workflows import WORKFLOWS, api_names
-from tests.comfyui.layout import FILLED, MARGIN, ROOM, TITLE, WINDOW, Node, arrange, behind, size
+from tests.comfyui.layout import FILLED, MARGIN, TITLE, WINDOW, Node, arrange, behind, room, size
 
 TEXT_IS_DRAWN_FROM = 8 / 14
 """The front end's smallest font, 8 pixels, over the font of nodes."""
@@ -19,7 +19,7 @@ ROUNDS = 1500
 
 
 MOST_BEHIND = {
-    "packforcing_demo_compare_memory": 11,
+    "packforcing_demo_compare_memory": 14,
     "packforcing_wan_compare_memory": 40,
     "packforcing_demo_continue_video": 3,
 }
@@ -54,7 +54,7 @@ def test_a_template_opens_near_enough_to_be_read_and_nodes_have_room_to_grow(nam
     assert zoom > TEXT_IS_DRAWN_FROM
     for one in nodes:
         left, top, right, bottom = box(one)
-        grown = bottom + (0 if one["flags"].get("collapsed") else ROOM.get(one["type"], 0))
+        grown = bottom + room(one, nodes)
         others = [
             (other["title"] if "title" in other else other["type"], box(other)) for other in nodes if other is not one
         ]
