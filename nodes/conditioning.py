@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..packforcing_core.errors import PackForcingError
-from ..packforcing_core.geometry import PIXEL_FRAMES_PER_LATENT, VideoGeometry
+from ..packforcing_core.geometry import VideoGeometry
 from ..packforcing_core.model.config import WanConfig
 from ..packforcing_core.ranges import in_range
 from ..packforcing_core.text.script import Change, Cue, Script
-from ..packforcing_core.text.timeline import Snapped, describe, snap
+from ..packforcing_core.text.timeline import Snapped, block_seconds, describe, snap
 from . import host
 
 # Keys in the dictionary of a CONDITIONING entry.
@@ -26,7 +26,7 @@ class TimedScript(NamedTuple):
     def describe(self, geometry: VideoGeometry) -> list[str]:
         """One line per prompt, if there are several: when and how it starts."""
         several = len(self.moments) > 1
-        return describe(self.moments, geometry, [cue.change for cue in self.script.cues]) if several else []
+        return describe(self.moments, geometry, self.script) if several else []
 
 
 def from_second(conditioning, seconds: float, blend_seconds: float, recache: bool, change: Change = "") -> list:
@@ -65,10 +65,10 @@ def timed_script(conditioning, config: WanConfig, geometry: VideoGeometry, left_
         )
     contexts = [host.text_context([entry], config) for entry in conditioning]
     moments = snap([extra.get(FROM_SECOND, 0.0) for _, extra in conditioning], geometry, left_out_blocks)
-    block_seconds = PIXEL_FRAMES_PER_LATENT * geometry.frames_per_block / geometry.fps
+    length = block_seconds(geometry)
     cues = [
         Cue(
-            *(moment.block, context, round(extra.get(BLEND_SECONDS, 0.0) / block_seconds)),
+            *(moment.block, context, round(extra.get(BLEND_SECONDS, 0.0) / length)),
             *(extra.get(RECACHE, False), extra.get(CHANGE, "")),
         )
         for moment, context, (_, extra) in zip(moments, contexts, conditioning, strict=True)

@@ -163,8 +163,8 @@ class Sampler(io.ComfyNode):
         warnings += (*_compressor_warnings(model, recipe), *(start.adaptations(geometry) if start else ()))
         prompts = text.describe(geometry)
         others = others_note(folder.path.parent, folder.path)
-        plan = stream.plan().describe()
-        # Warnings first: the node shows seven lines, the rest has to be scrolled to.
+        plan = stream.plan().describe(length=False)
+        # Warnings first: the node shows nine lines, the rest has to be scrolled to.
         lines = (recipe.describe_length(settings.seconds), *warnings, *prompts, plan, memory, known, *others)
         of_cache = (memory, *_compressor_note(model, recipe)) if cache_node is not None else ()
         say(cls.hidden.unique_id, "\n".join(line for line in lines if line not in of_cache))
@@ -323,7 +323,6 @@ def _folder_inputs() -> list[io.Input]:
             "render_name",
             default="",
             optional=True,
-            advanced=True,
             tooltip=f"Name of the render's folder in output/{OUTPUT_FOLDER}, which holds everything needed to resume. "
             "Empty: found by its settings, so queuing the same again resumes it, even after a crash; a longer video "
             "begins with what was rendered of a shorter one.",
@@ -335,7 +334,6 @@ def _folder_inputs() -> list[io.Input]:
             max=36000.0,
             step=0.1,
             optional=True,
-            advanced=True,
             tooltip="For render_mode retake, in seconds: the block that shows this moment is the first one rendered "
             "again.",
         ),

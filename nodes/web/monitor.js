@@ -10,7 +10,7 @@ const MAKES_VIDEO = "PackForcingStreamingVAEDecode";
 const LOOK_EVERY_MS = 500;
 const MARGIN = 10; // Of a DOM widget, on every side.
 const LINE = 16;
-const MOST_LINES = 7; // More lines scroll,
+const MOST_LINES = 9; // More lines scroll,
 const MOST_LINES_WITH_ROOM = 20; // if the node has its minimum size,
 const MOST_LINES_BY_TEXT = 4; // and on a node of another pack that has a text box.
 const LARGEST_TEXT_BOX = 100; // What a text box keeps beyond its minimum height: a saved graph has the grown height.
@@ -33,6 +33,7 @@ const events = new Map(); // node and job -> the newest event
 const players = new Map(); // node and job -> Player; kept when another tab is opened, which removes the node
 const frames = new Map(); // node and job -> the newest frame
 const views = new Map(); // node -> View
+const watched = new WeakSet(); // nodes whose removal is noticed
 const pen = document.createElement("canvas").getContext("2d");
 
 const jobOf = ({ node, prompt }) => `${prompt} ${node}`;
@@ -56,10 +57,10 @@ function linesOf(text, width) {
   return lines;
 }
 
-// The height that a text box has beyond its minimum. Classic nodes would take the room for a message from it.
+// The height that a text box has beyond its minimum. The room for a message would be taken from it.
 function roomOfText(node) {
   const hasText = node.widgets?.some((widget) => widget.type === "customtext");
-  if (!hasText || window.LiteGraph?.vueNodesMode) return 0;
+  if (!hasText) return 0;
   return Math.min(LARGEST_TEXT_BOX, Math.max(0, node.size[1] - node.computeSize()[1]));
 }
 
@@ -74,6 +75,8 @@ class View {
     this.picture = document.createElement("img");
     const options = { serialize: false, hideOnZoom: false, getValue: () => "", setValue() {} };
     options.getMinHeight = () => this.height;
+    // A text box on the node gets the room that is left. A video grows with its node.
+    options.getMaxHeight = () => (this.event?.video ? Infinity : this.height);
     this.widget = node.addDOMWidget(WIDGET, WIDGET, this.element, options);
     this.widget.serialize = false; // Not saved: a workflow stores widget values by position.
   }
@@ -133,9 +136,16 @@ class View {
     this.said.textContent = "";
     this.stage.replaceChildren();
     this.stage.hidden = this.bar.hidden = true;
-    const [width, height] = this.node.size;
-    if (this.room && height === this.fitted) this.node.setSize([width, this.before]);
+    if (this.room) this.leave();
     this.node.setDirtyCanvas?.(true, true);
+  }
+
+  // An empty widget would keep a share of the text box's room in Nodes 2.0.
+  leave() {
+    const [width, height] = this.node.size;
+    views.delete(this.node);
+    this.node.removeWidget?.(this.widget);
+    if (height === this.fitted) this.node.setSize([width, this.before]);
   }
 
   fit() {
@@ -147,14 +157,19 @@ class View {
   }
 }
 
+function watch(node) {
+  watched.add(node);
+  const removed = node.onRemoved;
+  node.onRemoved = function () {
+    views.delete(node);
+    return removed?.apply(this, arguments);
+  };
+}
+
 function viewOf(node) {
   if (!views.has(node) && node.addDOMWidget) {
     views.set(node, new View(node));
-    const removed = node.onRemoved;
-    node.onRemoved = function () {
-      views.delete(node);
-      return removed?.apply(this, arguments);
-    };
+    if (!watched.has(node)) watch(node);
   }
   return views.get(node);
 }

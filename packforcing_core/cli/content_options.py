@@ -92,11 +92,11 @@ def encoder(options: argparse.Namespace, text_dim: int, device: torch.device, dt
 
 def timed_script(settings: Settings, recipe: Recipe, encode: Encode, console: Console) -> Script:
     """The text of every block. With several prompts, prints the times at which they start."""
-    moments = settings.moments(recipe)
+    moments, script = settings.moments(recipe), settings.script(recipe, encode)
     if len(moments) > 1:
-        changes, prompts = [timed.change for timed in settings.prompts], [timed.prompt for timed in settings.prompts]
-        console.print("\n".join(describe(moments, recipe.geometry, changes, prompts)))
-    return settings.script(recipe, encode)
+        prompts = [timed.prompt for timed in settings.prompts]
+        console.print("\n".join(describe(moments, recipe.geometry, script, prompts)))
+    return script
 
 
 def begun(options: argparse.Namespace, recipe: Recipe, vae: WanVAE, console: Console) -> Recipe:

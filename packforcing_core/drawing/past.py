@@ -147,8 +147,9 @@ def _timeline(geometry: VideoGeometry, partitions: Partitions, at: Moment, plann
 def _memory_line(plan: RenderPlan, at: Moment) -> Iterator[str]:
     y = LINE_TOP + LINE_HEIGHT + 15
     yield _text(2, y, f"{{gpu}}: {size_text(plan.buffer_bytes)} ({plan.dtype})")
-    if plan.bank_bytes:
-        yield _text(WIDTH - 2, y, f"{{bank}}: {size_text(plan.bank_bytes)}", "end")
+    bank = ("ram", plan.host_bytes) if plan.host_bytes else ("bank", plan.bank_bytes)
+    if bank[1]:
+        yield _text(WIDTH - 2, y, f"{{{bank[0]}}}: {size_text(bank[1])}", "end")
     if at.selected:
         yield _text(2, y + 12, f"{{selected}}: {', '.join(str(block + 1) for block in _favourites(at.selected))}")
 

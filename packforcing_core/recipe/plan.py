@@ -58,13 +58,16 @@ class RenderPlan:
     def as_dict(self) -> dict[str, int | float | str]:
         return asdict(self)
 
-    def describe(self, left_out: str = "") -> str:
-        """One line for a log or a node; `left_out` says what the peak does not include, if anything."""
-        rolling = f", {self.current_blocks} rolling together" if self.current_blocks > 1 else ""
+    def describe(self, left_out: str = "", length: bool = True) -> str:
+        """One line for a log or a node; `left_out` says what the peak does not include, if anything. `length`: the
+        number of frames comes first.
+        """
+        rolling = f"{self.current_blocks} blocks rolling together | " if self.current_blocks > 1 else ""
         current = "blocks" if self.current_blocks > 1 else "block"
+        frames = f"{self.pixel_frames} frames in {blocks_text(self.blocks, self.frames_per_block)} | "
         return (
-            f"{self.pixel_frames} frames in {blocks_text(self.blocks, self.frames_per_block)}{rolling} | attends to "
-            f"{self.attended_tokens:,} tokens | cache {size_text(self.cache_bytes)}, "
+            f"{frames if length else ''}{rolling}attends to {self.attended_tokens:,} tokens | "
+            f"cache {size_text(self.cache_bytes)}, "
             f"with the current {current} {size_text(self.buffer_bytes)} | "
             f"peak about {size_text(self.peak_bytes)}{left_out} | "
             f"on disk {size_text(self.disk_bytes)}, not counting the video"
@@ -83,7 +86,7 @@ class RenderPlan:
         lines = (
             f"in view: {self.attended_tokens:,} tokens ({parts}) over {self.window_frames:g} latent-frame positions",
             f"KV cache in VRAM: {whole} in {self.dtype} ({past} of it past frames)",
-            f"in system RAM: {size_text(self.host_bytes)}",
+            *([f"in system RAM: {size_text(self.host_bytes)}"] if self.host_bytes else []),
         )
         return "\n".join(lines)
 

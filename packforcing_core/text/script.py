@@ -93,15 +93,23 @@ class Script:
         for number, (cue, following) in enumerate(zip(self.cues, ends, strict=True)):
             if cue.first_block >= end:
                 return
-            blend = cue.blend_blocks if number and not cue.change else 0
-            if following is not None:  # Each prompt is used unblended for at least one block.
-                blend = min(blend, following - cue.first_block - 1)
+            blend = self.blend_blocks(number)
             for step in range(min(blend, end - cue.first_block)):
                 block, share = cue.first_block + step, (step + 1) / (blend + 1)
                 yield Stretch(block, block + 1, torch.lerp(*self._alike(number), share), False)
             alone, last = cue.first_block + blend, end if following is None else min(end, following)
             if alone < last:
                 yield Stretch(alone, last, cue.context, cue.recache and number > 0, cue.change)
+
+    def blend_blocks(self, number: int) -> int:
+        """The number of blocks in which cue `number` is mixed with the one before. Each prompt is used unblended for at
+        least one block.
+        """
+        cue = self.cues[number]
+        if number == 0 or cue.change:
+            return 0
+        following = self.cues[number + 1 : number + 2]
+        return min([cue.blend_blocks, *(after.first_block - cue.first_block - 1 for after in following)])
 
     def _alike(self, number: int) -> tuple[Tensor, Tensor]:
         """The texts of cues `number`-1 and `number`, padded to the same length."""

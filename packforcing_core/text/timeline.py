@@ -21,7 +21,7 @@ from itertools import pairwise
 from ..errors import PackForcingError
 from ..geometry import PIXEL_FRAMES_PER_LATENT, VideoGeometry, pixel_frames
 from .marks import EXPECTED_TIME, TIME, find_entries, narrow
-from .script import CHANGES, NOTHING, Change
+from .script import CHANGES, NOTHING, Change, Script
 
 MOST_PROMPTS = 1000
 # umT5 reads 512 tokens, about 2,500 characters of English; the rest is cut off.
@@ -115,19 +115,23 @@ def snap(times: Sequence[float], geometry: VideoGeometry, left_out_blocks: int =
     the video's length; a time may be after its end. Raises PackForcingError if two times fall on one block.
     """
     require_rising(times)
-    block_seconds = PIXEL_FRAMES_PER_LATENT * geometry.frames_per_block / geometry.fps
     snapped = [Snapped(0.0, 0, 0.0)]
     for wished in times[1:]:
-        near = int(wished / block_seconds) + left_out_blocks
+        near = int(wished / block_seconds(geometry)) + left_out_blocks
         starts = {block: block_starts(block, geometry, left_out_blocks) for block in (near, near + 1)}
         block = min(starts, key=lambda block: abs(starts[block] - wished))
         if block <= max(snapped[-1].block, left_out_blocks):
             raise PackForcingError(
                 f"The prompts at {snapped[-1].wished:g} s and {wished:g} s fall on the same block, and a block has one "
-                f"prompt. Set them at least {block_seconds:.2f} s apart, the length of a block."
+                f"prompt. Set them at least {block_seconds(geometry):.2f} s apart, the length of a block."
             )
         snapped.append(Snapped(wished, block, starts[block]))
     return tuple(snapped)
+
+
+def block_seconds(geometry: VideoGeometry) -> float:
+    """Length of a block; the first block of a video is shorter."""
+    return PIXEL_FRAMES_PER_LATENT * geometry.frames_per_block / geometry.fps
 
 
 def block_starts(block: int, geometry: VideoGeometry, left_out_blocks: int = 0) -> float:
@@ -137,14 +141,18 @@ def block_starts(block: int, geometry: VideoGeometry, left_out_blocks: int = 0) 
 
 
 def describe(
-    snapped: Sequence[Snapped], geometry: VideoGeometry, changes: Sequence[Change], prompts: Sequence[str] = ()
+    snapped: Sequence[Snapped], geometry: VideoGeometry, script: Script, prompts: Sequence[str] = ()
 ) -> list[str]:
-    """One line per prompt: its requested time, its actual time, and how it starts."""
+    """One line per prompt of `script`: its requested time, its actual time, its block counted from 1, and how it
+    starts.
+    """
     lines = []
     for number, moment in enumerate(snapped):
-        late = ", after the end" if moment.block >= geometry.blocks else f", block {moment.block}"
+        late = ", after the end" if moment.block >= geometry.blocks else f", block {moment.block + 1}"
         said = f": {_short(prompts[number])}" if number < len(prompts) else ""
-        how = HOW[changes[number]]
+        how, blend = HOW[script.cues[number].change], script.blend_blocks(number)
+        if blend:
+            how += f", blended over {blend * block_seconds(geometry):.3g} s"
         lines.append(f"prompt {number + 1} at {moment.wished:g} s starts at {moment.seconds:.2f} s{late}{how}{said}")
     return lines
 

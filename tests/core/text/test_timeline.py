@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from packforcing_core.errors import PackForcingError
 from packforcing_core.geometry import VideoGeometry
-from packforcing_core.text.timeline import describe, parse_time, parse_timeline, snap
+from packforcing_core.text.script import Change, Cue, Script
+from packforcing_core.text.timeline import Snapped, describe, parse_time, parse_timeline, snap
 
 GEOMETRY = VideoGeometry(832, 480, 16.0, 3, 40)
 
@@ -180,13 +183,21 @@ def test_any_text_is_read_or_refused(text):
     assert len(prompts) == 1 or all(prompt.prompt for prompt in prompts)
 
 
+def script_of(snapped: Sequence[Snapped], changes: Sequence[Change], blend: int = 0) -> Script:
+    """A script without texts."""
+    pairs = zip(snapped, changes, strict=True)
+    return Script(tuple(Cue(moment.block, torch.zeros(1, 1, 1), blend, change=change) for moment, change in pairs))
+
+
 def test_times_go_to_the_block_whose_first_frame_is_nearest():
     """Blocks of 3 latent frames at 16 FPS begin at frames 0, 9, 21, 33 ...: 0, 0.5625, 1.3125, 2.0625 s."""
     snapped = snap([0.0, 0.6, 1.4, 12.5, 29.0], GEOMETRY)
-    told = describe(snapped, GEOMETRY, ["", "cut", "flush", "", ""], ["a", "b", "c", "d" * 100, "e"])
+    changes: list[Change] = ["", "cut", "flush", "", ""]
+    told = describe(snapped, GEOMETRY, script_of(snapped, changes, blend=2), ["a", "b", "c", "d" * 100, "e"])
     print(*told, sep="\n")
-    assert told[1] == "prompt 2 at 0.6 s starts at 0.56 s, block 1 (hard cut): b"
-    assert told[2].endswith("block 2 (flush): c")
+    assert told[1] == "prompt 2 at 0.6 s starts at 0.56 s, block 2 (hard cut): b"
+    assert told[2].endswith("block 3 (flush): c")
+    assert "block 18, blended over 1.5 s: ddd" in told[3]
     assert [(moment.block, moment.seconds) for moment in snapped] == [
         (0, 0.0), (1, 0.5625), (2, 1.3125), (17, 12.5625), (39, 29.0625),
     ]  # fmt: skip
@@ -203,7 +214,8 @@ def test_behind_blocks_that_are_left_out_the_film_begins_at_zero():
 def test_snapping_does_not_depend_on_the_length():
     longer = VideoGeometry(832, 480, 16.0, 3, 400)
     assert snap([0.0, 7.0, 100.0], GEOMETRY) == snap([0.0, 7.0, 100.0], longer)
-    assert "after the end" in describe(snap([0.0, 100.0], GEOMETRY), GEOMETRY, ["", ""])[1]
+    late = snap([0.0, 100.0], GEOMETRY)
+    assert "after the end" in describe(late, GEOMETRY, script_of(late, ["", ""]))[1]
 
 
 @pytest.mark.parametrize("times", [[0.0, 0.2], [0.0, 5.0, 5.3]])
