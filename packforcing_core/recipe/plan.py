@@ -85,7 +85,7 @@ class RenderPlan:
         past, whole = size_text(self.cache_bytes), size_text(self.buffer_bytes)
         lines = (
             f"in view: {self.attended_tokens:,} tokens ({parts}) over {self.window_frames:g} latent-frame positions",
-            f"KV cache in VRAM: {whole} in {self.dtype} ({past} of it past frames)",
+            f"KV cache: {whole} in {self.dtype} ({past} of it past frames)",
             *([f"in system RAM: {size_text(self.host_bytes)}"] if self.host_bytes else []),
         )
         return "\n".join(lines)

@@ -48,7 +48,7 @@ PICTURE_SECONDS = 5.0
 """How long the videos are in the pictures of what the demo workflows render; the workflows' own are longer."""
 SECONDS_OF = {"packforcing_demo_timed_prompts": 33.0}
 """Longer ones, which are shown faster."""
-CAPTION = 26
+CAPTION = 34
 """The height of the line with the topic below the pictures: they look alike in the template browser."""
 MOVING_WIDTH = 384
 SHORTEN = """seconds => window.app.rootGraph.nodes
@@ -82,8 +82,8 @@ NOTE_HEIGHT = """() => {
 }"""
 WIDEST = 360
 """What is wider (fields for text) is made as wide as this: graphs must not be wide."""
-PROMPT = 140
-"""The height of a field for a prompt of some lines."""
+PROMPTS = {"CLIPTextEncode": 140, "PackForcingTimedPrompts": 270}
+"""The heights of nodes with fields for prompts of some lines."""
 NOTE_MARGIN = 40
 """What the frame of a note adds to the height of its text."""
 
@@ -140,7 +140,7 @@ def to_graph(front_end: FrontEnd, name: str) -> dict[str, Any]:
     graph = front_end.page.evaluate(SERIALIZED)
     _fold(graph, read_api(name))
     for node in graph["nodes"]:
-        node["size"] = [min(WIDEST, node["size"][0]), PROMPT if node["type"] == "CLIPTextEncode" else node["size"][1]]
+        node["size"] = [min(WIDEST, node["size"][0]), PROMPTS.get(node["type"], node["size"][1])]
     notes = WORKFLOWS / "api" / "notes" / f"{name}.md"
     if notes.exists():
         _add_note(graph, notes.read_text(encoding="utf-8"))
@@ -212,7 +212,7 @@ def write_picture(front_end: FrontEnd, name: str, folder: Path) -> None:
     shown = front_end.page.screenshot(clip=front_end.page.evaluate(GRAPH_ON_PAGE, 20))
     picture = Image.open(io.BytesIO(shown)).convert("RGB")
     picture.thumbnail((1200, 1200))
-    save_small(captioned(picture, topic(name), 3 * CAPTION), folder / f"{name}.jpg")
+    save_small(captioned(picture, topic(name), 4 * CAPTION), folder / f"{name}.jpg")
 
 
 def topic(name: str) -> str:

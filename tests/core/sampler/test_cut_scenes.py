@@ -70,7 +70,8 @@ def test_behind_a_cut_the_frame_is_the_new_scenes_at_once_and_it_is_right_within
     new, old = check_video(rest, scene(AFTER)), check_video(frames, scene(BEFORE))
     print(f"{100 * new.right:.0f}% of {len(rest)} frames right behind two blocks, {100 * old.right:.0f}% the old scene")
     assert background == [1] * BLOCK
-    assert (new.right, old.colours_right) == (1, 0)
+    assert new.right >= 0.9  # What tests.benchmarks.changes counts as right.
+    assert old.colours_right == 0
 
 
 def scene(prompt: str) -> str:
