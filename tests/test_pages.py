@@ -89,7 +89,7 @@ def test_the_readmes_moving_image_is_a_question_in_real_time():
 def test_the_recall_in_the_readme_is_that_of_the_stored_answers():
     folder = ROOT / "packforcing_core" / "laboratory" / "study"
     recalled = {}
-    for archive in ("questions-16-2026-11-27.xz", "questions-64-2026-11-27.xz"):  # Where both have a row, the larger.
+    for archive in ("questions-16-2026-11-28.xz", "questions-64-2026-11-28.xz"):  # Where both have a row, the larger.
         found = json.loads(lzma.decompress((folder / archive).read_bytes()))["results"]
         for row in {answer["row"] for answer in found}:
             recalled[row] = [

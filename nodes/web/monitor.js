@@ -205,7 +205,7 @@ function settle() {
   for (const [id, event] of newest) {
     const node = nodeOf(id);
     const says = event.video || event.text; // An empty text removes the message.
-    const view = node && says && (!event.known || node.comfyClass?.startsWith("PackForcing")) && viewOf(node);
+    const view = node && says && (!event.known || node.comfyClass === MAKES_VIDEO) && viewOf(node);
     if (!view) continue;
     view.show(event);
     shown.add(view);
@@ -225,15 +225,11 @@ function nextSerial() {
   return 1 + Math.max(0, ...[...events.values()].map((other) => other.serial));
 }
 
-// Cached nodes send no messages, only their outputs.
+// A run with only cached nodes sends no messages, only its outputs.
 function showKnown({ node, display_node, output, prompt_id: prompt }) {
+  const [file] = output?.images ?? [];
   const event = { node: String(display_node ?? node), prompt, workflow: null, state: "done", known: true };
-  if (!output?.text || events.has(jobOf(event))) return;
-  const [file] = output.images ?? [];
-  if (!file || !output.animated) {
-    heard({ ...event, serial: nextSerial(), text: output.text.join("\n") });
-    return;
-  }
+  if (!file || !output.animated || !output.text || events.has(jobOf(event))) return;
   const video = { width: 16, height: 9, finished: true, file, segments: [] }; // Until the file's size is known.
   const unchanged = "Nothing was changed, so nothing ran: this is the finished video.";
   const text = [[file.type, file.subfolder, file.filename].join("/"), unchanged, ...output.text].join("\n");

@@ -53,7 +53,7 @@ def test_it_changes_the_workflow_follows_the_render_and_downloads_the_film(comfy
     print(done.stdout, done.stderr)
     assert done.returncode == 0
     assert "-- PackForcingSampler" in done.stdout
-    assert "prompt 2 at 1.5 s starts at 1.31 s, block 2" in done.stdout
+    assert "prompt 2 at 1.5 s starts at 1.31 s, block 3" in done.stdout
     assert "block 3/3 | 2.1 s of 2.1 s" in done.stdout
     (film,) = tmp_path.glob("*.mp4")
     assert probe(film).frames == 33

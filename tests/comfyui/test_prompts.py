@@ -47,7 +47,7 @@ def test_the_film_changes_at_the_block_that_the_sampler_names(comfy: ComfyServer
     one, _ = film(comfy, files, lambda graph: timed(graph, "a boat drifts"))
     two, told = film(comfy, files, lambda graph: timed(graph, "a boat [0s] drifts [3s] sinks [4.5s] drifts"))
     print(told)
-    assert "prompt 2 at 3 s starts at 2.81 s, block 4" in told  # Frame 45 of 16 a second.
+    assert "prompt 2 at 3 s starts at 2.81 s, block 5" in told  # Frame 45 of 16 a second.
     assert "prompt 3 at 4.5 s starts at" in told, "a text may come back"
     assert first_difference(one, two) == 45
     plain, _ = film(comfy, files, lambda graph: encoded(graph, "a boat drifts"))
@@ -58,7 +58,7 @@ def test_a_cut_leaves_the_frames_before_it_and_holds_the_first_one_behind_it(com
     soft, _ = film(comfy, files, lambda graph: timed(graph, "a boat [0s] drifts [3s] sinks"))
     cut, told = film(comfy, files, lambda graph: timed(graph, "a boat [0s] drifts [3s cut] sinks"))
     print(told)
-    assert "prompt 2 at 3 s starts at 2.81 s, block 4 (hard cut)" in told
+    assert "prompt 2 at 3 s starts at 2.81 s, block 5 (hard cut)" in told
     assert first_difference(soft, cut) == 45
     assert len(soft) == len(cut)
     held = [np.array_equal(cut[frame], cut[frame + 1]) for frame in range(44, 49)]

@@ -143,21 +143,3 @@ def test_why_a_node_failed_takes_the_place_of_what_it_said_before_and_the_old_vi
     front_end.run()
     front_end.page.wait_for_function(says, arg=[SAID, "2 s: a red a blue circle"])
     assert not front_end.page.evaluate(says, [SAID, "This video is of the job before."])
-
-
-def test_a_node_that_comfyui_has_cached_says_in_another_graph_what_it_said_before(
-    comfy: ComfyServer, front_end: FrontEnd
-):
-    says = "([where, words]) => [...document.querySelectorAll(where)].some(said => said.innerText.includes(words))"
-    for number in range(2):
-        graph = Graph()
-        for _ in range(number):  # So that the nodes have other ids than before.
-            graph.add("PreviewAny", source="something")
-        models = graph.add("PackForcingDemoModels", checkpoint="PackForcing miniature", weight_dtype="default")
-        graph.add("PreviewAny", source=graph.add("CLIPTextEncode", clip=models[1], text="a red circle")[0])
-        show(front_end, graph)
-        history = front_end.run()
-        front_end.page.wait_for_function(says, arg=[SAID, "words: a, "])
-    cached = [data["nodes"] for kind, data in history["status"]["messages"] if kind == "execution_cached"]
-    assert models.id in cached[0], "nothing was cached, so the test shows nothing"
-    assert front_end.problems == []

@@ -82,7 +82,7 @@ def test_a_rolling_recipe_rolls_and_goes_on_from_its_finished_blocks():
     assert planned.attended_tokens == 15 * planned.tokens_per_frame
     assert planned.attended_tokens == planned.sink_tokens + planned.recent_tokens + planned.current_tokens
     assert planned.current_tokens == 9 * planned.tokens_per_frame
-    assert "3 rolling together" in planned.describe()
+    assert "3 blocks rolling together" in planned.describe()
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_a_timeline_changes_the_film_at_the_block_that_is_named(files, umt5, tmp
     timeline = "a [0s] red circle [1.4s] blue square"
     assert render(files, tmp_path / "two.mp4", "--prompt", timeline, "--recache", *words, context="") == 0
     said = capsys.readouterr().out
-    assert "prompt 2 at 1.4 s starts at 1.31 s, block 2: a blue square" in said
+    assert "prompt 2 at 1.4 s starts at 1.31 s, block 3: a blue square" in said
     apart = np.abs(frames(tmp_path / "one.mp4") - frames(tmp_path / "two.mp4")).max(axis=(1, 2, 3))
     print("first frame that differs:", int(np.argmax(apart > 0)))
     assert int(np.argmax(apart > 0)) == 21

@@ -101,7 +101,7 @@ def test_choices_on_top_of_the_preset_are_followed_and_told(files, tmp_path, cap
 def test_a_rolling_family_rolls(files, tmp_path, capsys, file, blocks):
     assert render(files, tmp_path / "film.mp4", checkpoint=file) == 0
     said = capsys.readouterr().out
-    assert f"{blocks} rolling together" in said
+    assert f"{blocks} blocks rolling together" in said
     assert "warning" not in said
     assert probe(tmp_path / "film.mp4").frames == 21
 

@@ -101,7 +101,7 @@ def test_a_compressor_of_the_second_form_is_trained_and_goes_on_as_such(begun, t
     for options, message in (
         (("compressor", "--steps", "2"), "belongs to another training: "),
         (("self-forcing", "--fusion", "concat"), "twins-compressor.safetensors, has fusion 'add'"),
-        (("causal", "--fusion", "concat"), "trains no compressor; expected one of twins, self-forcing, compressor"),
+        (("causal", "--fusion", "concat"), "trains no compressor; expected one of twins, layouts, self-forcing"),
     ):
         capsys.readouterr()
         assert train(options[0], tmp_path, *options[1:]) == 1

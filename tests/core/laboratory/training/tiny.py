@@ -31,7 +31,7 @@ TINY = replace(
         "self-forcing": replace(MINIATURE.courses["self-forcing"], batch=1),
         "compressor": Course(STEADY, 3, 2),
     },
-    memory=MEMORY,
+    memories=(MEMORY,),
     twin_memories=(Full(), MEMORY),
     compressor_memories=(MEMORY,),
     layouts=None,
