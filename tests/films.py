@@ -41,10 +41,13 @@ def encoders() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if child.name().startswith("ffmpeg")]
 
 
-def kill_encoders() -> None:
-    for encoder in encoders():
+def kill_encoders() -> bool:
+    """Kills all running encoders; returns whether there was one."""
+    found = list(encoders())
+    for encoder in found:
         encoder.kill()
         encoder.wait()
+    return bool(found)
 
 
 def closed_segments(path: Path) -> int:

@@ -146,9 +146,12 @@ def test_a_cache_that_is_not_finite_is_not_resumed_from(tmp_path, unbroken_films
 
 def test_a_killed_encoder_stops_the_render_and_no_block_is_lost(tmp_path, unbroken):
     def kill_the_encoder() -> None:
+        killed = False
         for event in SMALL.events(tmp_path):
-            if isinstance(event, StepDone) and event.block == 3:
-                kill_encoders()
+            # On a busy machine the encoder may start only later.
+            if isinstance(event, StepDone) and event.block >= 3 and not killed:
+                killed = kill_encoders()
+        assert killed, "no encoder ran"
 
     with pytest.raises(PackForcingError, match="ffmpeg") as stopped:
         kill_the_encoder()
