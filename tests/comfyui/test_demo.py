@@ -87,9 +87,13 @@ def test_the_film_is_the_one_that_is_made_without_comfyui(comfy: ComfyServer):
     with torch.inference_mode():
         events = latent_events(model, context, recipe, compression=compression)
         ours = torch.cat([event.latents for event in events if isinstance(event, BlockDone)], dim=2)
-    difference = (unnormalise(ours) - theirs).abs().max().item()
-    print(f"{list(ours.shape)}, largest difference {difference:.1e}, of latents of {theirs.std().item():.2f}")
-    assert difference < 1e-2
+    apart = unnormalise(ours) - theirs
+    relative = (apart.square().mean().sqrt() / theirs.std()).item()
+    by_block = [f"{part.abs().max().item():.1e}" for part in apart.split(4, dim=2)]
+    print(f"{list(ours.shape)}, relative difference {relative:.1e}; largest by block {', '.join(by_block)}")
+    # Rounding grows about twofold with every block that attends to the one before.
+    assert apart[:, :, :4].abs().max() < 1e-3
+    assert relative < 3e-3
     frames = sorted((comfy.output / "demo_frames").glob("demo_test*"))
     assert len(frames) == geometry.pixel_frames
 
