@@ -40,7 +40,7 @@ ALL_SAID = """where => {
 
 
 @pytest.mark.quick
-def test_what_nodes_say_breaks_between_words_and_seven_lines_are_seen(
+def test_what_nodes_say_breaks_between_words_and_nine_lines_are_seen(
     comfy: ComfyServer, front_end: FrontEnd, files: Files, tmp_path: Path
 ):
     graph, *_ = small_render(files, 3.0, "1000, 500", 37)
@@ -62,7 +62,7 @@ def test_what_nodes_say_breaks_between_words_and_seven_lines_are_seen(
     assert len(words) > 30
     # A hyphen is a place to break at.
     assert [word for word, lines in words if lines > 1 and len(word) < 25 and "-" not in word] == []
-    assert all(one["height"] >= min(one["wanted"], 7 * 16) for one in said)
+    assert all(one["height"] >= min(one["wanted"], 9 * 16) for one in said)
     assert front_end.problems == []
 
 

@@ -166,6 +166,11 @@ class HiddenClips:
         rows = self.rows[block]
         return block, [rows[int(i)] for i in torch.randint(len(rows), (self.folder.batch,), generator=generator)]
 
+    def draw_layout(self, layouts: Layouts, kind: Kind, generator: torch.Generator) -> tuple[Layout, list[int]]:
+        """Draws a layout of a gap or a departure, and a batch of rows of clips for it."""
+        block, rows = self.draw(generator)
+        return layouts.draw(kind, block, self.frames, generator), rows
+
     def films(self, row: int) -> tuple[Film, Film]:
         """Returns a clip, and the empty video of its background."""
         clip = self.folder.clip(row)
@@ -262,9 +267,7 @@ class LayoutStage(CompressorStage):
         if kind == "ordinary":
             memory = self.memories[int(torch.randint(len(self.memories), (), generator=generator))]
             return self.ordinary(number, memory)
-        block, rows = self.hidden.draw(generator)
-        layout = self.layouts.draw(kind, block, self.frames_per_block, generator)
-        return self.edited(number, layout, rows, kind)
+        return self.edited(number, *self.hidden.draw_layout(self.layouts, kind, generator), kind)
 
     def edited(self, number: int, layout: Layout, rows: Sequence[int], kind: Kind) -> Update:
         """Returns the update from the laid-out clips. `rows` are those of all ranks."""
@@ -306,9 +309,7 @@ class JointLayoutStage(TwinsStage):
         kind = self.layouts.kind(generator)
         if kind == "ordinary":
             return super().step(number)
-        block, rows = self.hidden.draw(generator)
-        layout = self.layouts.draw(kind, block, self.frames_per_block, generator)
-        return self.edited(number, layout, rows, kind)
+        return self.edited(number, *self.hidden.draw_layout(self.layouts, kind, generator), kind)
 
     def edited(self, number: int, layout: Layout, rows: Sequence[int], kind: Kind) -> Update:
         """Returns the update from the laid-out clips. `rows` are those of all ranks."""
