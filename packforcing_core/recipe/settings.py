@@ -12,13 +12,13 @@ from torch import Tensor
 from ..cache.config import Policy, build_policy
 from ..checkpoint.families import DEFAULT_FAMILY, Family, by_name, with_overrides
 from ..errors import PackForcingError
-from ..geometry import PIXEL_FRAMES_PER_LATENT, VideoGeometry
+from ..geometry import VideoGeometry
 from ..ranges import in_range
 from ..sampler.denoising import Denoising
 from ..sampler.rollout import require_followable
 from ..sampler.start import Start
 from ..text.script import Cue, Script
-from ..text.timeline import Snapped, parse_timeline, snap
+from ..text.timeline import Snapped, block_seconds, parse_timeline, snap
 from .recipe import Recipe, default_policy
 
 Encode = Callable[[Sequence[str]], Sequence[Tensor]]
@@ -124,7 +124,7 @@ class Settings:
     def script(self, recipe: Recipe, encode: Encode) -> Script:
         """The text of every block."""
         g = recipe.geometry
-        blend = round(self.blend_seconds * g.fps / (PIXEL_FRAMES_PER_LATENT * g.frames_per_block))
+        blend = round(self.blend_seconds / block_seconds(g))
         contexts = encode([timed.prompt for timed in self.prompts])
         rows = zip(self.moments(recipe), contexts, self.prompts, strict=True)
         script = Script(

@@ -264,6 +264,9 @@ def test_mean_keys_of_equal_length_are_what_cosine_selects_by():
     blocks, places = list(view.twins), len(view.window.mid_positions)
     newest = blocks[len(blocks) - places // 2 :]
     for layer, chosen in enumerate(view.selection()):
+        means = torch.stack([rows[layer].k.double().mean(dim=1) for rows in view.twins.values()])
+        cosine = torch.einsum("bhd,mbhd->bm", view.mean_queries[layer].double(), means) / means.flatten(2).norm(dim=2).T
+        torch.testing.assert_close(view.affinities(layer, equal_lengths=True).double(), cosine, rtol=1e-4, atol=1e-6)
         phi = dict(zip(blocks, view.affinities(layer, equal_lengths=True)[0].tolist(), strict=True))
         asked = [phi[block] for block in chosen if block not in newest]
         others = [phi[block] for block in blocks if block not in chosen]
