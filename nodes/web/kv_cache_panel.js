@@ -1,8 +1,9 @@
 // The drawing on the KV Cache node: planned from the widgets, and updated while a render runs.
-// The server plans and draws. This file collects widget values, translates the words, and shows the drawing.
+// The server plans and draws. This file collects widget values, and shows the drawing in the page's language.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { isHere, lastTold, nodeOf, onTold } from "./graph.js";
+import { inWords, loadWords } from "./words.js";
 
 const CACHE = "PackForcingKVCache";
 const PANEL = "packforcing_window";
@@ -13,15 +14,6 @@ const ASPECT = 128 / 300;
 const MARGIN = 10; // Around a DOM widget, on every side.
 
 const panels = new Map(); // node -> { element, asked: the values of the drawing, blocks: how many were shown }
-let words = {};
-
-async function loadWords() {
-  const language = app.ui?.settings?.getSettingValue?.("Comfy.Locale") ?? "en";
-  const all = await (await api.fetchApi("/i18n")).json();
-  words = { ...all.en?.packforcing, ...all[language]?.packforcing };
-}
-
-const inWords = (text) => text.replace(/\{(\w+)\}/g, (_, key) => words[key] ?? key.replaceAll("_", " "));
 
 // For a widget with a linked value node (Int, Float), that node's value counts, not the text in the greyed field.
 function fedValue(node, widget) {
@@ -111,7 +103,7 @@ onTold(BLOCK, showBlock);
 app.registerExtension({
   name: "packforcing.kv_cache_panel",
   async setup() {
-    await loadWords().catch(() => {}); // Without them the words stay English.
+    await loadWords();
     setInterval(lookAtAll, LOOK_EVERY_MS);
   },
   nodeCreated(node) {

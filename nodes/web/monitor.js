@@ -4,6 +4,7 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { allTold, isHere, nodeOf, ofOneTab, onTold } from "./graph.js";
 import { Player } from "./player.js";
+import { inWords, loadWords } from "./words.js";
 
 const WIDGET = "packforcing_monitor";
 const MAKES_VIDEO = "PackForcingStreamingVAEDecode";
@@ -20,7 +21,10 @@ const MOST_FAILURES = 20;
 const A_MOMENT_MS = 300;
 const STYLE = `
 .packforcing-monitor { display: flex; flex-direction: column; gap: 4px; overflow: hidden; }
-.packforcing-monitor > .stage { flex: 1 1 auto; min-height: 0; border-radius: 4px; overflow: hidden; }
+.packforcing-monitor > .stage { flex: 1 1 auto; min-height: 0; border-radius: 4px; overflow: hidden; position: relative; }
+.packforcing-monitor .waiting { position: absolute; inset: 0; display: flex; align-items: center; justify-content: center;
+  padding: 8px; text-align: center; font: 12px/${LINE}px Inter, sans-serif; color: var(--descrip-text, #999);
+  background: var(--comfy-input-bg, #222); }
 .packforcing-monitor video, .packforcing-monitor img { width: 100%; height: 100%; object-fit: contain; display: block; }
 .packforcing-monitor > .bar { flex: none; height: 3px; border-radius: 2px; background: var(--comfy-input-bg, #333); }
 .packforcing-monitor > .bar > div { height: 100%; border-radius: 2px; background: #5aa867; }
@@ -73,6 +77,8 @@ class View {
     this.element.innerHTML = '<div class="stage" hidden></div><div class="bar" hidden><div></div></div><div class="said"></div>';
     [this.stage, this.bar, this.said] = this.element.children;
     this.picture = document.createElement("img");
+    this.waiting = document.createElement("div");
+    this.waiting.className = "waiting";
     const options = { serialize: false, hideOnZoom: false, getValue: () => "", setValue() {} };
     options.getMinHeight = () => this.height;
     // A text box on the node gets the room that is left. A video grows with its node.
@@ -124,10 +130,13 @@ class View {
     const player = players.get(jobOf(this.event));
     const frame = frames.get(jobOf(this.event));
     const plays = player.how !== "none" && player.begun;
-    if (player.element.parentNode !== this.stage) this.stage.replaceChildren(player.element, this.picture);
+    if (player.element.parentNode !== this.stage)
+      this.stage.replaceChildren(player.element, this.picture, this.waiting);
     if (frame && this.picture.src !== frame) this.picture.src = frame;
     this.picture.hidden = plays || !frame;
     player.element.hidden = !plays;
+    this.waiting.hidden = plays || Boolean(frame) || this.event.state !== "running";
+    this.waiting.textContent = inWords("{first_picture}");
   }
 
   clear() {
@@ -277,9 +286,10 @@ allTold.then(() => failures().forEach(showFailure));
 
 app.registerExtension({
   name: "packforcing.monitor",
-  setup() {
+  async setup() {
     document.head.appendChild(document.createElement("style")).textContent = STYLE;
     setInterval(settle, LOOK_EVERY_MS);
+    await loadWords();
   },
   nodeCreated(node) {
     if (node.comfyClass !== MAKES_VIDEO || !node.addDOMWidget) return;

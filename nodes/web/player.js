@@ -8,6 +8,7 @@ const BEHIND_S = 60;
 const AHEAD_BYTES = 48e6;
 const BEHIND_BYTES = 24e6;
 const LOOK_EVERY_MS = 500;
+const A_FRAME_OR_TWO_S = 0.15;
 const A_TOUCH_MS = 500; // A pause this soon after a click or a key on the video is the user's.
 
 const urlOf = (file, more = {}) => api.apiURL(`/view?${new URLSearchParams({ ...file, ...more })}`);
@@ -30,6 +31,8 @@ export class Player {
     });
     this.element.addEventListener("play", () => (this.heldByUser = false));
     this.element.addEventListener("seeking", () => this.#fill());
+    // At the end of what is made so far: a still picture instead of the browser's spinner.
+    this.element.addEventListener("waiting", () => this.#atEnd && this.element.pause());
     this.element.addEventListener("ended", () => this.#look());
     this.element.addEventListener("error", () => this.#failed());
     this.timer = setInterval(() => this.#look(), LOOK_EVERY_MS);
@@ -61,6 +64,11 @@ export class Player {
 
   get #ends() {
     return this.video.segments.map(([, second]) => second);
+  }
+
+  get #atEnd() {
+    if (this.how !== "segments" || !this.grows) return false;
+    return this.#ends.at(-1) - this.element.currentTime < A_FRAME_OR_TWO_S;
   }
 
   #open() {
@@ -133,7 +141,7 @@ export class Player {
     }
     if (this.how === "file" && element.ended && this.video.segments.length > this.opened) this.#reopen();
     this.#fill();
-    const waits = element.paused && !element.ended && element.isConnected && this.playable;
+    const waits = element.paused && !element.ended && element.isConnected && this.playable && !this.#atEnd;
     if (waits && !this.heldByUser) element.play().catch(() => {});
   }
 

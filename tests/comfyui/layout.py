@@ -33,15 +33,15 @@ COLLAPSED_WIDTH = 200
 ROOM = {
     "PackForcingDemoModels": 160,
     "PackForcingModelLoader": 98,
-    "PackForcingKVCache": 134,
-    "PackForcingSampler": 134,
-    "PackForcingTimedPrompts": 134,
+    "PackForcingKVCache": 166,
+    "PackForcingSampler": 166,
+    "PackForcingTimedPrompts": 166,
     "PackForcingStartFrom": 40,
     "PackForcingStreamingVAEDecode": 280,
     "PackForcingStackVideos": 160,
     "SaveVideo": 200,
 }
-"""By how much a node grows when it runs, in either kind of nodes: by seven lines of text (134), or a video."""
+"""By how much a node grows when it runs, in either kind of nodes: by nine lines of text (166), or a video."""
 UNKNOWN_WORDS = 86
 """By how much a prompt grows beside the demo's text encoder, which names the words that it does not know."""
 POINTS = np.linspace(0, 1, 25)[1:-1]

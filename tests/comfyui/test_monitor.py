@@ -29,6 +29,8 @@ SEEN = """() => {
              paused: video?.paused ?? true, videos: document.querySelectorAll('video').length };
 }"""
 VIDEO = "document.querySelector('.packforcing-monitor video')"
+WAITING = "document.querySelector('.packforcing-monitor .waiting')"
+FIRST_PICTURE = "The first picture comes with the first block."
 SAID_BELOW = "document.querySelector('.packforcing-monitor:has(video) > .said')"
 PLAYS = f"end => {VIDEO}?.readyState >= 2 && {VIDEO}.offsetWidth > 0 && {VIDEO}.duration > end"
 FINISHED = (
@@ -90,10 +92,15 @@ def test_it_plays_while_it_grows_and_is_there_at_the_end_and_after_a_reload(
 ):
     graph, node = small_video(files, 12.0, 501 + NODES_LIKE[nodes])
     show(front_end, graph, NODES_LIKE[nodes])
-    with held(comfy, 4 * CALLS) as allow:
+    with held(comfy) as allow:
         prompt = press_run(front_end)
+        wait_for(front_end, f"text => {WAITING}?.offsetWidth > 0 && {WAITING}.textContent === text", FIRST_PICTURE)
+        front_end.screenshot(tmp_path / f"{nodes}-waiting.png")
+        allow(4 * CALLS)
         wait_for(front_end, PLAYS, 1.2)  # Two segments.
         first = seen(front_end)
+        assert not front_end.page.evaluate(f"{WAITING}.offsetWidth")
+        wait_for(front_end, f"() => {VIDEO}.paused && {VIDEO}.duration - {VIDEO}.currentTime < 0.3")  # No spinner.
         front_end.page.evaluate(f"{VIDEO}.currentTime = 0")
         allow(4 * CALLS)
         wait_for(front_end, PLAYS, max(2.5, first["end"]))
