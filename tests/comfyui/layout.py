@@ -48,7 +48,7 @@ POINTS = np.linspace(0, 1, 25)[1:-1]
 BEZIER = np.stack([(1 - POINTS) ** 3, 3 * (1 - POINTS) ** 2 * POINTS, 3 * (1 - POINTS) * POINTS**2, POINTS**3], axis=1)
 AROUND = (-4, 6)
 """How far beside a node, and above and below it, a link counts as behind it, in pixels: links start at its edges."""
-TRIES, ROUNDS = 2, 20_000
+TRIES, ROUNDS = 10, 30_000
 WARMEST, COLDEST = 6.0, 0.02
 
 
