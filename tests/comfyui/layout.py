@@ -142,7 +142,8 @@ class Layout:
         start, end = places[self.source] + self._starts, places[self.target] + self._ends
         hidden = self.hidden(places)
         long = np.sqrt(((end - start) ** 2).sum(axis=1)).sum() / 2000
-        wrong = 8.0 * (end[:, 0] <= start[:, 0]).sum() + 5.0 * hidden.any(axis=1).sum() + 0.15 * hidden.sum()
+        back = np.maximum(0.0, start[:, 0] - end[:, 0])
+        wrong = (8.0 * (back > 0) + 0.02 * back).sum() + 5.0 * hidden.any(axis=1).sum() + 0.15 * hidden.sum()
         free = 0.01 * sum(gap for column in columns for _, gap in column)
         large = 2000 * max(0.0, READABLE / _zoom(width, height) - 1) + 0.2 * width * height / 1e6
         return float(long + wrong + free + large)
