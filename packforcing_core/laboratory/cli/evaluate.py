@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...errors import PackForcingError
 from ..evaluation.film import evaluate_film
+from ..evaluation.imagenet import INSTALLING, ImageNet, available
 from ..evaluation.models import MODEL_TYPES, Models
 from ..evaluation.pictures import draw_plots, draw_sheet
 from ..evaluation.tables import as_json, markdown_table
@@ -39,8 +40,12 @@ def run(options: argparse.Namespace) -> int:
     notes = [*unmeasured]
     if models is None:
         notes.append("CLIP and DINO were not measured: no --models.")
+    imagenet = ImageNet() if available() else None
+    if imagenet is None:
+        notes.append(f"The ImageNet consistency was not measured: {INSTALLING}")
     films = [
-        evaluate_film(file, prompt, models, dimensions) for file, prompt in zip(options.files, prompts, strict=True)
+        evaluate_film(file, prompt, models, dimensions, imagenet)
+        for file, prompt in zip(options.files, prompts, strict=True)
     ]
     print(as_json(films, notes) if options.json else markdown_table(films, notes))
     if options.output:

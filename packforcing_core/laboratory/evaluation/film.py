@@ -10,6 +10,7 @@ import numpy as np
 
 from ...miniature.world import HEIGHT, WIDTH
 from ...video.reader import VideoInfo, probe, read_frames
+from .imagenet import ImageNet, ImageNetScores, Watcher
 from .little_world.checker import check_video
 from .little_world.promise import belongs
 from .little_world.report import WorldReport
@@ -18,7 +19,7 @@ from .models import Models, ModelScores
 from .observe import Observations, observe
 from .vbench_scores import vbench_scores
 
-PICTURES_PER_SECOND = 2.0  # sampled for CLIP and DINO
+PICTURES_PER_SECOND = 2.0  # sampled for CLIP, DINO and ImageNet features
 SHEET_PICTURES = 8
 
 
@@ -36,6 +37,7 @@ class FilmEvaluation:
     pictures: tuple[tuple[int, np.ndarray], ...]
     world: WorldReport | None = None
     models: ModelScores | None = None
+    imagenet: ImageNetScores | None = None
     vbench: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -49,6 +51,7 @@ class FilmEvaluation:
             **self.measures.as_dict(),
             "little_world": self.world.as_dict() if self.world else None,
             "models": self.models.as_dict() if self.models else None,
+            "imagenet": self.imagenet.as_dict() if self.imagenet else None,
             "vbench": self.vbench or None,
             "notes": list(self.notes),
         }
@@ -59,6 +62,7 @@ def evaluate_film(
     prompt: str | None = None,
     models: Models | None = None,
     vbench_dimensions: tuple[str, ...] | list[str] = (),
+    imagenet: ImageNet | None = None,
 ) -> FilmEvaluation:
     """Evaluates a video file. Reads it once, or twice if the checker applies. Raises VideoError if it
     cannot be read.
@@ -70,6 +74,7 @@ def evaluate_film(
     interval = max(1, round(fps / PICTURES_PER_SECOND))
     sheet: list[tuple[int, np.ndarray]] = []
     looked_at: list[tuple[int, np.ndarray]] = []
+    watcher = Watcher(imagenet) if imagenet else None
 
     def watched() -> Iterator[np.ndarray]:
         for number, frame in enumerate(read_frames(path)):
@@ -77,6 +82,8 @@ def evaluate_film(
                 sheet.append((number, frame))
             if models and number % interval == 0:
                 looked_at.append((number, frame))
+            if watcher and number % interval == 0:
+                watcher.look(number / fps, frame)
             yield frame
 
     seen = observe(watched(), fps)
@@ -87,7 +94,10 @@ def evaluate_film(
         scores = models.score([picture for _, picture in looked_at], seconds, prompt)
     vbench, unmeasured = vbench_scores(path, vbench_dimensions)
     notes = (*notes, *unmeasured)
-    return FilmEvaluation(path.name, prompt, info, measure(seen), seen, tuple(sheet), world, scores, vbench, notes)
+    features = watcher.scores(len(seen.lab) / fps) if watcher else None
+    return FilmEvaluation(
+        path.name, prompt, info, measure(seen), seen, tuple(sheet), world, scores, features, vbench, notes
+    )
 
 
 def _world(path: Path, info: VideoInfo, prompt: str | None) -> tuple[WorldReport | None, tuple[str, ...]]:

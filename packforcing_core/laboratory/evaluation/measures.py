@@ -6,6 +6,7 @@ neither.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ DYNAMIC = 6 / 256  # fraction of the shorter side; VBench's threshold of the dyn
 JUMP_RATIO, JUMP_LEVELS = 4.0, 0.5  # a jump changes this many times more than its surroundings, and this many levels
 STILL_LEVELS = 0.05  # smaller changes count as none
 FLAT = 0.5  # levels of lightness (of 100) below which an image has no contrast
+DRIFT_AT = (60, 120, 240)  # seconds at which work on long videos reports drift
 AROUND = 12  # frames on either side with which a jump is compared
 
 
@@ -26,14 +28,15 @@ class Measures:
     """Measures of a whole video.
 
     `colour_drift`: distance (CIE76) between the mean colours of the first and the last second; 2.3 is just noticeable.
-    `worst_colour_drift`: the largest such distance of any second from the first. `contrast_drift`: relative growth of
-    the standard deviation of lightness (below 0: shrinking). `flicker`: distance of a frame's mean colour from the
-    midpoint of its neighbours' mean colours, averaged over the video. `motion`: motion of the fastest 5% of the pixels
-    in pixels per frame, median over the video. `dynamic_degree`: fraction of frame pairs, 1/8 s apart, in which these
-    pixels move farther than 6 pixels of 256 (VBench's threshold for a moving video, with DIS optical flow instead of
-    RAFT). `frozen`: fraction of frames in which nothing moves or changes. `jumps`: frames that do not continue the
-    previous one. `consistency`: mean similarity of the colour histogram to that of the first and of the previous frame,
-    0..1 (VBench's subject consistency does the same with DINO features).
+    `worst_colour_drift`: the largest such distance of any second from the first. `colour_drift_at`: by second (60, 120,
+    240, as far as the video lasts), the distance of the second that ends there from the first. `contrast_drift`:
+    relative growth of the standard deviation of lightness (below 0: shrinking). `flicker`: distance of a frame's mean
+    colour from the midpoint of its neighbours' mean colours, averaged over the video. `motion`: motion of the fastest
+    5% of the pixels in pixels per frame, median over the video. `dynamic_degree`: fraction of frame pairs, 1/8 s apart,
+    in which these pixels move farther than 6 pixels of 256 (VBench's threshold for a moving video, with DIS optical
+    flow instead of RAFT). `frozen`: fraction of frames in which nothing moves or changes. `jumps`: frames that do not
+    continue the previous one. `consistency`: mean similarity of the colour histogram to that of the first and of the
+    previous frame, 0..1 (VBench's subject consistency does the same with DINO features).
 
     Optical flow misses motion along edges that look the same over their whole length. So `motion` is unreliable for the
     toy world's pans over full-height bars; use the checker's speed there.
@@ -43,6 +46,7 @@ class Measures:
     seconds: float
     colour_drift: float
     worst_colour_drift: float
+    colour_drift_at: Mapping[int, float]
     contrast_drift: float
     flicker: float
     motion: float
@@ -52,7 +56,13 @@ class Measures:
     consistency: float
 
     def as_dict(self) -> dict:
-        return {**asdict(self), "jumps": list(self.jumps)}
+        drift = {str(at): drift for at, drift in self.colour_drift_at.items()}
+        return {**asdict(self), "colour_drift_at": drift, "jumps": list(self.jumps)}
+
+
+def drift_moments(seconds: float) -> tuple[int, ...]:
+    """The moments of DRIFT_AT that a video of `seconds` reaches. A render of N seconds may be a frame shorter."""
+    return tuple(at for at in DRIFT_AT if seconds > at - 0.5)
 
 
 def measure(seen: Observations) -> Measures:
@@ -69,6 +79,7 @@ def measure(seen: Observations) -> Measures:
         seconds=frames / seen.fps,
         colour_drift=colour_drift,
         worst_colour_drift=max(colour_drift, float(np.linalg.norm(seconds - seconds[0], axis=1).max())),
+        colour_drift_at={at: _drift(seen, window, at) for at in drift_moments(frames / seen.fps)},
         contrast_drift=_growth(*contrasts),
         flicker=_flicker(seen.lab),
         motion=float(np.median(seen.flow[1:])) * seen.side if frames > 1 else 0.0,
@@ -77,6 +88,11 @@ def measure(seen: Observations) -> Measures:
         jumps=_jumps(seen.change),
         consistency=float((seen.like_first[1:].mean() + seen.like_previous[1:].mean()) / 2) if frames > 1 else 1.0,
     )
+
+
+def _drift(seen: Observations, window: int, at: int) -> float:
+    end = min(len(seen.lab), round(at * seen.fps))
+    return float(np.linalg.norm(seen.lab[end - window : end].mean(0) - seen.lab[:window].mean(0)))
 
 
 def _growth(first: float, last: float) -> float:

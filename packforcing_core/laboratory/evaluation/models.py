@@ -80,7 +80,7 @@ class Models:
     def score(self, pictures: Sequence[np.ndarray], seconds: Sequence[float], prompt: str | None) -> ModelScores:
         """Scores images uint8 [H, W, 3], taken at `seconds` of a video."""
         features = {kind: self._look(kind, pictures) for kind in self._models}
-        consistency = {kind: _consistency(found) for kind, found in features.items()}
+        consistency = {kind: consistency_of(found) for kind, found in features.items()}
         windows: tuple[float, ...] = ()
         if prompt and "clip" in features:
             cosines = 100 * (features["clip"] @ self._read(prompt)).numpy()
@@ -130,7 +130,8 @@ def find_models(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _consistency(features: torch.Tensor) -> float | None:
+def consistency_of(features: torch.Tensor) -> float | None:
+    """Mean cosine similarity of normalised features [N, D] with the first and with the previous one; None if N < 2."""
     if len(features) < 2:
         return None
     to_first = (features[1:] @ features[0]).clamp(min=0)

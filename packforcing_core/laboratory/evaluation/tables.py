@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 
 from .film import FilmEvaluation
+from .measures import DRIFT_AT
 from .models import WINDOW_SECONDS
 from .vbench_scores import WEIGHTS
 
@@ -33,6 +34,8 @@ def _rows() -> Rows:
     yield "length", lambda film: f"{film.measures.seconds:.1f} s"
     yield "colour drift, first to last second (CIE76)", lambda film: f"{film.measures.colour_drift:.2f}"
     yield "largest colour drift of a second", lambda film: f"{film.measures.worst_colour_drift:.2f}"
+    for at in DRIFT_AT:
+        yield f"colour drift after {at} s", _colour_drift(at)
     yield "contrast drift", lambda film: f"{film.measures.contrast_drift:+.1%}"
     yield "flicker (CIE76)", lambda film: f"{film.measures.flicker:.3f}"
     yield "motion, pixels per frame", lambda film: f"{film.measures.motion:.2f}"
@@ -51,6 +54,9 @@ def _model_rows() -> Rows:
     yield f"CLIP score of each {WINDOW_SECONDS:g} s", _clip_windows
     yield "CLIP consistency", lambda film: _number(film.models.clip_consistency if film.models else None, ".4f")
     yield "DINO consistency", lambda film: _number(film.models.dino_consistency if film.models else None, ".4f")
+    yield "ImageNet consistency", lambda film: _number(film.imagenet.consistency if film.imagenet else None, ".4f")
+    for at in DRIFT_AT:
+        yield f"ImageNet drift after {at} s", _imagenet_drift(at)
 
 
 def _world_rows() -> Rows:
@@ -74,6 +80,14 @@ def _world_rows() -> Rows:
 
 def _world_rate(key: str) -> Callable[[FilmEvaluation], str | None]:
     return lambda film: f"{film.world.rates()[key]:.1%}" if film.world else None
+
+
+def _colour_drift(at: int) -> Callable[[FilmEvaluation], str | None]:
+    return lambda film: _number(film.measures.colour_drift_at.get(at), ".2f")
+
+
+def _imagenet_drift(at: int) -> Callable[[FilmEvaluation], str | None]:
+    return lambda film: _number(film.imagenet.drift.get(at) if film.imagenet else None, ".2f")
 
 
 def _vbench(dimension: str) -> Callable[[FilmEvaluation], str | None]:
