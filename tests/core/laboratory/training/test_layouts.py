@@ -128,57 +128,27 @@ def test_layouts_have_blank_sinks_and_all_numbers_of_blank_blocks():
     kinds: tuple[Kind, ...] = ("departure", "gap")
     drawn = [stage.layouts.draw(kind, *given, step_generator(0, i)) for i in range(400) for kind in kinds]
     sinks = Counter(layout.memory.sink_frames for layout in drawn)
-    behind = {len(layout.past) - layout.shown.stop for layout in drawn}
-    print(f"sinks {dict(sinks)}; blank blocks behind {sorted(behind)}")
+    print(f"sinks {dict(sinks)}; behind {sorted({layout.behind for layout in drawn})}")
     assert set(sinks) == {0, 2, 4}
-    assert behind == set(range(stage.layouts.most_behind + 1))
+    assert {layout.behind for layout in drawn} == set(range(stage.layouts.most_behind + 1))
     for layout in drawn:
         blocks, sink = layout.blocks, layout.memory.sink_frames // FRAMES_PER_BLOCK
-        assert blocks[:sink] == (None,) * sink
+        assert blocks[:sink] == [None] * sink
         assert blocks[-1] in (RETURNS - 1, RETURNS - 2)
         assert any(block is not None and block < blocks[-1] for block in blocks)
     departures = [layout for layout in drawn if layout.newest == RETURNS - 2]
     assert len(departures) == 400
-    assert all(len(layout.past) == layout.shown.stop for layout in departures)
-
-
-def test_a_shuffled_past_repeats_the_blocks_before_the_newest():
-    stage, newest = layout_stage(), Counter()
-    for number in range(400):
-        layout, rows = stage.hidden.draw_layout(stage.layouts, "shuffled", step_generator(0, number))
-        newest[layout.newest] += 1
-        assert layout.blocks[0] == 0
-        assert layout.blocks[-1] == layout.newest
-        assert set(layout.past[1:]) <= set(range(1, layout.newest + 1))
-        assert len(layout.past) >= 1 + layout.memory.sink_frames // FRAMES_PER_BLOCK
-        assert set(rows) <= {0, 1, 2, 3, 4}, "a clip without facts"
-    longest = max(
-        len(layout.past) for layout in (stage.layouts.draw("shuffled", 4, 2, step_generator(1, i)) for i in range(200))
-    )
-    print(f"newest blocks {dict(newest)}; longest past {longest} blocks")
-    assert set(newest) == {1, 2, 3}
-    assert longest > 10
-
-
-def test_the_target_behind_a_shuffled_past_is_the_block_that_comes_next():
-    stage = layout_stage()
-    layout = Layout(MEMORIES[-1], (0, 2, 1, 1, 2), 2)
-    arranged, own = stage.hidden.arranged(layout, [0]), film(0).blocks(FRAMES_PER_BLOCK)[0]
-    assert torch.equal(arranged.came[0], own[3])
-    given = torch.cat([own[block] for block in (0, 2, 1, 1, 2, 2)], dim=1)
-    assert torch.equal(arranged.long.latents[0, :, : given.shape[1]], given)
-    assert torch.equal(arranged.short.latents[0, :, : 3 * FRAMES_PER_BLOCK], torch.cat(own[:3], dim=1))
+    assert all(layout.behind == 0 for layout in departures)
 
 
 def test_the_kinds_of_steps_come_as_often_as_the_layouts_say(monkeypatch):
-    stage, found = layout_stage(layouts=Layouts(MEMORIES, departures=0.2, shuffled=0.15)), Counter()
+    stage, found = layout_stage(), Counter()
     monkeypatch.setattr(stage, "ordinary", lambda *_: found.update(["ordinary"]))
     monkeypatch.setattr(stage, "edited", lambda *args: found.update([args[-1]]))
     for number in range(400):
         stage.step(number)
     print(dict(found))
-    shares = {"ordinary": 0.25, "departure": 0.2, "shuffled": 0.15, "gap": 0.4}
-    assert all(abs(found[kind] / 400 - share) < 0.08 for kind, share in shares.items())
+    assert all(abs(found[kind] / 400 - share) < 0.08 for kind, share in (("ordinary", 0.25), ("departure", 0.25)))
 
 
 def test_a_clip_in_its_own_order_under_the_full_history_leaves_nothing_to_learn():
@@ -200,9 +170,7 @@ def test_what_nothing_returns_in_is_learnt_from_too(monkeypatch):
     monkeypatch.setattr(stage, "error", lambda x0, *others: seen.append(x0) or error(x0, *others))
     gap = Layout.around(MEMORIES[0], front=2, sighting=range(2), behind=1, newest=2)
     stage.edited(0, gap, [0, 1], kind="gap")
-    stage.edited(
-        1, Layout.around(MEMORIES[0], front=2, sighting=range(1), behind=0, newest=1), [0, 1], kind="departure"
-    )
+    stage.edited(1, Layout.around(MEMORIES[0], front=2, sighting=range(1), behind=0, newest=1), [0, 1], kind="departure")
     came, blank = film(0).blocks(FRAMES_PER_BLOCK)[0], film(99, 3).blocks(FRAMES_PER_BLOCK)[0]
     assert torch.equal(seen[0][0], torch.cat([came[3], came[3], blank[2]], dim=1))
     assert torch.equal(seen[1][0], torch.cat([came[2], came[2]], dim=1))
@@ -281,27 +249,6 @@ def test_ordinary_steps_of_joint_training_are_those_of_teacher_forcing():
         **{f.name: getattr(stage, f.name) for f in fields(TwinsStage) if f.init},
     )
     assert [stage.step(n).loss.item() for n in range(3)] == [twins.step(n).loss.item() for n in range(3)]
-
-
-def test_a_share_of_the_steps_trains_on_first_blocks_alone(monkeypatch):
-    """Their clips have one block, and no past but the block itself."""
-    alone = SimpleNamespace(
-        latents=film(0, 1).latents[None],
-        low_res=film(0, 1).low_res[None],
-        context=SmallFolder().contexts([0]),
-        indices=range(1),
-    )
-    stage, seen = joint_stage(first_blocks=lambda number: alone, first_share=0.3), []
-    monkeypatch.setattr(stage, "edited", lambda *_: seen.append("edited"))
-    monkeypatch.setattr(TwinsStage, "step", lambda *_: seen.append("ordinary"))
-    updates = [stage.step(number) for number in range(200)]
-    first = [update for update in updates if update]
-    print(f"{len(first)} of 200 steps are first blocks, {len(seen)} others")
-    assert abs(len(first) / 200 - 0.3) < 0.1
-    assert len(first) + len(seen) == 200
-    assert all(update.loss.item() == update.figures["loss/first"] > 0 for update in first)
-    first[0].loss.backward()
-    assert gradient_norm(stage.model.net) > 0
 
 
 def test_mean_keys_of_equal_length_are_what_cosine_selects_by():
