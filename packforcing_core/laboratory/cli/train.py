@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,11 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--worlds",
         help="stage latents: the mix of toy world clips (one, two, return, unnamed, hidden, pan), for example "
         '"one=3,two=1,pan=2"; default: that of --size, else the toy world\'s own',
-    )
-    parser.add_argument(
-        "--first-blocks",
-        action="store_true",
-        help="stage latents: encode clips of one block, for stage layouts, into the subfolder first-blocks",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     parser.add_argument("--device", default="cpu", help="for example cuda")
@@ -183,7 +177,7 @@ def _setup(options: argparse.Namespace, device: torch.device):
 
 def _latents(options: argparse.Namespace, setup) -> Iterator[Path]:
     from ..training.clips import Worlds
-    from ..training.data import FIRST_BLOCKS, encode_little_world, encode_unprompted, encode_videos
+    from ..training.data import encode_little_world, encode_unprompted, encode_videos
     from ..training.initial import load_training_vae
 
     vae, folder, size = load_training_vae(setup), setup.folder / "latents", setup.size
@@ -191,10 +185,8 @@ def _latents(options: argparse.Namespace, setup) -> Iterator[Path]:
         if size.vae is None:
             raise PackForcingError(f"At size {size.name} give your videos as --videos.")
         worlds = Worlds.parse(options.worlds) if options.worlds else size.worlds
-        clips, shape = options.clips or size.encoded_clips, size.clips
-        if options.first_blocks:
-            folder, shape = setup.folder / FIRST_BLOCKS, replace(shape, latent_frames=shape.frames_per_block)
-        yield from encode_little_world(vae, folder, clips, shape, setup.seed, worlds=worlds)
+        clips = options.clips or size.encoded_clips
+        yield from encode_little_world(vae, folder, clips, size.clips, setup.seed, worlds=worlds)
         return
     if not options.text_encoder:
         raise PackForcingError("--videos needs --text-encoder, the folder of umT5-XXL in transformers' format.")

@@ -38,8 +38,6 @@ from .randomness import step_generator
 from .ranks import rank, share, turns
 from .vae import encode_clip
 
-FIRST_BLOCKS = "first-blocks"
-"""Subfolder with clips of one block, for the stage `layouts`."""
 SHARD_CLIPS = 64
 ENCODED_TOGETHER = 8
 """Number of clips per VAE batch. On one CPU thread this takes 0.7 of the time of encoding them one by one."""

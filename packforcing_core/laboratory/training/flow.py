@@ -149,10 +149,7 @@ class CausalStage:
         return {"causal": self.optimisation_of_model}
 
     def step(self, number: int) -> Update:
-        return self.teacher_forced(number, self.batches(number), self.memories[number % len(self.memories)])
-
-    def teacher_forced(self, number: int, batch: LatentBatch, policy: Policy) -> Update:
-        """Returns the update from `batch`, whose clips have any number of blocks, under `policy`."""
+        batch = self.batches(number)
         random, device = SampleNoise(self.seed, number, batch.indices), self.model.device
         clean = batch.latents.to(device)
         x0 = clean.repeat(1, 1, self.noisy_copies, 1, 1)
@@ -161,6 +158,7 @@ class CausalStage:
         noise = random.normal(x0.shape[1:]).to(device)
         history_sigma = (self.history_noise * random.uniform((1,))).expand(-1, clean.shape[2]).to(device)
         history = noised(clean, history_sigma, random.normal(clean.shape[1:]).to(device))
+        policy = self.memories[number % len(self.memories)]
         with autocast(x0.device, self.precision):
             flow = self.flow(history, noised(x0, sigma, noise), sigma, batch, policy)
         return Update(tuple(self.networks), flow_loss(flow, x0, noise))

@@ -7,25 +7,22 @@ them:
 
     gap        [sink: blank | blank x before | sighting | blank x behind | the newest block, blank]
     departure  [sink: blank | blank x before | sighting | the newest block, in which the object leaves]
-    shuffled   [the clip's first block | its other blocks, drawn with replacement | the newest block]
 
 The next block is trained to have the same flow as with the full history of the original short clip. After a gap the
 object returns, or a blank block is the target instead; after a departure nothing returns yet. A compressor trained on
-returns alone would bring objects back too early. In a shuffled past many blocks show the object that is in sight: a
-model that was never trained with such a past draws it again beside itself.
+returns alone would bring objects back too early.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...cache.config import Full, PackForcing
+from ...cache.config import PackForcing
 from ...cache.select import EQUAL_LENGTHS, WITH_NEWEST
 from ...errors import PackForcingError
 from ...miniature.world import BACKGROUNDS
@@ -35,13 +32,13 @@ from ..evaluation.little_world.scene import Scene
 from .clips import returning_block
 from .compressor import CompressorStage, TwinsStage, compressed_views
 from .data import ClipShape, LatentBatch, LatentFolder, clip_encoder, encoded_with_twins
-from .flow import Batches, autocast, flow_loss, noised
+from .flow import autocast, flow_loss, noised
 from .functional_cache import FunctionalView, SideBySide, teacher_forced_views
 from .loop import Update
 from .randomness import SampleNoise, step_generator
 from .ranks import share
 
-Kind = Literal["ordinary", "departure", "shuffled", "gap"]
+Kind = Literal["ordinary", "departure", "gap"]
 
 
 @dataclass(frozen=True)
@@ -52,9 +49,7 @@ class Layouts:
     ordinary: float = 0.25
     """Fraction of steps on clips in their own order."""
     departures: float = 0.25
-    """Fraction of steps in which the object leaves."""
-    shuffled: float = 0.0
-    """Fraction of steps with a shuffled past. All other steps are gaps."""
+    """Fraction of steps in which the object leaves. All other steps are gaps."""
     selection_weight: float = 0.01
     """Weight of the selection loss in gaps. With 0 no loss acts on the selection."""
     most_before: int = 2
@@ -64,18 +59,12 @@ class Layouts:
     def kind(self, generator: torch.Generator) -> Kind:
         """Draws the kind of a step."""
         drawn = float(torch.rand((), generator=generator))
-        shares: dict[Kind, float] = {
-            "ordinary": self.ordinary,
-            "departure": self.departures,
-            "shuffled": self.shuffled,
-        }
-        ends = accumulate(shares.values())
-        return next((kind for kind, end in zip(shares, ends, strict=True) if drawn < end), "gap")
+        if drawn < self.ordinary:
+            return "ordinary"
+        return "departure" if drawn < self.ordinary + self.departures else "gap"
 
     def draw(self, kind: Kind, block: int, frames_per_block: int, generator: torch.Generator) -> Layout:
-        """Draws the layout of a gap or a departure for clips whose object returns in `block`; or a shuffled past, for
-        clips of which `block` is the target.
-        """
+        """Draws the layout of a gap or a departure for clips whose object returns in `block`."""
 
         def integer(high: int) -> int:
             return int(torch.randint(high, (), generator=generator))
@@ -83,40 +72,33 @@ class Layouts:
         memory = self.memories[integer(len(self.memories))]
         sink = memory.partitions(frames_per_block).sink_frames // frames_per_block
         before, behind = integer(self.most_before + 1), integer(self.most_behind + 1)
-        if kind == "shuffled":
-            # A video's first block is encoded differently: it is not repeated.
-            repeated = (1 + integer(block - 1) for _ in range(sink + before + behind))
-            return Layout(memory, (0, *repeated), block - 1)
         if kind == "departure":
-            return Layout.around(memory, sink + before + behind, range(block - 2), 0, block - 2)
-        # With blocks in front of it, the first block may be left out.
+            return Layout(memory, sink + before + behind, range(block - 2), 0, block - 2)
+        # A video's first block is encoded differently: with blocks in front of it, it may be left out.
         skipped = int(sink + before > 0 and integer(2) == 0)
-        return Layout.around(memory, sink + before, range(skipped, block - 1), behind, block - 1)
+        return Layout(memory, sink + before, range(skipped, block - 1), behind, block - 1)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The layout of one step: a clip's blocks `past`, in their new order and with None for a blank block, and its
-    `newest` block. The target is the clip's block after `newest`. `shown` are the positions of a gap's sighting.
+    """The layout of one step: a clip's `sighting` blocks and its `newest` block, with `front` blank blocks (including
+    the sink's) before the sighting and `behind` blank blocks after it. The target is the clip's block after `newest`.
     """
 
     memory: PackForcing
-    past: tuple[int | None, ...]
+    front: int
+    sighting: range
+    behind: int
     newest: int
-    shown: range = range(0)
 
-    @classmethod
-    def around(cls, memory: PackForcing, front: int, sighting: range, behind: int, newest: int) -> Layout:
-        """A layout with `front` blank blocks (including the sink's) before the sighting and `behind` blank blocks after
-        it.
-        """
-        past = (*[None] * front, *sighting, *[None] * behind)
-        return cls(memory, past, newest, range(front, front + len(sighting)))
+    def blocks(self) -> list[int | None]:
+        """Returns the clip's block at each position; None for a blank block."""
+        return [*[None] * self.front, *self.sighting, *[None] * self.behind, self.newest]
 
     @property
-    def blocks(self) -> tuple[int | None, ...]:
-        """The clip's block at each position; None for a blank block."""
-        return *self.past, self.newest
+    def shown(self) -> range:
+        """Positions of the sighting in the layout."""
+        return range(self.front, self.front + len(self.sighting))
 
 
 @dataclass(frozen=True)
@@ -185,16 +167,9 @@ class HiddenClips:
         return block, [rows[int(i)] for i in torch.randint(len(rows), (self.folder.batch,), generator=generator)]
 
     def draw_layout(self, layouts: Layouts, kind: Kind, generator: torch.Generator) -> tuple[Layout, list[int]]:
-        """Draws a layout of any kind but `ordinary`, and a batch of rows of clips for it."""
-        block, rows = self.draw_any(generator) if kind == "shuffled" else self.draw(generator)
+        """Draws a layout of a gap or a departure, and a batch of rows of clips for it."""
+        block, rows = self.draw(generator)
         return layouts.draw(kind, block, self.frames, generator), rows
-
-    def draw_any(self, generator: torch.Generator) -> tuple[int, list[int]]:
-        """Draws a block with at least two before it, and a batch of rows of any clips."""
-        rows = list(self._backgrounds)
-        blocks = len(self.folder.facts[rows[0]].areas)
-        chosen = torch.randint(len(rows), (self.folder.batch,), generator=generator)
-        return 2 + int(torch.randint(blocks - 2, (), generator=generator)), [rows[int(i)] for i in chosen]
 
     def films(self, row: int) -> tuple[Film, Film]:
         """Returns a clip, and the empty video of its background."""
@@ -219,7 +194,7 @@ class HiddenClips:
         context = self.folder.contexts([rows[i] for i in indices])
         long, short = (
             self._stacked([self.laid_out(clip, blank, order) for clip, blank in films], context, indices)
-            for order in (layout.blocks, range(layout.newest + 1))
+            for order in (layout.blocks(), range(layout.newest + 1))
         )
         came = torch.stack([clip.blocks(self.frames)[0][layout.newest + 1] for clip, _ in films])
         stayed = torch.stack([blank.blocks(self.frames)[0][-1] for _, blank in films])
@@ -323,22 +298,14 @@ class JointLayoutStage(TwinsStage):
 
     The gradient reaches the noisy block and the compressed blocks' passes; the cached frames of full resolution have
     none, as in Self-Forcing. In a gap the object always returns: departures show where it does not.
-
-    With `first_blocks`, clips of one block, the fraction `first_share` of the steps trains on those alone. A video's
-    first block has to follow the prompt without any past, and only one block in five of whole clips is a first one.
     """
 
     layouts: Layouts
     hidden: HiddenClips
     returns: int = 2
-    first_blocks: Batches | None = None
-    first_share: float = 0.25
 
     def step(self, number: int) -> Update:
         generator = step_generator(self.seed, "layout", number)
-        if self.first_blocks is not None and float(torch.rand((), generator=generator)) < self.first_share:
-            update = self.teacher_forced(number, self.first_blocks(number), Full())
-            return replace(update, figures={**update.figures, "loss/first": update.loss.item()})
         kind = self.layouts.kind(generator)
         if kind == "ordinary":
             return super().step(number)

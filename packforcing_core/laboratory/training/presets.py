@@ -117,7 +117,7 @@ MINIATURE = Size(
     compressor_memories=tuple(replace(MINIATURE_MEMORY, sink_frames=sink) for sink in (0, 8, 0, 4)),
     layouts=Layouts(tuple(replace(MINIATURE_MEMORY, sink_frames=sink) for sink in (8, 8, 4, 0))),
     joint_layouts=Layouts(
-        tuple(replace(MEMORY, sink_frames=sink) for sink in (8, 8, 4, 0)), ordinary=0.35, departures=0.12, shuffled=0.25
+        tuple(replace(MEMORY, sink_frames=sink) for sink in (8, 8, 4, 0)), ordinary=0.5, departures=0.15
     ),
 )
 

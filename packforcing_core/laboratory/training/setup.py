@@ -60,13 +60,13 @@ class Setup:
         course = self.size.courses[stage]
         return replace(course, steps=self.steps or course.steps, batch=self.batch or course.batch)
 
-    def batches(self, batch: int, latents: str = "latents") -> LatentFolder:
+    def batches(self, batch: int) -> LatentFolder:
         """Returns the clips in the folder `latents`. Prompts of the toy world are encoded on demand."""
         encode = None
         if self.size.vae:
             model = self.size.model
             encode = word_encoder(self.exported("text"), self.text, model.text_dim, model.text_len)
-        return LatentFolder(self.folder / latents, encode, batch, self.seed)
+        return LatentFolder(self.folder / "latents", encode, batch, self.seed)
 
     @property
     def rope(self) -> GridRope:

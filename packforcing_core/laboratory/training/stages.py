@@ -11,7 +11,6 @@ from ...errors import PackForcingError
 from ...sampler.denoising import Denoising
 from ...vae.wan_vae import WanVAE
 from .compressor import CompressorStage, TwinsStage
-from .data import FIRST_BLOCKS
 from .distillation import DistillationStage
 from .dmd import DMDStage
 from .export import exporter, write_weights
@@ -126,10 +125,7 @@ def build_layouts_job(setup: Setup) -> Job:
     layouts, frames = setup.size.joint_layouts, setup.size.clips.frames_per_block
     if layouts is None:
         raise PackForcingError(f"Size {setup.size.name} defines no layouts of long videos: they need the toy world.")
-    batches, first = setup.batches(course.batch), None
-    if (setup.folder / FIRST_BLOCKS).is_dir():
-        # As many blocks as in a batch of whole clips.
-        first = setup.batches(course.batch * setup.size.clips.latent_frames // frames, FIRST_BLOCKS)
+    batches = setup.batches(course.batch)
     stage = JointLayoutStage(
         build_wan(setup, path),
         batches,
@@ -145,7 +141,6 @@ def build_layouts_job(setup: Setup) -> Job:
         optimisation_of_compressor=course.compressor,
         layouts=layouts,
         hidden=HiddenClips(batches, blank_films(load_training_vae(setup), setup.size.clips), frames),
-        first_blocks=first,
     )
     export = exporter(setup, "layouts", {"causal": "layouts", "compressor": "layouts-compressor"})
     return Job(stage, course.steps, export, _given(path, branch_path))

@@ -110,10 +110,10 @@ def layout_stage(high_res=None, **settings) -> LayoutStage:
 
 def test_blocks_are_laid_out_with_blank_ones_between():
     stage = layout_stage()
-    layout = Layout.around(MEMORIES[0], front=3, sighting=range(1, 2), behind=2, newest=2)
+    layout = Layout(MEMORIES[0], front=3, sighting=range(1, 2), behind=2, newest=2)
     clip, blank = film(0), film(99, 3)
-    assert layout.blocks == (None, None, None, 1, None, None, 2)
-    laid = stage.hidden.laid_out(clip, blank, layout.blocks)
+    assert layout.blocks() == [None, None, None, 1, None, None, 2]
+    laid = stage.hidden.laid_out(clip, blank, layout.blocks())
     own, empty = (part.blocks(FRAMES_PER_BLOCK)[0] for part in (clip, blank))
     expected = [empty[0], empty[1], empty[2], own[1], empty[2], empty[2], own[2]]
     assert torch.equal(laid.latents, torch.cat(expected, dim=1))
@@ -132,7 +132,7 @@ def test_layouts_have_blank_sinks_and_all_numbers_of_blank_blocks():
     assert set(sinks) == {0, 2, 4}
     assert {layout.behind for layout in drawn} == set(range(stage.layouts.most_behind + 1))
     for layout in drawn:
-        blocks, sink = layout.blocks, layout.memory.sink_frames // FRAMES_PER_BLOCK
+        blocks, sink = layout.blocks(), layout.memory.sink_frames // FRAMES_PER_BLOCK
         assert blocks[:sink] == [None] * sink
         assert blocks[-1] in (RETURNS - 1, RETURNS - 2)
         assert any(block is not None and block < blocks[-1] for block in blocks)
@@ -154,12 +154,12 @@ def test_the_kinds_of_steps_come_as_often_as_the_layouts_say(monkeypatch):
 def test_a_clip_in_its_own_order_under_the_full_history_leaves_nothing_to_learn():
     """Whatever the layout adds would show: a block too much, another order, a place beside the true one."""
     stage = layout_stage(trained_high_res())
-    plain = Layout.around(Full(), front=0, sighting=range(2), behind=0, newest=2)
+    plain = Layout(Full(), front=0, sighting=range(2), behind=0, newest=2)
     assert stage.edited(0, plain, [0, 1], kind="gap").loss.item() == 0
     for other in (
-        Layout.around(Full(), front=1, sighting=range(2), behind=0, newest=2),
-        Layout.around(Full(), front=0, sighting=range(1), behind=1, newest=2),
-        Layout.around(MEMORIES[-1], front=0, sighting=range(2), behind=0, newest=2),
+        Layout(Full(), front=1, sighting=range(2), behind=0, newest=2),
+        Layout(Full(), front=0, sighting=range(1), behind=1, newest=2),
+        Layout(MEMORIES[-1], front=0, sighting=range(2), behind=0, newest=2),
     ):
         assert stage.edited(0, other, [0, 1], kind="gap").loss.item() > 1e-7
 
@@ -168,9 +168,9 @@ def test_what_nothing_returns_in_is_learnt_from_too(monkeypatch):
     stage, seen = layout_stage(), []
     error = stage.error
     monkeypatch.setattr(stage, "error", lambda x0, *others: seen.append(x0) or error(x0, *others))
-    gap = Layout.around(MEMORIES[0], front=2, sighting=range(2), behind=1, newest=2)
+    gap = Layout(MEMORIES[0], front=2, sighting=range(2), behind=1, newest=2)
     stage.edited(0, gap, [0, 1], kind="gap")
-    stage.edited(1, Layout.around(MEMORIES[0], front=2, sighting=range(1), behind=0, newest=1), [0, 1], kind="departure")
+    stage.edited(1, Layout(MEMORIES[0], front=2, sighting=range(1), behind=0, newest=1), [0, 1], kind="departure")
     came, blank = film(0).blocks(FRAMES_PER_BLOCK)[0], film(99, 3).blocks(FRAMES_PER_BLOCK)[0]
     assert torch.equal(seen[0][0], torch.cat([came[3], came[3], blank[2]], dim=1))
     assert torch.equal(seen[1][0], torch.cat([came[2], came[2]], dim=1))
@@ -219,7 +219,7 @@ def joint_stage(**settings) -> JointLayoutStage:
 
 def test_model_and_compressor_learn_together_in_the_layouts():
     stage = joint_stage()
-    gap = Layout.around(stage.layouts.memories[0], front=2, sighting=range(2), behind=1, newest=2)
+    gap = Layout(stage.layouts.memories[0], front=2, sighting=range(2), behind=1, newest=2)
     stage.edited = lambda number, *_: JointLayoutStage.edited(stage, 0, gap, [0, 1], "gap")
     stage.layouts = replace(stage.layouts, ordinary=0.0)
     first = held_out_loss(stage, (0,))
@@ -235,8 +235,8 @@ def test_the_joint_target_is_the_clips_own_next_block(monkeypatch):
     """A model that predicts the true flow has loss 0; a departure's block shows the clip without the object."""
     stage, seen = joint_stage(history_noise=0.0), []
     monkeypatch.setattr(layouts, "flow_loss", lambda flow, x0, noise: seen.append(x0) or (flow - noise + x0).mean())
-    stage.edited(0, Layout.around(MEMORIES[0], front=2, sighting=range(2), behind=1, newest=2), [0, 1], "gap")
-    stage.edited(1, Layout.around(MEMORIES[0], front=2, sighting=range(1), behind=0, newest=1), [0, 1], "departure")
+    stage.edited(0, Layout(MEMORIES[0], front=2, sighting=range(2), behind=1, newest=2), [0, 1], "gap")
+    stage.edited(1, Layout(MEMORIES[0], front=2, sighting=range(1), behind=0, newest=1), [0, 1], "departure")
     came = film(0).blocks(FRAMES_PER_BLOCK)[0]
     assert torch.equal(seen[0][0], torch.cat([came[3], came[3]], dim=1))
     assert torch.equal(seen[1][0], torch.cat([came[2], came[2]], dim=1))
@@ -254,7 +254,7 @@ def test_ordinary_steps_of_joint_training_are_those_of_teacher_forcing():
 def test_mean_keys_of_equal_length_are_what_cosine_selects_by():
     """The affinities of the selection loss rank the blocks as the selector does, for one clip."""
     stage = joint_stage()
-    layout = Layout.around(stage.layouts.memories[-1], 1, range(0, 1), 5, RETURNS - 1)
+    layout = Layout(stage.layouts.memories[-1], 1, range(0, 1), 5, RETURNS - 1)
     arranged = stage.hidden.arranged(layout, [0])
     text = stage.model.encode_text(arranged.long.context)
     given = stage.model, stage.high_res, stage.rope, FRAMES_PER_BLOCK, None, layout.memory, text, arranged.long
@@ -335,7 +335,7 @@ def test_a_blank_film_is_there_for_every_background(vae):
 def test_what_is_selected_is_learnt():
     """Steps on the selection alone: the sighting's affinity rises above those of blank blocks, clip by clip."""
     stage = layout_stage(trained_high_res(CONFIG.dim))
-    layout, rows = Layout.around(MEMORIES[-1], 1, range(0, 1), 5, RETURNS - 1), [0, 1]
+    layout, rows = Layout(MEMORIES[-1], 1, range(0, 1), 5, RETURNS - 1), [0, 1]
 
     def asked() -> tuple[torch.Tensor, float]:
         stage.layouts = Layouts(MEMORIES, selection_weight=0.0)
