@@ -30,7 +30,7 @@ SEEN = """() => {
 }"""
 VIDEO = "document.querySelector('.packforcing-monitor video')"
 WAITING = "document.querySelector('.packforcing-monitor .waiting')"
-FIRST_PICTURE = "The first picture comes with the first block."
+FIRST_PICTURE = "The first image appears here after the first block."
 SAID_BELOW = "document.querySelector('.packforcing-monitor:has(video) > .said')"
 PLAYS = f"end => {VIDEO}?.readyState >= 2 && {VIDEO}.offsetWidth > 0 && {VIDEO}.duration > end"
 FINISHED = (

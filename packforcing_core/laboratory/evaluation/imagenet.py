@@ -89,7 +89,7 @@ class Watcher:
             self._waiting = []
 
     def scores(self, length: float) -> ImageNetScores:
-        """The scores of a video of `length` seconds, of which at least one frame was looked at."""
+        """The scores of a video of `length` seconds. Call `look` before, at least once."""
         self._flush()
         features, seconds = torch.cat(self._features), np.array(self._seconds)
 
