@@ -122,7 +122,8 @@ class RenderFeedback:
         g, done = self._geometry, self._done
         pace = (time.monotonic() - self._since) / max(1, self._sampled)
         left = clock(pace * (g.blocks - done)).replace(" ", NO_BREAK)
-        how = "reused" if self._reused else f"{left}{NO_BREAK}left | {pace:.2f}{NO_BREAK}s per block"
+        known = "given" if done <= len(self._recipe.given) else "reused"
+        how = known if self._reused else f"{left}{NO_BREAK}left | {pace:.2f}{NO_BREAK}s per block"
         made = f"{self._made(done)} of {self._made(g.blocks)}"
         return f"block {done}/{g.blocks} | {made} | {how} | cache {self._cache}"
 

@@ -32,20 +32,23 @@ class _Tokenizer:
         self._known = f"It knows {', '.join(words.vocabulary)}."
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **_) -> dict[str, list[list[tuple]]]:
-        self._tell(self._words.unknown(text))
+        self._tell(text, self._words.unknown(text))
         rows = self._words.rows(text)
         return {KIND: [[(row, 1.0, place) if return_word_ids else (row, 1.0) for place, row in enumerate(rows, 1)]]}
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}
 
-    def _tell(self, unknown: list[str]) -> None:
-        """Reports unknown words in the log and on the node that encodes the text; replaces the report of an earlier
-        text.
+    def _tell(self, text: str, unknown: list[str]) -> None:
+        """Reports an empty text or unknown words in the log and on the node that encodes the text; replaces the report
+        of an earlier text.
         """
         lines: tuple[str, ...] = ()
         if unknown:
             lines = f"Warning: the PackForcing miniature does not know these words: {', '.join(unknown)}.", self._known
+        elif not text.strip():
+            lines = ("Warning: this prompt is empty, so the video may show anything, or nothing.",)
+        if lines:
             logging.warning("%s", " ".join(lines))
         context = get_executing_context()
         if context is not None:

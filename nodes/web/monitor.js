@@ -31,6 +31,7 @@ const STYLE = `
 .packforcing-monitor > .said { flex: 0 1 auto; min-height: ${LINE}px; overflow-y: auto; scrollbar-width: thin;
   scrollbar-color: #888 transparent; font: 12px/${LINE}px Inter, sans-serif;
   color: var(--input-text, #ddd); white-space: pre-wrap; overflow-wrap: anywhere; user-select: text; }
+.packforcing-monitor > .said.cut { mask-image: linear-gradient(#000 calc(100% - ${2 * LINE}px), #0003); }
 .packforcing-monitor [hidden] { display: none; }`;
 
 const events = new Map(); // node and job -> the newest event
@@ -83,6 +84,7 @@ class View {
     options.getMinHeight = () => this.height;
     // A text box on the node gets the room that is left. A video grows with its node.
     options.getMaxHeight = () => (this.event?.video ? Infinity : this.height);
+    this.said.addEventListener("scroll", () => this.markCut());
     this.widget = node.addDOMWidget(WIDGET, WIDGET, this.element, options);
     this.widget.serialize = false; // Not saved: a workflow stores widget values by position.
   }
@@ -90,9 +92,15 @@ class View {
   get height() {
     if (!this.event) return 0;
     const width = this.node.size[0] - 2 * MARGIN;
-    const lines = Math.min(this.room ? MOST_LINES_BY_TEXT : MOST_LINES, linesOf(this.text, width));
+    const lines = Math.min(this.mostLines, linesOf(this.text, width));
     const stage = this.event.video ? Math.ceil(width * this.aspect) + 11 : 0;
     return stage + lines * LINE + 2 * MARGIN + 2;
+  }
+
+  // A node that the user makes taller gives the height to its message.
+  get mostLines() {
+    const taller = this.fitted ? Math.max(0, this.node.size[1] - Math.max(this.fitted, this.before)) : 0;
+    return (this.room ? MOST_LINES_BY_TEXT : MOST_LINES) + Math.floor(taller / LINE);
   }
 
   get aspect() {
@@ -159,10 +167,17 @@ class View {
 
   fit() {
     const [width, height] = this.node.size;
+    this.fitted = 0;
     const needed = this.node.computeSize()[1] + this.room;
     if (height < needed) this.node.setSize([width, needed]);
-    this.fitted = this.node.size[1];
+    this.fitted = Math.max(needed, this.before);
     this.node.setDirtyCanvas?.(true, true);
+  }
+
+  // Where more text follows below, the last lines fade.
+  markCut() {
+    const { scrollTop, clientHeight, scrollHeight } = this.said;
+    this.said.classList.toggle("cut", scrollTop + clientHeight < scrollHeight - 2);
   }
 }
 
@@ -217,6 +232,7 @@ function settle() {
     const view = node && says && (!event.known || node.comfyClass === MAKES_VIDEO) && viewOf(node);
     if (!view) continue;
     view.show(event);
+    view.markCut();
     shown.add(view);
   }
   for (const [node, view] of views) if (node.graph && !shown.has(view)) view.clear();

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from ..errors import PackForcingError
 
-EXPECTED_TIME = "expected a time such as [0s], [12.5s], [1m05s] or [1:05]"
+EXPECTED_TIME = (
+    "expected a time such as [0s], [12.5s], [1m05s] or [1:05], or one with a change: [20s cut] or [20s flush]"
+)
 
 # Full-width forms and Chinese or Japanese brackets, replaced one for one, so that character positions stay valid.
 _NARROW = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | str.maketrans(

@@ -107,6 +107,38 @@ def test_what_was_said_of_a_prompt_leaves_its_text_box_as_tall_and_goes(
     assert front_end.problems == []
 
 
+SHOWN = """where => [...document.querySelectorAll(where)].filter(said => said.innerText.includes('walrus'))
+    .map(said => ({ height: said.clientHeight, wanted: said.scrollHeight, cut: said.classList.contains('cut') }))[0]"""
+
+
+def test_a_message_that_is_cut_fades_and_gets_the_height_that_its_node_is_given(
+    comfy: ComfyServer, front_end: FrontEnd, tmp_path: Path
+):
+    graph = Graph()
+    models = graph.add("PackForcingDemoModels", checkpoint="PackForcing miniature", weight_dtype="default")
+    prompt = graph.add("CLIPTextEncode", clip=models[1], text="a walrus and a dragon")
+    graph.add("PreviewAny", source=prompt[0])
+    show(front_end, graph)
+    front_end.run()
+    page, shown = front_end.page, f"({SHOWN})"
+    page.wait_for_function(f"where => {shown}(where)?.cut", arg=SAID)
+    front_end.screenshot(tmp_path / "cut.png")
+    first = page.evaluate(SHOWN, SAID)
+    taller = """id => {
+        const node = window.app.rootGraph.getNodeById(id);
+        node.setSize([node.size[0], node.size[1] + 250]);
+        window.app.canvas.setDirty(true, true);
+    }"""
+    page.evaluate(taller, int(prompt.id))
+    page.wait_for_function(f"where => {shown}(where)?.cut === false", arg=SAID)
+    last = page.evaluate(SHOWN, SAID)
+    front_end.screenshot(tmp_path / "whole.png")
+    print(tmp_path, first, last)
+    assert first["height"] < first["wanted"] - 16
+    assert last["height"] >= last["wanted"] - 2
+    assert front_end.problems == []
+
+
 @pytest.mark.parametrize("nodes", [pytest.param("classic", marks=pytest.mark.quick), "vue"])
 def test_why_a_node_failed_takes_the_place_of_what_it_said_before_and_the_old_video_is_said_to_be_old(
     comfy: ComfyServer, front_end: FrontEnd, files: Files, nodes: str, tmp_path: Path

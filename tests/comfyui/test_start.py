@@ -68,7 +68,12 @@ def test_a_film_goes_on_from_a_picture(comfy: ComfyServer, files: Files, inputs,
 
 
 def test_a_film_goes_on_from_the_end_of_another_and_shows_what_is_new_only(comfy: ComfyServer, files: Files, inputs):
-    new, told = film(comfy, files, lambda g: start_from(g, video=load_video(g)))
+    with comfy.client.events() as events:
+        new, told = film(comfy, files, lambda g: start_from(g, video=load_video(g)))
+    progress = [text.split(" | ")[2] for _, text in events.texts if text.startswith("block ")]
+    print(progress)
+    assert progress[:2] == ["given", "given"]
+    assert "reused" not in progress
     whole, _ = film(comfy, files, lambda g: start_from(g, video=load_video(g), show_source="show"), seconds=3.3125)
     print(told.splitlines()[0])
     assert "after 2 given blocks that the video does not show" in told

@@ -145,6 +145,7 @@ def test_times(text, seconds):
         ("[0s] a [1,5s] b", r"Got the time \[1,5s\]"),
         ("[0s] a [5] b", r"Got the time \[5\]"),
         ("[0s] a [5x] b", r"Got the time \[5x\]"),
+        ("[0s] a [5s return] b", r"Got the time \[5s return\]; .*\[20s cut\] or \[20s flush\]"),
         ("[0s] a [1:75] b", r"Got the time \[1:75\]"),
         ("[0s] a\n[xs] b", r"A line begins with \[xs\]"),
         ("[0s] a\n[nan s] b", r"A line begins with \[nan s\]"),
