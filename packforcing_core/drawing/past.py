@@ -89,7 +89,7 @@ def draw_window(geometry: VideoGeometry, partitions: Partitions, plan: RenderPla
     at = moment or Moment(max(0, geometry.blocks - partitions.current_blocks))
     parts = parts_in_view(geometry, partitions, at.block) if moment else _planned_parts(plan)
     body = [
-        *_headline(plan, parts),
+        *_headline(parts, None if moment else plan.cache_bytes),
         *_bar(parts, plan.attended_tokens),
         *_timeline(geometry, partitions, at, planned=moment is None),
         *_memory_line(plan, at),
@@ -109,9 +109,10 @@ def _planned_parts(plan: RenderPlan) -> dict[str, int]:
     }
 
 
-def _headline(plan: RenderPlan, parts: Mapping[str, int]) -> Iterator[str]:
+def _headline(parts: Mapping[str, int], planned_bytes: int | None) -> Iterator[str]:
     yield _text(2, 12, f"{{in_view}}: {sum(parts.values()):,} {{tokens}}")
-    yield _text(WIDTH - 2, 12, f"{{past}}: {size_text(plan.cache_bytes)}", "end")
+    if planned_bytes is not None:
+        yield _text(WIDTH - 2, 12, f"{{past}}: {size_text(planned_bytes)}", "end")
 
 
 def _bar(parts: Mapping[str, int], full: int) -> Iterator[str]:

@@ -84,7 +84,8 @@ class RenderPlan:
         parts = " + ".join(f"{name} {tokens:,}" for name, tokens in rows if tokens)
         past, whole = size_text(self.cache_bytes), size_text(self.buffer_bytes)
         lines = (
-            f"in view: {self.attended_tokens:,} tokens ({parts}) over {self.window_frames:g} latent-frame positions",
+            f"in view at most: {self.attended_tokens:,} tokens ({parts}) over {self.window_frames:g} positions "
+            "(latent frames)",
             f"KV cache: {whole} in {self.dtype} ({past} of it past frames)",
             *([f"in system RAM: {size_text(self.host_bytes)}"] if self.host_bytes else []),
         )

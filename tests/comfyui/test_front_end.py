@@ -127,7 +127,7 @@ def test_the_panel_plans_what_the_sampler_says(comfy: ComfyServer, front_end: Fr
         entry = comfy.client.run(graph.prompt)
     (said,) = [text for node, text in events.texts if node == cache]
     print(planned, "|", said)
-    tokens = said.split(" tokens")[0].removeprefix("in view: ")
+    tokens = said.split(" tokens")[0].removeprefix("in view at most: ")
     assert f"{tokens} tokens" in planned
     (sampler,) = [out["text"][0] for out in entry["outputs"].values() if "attends" in str(out.get("text"))]
     body = {"cache": graph.prompt[cache]["inputs"], "sampler": inputs_of(graph, "PackForcingSampler"), "model": {}}

@@ -62,7 +62,10 @@ def test_every_memory_is_drawn_at_every_block_and_stays_inside(preset: str, fram
     for block in range(made.geometry.blocks):
         parts = parts_in_view(made.geometry, made.partitions, block)
         assert sum(parts.values()) <= most
-        for rect in picture(made, Moment(block, {0: 0.5})).findall(".//{*}rect"):
+        drawn = picture(made, Moment(block, {0: 0.5}))
+        assert f"{{in_view}}: {sum(parts.values()):,} {{tokens}}" in texts(drawn)
+        assert "{past}" not in texts(drawn), "that is planned for a full cache"
+        for rect in drawn.findall(".//{*}rect"):
             assert float(rect.get("x")) + float(rect.get("width")) <= WIDTH + 0.1
             assert float(rect.get("y")) + float(rect.get("height")) <= HEIGHT
     seen = set(block_states(made.geometry, made.partitions, made.geometry.blocks - 1))
