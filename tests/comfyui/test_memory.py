@@ -47,7 +47,7 @@ def test_a_preset_renders_over_the_api(comfy: ComfyServer, files: Files, name: s
     assert probe(film_of(comfy, entry, film.id)).frames == 81
     read_out = [text for node, text in events.texts if node == cache[0]]
     print(read_out[-1])
-    assert "in view:" in read_out[-1]
+    assert "in view at most:" in read_out[-1]
     assert ("mid" in read_out[-1]) == name.startswith("PackForcing")
 
 
