@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from packforcing_core.folder.manifest import NAME as MANIFEST
-from tests.comfyui.browser import FrontEnd
+from tests.comfyui.browser import FrontEnd, until
 from tests.comfyui.graphs import Graph
 from tests.comfyui.server import ComfyServer
 from tests.comfyui.small_graphs import Files, decode, stream
@@ -39,6 +39,10 @@ ALL_SAID = """where => {
 }"""
 
 
+FORGETS = "Using RAM pressure cache"
+"""ComfyUI's log when its executor has been reset."""
+
+
 @pytest.mark.quick
 def test_what_nodes_say_breaks_between_words_and_nine_lines_are_seen(
     comfy: ComfyServer, front_end: FrontEnd, files: Files, tmp_path: Path
@@ -48,7 +52,11 @@ def test_what_nodes_say_breaks_between_words_and_nine_lines_are_seen(
     unfinished.mkdir(parents=True)
     (unfinished / MANIFEST).write_text("{}", encoding="utf-8")
     show(front_end, graph)
-    comfy.client.free()  # What the server has from an earlier test would say nothing.
+    # What the server has from an earlier test would say nothing. It forgets when its worker comes to it, which may be
+    # after the next job.
+    before = comfy.log_text().count(FORGETS)
+    comfy.client.free()
+    until(front_end, lambda: comfy.log_text().count(FORGETS) > before)
     front_end.run()
     shutil.rmtree(unfinished)
     front_end.page.wait_for_function(ALL_SAID, arg=SAID)
