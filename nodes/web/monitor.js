@@ -99,7 +99,7 @@ class View {
 
   // A node that the user makes taller gives the height to its message.
   get mostLines() {
-    const taller = this.fitted ? Math.max(0, this.node.size[1] - Math.max(this.fitted, this.before)) : 0;
+    const taller = this.fitted ? Math.max(0, this.node.size[1] - this.fitted) : 0;
     return (this.room ? MOST_LINES_BY_TEXT : MOST_LINES) + Math.floor(taller / LINE);
   }
 

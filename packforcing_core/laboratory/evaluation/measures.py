@@ -70,7 +70,7 @@ def measure(seen: Observations) -> Measures:
     frames = len(seen.lab)
     window = max(1, min(round(WINDOW_SECONDS * seen.fps), frames // 2))
     seconds = np.array([seen.lab[at : at + window].mean(0) for at in range(0, frames - window + 1, window)])
-    colour_drift = float(np.linalg.norm(seen.lab[-window:].mean(0) - seconds[0]))
+    colour_drift = _drift(seen.lab, window, frames)
     contrasts = float(seen.contrast[:window].mean()), float(seen.contrast[-window:].mean())
     still = (seen.flow < FROZEN) & (seen.change < FROZEN_LEVELS)
     sampled = seen.sampled_flow[seen.interval :: seen.interval]
@@ -79,7 +79,9 @@ def measure(seen: Observations) -> Measures:
         seconds=frames / seen.fps,
         colour_drift=colour_drift,
         worst_colour_drift=max(colour_drift, float(np.linalg.norm(seconds - seconds[0], axis=1).max())),
-        colour_drift_at={at: _drift(seen, window, at) for at in drift_moments(frames / seen.fps)},
+        colour_drift_at={
+            at: _drift(seen.lab, window, min(frames, round(at * seen.fps))) for at in drift_moments(frames / seen.fps)
+        },
         contrast_drift=_growth(*contrasts),
         flicker=_flicker(seen.lab),
         motion=float(np.median(seen.flow[1:])) * seen.side if frames > 1 else 0.0,
@@ -90,9 +92,9 @@ def measure(seen: Observations) -> Measures:
     )
 
 
-def _drift(seen: Observations, window: int, at: int) -> float:
-    end = min(len(seen.lab), round(at * seen.fps))
-    return float(np.linalg.norm(seen.lab[end - window : end].mean(0) - seen.lab[:window].mean(0)))
+def _drift(lab: np.ndarray, window: int, end: int) -> float:
+    """Returns the distance of the mean colour of the `window` frames before frame `end` from that of the first ones."""
+    return float(np.linalg.norm(lab[end - window : end].mean(0) - lab[:window].mean(0)))
 
 
 def _growth(first: float, last: float) -> float:
