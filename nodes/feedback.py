@@ -8,7 +8,7 @@ from types import TracebackType
 import comfy.model_management
 import comfy.utils
 
-from ..packforcing_core.geometry import size_text
+from ..packforcing_core.geometry import block_count, size_text
 from ..packforcing_core.render.recording import Replayed
 from ..packforcing_core.render.writing import Finished, Note, RenderEvent
 from ..packforcing_core.sampler.denoising import BlockDone, StepDone
@@ -47,7 +47,7 @@ class RenderFeedback:
         self._notes: list[str] = []
         self._preview = MovingPreview(self._bar, self._line, self._geometry.fps)
         self._watch = BlockWatch(stream)
-        read = f"reading the first {self._known} of {self._geometry.blocks} blocks, which are finished"
+        read = f"reading the first {self._known} of {block_count(self._geometry.blocks)}, already finished"
         self._tell("running", read if self._known else "sampling the first block")
 
     def __enter__(self) -> RenderFeedback:

@@ -76,9 +76,10 @@ class TimedPrompts(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, timeline: str | None = None, prefix: str | None = None) -> bool | str:
+    def validate_inputs(cls, timeline: str | None = None) -> bool | str:
+        # Without the prefix: ComfyUI marks every input that is named here, and only this one can be wrong.
         try:
-            parse_timeline(timeline or "", prefix or "")
+            parse_timeline(timeline or "")
         except PackForcingError as error:
             return str(error)
         return True

@@ -25,7 +25,7 @@ from ..packforcing_core.folder.folder import MODES, Mode, RenderFolder, open_ren
 from ..packforcing_core.folder.listing import newest_note, others_note
 from ..packforcing_core.folder.manifest import Manifest
 from ..packforcing_core.folder.unnamed import open_unnamed
-from ..packforcing_core.geometry import MAX_FPS, MAX_SECONDS, MAX_SIDE, SIZE_MULTIPLE, VideoGeometry
+from ..packforcing_core.geometry import MAX_FPS, MAX_SECONDS, MAX_SIDE, SIZE_MULTIPLE, VideoGeometry, block_count
 from ..packforcing_core.recipe.recipe import Recipe
 from ..packforcing_core.recipe.settings import Settings
 from ..packforcing_core.render.recording import wanted_manifest
@@ -156,7 +156,7 @@ class Sampler(io.ComfyNode):
         stream = LatentStream(model, recipe, folder, bool(render_name), vae if compresses else None, cache_node)
         memory = stream.plan().describe_memory()
         # Not how many are finished: ComfyUI shows this text again when it resumes the render.
-        known = f"render {folder.path.name}, {geometry.blocks} blocks"
+        known = f"render {folder.path.name}, {block_count(geometry.blocks)}"
         warnings = (*notes, *stream.notes(), *_warnings(trained, family, settings))
         if retake_from and render_mode != "retake":
             warnings += ("Note: retake_from is used by render_mode retake only",)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import comfy.model_management
 import comfy.utils
-import numpy as np
 from comfy_api.v0_0_2 import InputImpl, io, ui
-from PIL import Image, ImageDraw, ImageFont
 
-from ..packforcing_core.errors import PackForcingError
+from ..packforcing_core.drawing.captions import caption_images, missing_letters
 from ..packforcing_core.video import CODECS, probe
 from ..packforcing_core.video.stack import stack_videos
+from .feedback import clock
+from .growing import as_viewed, relative_to_output
 from .output_paths import video_file, video_path
 from .sockets import CATEGORY
+from .tell import Line
 
 MOST = 6
-CAPTION_HEIGHT = 32
 
 
 class StackVideos(io.ComfyNode):
@@ -64,32 +65,32 @@ class StackVideos(io.ComfyNode):
     @classmethod
     def execute(cls, captions: str, filename_prefix: str, codec: str, **videos) -> io.NodeOutput:
         given = [videos[name] for name in sorted(videos) if videos[name] is not None]
-        with ExitStack() as stack:
-            files = [video_file(video, stack) for video in given]
-            infos = [probe(file) for file in files]
-            path, subfolder = video_path(filename_prefix, sum(info.width for info in infos), infos[0].height)
-            bar = comfy.utils.ProgressBar(max(info.frames for info in infos), node_id=cls.hidden.unique_id)
-            pictures = caption_pictures(captions, [info.width for info in infos])
-            for written in stack.enter_context(closing(stack_videos(files, path, codec, pictures))):
-                bar.update_absolute(written)
-                comfy.model_management.throw_exception_if_processing_interrupted()
-        saved = ui.SavedResult(path.name, subfolder, io.FolderType.output)
-        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), ui=ui.PreviewVideo([saved]))
+        line = Line.of(cls.hidden.unique_id)
+        missing = missing_letters(captions)
+        warning = f"\nWarning: the font of the captions does not have these letters: {missing}" if missing else ""
+        line.tell(state="running", text=f"Combining the videos.{warning}")
+        try:
+            path = _combined(given, captions, filename_prefix, codec, cls.hidden.unique_id)
+        except comfy.model_management.InterruptProcessingException:
+            line.tell(state="stopped", text="Stopped before the videos were combined. Press Run to combine them.")
+            raise
+        made, file = probe(path), as_viewed(path)
+        text = f"{clock(made.duration)} | {relative_to_output(path)}{warning}"
+        video = {"width": made.width, "height": made.height, "finished": True, "file": file, "segments": []}
+        line.tell(state="done", text=text, video=video)
+        saved = ui.PreviewVideo([ui.SavedResult(file["filename"], file["subfolder"], io.FolderType.output)])
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), ui={**saved.as_dict(), "text": (text,)})
 
 
-def caption_pictures(captions: str, widths: Sequence[int]) -> list[np.ndarray] | None:
-    """White lines on black, uint8 [32, W, 3] for each width; None for an empty text."""
-    lines = captions.rstrip().splitlines()
-    if not lines:
-        return None
-    if len(lines) != len(widths):
-        raise PackForcingError(
-            f"Got {len(lines)} lines of captions for {len(widths)} videos; expected one line per video."
-        )
-    pictures = []
-    for line, width in zip(lines, widths, strict=True):
-        picture = Image.new("RGB", (width, CAPTION_HEIGHT))
-        font = ImageFont.load_default(size=CAPTION_HEIGHT * 0.6)
-        ImageDraw.Draw(picture).text((6, CAPTION_HEIGHT / 2), line, anchor="lm", font=font)
-        pictures.append(np.asarray(picture))
-    return pictures
+def _combined(videos: Sequence, captions: str, filename_prefix: str, codec: str, node_id: str) -> Path:
+    """The file with the `videos` side by side. Its progress is shown on the node."""
+    with ExitStack() as stack:
+        files = [video_file(video, stack) for video in videos]
+        infos = [probe(file) for file in files]
+        path, _ = video_path(filename_prefix, sum(info.width for info in infos), infos[0].height)
+        bar = comfy.utils.ProgressBar(max(info.frames for info in infos), node_id=node_id)
+        images = caption_images(captions, [info.width for info in infos])
+        for written in stack.enter_context(closing(stack_videos(files, path, codec, images))):
+            bar.update_absolute(written)
+            comfy.model_management.throw_exception_if_processing_interrupted()
+    return path

@@ -32,7 +32,12 @@ def size_text(size: float) -> str:
 
 def blocks_text(blocks: int, frames_per_block: int) -> str:
     """Blocks and their length as text: "1 block of 4", "40 blocks of 3"."""
-    return f"{blocks} {'block' if blocks == 1 else 'blocks'} of {frames_per_block}"
+    return f"{block_count(blocks)} of {frames_per_block}"
+
+
+def block_count(blocks: int) -> str:
+    """ "1 block", "40 blocks"."""
+    return f"{blocks} {'block' if blocks == 1 else 'blocks'}"
 
 
 def pixel_frames(latent_frames: int) -> int:

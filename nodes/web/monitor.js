@@ -3,11 +3,13 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { allTold, isHere, nodeOf, ofOneTab, onTold } from "./graph.js";
+import { MAKES_VIDEO, STACKS_VIDEOS, foldedWarnings, withStacks } from "./folded.js";
 import { Player } from "./player.js";
-import { inWords, loadWords } from "./words.js";
+import { STAGE_STYLE, Stage } from "./stage.js";
+import { loadWords } from "./words.js";
 
 const WIDGET = "packforcing_monitor";
-const MAKES_VIDEO = "PackForcingStreamingVAEDecode";
+const PACK = "PackForcing"; // What the types of this pack's nodes begin with.
 const LOOK_EVERY_MS = 500;
 const MARGIN = 10; // Of a DOM widget, on every side.
 const LINE = 16;
@@ -20,12 +22,8 @@ const FAILURES = "packforcing.failures";
 const MOST_FAILURES = 20;
 const A_MOMENT_MS = 300;
 const STYLE = `
+${STAGE_STYLE}
 .packforcing-monitor { display: flex; flex-direction: column; gap: 4px; overflow: hidden; }
-.packforcing-monitor > .stage { flex: 1 1 auto; min-height: 0; border-radius: 4px; overflow: hidden; position: relative; }
-.packforcing-monitor .waiting { position: absolute; inset: 0; display: flex; align-items: center; justify-content: center;
-  padding: 8px; text-align: center; font: 12px/${LINE}px Inter, sans-serif; color: var(--descrip-text, #999);
-  background: var(--comfy-input-bg, #222); }
-.packforcing-monitor video, .packforcing-monitor img { width: 100%; height: 100%; object-fit: contain; display: block; }
 .packforcing-monitor > .bar { flex: none; height: 3px; border-radius: 2px; background: var(--comfy-input-bg, #333); }
 .packforcing-monitor > .bar > div { height: 100%; border-radius: 2px; background: #5aa867; }
 .packforcing-monitor > .said { flex: 0 1 auto; min-height: ${LINE}px; overflow-y: auto; scrollbar-width: thin;
@@ -42,6 +40,7 @@ const watched = new WeakSet(); // nodes whose removal is noticed
 const pen = document.createElement("canvas").getContext("2d");
 
 const jobOf = ({ node, prompt }) => `${prompt} ${node}`;
+const playerOf = (event) => event && players.get(jobOf(event));
 
 function linesOf(text, width) {
   pen.font = "12px Inter, sans-serif";
@@ -76,10 +75,8 @@ class View {
     this.element = document.createElement("div");
     this.element.className = "packforcing-monitor";
     this.element.innerHTML = '<div class="stage" hidden></div><div class="bar" hidden><div></div></div><div class="said"></div>';
-    [this.stage, this.bar, this.said] = this.element.children;
-    this.picture = document.createElement("img");
-    this.waiting = document.createElement("div");
-    this.waiting.className = "waiting";
+    const [stage, bar, said] = this.element.children;
+    Object.assign(this, { stage: new Stage(stage), bar, said });
     const options = { serialize: false, hideOnZoom: false, getValue: () => "", setValue() {} };
     options.getMinHeight = () => this.height;
     // A text box on the node gets the room that is left. A video grows with its node.
@@ -103,56 +100,61 @@ class View {
     return (this.room ? MOST_LINES_BY_TEXT : MOST_LINES) + Math.floor(taller / LINE);
   }
 
+  // Height over width of the videos side by side.
   get aspect() {
-    const { video } = this.event;
-    const { videoWidth, videoHeight } = players.get(jobOf(this.event))?.element ?? {};
-    return videoWidth ? videoHeight / videoWidth : video.height / video.width;
+    const sizes = this.parts.map(({ event }) => {
+      const { videoWidth, videoHeight } = playerOf(event)?.element ?? {};
+      const { width, height } = event?.video ?? this.event.video;
+      return videoWidth ? videoWidth / videoHeight : width / height;
+    });
+    return 1 / sizes.reduce((sum, size) => sum + size);
   }
 
   get text() {
-    const refused = this.event.video && players.get(jobOf(this.event))?.how === "none";
-    return refused ? `${this.event.text}\nThis browser cannot play this codec. The file itself is fine.` : this.event.text;
+    const refused = this.event.video && this.parts.some(({ event }) => playerOf(event)?.how === "none");
+    const own = refused ? `${this.event.text}\nThis browser cannot play this codec. The file itself is fine.` : this.event.text;
+    return [...this.warnings, own].join("\n");
   }
 
-  show(event) {
+  // Of a stack several videos, else the event's own.
+  get parts() {
+    return this.event.parts ?? [{ event: this.event }];
+  }
+
+  // `warnings`: lines of folded nodes, shown above the event's text.
+  show(event, warnings = []) {
     if (!this.event) {
       this.room = roomOfText(this.node);
       this.before = this.node.size[1];
     }
-    this.event = event;
+    Object.assign(this, { event, warnings });
     if (event.video) this.showPictures();
     const state = `${event.serial} ${this.text} ${event.video ? this.aspect : 0}`;
     if (state === this.state) return;
     this.state = state;
     this.said.textContent = this.text;
     this.said.style.maxHeight = `${(event.video ? MOST_LINES : MOST_LINES_WITH_ROOM) * LINE}px`;
-    this.stage.hidden = !event.video;
-    if (event.video) this.stage.style.aspectRatio = `1 / ${this.aspect}`;
+    this.stage.element.hidden = !event.video;
+    if (event.video) this.stage.element.style.aspectRatio = `1 / ${this.aspect}`;
     this.bar.hidden = !event.video || event.state === "done";
     this.bar.firstChild.style.width = `${100 * (event.share ?? 0)}%`;
     this.fit();
   }
 
-  // The video if there is one that plays, else the newest frame.
   showPictures() {
-    const player = players.get(jobOf(this.event));
-    const frame = frames.get(jobOf(this.event));
-    const plays = player.how !== "none" && player.begun;
-    if (player.element.parentNode !== this.stage)
-      this.stage.replaceChildren(player.element, this.picture, this.waiting);
-    if (frame && this.picture.src !== frame) this.picture.src = frame;
-    this.picture.hidden = plays || !frame;
-    player.element.hidden = !plays;
-    this.waiting.hidden = plays || Boolean(frame) || this.event.state !== "running";
-    this.waiting.textContent = inWords("{first_picture}");
+    const videos = this.parts.map(({ title, event }) => {
+      const waits = event ? event.state === "running" && "{first_picture}" : "{not_begun}";
+      return { title, player: playerOf(event), frame: event && frames.get(jobOf(event)), waits };
+    });
+    this.stage.show(videos);
   }
 
   clear() {
     if (!this.event) return;
     this.event = this.state = null;
     this.said.textContent = "";
-    this.stage.replaceChildren();
-    this.stage.hidden = this.bar.hidden = true;
+    this.stage.clear();
+    this.stage.element.hidden = this.bar.hidden = true;
     if (this.room) this.leave();
     this.node.setDirtyCanvas?.(true, true);
   }
@@ -222,16 +224,17 @@ function forget(job) {
 function settle() {
   const newest = new Map();
   for (const event of events.values()) {
-    const other = newest.get(event.node);
-    if (isHere(event) && !(other?.serial > event.serial)) newest.set(event.node, event);
+    const node = isHere(event) && nodeOf(event.node);
+    if (!node || newest.get(node)?.serial > event.serial) continue;
+    newest.set(node, event);
   }
+  const warnings = foldedWarnings(newest);
   const shown = new Set();
-  for (const [id, event] of newest) {
-    const node = nodeOf(id);
+  for (const [node, event] of withStacks(newest)) {
     const says = event.video || event.text; // An empty text removes the message.
-    const view = node && says && (!event.known || node.comfyClass === MAKES_VIDEO) && viewOf(node);
+    const view = says && (!event.known || node.comfyClass?.startsWith(PACK)) && viewOf(node);
     if (!view) continue;
-    view.show(event);
+    view.show(event, warnings.get(node));
     view.markCut();
     shown.add(view);
   }
@@ -242,7 +245,8 @@ function showFrame({ node, prompt, image }) {
   const job = jobOf({ node, prompt });
   if (events.get(job)?.state !== "running") return;
   frames.set(job, image);
-  for (const view of views.values()) if (view.event && jobOf(view.event) === job) view.showPictures();
+  const shows = ({ event }) => event && jobOf(event) === job;
+  for (const view of views.values()) if (view.event?.video && view.parts.some(shows)) view.showPictures();
 }
 
 // For an event of this page's own: newer than all that were sent.
@@ -250,15 +254,17 @@ function nextSerial() {
   return 1 + Math.max(0, ...[...events.values()].map((other) => other.serial));
 }
 
-// A run with only cached nodes sends no messages, only its outputs.
+// Cached nodes send no messages, only their outputs.
 function showKnown({ node, display_node, output, prompt_id: prompt }) {
-  const [file] = output?.images ?? [];
   const event = { node: String(display_node ?? node), prompt, workflow: null, state: "done", known: true };
-  if (!file || !output.animated || !output.text || events.has(jobOf(event))) return;
+  if (!output?.text || events.has(jobOf(event))) return;
+  const [file] = output.animated ? (output.images ?? []) : [];
+  const text = output.text.join("\n");
+  if (!file) return heard({ ...event, serial: nextSerial(), text });
   const video = { width: 16, height: 9, finished: true, file, segments: [] }; // Until the file's size is known.
-  const unchanged = "Nothing was changed, so nothing ran: this is the finished video.";
-  const text = [[file.type, file.subfolder, file.filename].join("/"), unchanged, ...output.text].join("\n");
-  heard({ ...event, serial: nextSerial(), text, video });
+  const unchanged = "Nothing was changed, so nothing ran: this is the finished video. What was said when it was made:";
+  const lines = [[file.type, file.subfolder, file.filename].join("/"), unchanged, text];
+  heard({ ...event, serial: nextSerial(), text: lines.join("\n"), video });
 }
 
 // What the front end says of a failure hides the reason, and nodes would still show what they said of an earlier job.
@@ -308,7 +314,7 @@ app.registerExtension({
     await loadWords();
   },
   nodeCreated(node) {
-    if (node.comfyClass !== MAKES_VIDEO || !node.addDOMWidget) return;
+    if (![MAKES_VIDEO, STACKS_VIDEOS].includes(node.comfyClass) || !node.addDOMWidget) return;
     viewOf(node);
     // The front end would show its own preview of the same file beside it.
     node.hideOutputImages = true;

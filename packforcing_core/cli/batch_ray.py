@@ -21,6 +21,7 @@ from ray.util.metrics import Gauge
 from rich.console import Console
 
 from ..folder.blocks import numbered_files
+from ..geometry import block_count
 from .jobs import RAY_ADDRESS, Job, render_job
 from .progress import build_console
 
@@ -119,7 +120,7 @@ class _Pool:
             problem = ray.get(reference)
         except RayActorError:
             self._console.print(
-                f"the worker of {job.name} died in attempt {attempt}; {_blocks(job)} blocks are finished"
+                f"the worker of {job.name} died in attempt {attempt}; {block_count(_blocks(job))} finished"
             )
             if attempt < self._attempts:
                 self._waiting.appendleft((job, attempt + 1))
@@ -140,7 +141,7 @@ class _Pool:
         for _, job, _, process in self._running.values():
             blocks = _blocks(job)
             self._gauge.set(blocks, tags={"job": job.name})
-            parts.append(f"{job.name}: {blocks} blocks{_named(process)}")
+            parts.append(f"{job.name}: {block_count(blocks)}{_named(process)}")
         self._console.print(" | ".join(parts) + f" | {len(self._waiting)} waiting")
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from ..geometry import size_text
+from ..geometry import block_count, size_text
 from ..recipe.recipe import Recipe
 from ..render.recording import Replayed
 from ..render.render import Render
@@ -37,7 +37,7 @@ def run_render(render: Render, console: Console) -> Path:
         console.print(note, style="yellow")
     if folder.known_blocks:
         console.print(
-            f"{folder.known_blocks} of {folder.manifest.blocks} blocks are finished already, in {folder.path}"
+            f"{folder.known_blocks} of {block_count(folder.manifest.blocks)} are finished already, in {folder.path}"
         )
     console.print(f"the video grows in {render.growing}")
     with closing(render.events()) as events:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..geometry import block_count
 from .past import selected_shares
 
 WIDTH = 960
@@ -51,7 +52,7 @@ def telemetry_picture(lines: Iterable[Mapping[str, Any]], title: str = "") -> Im
     height = TITLE + len(charts) * (CHART + GAP) + GAP + MAP + GAP
     picture = Image.new("RGB", (WIDTH, height), PAPER)
     draw = ImageDraw.Draw(picture)
-    draw.text((LEFT, TITLE / 2), title or f"{blocks} blocks", INK, _font(15), anchor="lm")
+    draw.text((LEFT, TITLE / 2), title or block_count(blocks), INK, _font(15), anchor="lm")
     top = TITLE + GAP
     for chart in charts:
         _draw_chart(draw, chart, top, blocks)

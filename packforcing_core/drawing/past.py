@@ -130,7 +130,8 @@ def _bar(parts: Mapping[str, int], full: int) -> Iterator[str]:
 
 def _timeline(geometry: VideoGeometry, partitions: Partitions, at: Moment, planned: bool) -> Iterator[str]:
     cell = WIDTH / geometry.blocks
-    where = f"{geometry.blocks} {{blocks}}" if planned else f"{{block}} {at.block + 1} / {geometry.blocks}"
+    count = f"{geometry.blocks} {{{'block' if geometry.blocks == 1 else 'blocks'}}}"
+    where = count if planned else f"{{block}} {at.block + 1} / {geometry.blocks}"
     yield _text(2, LINE_TOP - 7, f"{{video}}: {where}")
     yield _text(WIDTH - 2, LINE_TOP - 7, f"{geometry.seconds:.1f} s", "end")
     states = list(enumerate(block_states(geometry, partitions, at.block)))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ..errors import PackForcingError
-from ..geometry import PIXEL_FRAMES_PER_LATENT
+from ..geometry import PIXEL_FRAMES_PER_LATENT, block_count
 from ..text.script import Script
 from .blocks import BlockStore, numbered_files
 from .content import Content, begins_alike, name_of, read_script, stored_script, stored_start, unlike, write_content
@@ -203,7 +203,8 @@ def continued(
     _require_same(found, wanted, _LENGTH if longer else (), [problem] if problem else [])
     if longer and wanted.blocks < found.blocks:
         raise FolderError(
-            f"The render has {found.blocks} blocks and {wanted.blocks} were asked for; extend can only make it longer."
+            f"The render has {block_count(found.blocks)} and {wanted.blocks} were asked for; extend can only make it "
+            "longer."
         )
     return _lengthened(found, wanted.blocks), content
 
@@ -212,7 +213,7 @@ def _length_of(blocks: int, manifest: Manifest) -> str:
     """How long so many blocks of a render are, none of them its first."""
     frames, fps = manifest.settings.get("frames_per_block"), manifest.settings.get("fps")
     if not isinstance(frames, int) or not isinstance(fps, int | float):
-        return f"{blocks} blocks"
+        return block_count(blocks)
     return f"{blocks * frames * PIXEL_FRAMES_PER_LATENT / fps:.2f} s"
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import PackForcingError
-from ..geometry import size_text
+from ..geometry import block_count, size_text
 from .blocks import numbered_files
 from .files import FolderError, checked_name, locked, refuse_links
 from .folder import FINISHED
@@ -75,7 +75,7 @@ def _state(path: Path) -> str:
     there = {(file.block, file.take) for file in numbered_files(path / "blocks")}
     done = sum((block, manifest.take_of(block)) in there for block in range(manifest.blocks))
     finished = (path / FINISHED).exists() and done == manifest.blocks
-    return FINISHED_STATE if finished else f"unfinished: {done} of {manifest.blocks} blocks"
+    return FINISHED_STATE if finished else f"unfinished: {done} of {block_count(manifest.blocks)}"
 
 
 def remove(root: Path, name: str) -> int:

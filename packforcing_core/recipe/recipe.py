@@ -11,7 +11,7 @@ from ..cache.layer_kv import KVShape
 from ..cache.partitions import Partitions
 from ..checkpoint.families import Family
 from ..errors import PackForcingError
-from ..geometry import PIXEL_FRAMES_PER_LATENT, VideoGeometry, blocks_text, pixel_frames
+from ..geometry import PIXEL_FRAMES_PER_LATENT, VideoGeometry, block_count, blocks_text, pixel_frames
 from ..model.config import WanConfig
 from ..ranges import in_range
 from ..sampler.denoising import BlockDone, Denoising
@@ -41,8 +41,8 @@ class Recipe:
             )
         if len(self.given) >= self.geometry.blocks:
             raise PackForcingError(
-                f"The start gives {len(self.given)} blocks and the render has {self.geometry.blocks}, so there is "
-                "nothing to sample. Raise seconds, or give a shorter start."
+                f"The start gives {block_count(len(self.given))} and the render has {self.geometry.blocks}, so there "
+                "is nothing to sample. Raise seconds, or give a shorter start."
             )
 
     @property
@@ -94,8 +94,8 @@ class Recipe:
         if self.left_out_blocks:
             return (
                 f"{wished_seconds:g} s at {g.fps:g} FPS became {self.video_frames / g.fps:.2f} s: {self.video_frames} "
-                f"frames in {blocks_text(g.blocks - given, g.frames_per_block)} latent frames, after {given} given "
-                "blocks that the video does not show"
+                f"frames in {blocks_text(g.blocks - given, g.frames_per_block)} latent frames, after "
+                f"{block_count(given)} of the start that the video does not show"
             )
         told = g.describe_length(wished_seconds)
         if given:

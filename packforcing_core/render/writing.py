@@ -19,6 +19,7 @@ from ..devices import is_out_of_memory
 from ..folder.files import FolderError, copy_start, locked, write_json
 from ..folder.fingerprint import fingerprint
 from ..folder.folder import FINISHED, RenderFolder
+from ..geometry import block_count
 from ..ranges import in_range
 from ..recipe.recipe import Recipe
 from ..sampler.denoising import BlockDone, Event
@@ -198,8 +199,9 @@ def written_render(
             if frugal and _progress(folder, job) == before:
                 raise FolderError(
                     f"Out of memory, also with the bank in system RAM and the smallest decode steps: {problem}. "
-                    f"{folder.known_blocks} of {folder.manifest.blocks} blocks are safe in {folder.path}. Close other "
-                    "programs or lower the policy's knobs in a new render; the same render resumes when there is room."
+                    f"{folder.known_blocks} of {block_count(folder.manifest.blocks)} are safe in {folder.path}. "
+                    "Close other programs or lower the policy's knobs in a new render; the same render resumes when "
+                    "there is room."
                 )
             frugal = True
             free_memory()

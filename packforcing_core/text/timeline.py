@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from ..errors import PackForcingError
-from ..geometry import PIXEL_FRAMES_PER_LATENT, VideoGeometry, pixel_frames
+from ..geometry import PIXEL_FRAMES_PER_LATENT, VideoGeometry, block_count, pixel_frames
 from .marks import EXPECTED_TIME, TIME, find_entries, narrow
 from .script import CHANGES, NOTHING, Change, Script
 
@@ -152,7 +152,7 @@ def describe(
         said = f": {_short(prompts[number])}" if number < len(prompts) else ""
         how, blend = HOW[script.cues[number].change], script.blend_blocks(number)
         if blend:
-            how += f", blended over {blend * block_seconds(geometry):.3g} s"
+            how += f", blended over {block_count(blend)} ({blend * block_seconds(geometry):.3g} s)"
         lines.append(f"prompt {number + 1} at {moment.wished:g} s starts at {moment.seconds:.2f} s{late}{how}{said}")
     return lines
 

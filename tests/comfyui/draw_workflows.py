@@ -82,6 +82,8 @@ NOTE_HEIGHT = """() => {
 }"""
 WIDEST = 360
 """What is wider (fields for text) is made as wide as this: graphs must not be wide."""
+WIDTHS = {"PackForcingStackVideos": 960}
+"""For videos side by side."""
 PROMPTS = {"CLIPTextEncode": 140, "PackForcingTimedPrompts": 270}
 """The heights of nodes with fields for prompts of some lines."""
 NOTE_MARGIN = 40
@@ -140,7 +142,8 @@ def to_graph(front_end: FrontEnd, name: str) -> dict[str, Any]:
     graph = front_end.page.evaluate(SERIALIZED)
     _fold(graph, read_api(name))
     for node in graph["nodes"]:
-        node["size"] = [min(WIDEST, node["size"][0]), PROMPTS.get(node["type"], node["size"][1])]
+        width = WIDTHS.get(node["type"], min(WIDEST, node["size"][0]))
+        node["size"] = [width, PROMPTS.get(node["type"], node["size"][1])]
     notes = WORKFLOWS / "api" / "notes" / f"{name}.md"
     if notes.exists():
         _add_note(graph, notes.read_text(encoding="utf-8"))

@@ -38,10 +38,12 @@ ROOM = {
     "PackForcingTimedPrompts": 166,
     "PackForcingStartFrom": 40,
     "PackForcingStreamingVAEDecode": 280,
-    "PackForcingStackVideos": 160,
+    "PackForcingStackVideos": 290,  # What is more has its place in the free part of the window.
     "SaveVideo": 200,
 }
 """By how much a node grows when it runs, in either kind of nodes: by nine lines of text (166), or a video."""
+WIDE = "PackForcingStackVideos"
+"""Stands below the columns, at the right edge: as wide as several of them, for its videos side by side."""
 UNKNOWN_WORDS = 86
 """By how much a prompt grows beside the demo's text encoder, which names the words that it does not know."""
 POINTS = np.linspace(0, 1, 25)[1:-1]
@@ -99,6 +101,7 @@ class Layout:
         self.sizes = np.array([size(node) for node in self.nodes], dtype=float)
         self.rooms = [room(node, self.nodes) for node in self.nodes]
         self.notes = [index for index, node in enumerate(self.nodes) if node["type"] == "MarkdownNote"]
+        self.wide = [index for index, node in enumerate(self.nodes) if node["type"] == WIDE]
         links = [(at[source], slot, at[target], into) for _, source, slot, target, into, _ in graph["links"]]
         self.source, self.target = (np.array([link[i] for link in links], dtype=int) for i in (0, 2))
         starts = [[self.sizes[s, 0], _slot_height(self.nodes[s], slot)] for s, slot, _, _ in links]
@@ -110,6 +113,7 @@ class Layout:
     def places(self, columns: Columns) -> tuple[np.ndarray, float, float]:
         """(where each node's upper left corner is, [nodes, 2]; width and height of the graph)."""
         found, x, height = np.zeros((len(self.nodes), 2)), 0.0, 0.0
+        bottoms: list[tuple[float, float]] = []  # (right edge, lower edge) of each column
         for column in columns:
             y = 0.0
             for node, gap in column:
@@ -118,7 +122,14 @@ class Layout:
                 height = max(height, y + self.sizes[node, 1])
                 y += self.sizes[node, 1] + self.rooms[node] + ABOVE + TITLE
             x += max(self.sizes[node, 0] for node, _ in column) + COLUMN_GAP
-        return found, x - COLUMN_GAP, height + TITLE
+            bottoms.append((x - COLUMN_GAP, y))
+        width = x - COLUMN_GAP
+        for node in self.wide:
+            left = max(0.0, width - self.sizes[node, 0])
+            found[node] = left, max(lower for right, lower in bottoms if right > left)
+            lower = found[node, 1] + self.sizes[node, 1] + self.rooms[node]
+            width, height = max(width, left + self.sizes[node, 0]), max(height, lower)
+        return found, width, height + TITLE
 
     def curves(self, places: np.ndarray) -> np.ndarray:
         """Points on the links as the front end bends them, [links, 23, 2]."""
@@ -154,7 +165,7 @@ class Layout:
         for _ in self.nodes:  # As many rounds as the longest path can have.
             for source, target in zip(self.source, self.target, strict=True):
                 depth[target] = max(depth[target], depth[source] + 1)
-        rest = [index for index in range(len(self.nodes)) if index not in self.notes]
+        rest = [index for index in range(len(self.nodes)) if index not in (*self.notes, *self.wide)]
         columns = [[(index, 0) for index in rest if depth[index] == d] for d in sorted({depth[i] for i in rest})]
         return [[(index, 0) for index in self.notes], *columns] if self.notes else columns
 

@@ -198,7 +198,7 @@ def test_times_go_to_the_block_whose_first_frame_is_nearest():
     print(*told, sep="\n")
     assert told[1] == "prompt 2 at 0.6 s starts at 0.56 s, block 2 (hard cut): b"
     assert told[2].endswith("block 3 (flush): c")
-    assert "block 18, blended over 1.5 s: ddd" in told[3]
+    assert "block 18, blended over 2 blocks (1.5 s): ddd" in told[3]
     assert [(moment.block, moment.seconds) for moment in snapped] == [
         (0, 0.0), (1, 0.5625), (2, 1.3125), (17, 12.5625), (39, 29.0625),
     ]  # fmt: skip
