@@ -42,7 +42,7 @@ function together(node, sources, newest) {
   const events = parts.map((part) => part.event).filter((event) => event?.video);
   const last = events.reduce((one, other) => (other.serial > one.serial ? other : one));
   const own = newest.get(node);
-  const said = parts.map(({ title, event }) => `${title}: ${event?.text.split("\n")[0] ?? "-"}`);
+  const said = parts.flatMap(({ title, event }) => (event ? [`${title}: ${event.text.split("\n")[0]}`] : []));
   const text = own && own.serial > last.serial && own.text ? own.text : said.join("\n");
   const share = events.reduce((sum, event) => sum + (event.state === "done" ? 1 : (event.share ?? 0)), 0) / parts.length;
   return { ...last, node: String(node.id), state: share < 1 ? last.state : "running", text, share, parts };

@@ -254,17 +254,15 @@ function nextSerial() {
   return 1 + Math.max(0, ...[...events.values()].map((other) => other.serial));
 }
 
-// Cached nodes send no messages, only their outputs.
+// A run with only cached nodes sends no messages, only the outputs of its last nodes.
 function showKnown({ node, display_node, output, prompt_id: prompt }) {
   const event = { node: String(display_node ?? node), prompt, workflow: null, state: "done", known: true };
-  if (!output?.text || events.has(jobOf(event))) return;
-  const [file] = output.animated ? (output.images ?? []) : [];
-  const text = output.text.join("\n");
-  if (!file) return heard({ ...event, serial: nextSerial(), text });
+  const [file] = output?.images ?? [];
+  if (!file || !output.animated || !output.text || events.has(jobOf(event))) return;
   const video = { width: 16, height: 9, finished: true, file, segments: [] }; // Until the file's size is known.
   const unchanged = "Nothing was changed, so nothing ran: this is the finished video. What was said when it was made:";
-  const lines = [[file.type, file.subfolder, file.filename].join("/"), unchanged, text];
-  heard({ ...event, serial: nextSerial(), text: lines.join("\n"), video });
+  const text = [[file.type, file.subfolder, file.filename].join("/"), unchanged, ...output.text].join("\n");
+  heard({ ...event, serial: nextSerial(), text, video });
 }
 
 // What the front end says of a failure hides the reason, and nodes would still show what they said of an earlier job.

@@ -19,8 +19,8 @@ ROUNDS = 1500
 
 
 MOST_BEHIND = {
-    "packforcing_demo_compare_memory": 11,
-    "packforcing_wan_compare_memory": 11,
+    "packforcing_demo_compare_memory": 3,
+    "packforcing_wan_compare_memory": 5,
     "packforcing_demo_continue_video": 4,
 }
 """Templates of so many links between so many nodes that some must run behind one, and how many do."""

@@ -30,7 +30,7 @@ SEEN = """() => {
 }"""
 VIDEO = "document.querySelector('.packforcing-monitor video')"
 WAITING = "document.querySelector('.packforcing-monitor .waiting')"
-FIRST_PICTURE = "The first image appears here after the first block."
+FIRST_PICTURE = "The first image appears here as soon as a block is decoded."
 SAID_BELOW = "document.querySelector('.packforcing-monitor:has(video) > .said')"
 PLAYS = f"end => {VIDEO}?.readyState >= 2 && {VIDEO}.offsetWidth > 0 && {VIDEO}.duration > end"
 FINISHED = (

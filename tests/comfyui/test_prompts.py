@@ -102,8 +102,9 @@ def test_a_bad_timeline_is_refused_before_anything_runs(comfy: ComfyServer, file
     sampled = stream(graph, our_loader(graph, files), **FAST)
     graph.prompt[sampled[0]]["inputs"]["positive"] = timed(graph, timeline)
     decode(graph, sampled, files)
-    with pytest.raises(PromptRejectedError, match=words):
+    with pytest.raises(PromptRejectedError, match=words) as refused:
         comfy.client.queue(graph.prompt)
+    assert str(refused.value).count(words) == 1, "at the input that is wrong, and at no other"
 
 
 def test_prompts_combined_without_times_are_refused(comfy: ComfyServer, files: Files):
