@@ -3,7 +3,8 @@
 The front end opens a template with the whole graph in view, whatever view is stored in it, and draws no text on nodes
 at a zoom below 0.571 (a font of 8 pixels). So a graph must not be larger than about 1,870 by 1,160; within that, links
 should lead rightwards and not behind nodes. Simulated annealing looks for such a layout: it moves nodes to other
-columns and rows, and leaves room above a node, through which links can lead.
+columns and rows, and leaves room above a node, through which links can lead. Where links are still behind nodes, a
+second annealing moves the nodes freely.
 """
 
 from __future__ import annotations
@@ -40,8 +41,12 @@ ROOM = {
     "PackForcingStreamingVAEDecode": 280,
     "PackForcingStackVideos": 290,  # What is more has its place in the free part of the window.
     "SaveVideo": 200,
+    "MarkdownNote": 60,
+    "LoadVideo": 40,
+    "PackForcingPromptAt": 40,
+    "PackForcingCollectLatents": 40,
 }
-"""By how much a node grows when it runs, in either kind of nodes: by nine lines of text (166), or a video."""
+"""By how much a node grows: when it runs, by nine lines of text (166) or a video; the last four in Nodes 2.0."""
 WIDE = "PackForcingStackVideos"
 """Stands below the columns, at the right edge: as wide as several of them, for its videos side by side."""
 UNKNOWN_WORDS = 86
@@ -52,16 +57,23 @@ AROUND = (-4, 6)
 """How far beside a node, and above and below it, a link counts as behind it, in pixels: links start at its edges."""
 TRIES, ROUNDS = 10, 30_000
 WARMEST, COLDEST = 6.0, 0.02
+FREE_TRIES, FREE_ROUNDS, FREE_WARMEST = 3, 12_000, 20.0
+STEPS_ASIDE, STEPS_DOWN = (0, 0, 0, 20, 60, 200), (4, 20, 60, 150)
+APART = 24
+"""What the second annealing leaves free beside nodes that do not grow, in pixels."""
 
 
-def arrange(graph: dict[str, Any], rounds: int = ROUNDS) -> float:
+def arrange(graph: dict[str, Any], rounds: int = ROUNDS, free_rounds: int = FREE_ROUNDS) -> float:
     """Gives every node its `pos`; returns the zoom at which the graph opens. Notes come first."""
     layout = Layout(graph)
     columns = min((_annealed(layout, seed, rounds) for seed in range(TRIES)), key=layout.cost)
-    places, width, height = layout.places(columns)
+    places, _, _ = layout.places(columns)
+    if layout.hidden(places).any():
+        tried = (_moved_freely(layout, places, seed, free_rounds) for seed in range(FREE_TRIES))
+        places = min(tried, key=layout.free_cost)
     for node, place in zip(layout.nodes, places, strict=True):
         node["pos"] = place.tolist()
-    return _zoom(width, height)
+    return _zoom(*layout.extent(places))
 
 
 def behind(graph: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -159,6 +171,32 @@ class Layout:
         large = 2000 * max(0.0, READABLE / _zoom(width, height) - 1) + 0.2 * width * height / 1e6
         return float(long + wrong + free + large)
 
+    def extent(self, places: np.ndarray) -> tuple[float, float]:
+        """Width and height of the graph, with its title bars, and with the room of a node that is wide."""
+        grown = self.sizes.copy()
+        grown[self.wide, 1] += [self.rooms[node] for node in self.wide]
+        width, height = (places + grown).max(axis=0) - places.min(axis=0)
+        return float(width), float(height) + TITLE
+
+    def overlap(self, places: np.ndarray) -> float:
+        """By how many pixels nodes, as they are when they have run, reach into nodes below them, in all."""
+        left, right = places[:, 0], places[:, 0] + self.sizes[:, 0]
+        top, bottom = places[:, 1] - TITLE, places[:, 1] + self.sizes[:, 1] + np.maximum(self.rooms, APART)
+        beside = (left[:, None] - APART < right) & (left < right[:, None] + APART)
+        deep = np.where(beside & (top[:, None] < top + TITLE + self.sizes[:, 1]), bottom[:, None] - top, 0.0)
+        np.fill_diagonal(deep, 0.0)
+        return float(np.maximum(deep, 0.0).sum())
+
+    def free_cost(self, places: np.ndarray) -> float:
+        """As `cost`, for nodes that stand anywhere."""
+        start, end = places[self.source] + self._starts, places[self.target] + self._ends
+        hidden = self.hidden(places)
+        long = np.sqrt(((end - start) ** 2).sum(axis=1)).sum() / 2000
+        back = np.maximum(0.0, start[:, 0] - end[:, 0])
+        wrong = (8.0 * (back > 0) + 0.02 * back).sum() + 20.0 * hidden.any(axis=1).sum() + 0.5 * hidden.sum()
+        large = 5000 * max(0.0, READABLE / _zoom(*self.extent(places)) - 1)
+        return float(long + wrong + large + 0.5 * self.overlap(places))
+
     def first(self) -> Columns:
         """The notes, then the nodes by their distance from the inputs."""
         depth = [0] * len(self.nodes)
@@ -190,6 +228,31 @@ def _annealed(layout: Layout, seed: int, rounds: int) -> Columns:
             columns, cost = tried, costs
             if cost < least:
                 best, least = columns, cost
+    return best
+
+
+def _moved_freely(layout: Layout, places: np.ndarray, seed: int, rounds: int) -> np.ndarray:
+    """The best of `rounds` small moves and exchanges of nodes. Notes stay."""
+    random, places = Random(seed), places.copy()
+    movable = [index for index in range(len(layout.nodes)) if index not in layout.notes]
+    cost = least = layout.free_cost(places)
+    best = places
+    for number in range(rounds):
+        temperature = FREE_WARMEST * (1 - number / rounds) ** 2 + COLDEST
+        tried, one, other = places.copy(), *random.choices(movable, k=2)
+        if random.random() < 0.15:
+            tried[[one, other]] = places[[other, one]]
+        else:
+            step = (
+                random.choice([0, 0, 0, -20, 20, -60, 60, -200, 200]),
+                random.choice([-4, 4, -20, 20, -60, 60, -150, 150]),
+            )
+            tried[one] = np.maximum(0.0, places[one] + step)
+        costs = layout.free_cost(tried)
+        if costs < cost or random.random() < math.exp((cost - costs) / temperature):
+            places, cost = tried, costs
+            if cost < least:
+                best, least = places, cost
     return best
 
 

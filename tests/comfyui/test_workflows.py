@@ -12,6 +12,7 @@ from tests.comfyui.browser import FrontEnd, open_front_end
 from tests.comfyui.draw_workflows import DEMO, api_names, place_files, read_api
 from tests.comfyui.layout import WINDOW
 from tests.comfyui.server import ComfyServer
+from tests.comfyui.test_front_end import NODES_LIKE, choose
 from tests.comfyui.test_render import film_of
 
 WIDGETS = ("BOOLEAN", "COMBO", "FLOAT", "INT", "STRING")
@@ -31,14 +32,17 @@ def templates(browser: BrowserContext, comfy: ComfyServer) -> Iterator[FrontEnd]
         place_files(comfy, read_api(name))
     with open_front_end(browser, comfy, *WINDOW) as front_end:
         yield front_end
+        choose(front_end, "Comfy.VueNodes.Enabled", False)
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("nodes", NODES_LIKE)
 @pytest.mark.parametrize("name", api_names())
 def test_a_template_opens_whole_and_readable_and_is_the_same_as_its_api_form(
-    comfy: ComfyServer, templates: FrontEnd, name: str
+    comfy: ComfyServer, templates: FrontEnd, name: str, nodes: str
 ):
     front_end = templates
+    choose(front_end, "Comfy.VueNodes.Enabled", NODES_LIKE[nodes])
     front_end.open_template(comfy.pack_name, name)
     zoom, without_text = front_end.page.evaluate("[window.app.canvas.ds.scale, window.app.canvas.low_quality]")
     print(name, f"opens at a zoom of {zoom:.3f}, text is {'not ' if without_text else ''}drawn")
