@@ -13,7 +13,6 @@ from comfy_api.v0_0_2 import io
 from ..packforcing_core.cache.config import Policy
 from ..packforcing_core.checkpoint.families import (
     DEFAULT_FAMILY,
-    FAMILIES,
     Family,
     choice_warnings,
     with_overrides,
@@ -21,11 +20,11 @@ from ..packforcing_core.checkpoint.families import (
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.folder.content import Content
 from ..packforcing_core.folder.files import checked_name
-from ..packforcing_core.folder.folder import MODES, Mode, RenderFolder, open_render
+from ..packforcing_core.folder.folder import Mode, RenderFolder, open_render
 from ..packforcing_core.folder.listing import newest_note, others_note
 from ..packforcing_core.folder.manifest import Manifest
 from ..packforcing_core.folder.unnamed import open_unnamed
-from ..packforcing_core.geometry import MAX_FPS, MAX_SECONDS, MAX_SIDE, SIZE_MULTIPLE, VideoGeometry, block_count
+from ..packforcing_core.geometry import SIZE_MULTIPLE, VideoGeometry, block_count
 from ..packforcing_core.recipe.recipe import Recipe
 from ..packforcing_core.recipe.settings import Settings
 from ..packforcing_core.render.recording import wanted_manifest
@@ -34,12 +33,11 @@ from ..packforcing_core.sampler.rollout import require_followable
 from . import host
 from .conditioning import timed_script
 from .loras import honoured
+from .sampler_inputs import OUTPUT_FOLDER, folder_inputs, length_and_size, length_in_frames, preset_and_overrides
 from .sockets import CATEGORY, CacheSocket, StartSocket, StreamSocket
 from .start import StartFrom
 from .stream import LatentStream
 from .tell import say
-
-OUTPUT_FOLDER = "packforcing"
 
 
 class Sampler(io.ComfyNode):
@@ -73,9 +71,10 @@ class Sampler(io.ComfyNode):
                     optional=True,
                     tooltip="The Wan2.1 VAE. Needed by the PackForcing policy and by Start Image / Video.",
                 ),
-                *_length_and_size(),
-                *_preset_and_overrides(),
-                *_folder_inputs(),
+                *length_and_size(),
+                *preset_and_overrides(),
+                *folder_inputs(),
+                length_in_frames(),
                 StartSocket.Input(
                     "start",
                     optional=True,
@@ -178,6 +177,7 @@ def settings_of(widgets: Mapping[str, Any], policy: Policy | None) -> Settings:
     return Settings(
         **{name: widgets[name] for name in ("seconds", "width", "height", "fps", "seed")},
         policy=policy,
+        frames=widgets.get("frames") or None,
         preset=None if widgets["preset"] == "auto" else widgets["preset"],
         frames_per_block=widgets["frames_per_block"] or None,
         timesteps=parse_steps(str(widgets["timesteps"])),
@@ -259,124 +259,6 @@ def _compressor_note(model, recipe: Recipe) -> Iterator[str]:
             "Note: this MODEL has no trained compressor, so PackForcing runs zero-shot: what has left the frame is not "
             "recalled. The help of PackForcing Model Loader says how to train one."
         )
-
-
-def _length_and_size() -> list[io.Input]:
-    return [
-        io.Float.Input(
-            "seconds",
-            default=30.0,
-            min=0.1,
-            max=MAX_SECONDS,
-            step=0.1,
-            tooltip="Length of the video, rounded to whole blocks (12 frames each for most checkpoints). "
-            "Render time grows with it; VRAM does not, unless the policy keeps the full history.",
-        ),
-        io.Int.Input(
-            "width",
-            default=832,
-            min=SIZE_MULTIPLE,
-            max=MAX_SIDE,
-            step=SIZE_MULTIPLE,
-            tooltip="Pixels, in steps of 16. Most checkpoints were trained at 832x480; the cache grows with the area.",
-        ),
-        io.Int.Input(
-            "height",
-            default=480,
-            min=SIZE_MULTIPLE,
-            max=MAX_SIDE,
-            step=SIZE_MULTIPLE,
-            tooltip="Pixels, in steps of 16. Most checkpoints were trained at 832x480; the cache grows with the area.",
-        ),
-        io.Float.Input(
-            "fps",
-            default=16.0,
-            min=1.0,
-            max=MAX_FPS,
-            step=0.01,
-            tooltip="Frames per second of the video. Wan was trained at 16: another number plays the same motion "
-            "faster or slower.",
-        ),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=0xFFFFFFFFFFFFFFFF,
-            control_after_generate=io.ControlAfterGenerate.fixed,
-            tooltip="The same seed gives the same video, whatever its length.",
-        ),
-    ]
-
-
-def _folder_inputs() -> list[io.Input]:
-    return [
-        io.Combo.Input(
-            "render_mode",
-            options=list(MODES),
-            default="resume",
-            optional=True,
-            tooltip="resume: continue the render of this name where it stopped, or start it. new: start over; the "
-            "existing render is renamed to NAME.1. extend: make it as long as `seconds` says now. retake: keep what "
-            "comes before retake_from, and render the rest again with this seed and prompt.",
-        ),
-        io.String.Input(
-            "render_name",
-            default="",
-            optional=True,
-            tooltip=f"Name of the render's folder in output/{OUTPUT_FOLDER}, which holds everything needed to resume. "
-            "Empty: found by its settings, so queuing the same again resumes it, even after a crash; a longer video "
-            "begins with what was rendered of a shorter one.",
-        ),
-        io.Float.Input(
-            "retake_from",
-            default=0.0,
-            min=0.0,
-            max=36000.0,
-            step=0.1,
-            optional=True,
-            tooltip="For render_mode retake, in seconds: the block that shows this moment is the first one rendered "
-            "again.",
-        ),
-    ]
-
-
-def _preset_and_overrides() -> list[io.Input]:
-    return [
-        io.Combo.Input(
-            "preset",
-            options=["auto", *FAMILIES],
-            default="auto",
-            tooltip="How the checkpoint was trained. auto: what the PackForcing Model Loader found, else Self-Forcing.",
-            advanced=True,
-        ),
-        io.Int.Input(
-            "frames_per_block",
-            default=0,
-            min=0,
-            max=64,
-            tooltip="Latent frames denoised together; 0 takes the preset's. Must be what the checkpoint was "
-            "trained with, or motion suffers.",
-            advanced=True,
-        ),
-        io.String.Input(
-            "timesteps",
-            default="",
-            tooltip="Timesteps from noise (1000) to clean, for example 1000, 750, 500, 250: each is one "
-            "forward pass per block. Empty takes the preset's, which the checkpoint was distilled "
-            "for.",
-            advanced=True,
-        ),
-        io.Float.Input(
-            "shift",
-            default=0.0,
-            min=0.0,
-            max=100.0,
-            step=0.01,
-            tooltip="Time shift of the schedule: higher spends the steps on noisier levels. 0 takes the preset's "
-            "(5 for most).",
-            advanced=True,
-        ),
-    ]
 
 
 def parse_steps(text: str) -> tuple[float, ...] | None:

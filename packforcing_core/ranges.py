@@ -38,6 +38,7 @@ class Range:
 
 RANGES = {
     "seconds": Range(0, int(MAX_SECONDS), above=True),
+    "frames": Range(1, int(MAX_SECONDS * MAX_FPS), whole=True),
     "width": Range(SIZE_MULTIPLE, MAX_SIDE, whole=True),
     "height": Range(SIZE_MULTIPLE, MAX_SIDE, whole=True),
     "fps": Range(0, int(MAX_FPS), above=True),

@@ -99,7 +99,7 @@ def timed_script(settings: Settings, recipe: Recipe, encode: Encode, console: Co
     return script
 
 
-def begun(options: argparse.Namespace, recipe: Recipe, vae: WanVAE, console: Console) -> Recipe:
+def begun(options: argparse.Namespace, settings: Settings, recipe: Recipe, vae: WanVAE, console: Console) -> Recipe:
     """The recipe with the encoded start of the options; prints how the start image or video was adapted."""
     given = options.start_image or options.continue_video or options.video_to_video
     if given:
@@ -107,8 +107,7 @@ def begun(options: argparse.Namespace, recipe: Recipe, vae: WanVAE, console: Con
         rate = None if options.start_image else float(info.fps)
         for note in (*info.notes, *adaptations(info.width, info.height, rate, recipe.geometry)):
             console.print(f"{Path(given).name}: {note}", style="yellow")
-    start = _start(options, recipe, vae)
-    return recipe if start is None else recipe.begun(start, options.seconds)
+    return settings.begun(recipe, _start(options, recipe, vae))
 
 
 def _start(options: argparse.Namespace, recipe: Recipe, vae: WanVAE) -> Start | None:

@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     script = timed_script(settings, recipe, lambda prompts: words(prompts).split(1), console)
     models = Models(load_model(dtype), load_vae(dtype), high_res=_high_res(options, dtype), family=FAMILY)
     render = open_video(models, settings, place, recipe, script)
-    console.print(recipe.describe_length(options.seconds))
+    console.print(recipe.describe_length(settings.seconds))
     console.print(render.plan.describe_memory())
     run_render(render, console)
     return 0

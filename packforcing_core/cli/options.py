@@ -24,6 +24,7 @@ def add_size(parser: argparse.ArgumentParser, *, width: int, height: int, second
     size.add_argument("--width", type=int, default=width, help="pixels, a multiple of 16")
     size.add_argument("--height", type=int, default=height, help="pixels, a multiple of 16")
     size.add_argument("--seconds", type=float, default=seconds, help="length; rounded to whole blocks")
+    size.add_argument("--frames", type=int, help="length in frames, instead of --seconds")
     size.add_argument("--fps", type=float, default=16.0, help="frames per second; Wan was trained at 16")
 
 

@@ -42,7 +42,8 @@ def run(options: argparse.Namespace) -> int:
         raise PackForcingError(f"--vram is {options.vram:g}; expected the card's memory in GB, such as 16.")
     vram = int(options.vram * GB)
     config, trained = _model(options.model)
-    recipe = shared.chosen_settings(options).recipe(trained)
+    settings = shared.chosen_settings(options)
+    recipe = settings.recipe(trained)
     geometry = recipe.geometry
     dtype = KV_DTYPES[options.dtype]
     sizes = geometry.height, geometry.width, geometry.frames_per_push
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"vram_bytes": vram, **plan.as_dict()}, indent=2))
     else:
-        print(geometry.describe_length(options.seconds))
+        print(geometry.describe_length(settings.seconds))
         rows, columns = geometry.latent_height, geometry.latent_width
         at_once = frames_at_once(VAEConfig(), rows, columns, dtype, torch.device("cpu"), vram)
         together = "one frame at a time" if at_once == 1 else f"{at_once} frames at once"

@@ -97,8 +97,8 @@ def render_options(options: argparse.Namespace, console: Console) -> Path:
         console.print(f"warning: {warning}", style="yellow")
     decodes_on = usable_device(options.decode_device, "--decode-device") if options.decode_device else device
     vae = load_vae(options.vae, device=decodes_on, dtype=dtype)
-    recipe = begun(options, recipe, vae, console)
-    console.print(recipe.describe_length(options.seconds))
+    recipe = begun(options, settings, recipe, vae, console)
+    console.print(recipe.describe_length(settings.seconds))
     config = checkpoint.config
     console.print(plan_render(config, recipe, dtype, decoding_bytes(vae, recipe.geometry, device)).describe())
     high_res = _high_res(options, checkpoint, recipe, device, dtype)

@@ -40,7 +40,8 @@ class Settings:
 
     `prompt` is a text, or several over time as in "[0s] a calm sea [20s] a storm". Prompts cross-fade for
     `blend_seconds`, and `recache` recomputes the KV cache of the visible blocks. `policy` is a cache policy, or the
-    name of one with `knobs`. `timesteps` fall from 1000, for example (1000, 750, 500, 250).
+    name of one with `knobs`. `timesteps` fall from 1000, for example (1000, 750, 500, 250). The length is in `seconds`,
+    or in `frames`, which then set `seconds`.
     """
 
     prompt: str = ""
@@ -57,14 +58,17 @@ class Settings:
     shift: float | None = None
     blend_seconds: float = 0.0
     recache: bool = False
+    frames: int | None = None
 
     def __post_init__(self):
         # Stored as one type each: 16 and 16.0 frames per second are the same render.
         for name in ("seconds", "width", "height", "fps", "seed", "blend_seconds"):
             object.__setattr__(self, name, in_range(name, getattr(self, name)))
-        for name in ("frames_per_block", "shift"):
+        for name in ("frames", "frames_per_block", "shift"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, in_range(name, getattr(self, name)))
+        if self.frames is not None:
+            object.__setattr__(self, "seconds", in_range("seconds", self.frames / self.fps))
         for name, kinds, expected in _KINDS:
             if not isinstance(getattr(self, name), kinds):
                 raise PackForcingError(f"{name} is {getattr(self, name)!r:.60}; expected {expected}.")

@@ -43,6 +43,14 @@ def test_thirty_seconds_come_out_as_477_frames(comfy: ComfyServer, files: Files,
     assert any("block 30/30" in text for _, text in events.texts)
 
 
+def test_a_length_in_frames_takes_the_place_of_seconds(comfy: ComfyServer, files: Files):
+    graph = Graph()
+    film = decode(graph, stream(graph, our_loader(graph, files), seconds=30.0, frames=33, timesteps="1000"), files)
+    info = probe(film_of(comfy, comfy.client.run(graph.prompt), film.id))
+    print(info)
+    assert info.frames == 33
+
+
 def test_the_lora_changes_the_film_and_the_seed_repeats_it(comfy: ComfyServer, files: Files):
     def film(lora: bool, prefix: str) -> np.ndarray:
         graph = Graph()

@@ -43,6 +43,15 @@ def test_thirty_seconds_in_blocks_of_four_are_477_frames(capsys):
     assert plan(capsys, "--seconds", "30", "--frames-per-block", "4")["pixel_frames"] == 477
 
 
+@pytest.mark.parametrize(("asked", "frames"), [(1, 13), (81, 77), (477, 477), (480, 477), (490, 493)])
+@pytest.mark.parametrize("fps", [8, 16, 23.976])
+def test_a_length_in_frames_becomes_whole_blocks_whatever_the_frame_rate(capsys, asked: int, frames: int, fps: float):
+    length = "--seconds", "30", "--frames", str(asked), "--fps", str(fps)
+    found = plan(capsys, *length, "--frames-per-block", "4")["pixel_frames"]
+    print(found)
+    assert found == frames
+
+
 def test_a_card_with_room_decodes_four_frames_at_once(capsys):
     """From 11.04 GB on at 832x480: twelve more frames of 76.7 MB are at most a twelfth of that."""
     frame = 96 * 832 * 480 * 2
@@ -69,6 +78,7 @@ def test_a_realigned_window_counts_its_unrotated_keys(capsys):
     [
         (("--width", "840"), "multiple of 16"),
         (("--seconds", "0"), "seconds is 0"),
+        (("--frames", "0"), "frames is 0"),
         (("--seconds", "nan"), "seconds is nan"),
         (("--fps", "-1"), "fps is -1"),
         (("--vram", "0"), "--vram is 0"),
