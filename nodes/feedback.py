@@ -48,7 +48,8 @@ class RenderFeedback:
         self._preview = MovingPreview(self._bar, self._line, self._geometry.fps)
         self._watch = BlockWatch(stream)
         read = f"reading the first {self._known} of {block_count(self._geometry.blocks)}, already finished"
-        self._tell("running", read if self._known else "sampling the first block")
+        start = "reading the start" if self._recipe.given else "sampling the first block"
+        self._tell("running", read if self._known else start)
 
     def __enter__(self) -> RenderFeedback:
         return self
@@ -92,6 +93,8 @@ class RenderFeedback:
             *([f"{given} given"] if given else []),
             f"blocks 1 to {self._known} reused" if self._known else "no block reused",
             f"{self._sampled} of {self._geometry.blocks - given} sampled",
+            *([f"{self._pace():.2f}{NO_BREAK}s per block"] if self._sampled else []),
+            f"cache {self._cache}",
         ]
         lines = [f"render {self._render}: {', '.join(parts)}", *self._notes]
         return "\n".join(lines)
@@ -115,15 +118,20 @@ class RenderFeedback:
         share = self._done / self._geometry.blocks
         self._line.tell(state=state, text=text, video=seen, share=share)
 
+    def _pace(self) -> float:
+        """Seconds per sampled block so far."""
+        return (time.monotonic() - self._since) / max(1, self._sampled)
+
     def _made(self, blocks: int) -> str:
         return clock(self._recipe.frames_before(blocks) / self._geometry.fps)
 
     def _progress(self) -> str:
-        g, done = self._geometry, self._done
-        pace = (time.monotonic() - self._since) / max(1, self._sampled)
+        g, done, given = self._geometry, self._done, len(self._recipe.given)
+        if self._reused and done <= given:
+            return f"reading the start: block {done} of {given} | cache {self._cache}"
+        pace = self._pace()
         left = clock(pace * (g.blocks - done)).replace(" ", NO_BREAK)
-        known = "given" if done <= len(self._recipe.given) else "reused"
-        how = known if self._reused else f"{left}{NO_BREAK}left | {pace:.2f}{NO_BREAK}s per block"
+        how = "reused" if self._reused else f"{left}{NO_BREAK}left | {pace:.2f}{NO_BREAK}s per block"
         made = f"{self._made(done)} of {self._made(g.blocks)}"
         return f"block {done}/{g.blocks} | {made} | {how} | cache {self._cache}"
 

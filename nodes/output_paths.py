@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import folder_paths
+from comfy_api.v0_0_2 import InputImpl
 
 from ..packforcing_core.errors import PackForcingError
 
@@ -70,11 +71,21 @@ def fill_widgets(text: str, prompt: dict | None) -> str:
 
 
 def video_file(video, stack: ExitStack) -> Path:
-    """The file of a VIDEO. A video in memory, or a trimmed one, is written to a temporary file that `stack` removes."""
+    """The file of a VIDEO. A video in memory, or a part of a file, is written to a temporary file that `stack`
+    removes.
+    """
     source = video.get_stream_source()
-    if isinstance(source, str) and video.get_active_trim_window() == (0.0, 0.0):
+    if isinstance(source, str) and _is_all_of(video, source):
         return Path(source)
     folder = stack.enter_context(tempfile.TemporaryDirectory(dir=folder_paths.get_temp_directory()))
     target = Path(folder) / "video.mp4"
     video.save_to(str(target))
     return target
+
+
+def _is_all_of(video, file: str) -> bool:
+    """Whether a VIDEO shows its whole file: neither trimmed nor, as newer versions of ComfyUI can, cropped."""
+    if video.get_active_trim_window() != (0.0, 0.0):
+        return False
+    # Only the size tells of a crop in every version.
+    return video.get_dimensions() == InputImpl.VideoFromFile(file).get_dimensions()

@@ -243,7 +243,7 @@ def _linked_node(hidden, name: str) -> str | None:
 def _compressor_warnings(model, recipe: Recipe) -> Iterator[str]:
     info, bank = host.compressor_info(model), recipe.unlimited_partitions.bank
     if info is not None and bank is None:
-        yield f"Warning: the MODEL carries a trained compressor, which the policy '{recipe.policy.title}' does not use."
+        yield f"Note: the MODEL carries a trained compressor, which the policy '{recipe.policy.title}' does not use."
     if info is None and bank is not None and bank.mid_span >= recipe.geometry.frames_per_block:
         yield (
             "Warning: mid_span gives compressed blocks their true length, which needs a trained compressor, and the "

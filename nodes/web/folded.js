@@ -27,35 +27,65 @@ export function foldedWarnings(newest) {
   return lines;
 }
 
-// The folded nodes whose videos a stack shows while it has none of its own from this job; none for another node.
-function sourcesOf(node, newest) {
-  if (node.comfyClass !== STACKS_VIDEOS || isFolded(node)) return [];
-  const sources = above(node).filter((source) => source.comfyClass === MAKES_VIDEO && isFolded(source));
+const sourcesOf = (stack) => above(stack).filter((source) => source.comfyClass === MAKES_VIDEO);
+
+// Whether a stack shows its sources: if some are folded, until there is a newer video of its own.
+function showsSources(node, newest) {
+  if (!sourcesOf(node).some(isFolded)) return false;
   const own = newest.get(node);
-  const isNewer = (event) => event?.video && !(own?.video && own.serial > event.serial);
-  return sources.some((source) => isNewer(newest.get(source))) ? sources : [];
+  return sourcesOf(node).some((source) => {
+    const event = newest.get(source);
+    return event?.video && !(own?.video && own.serial > event.serial);
+  });
+}
+
+// What a stack calls its videos: by their captions, or else by their nodes.
+function titlesOf(stack, sources) {
+  const captions = stack.widgets?.find((widget) => widget.name === "captions")?.value ?? "";
+  const lines = captions.trimEnd().split("\n");
+  return sources.map((source, number) => (lines.length === sources.length && lines[number]) || source.title);
 }
 
 // The event of a stack whose videos are being made: what `View.show` takes, with `parts`, one per video.
-function together(node, sources, newest) {
-  const parts = sources.map((source) => ({ title: source.title, event: newest.get(source) }));
-  const events = parts.map((part) => part.event).filter((event) => event?.video);
+function together(node, newest) {
+  const sources = sourcesOf(node);
+  const titles = titlesOf(node, sources);
+  const told = sources.map((source) => newest.get(source));
+  const events = told.filter((event) => event?.video);
   const last = events.reduce((one, other) => (other.serial > one.serial ? other : one));
+  const parts = sources.map((source, number) => {
+    const isOld = told[number] && told[number].prompt !== last.prompt;
+    const title = isOld ? `${titles[number]} ({job_before})` : titles[number];
+    return { title, event: told[number], elsewhere: !isFolded(source) };
+  });
   const own = newest.get(node);
-  const said = parts.flatMap(({ title, event }) => (event ? [`${title}: ${event.text.split("\n")[0]}`] : []));
+  const said = told.flatMap((event, number) => (event ? [`${titles[number]}: ${event.text.split("\n")[0]}`] : []));
   const text = own && own.serial > last.serial && own.text ? own.text : said.join("\n");
   const share = events.reduce((sum, event) => sum + (event.state === "done" ? 1 : (event.share ?? 0)), 0) / parts.length;
   return { ...last, node: String(node.id), state: share < 1 ? last.state : "running", text, share, parts };
 }
 
+// The event of a stack that is finished, with what the folded nodes say of their videos.
+function withReports(node, own, newest) {
+  const sources = sourcesOf(node);
+  const titles = titlesOf(node, sources);
+  const reports = sources.flatMap((source, number) => {
+    const event = newest.get(source);
+    return isFolded(source) && event ? [`${titles[number]}: ${event.text.split("\n").slice(0, 2).join(" | ")}`] : [];
+  });
+  return { ...own, text: [own.text, ...reports].join("\n") };
+}
+
 // `newest` with the events of stacks, and without those of the folded nodes that they show.
 export function withStacks(newest) {
   const all = new Map(newest);
-  for (const stack of new Set([...newest.keys()].filter(isFolded).flatMap(below))) {
-    const sources = sourcesOf(stack, newest);
-    if (!sources.length) continue;
-    all.set(stack, together(stack, sources, newest));
-    for (const source of sources) all.delete(source);
+  for (const stack of new Set([...newest.keys()].flatMap(below))) {
+    if (stack.comfyClass !== STACKS_VIDEOS || isFolded(stack)) continue;
+    const own = newest.get(stack);
+    if (showsSources(stack, newest)) {
+      all.set(stack, together(stack, newest));
+      for (const source of sourcesOf(stack).filter(isFolded)) all.delete(source);
+    } else if (own?.video && !own.known) all.set(stack, withReports(stack, own, newest));
   }
   return all;
 }

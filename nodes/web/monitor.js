@@ -142,7 +142,8 @@ class View {
   }
 
   showPictures() {
-    const videos = this.parts.map(({ title, event }) => {
+    const videos = this.parts.map(({ title, event, elsewhere }) => {
+      if (elsewhere) return { title, waits: "{elsewhere}" };
       const waits = event ? event.state === "running" && "{first_picture}" : "{not_begun}";
       return { title, player: playerOf(event), frame: event && frames.get(jobOf(event)), waits };
     });

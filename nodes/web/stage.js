@@ -22,9 +22,10 @@ class Cell {
   // The video if there is one that plays, else the newest frame.
   show({ title, player, frame, waits }) {
     const plays = Boolean(player?.begun) && player.how !== "none";
-    if (player && player.element.parentNode !== this.element) {
-      this.element.querySelector("video")?.remove();
-      this.element.prepend(player.element);
+    const there = this.element.querySelector("video");
+    if (player?.element !== there) {
+      there?.remove();
+      if (player) this.element.prepend(player.element);
     }
     if (player) player.element.hidden = !plays;
     if (frame && this.picture.src !== frame) this.picture.src = frame;
@@ -32,7 +33,7 @@ class Cell {
     this.waiting.hidden = plays || Boolean(frame) || !waits;
     this.waiting.textContent = waits ? inWords(waits) : "";
     this.title.hidden = !title;
-    this.title.textContent = title ?? "";
+    this.title.textContent = inWords(title ?? "");
   }
 }
 

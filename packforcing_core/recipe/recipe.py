@@ -104,7 +104,7 @@ class Recipe:
             schedule = self.denoising.of_block(0)
             return (
                 f"{told}; the first {self.denoising.repainted_blocks} of them are regenerated from noise level "
-                f"{100 * schedule.sigmas[0]:.0f}% in {len(schedule)} steps"
+                f"{100 * schedule.sigmas[0]:.0f}% in {len(schedule)} {'step' if len(schedule) == 1 else 'steps'}"
             )
         return told
 

@@ -69,7 +69,12 @@ def test_folded_nodes_videos_play_in_the_stack_and_then_the_stack_does(
         wait_for(front_end, f"id => ({STATE})(id).cells.some(cell => cell.plays && cell.end > 1.2)", int(stack))
         during = state()
         front_end.screenshot(tmp_path / f"{nodes}-during.png")
-        front_end.page.evaluate(FOLD, [[int(id) for id in made], False])
+        playing = next(number for number, cell in enumerate(during["cells"]) if cell["plays"])
+        front_end.page.evaluate(FOLD, [[int(made[playing])], False])
+        elsewhere = "([id, n, text]) => (%s)(id).cells[n]?.waits === text"
+        wait_for(front_end, elsewhere % STATE, [int(stack), playing, "Shown on its own node."])
+        one_open = state()
+        front_end.page.evaluate(FOLD, [[int(made[1 - playing])], False])
         wait_for(front_end, f"id => ({STATE})(id).cells.length === 0", int(stack))
         opened = front_end.page.evaluate(f"ids => ids.map({STATE})", [int(id) for id in made])
         front_end.page.evaluate(FOLD, [[int(id) for id in made], True])
@@ -85,7 +90,9 @@ def test_folded_nodes_videos_play_in_the_stack_and_then_the_stack_does(
     print(tmp_path, during, opened, *states, sep="\n")
     choose(front_end, "Comfy.VueNodes.Enabled", False)
 
-    assert [bool(cell["title"]) for cell in during["cells"]] == [True, True], "each under its node's title"
+    assert [cell["title"] for cell in during["cells"]] == CAPTIONS.split("\n")
+    assert one_open["cells"][1 - playing]["waits"] == "Not begun yet."
+    assert "left | " in one_open["said"]
     assert [cell["waits"] for cell in during["cells"] if not cell["plays"]] == ["Not begun yet."]
     assert min(cell["width"] for cell in during["cells"]) > 0.4 * max(cell["width"] for cell in during["cells"])
     assert "left | " in during["said"]
@@ -95,6 +102,9 @@ def test_folded_nodes_videos_play_in_the_stack_and_then_the_stack_does(
         assert [cell["title"] for cell in after["cells"]] == [""]
         assert abs(after["cells"][0]["end"] - probe(video).duration) < 0.01
         assert f"output/video/{video.name}" in after["said"]
+        for caption in CAPTIONS.split("\n"):
+            (line,) = (line for line in after["said"].splitlines() if line.startswith(f"{caption}: "))
+            assert "s per block | cache " in line.replace("\u00a0", " ").replace(", cache", " | cache")
         assert "Warning: the font of the captions does not have these letters: \uae30" in after["said"]
     warnings = [line for line in states[0]["said"].splitlines() if "trained with blocks of 3" in line]
     assert len(warnings) == 1, "of the folded sampler"

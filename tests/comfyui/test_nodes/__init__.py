@@ -6,6 +6,7 @@ import os
 import time
 import types
 import zlib
+from dataclasses import replace
 
 import comfy.lora
 import comfy.model_management
@@ -15,7 +16,7 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 import torch
-from comfy_api.v0_0_2 import ComfyExtension, io, ui
+from comfy_api.v0_0_2 import ComfyExtension, InputImpl, io, ui
 from comfy_execution.graph_utils import GraphBuilder
 from PIL import Image
 
@@ -294,10 +295,39 @@ class PackForcingTestExpand(io.ComfyNode):
         return io.NodeOutput(inside.out(0), expand=graph.finalize())
 
 
+class Cropped(InputImpl.VideoFromFile):
+    """The left half of a video file, as newer versions of ComfyUI crop one: its file is still the whole one."""
+
+    def get_dimensions(self) -> tuple[int, int]:
+        width, height = super().get_dimensions()
+        return width // 2, height
+
+    def save_to(self, path, *arguments, **settings) -> None:
+        parts = self.get_components()
+        half = replace(parts, images=parts.images[:, :, : parts.images.shape[2] // 2])
+        InputImpl.VideoFromComponents(half).save_to(path, *arguments, **settings)
+
+
+class PackForcingTestCrop(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PackForcingTestCrop",
+            category="PackForcing/tests",
+            inputs=[io.Video.Input("video")],
+            outputs=[io.Video.Output()],
+        )
+
+    @classmethod
+    def execute(cls, video) -> io.NodeOutput:
+        return io.NodeOutput(Cropped(video.get_stream_source()))
+
+
 class TestExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             PackForcingTestConditioning,
+            PackForcingTestCrop,
             PackForcingTestClip,
             PackForcingTestQuantisedLoader,
             PackForcingTestReplace,
