@@ -41,7 +41,7 @@ class RenderFeedback:
             self._ends.append(self._ends[-1] + denoising.calls(block, block in cuts) + 1)
         self._bar = comfy.utils.ProgressBar(self._ends[-1], node_id=node_id)
         self._line = Line.of(node_id)
-        self._since = time.monotonic()  # When the first newly sampled block began.
+        self._since = self._until = time.monotonic()  # When the first sampled block began, and when the newest ended.
         self._sampled = self._done = 0
         self._reused = False
         self._notes: list[str] = []
@@ -101,8 +101,9 @@ class RenderFeedback:
 
     def _block(self, block: int, reused: bool) -> None:
         self._done, self._reused = block + 1, reused
+        self._until = time.monotonic()
         if not self._sampled:
-            self._since = time.monotonic()
+            self._since = self._until
         self._bar.update_absolute(self._ends[self._done])
         self._tell("running", self._progress())
 
@@ -119,8 +120,8 @@ class RenderFeedback:
         self._line.tell(state=state, text=text, video=seen, share=share)
 
     def _pace(self) -> float:
-        """Seconds per sampled block so far."""
-        return (time.monotonic() - self._since) / max(1, self._sampled)
+        """Seconds per sampled block so far, without what finishes the file."""
+        return (self._until - self._since) / max(1, self._sampled)
 
     def _made(self, blocks: int) -> str:
         return clock(self._recipe.frames_before(blocks) / self._geometry.fps)
