@@ -10,6 +10,7 @@ import folder_paths
 import torch
 from comfy_api.v0_0_2 import io
 
+from ..packforcing_core import devices
 from ..packforcing_core.checkpoint.families import FAMILIES, Family, by_name
 from ..packforcing_core.checkpoint.load import Checkpoint, inspect, read_checkpoint
 from ..packforcing_core.compressor.weights import LoadedCompressor, load_compressor
@@ -23,9 +24,7 @@ COMPRESSOR_FOLDER = "packforcing_compressors"
 NO_COMPRESSOR = "none"
 DTYPES = {
     "default": None,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp32": torch.float32,
+    **devices.DTYPES,
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
 

@@ -1,7 +1,8 @@
 """Sends one event per block to the panel of the KV Cache node.
 
-The event "packforcing.block" goes through `tell.py`: `{"node": id of the KV Cache node, "block", "blocks", "seconds",
-"cache_bytes", "selected": {block: share of the layers}, "svg": the drawing, with words in braces}`.
+The event "packforcing.block" goes through `tell.py`: `{"node": id of the KV Cache node, "block": the finished block,
+"blocks", "seconds", "cache_bytes", "selected": {block: share of the layers}, "svg": a drawing, with words in braces}`.
+The first event shows the newest block that was finished before; where there is none, `block` is null.
 """
 
 from __future__ import annotations
@@ -24,6 +25,17 @@ class BlockWatch:
         self._stream, self._plan = stream, stream.plan()
         self._line = Line.of(stream.cache_node) if stream.cache_node is not None else None
         self._since = time.monotonic()
+        self._begin()
+
+    def _begin(self) -> None:
+        folder = self._stream.folder
+        missing = set(folder.missing_blocks())
+        newest = max((block for block in range(folder.manifest.blocks) if block not in missing), default=None)
+        if newest is None:
+            self._send(None, 0.0, None)
+        else:
+            done = folder.blocks.load(newest, folder.manifest.take_of(newest), folder.manifest)
+            self._send(newest, 0.0, self._selected(done))
 
     def done(self, event: BlockDone) -> None:
         seconds = round(time.monotonic() - self._since, 4)
@@ -36,7 +48,7 @@ class BlockWatch:
         """
         return selected_shares(event.seen) if self._stream.recipe.partitions.bank else None
 
-    def _send(self, block: int, seconds: float, selected: dict[int, float] | None) -> None:
+    def _send(self, block: int | None, seconds: float, selected: dict[int, float] | None) -> None:
         if self._line is None or self._line.client is None:
             return
         recipe = self._stream.recipe
@@ -46,6 +58,6 @@ class BlockWatch:
             "seconds": seconds,
             "cache_bytes": self._plan.cache_bytes,
             "selected": selected or {},
-            "svg": draw_window(recipe.geometry, recipe.partitions, self._plan, Moment(block, selected)),
+            "svg": draw_window(recipe.geometry, recipe.partitions, self._plan, Moment(block or 0, selected)),
         }
         self._line.tell(EVENT, **data)

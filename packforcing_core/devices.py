@@ -8,6 +8,9 @@ import torch
 
 from .errors import PackForcingError
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""By the names that options use."""
+
 # Out-of-memory messages of torch and its libraries where they have no exception class: CUDA, cuBLAS, cuDNN, HIP, MPS,
 # XPU, DirectML, and CPU allocators. In lower case.
 _FULL = (

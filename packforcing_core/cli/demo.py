@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ..cache.config import PackForcing
 from ..compressor.high_res import HighRes
+from ..devices import DTYPES
 from ..miniature.load import (
     FAMILY,
     MEMORY,
@@ -28,8 +29,6 @@ from . import options as shared
 from .content_options import add_timing, timed_script
 from .progress import build_console, run_render
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = parser.add_argument_group("text")
@@ -42,7 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=120.0, help="length; rounded to whole blocks")
     parser.add_argument("--seed", type=int, default=0, help=shared.SEED_HELP)
     parser.add_argument(
-        "--dtype", choices=("auto", *DTYPES), default="auto", help="auto: bf16 on a CPU with units for it, else fp32"
+        "--dtype",
+        choices=("auto", "bf16", "fp32"),
+        default="auto",
+        help="auto: bf16 on a CPU with units for it, else fp32",
     )
     parser.add_argument(
         "--compressor",

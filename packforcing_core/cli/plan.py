@@ -10,6 +10,7 @@ import torch
 
 from ..checkpoint.families import DEFAULT_FAMILY
 from ..checkpoint.load import inspect as inspect_file
+from ..devices import DTYPES
 from ..errors import PackForcingError
 from ..geometry import GB, size_text
 from ..model.config import WAN_SIZES, WanConfig
@@ -18,12 +19,10 @@ from ..vae.config import VAEConfig
 from ..vae.decode_bytes import frames_at_once, vae_bytes
 from . import options as shared
 
-KV_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="1.3B", help=f"{', '.join(WAN_SIZES)}, or a checkpoint file")
-    parser.add_argument("--dtype", choices=tuple(KV_DTYPES), default="bf16", help="of weights, keys and values")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="of weights, keys and values")
     parser.add_argument(
         "--vram",
         type=float,
@@ -45,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     settings = shared.chosen_settings(options)
     recipe = settings.recipe(trained)
     geometry = recipe.geometry
-    dtype = KV_DTYPES[options.dtype]
+    dtype = DTYPES[options.dtype]
     sizes = geometry.height, geometry.width, geometry.frames_per_push
     decoder = vae_bytes(VAEConfig(), *sizes, dtype, vram=vram)
     plan = plan_render(config, recipe, dtype, decoder)

@@ -17,7 +17,7 @@ from ..checkpoint.load import Checkpoint, read_checkpoint
 from ..checkpoint.merge import merged, named_lora, open_lora, require_fit
 from ..compressor.high_res import HighRes
 from ..compressor.weights import load_compressor, trained_span
-from ..devices import usable_device
+from ..devices import DTYPES, usable_device
 from ..errors import PackForcingError
 from ..ranges import in_range
 from ..recipe.plan import plan_render
@@ -30,8 +30,6 @@ from ..vae.load import load_vae
 from . import options as shared
 from .content_options import add_start, add_text, begun, check_start, encoder, timed_script
 from .progress import build_console, run_render
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -24,9 +24,11 @@ COLOURS = {
     "gone": "#8884",
     "ahead": "none",
 }
-BAR_TOP, BAR_HEIGHT = 20, 30
-LINE_TOP, LINE_HEIGHT = 80, 20
-NARROWEST_LABEL = 28
+FONT = 12
+"""As large as the text of the node's widgets."""
+BAR_TOP, BAR_HEIGHT = 18, 32
+LINE_TOP, LINE_HEIGHT = 76, 20
+NARROWEST_LABEL = 34
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def draw_window(geometry: VideoGeometry, partitions: Partitions, plan: RenderPla
     ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="100%" '
-        f'font-family="sans-serif" font-size="10" fill="currentColor">{"".join(body)}</svg>'
+        f'font-family="sans-serif" font-size="{FONT}" fill="currentColor">{"".join(body)}</svg>'
     )
 
 
@@ -123,8 +125,8 @@ def _bar(parts: Mapping[str, int], full: int) -> Iterator[str]:
         width = WIDTH * tokens / max(full, 1)
         yield _rect(x, BAR_TOP, width, BAR_HEIGHT, COLOURS[name], f"{{{name}}}: {tokens:,} {{tokens}}")
         if width >= NARROWEST_LABEL:
-            yield _text(x + width / 2, BAR_TOP + 13, f"{{{name}}}", "middle", "#111")
-            yield _text(x + width / 2, BAR_TOP + 25, f"{tokens:,}", "middle", "#111")
+            yield _text(x + width / 2, BAR_TOP + 14, f"{{{name}}}", "middle", "#111")
+            yield _text(x + width / 2, BAR_TOP + 27, f"{tokens:,}", "middle", "#111")
         x += width
 
 
@@ -132,8 +134,8 @@ def _timeline(geometry: VideoGeometry, partitions: Partitions, at: Moment, plann
     cell = WIDTH / geometry.blocks
     count = f"{geometry.blocks} {{{'block' if geometry.blocks == 1 else 'blocks'}}}"
     where = count if planned else f"{{block}} {at.block + 1} / {geometry.blocks}"
-    yield _text(2, LINE_TOP - 7, f"{{video}}: {where}")
-    yield _text(WIDTH - 2, LINE_TOP - 7, f"{geometry.seconds:.1f} s", "end")
+    yield _text(2, LINE_TOP - 8, f"{{video}}: {where}")
+    yield _text(WIDTH - 2, LINE_TOP - 8, f"{geometry.seconds:.1f} s", "end")
     states = list(enumerate(block_states(geometry, partitions, at.block)))
     for state, run in groupby(states, key=lambda item: item[1]):
         blocks = [block for block, _ in run]
@@ -147,16 +149,16 @@ def _timeline(geometry: VideoGeometry, partitions: Partitions, at: Moment, plann
 
 
 def _memory_line(plan: RenderPlan, at: Moment) -> Iterator[str]:
-    y = LINE_TOP + LINE_HEIGHT + 15
-    yield _text(2, y, f"{{gpu}}: {size_text(plan.buffer_bytes)} ({plan.dtype})")
+    y = LINE_TOP + LINE_HEIGHT + 14
+    yield _text(2, y, f"{{gpu}}: {size_text(plan.buffer_bytes)}")
     bank = ("ram", plan.host_bytes) if plan.host_bytes else ("bank", plan.bank_bytes)
     if bank[1]:
         yield _text(WIDTH - 2, y, f"{{{bank[0]}}}: {size_text(bank[1])}", "end")
     if at.selected:
-        yield _text(2, y + 12, f"{{selected}}: {', '.join(str(block + 1) for block in _favourites(at.selected))}")
+        yield _text(2, y + 14, f"{{selected}}: {', '.join(str(block + 1) for block in _favourites(at.selected))}")
 
 
-def _favourites(selected: Mapping[int, float], most: int = 7) -> list[int]:
+def _favourites(selected: Mapping[int, float], most: int = 5) -> list[int]:
     best = sorted(selected, key=lambda block: (-selected[block], block))[:most]
     return sorted(best)
 

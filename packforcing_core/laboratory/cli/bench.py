@@ -10,13 +10,12 @@ import torch
 from rich.console import Console
 
 from ...attention import BACKENDS
-from ...devices import usable_device
+from ...devices import DTYPES, usable_device
 from ...errors import PackForcingError
 from ..bench.protocol import measure
 from ..bench.report import markdown, plot
 from ..bench.subject import POSITIONS, SCALES, TWO_MINUTES, Plan
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Rounds of blocks and repeats of a kernel. A CPU's are more: there only ratios count, and they are noisy.
 QUICK, WHOLE, WHOLE_ON_CPU = (4, 5), (30, 20), (50, 20)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ...cli.progress import build_console
+from ...devices import DTYPES
 from ...errors import PackForcingError
 from ...miniature.load import fast_dtype
 from ..study.archive import pack, unpack
@@ -22,7 +23,7 @@ from ..study.readings import moments_of
 from ..study.recall import AWAY, Question
 from ..study.rows import QUICK, Row, base_row, chosen_rows, left_out, study_rows
 from ..study.study import jobs_of, run_study, settings_of
-from ..study.subject import DTYPES, Load, load_miniature
+from ..study.subject import Load, load_miniature
 from ..study.tables import build_recall_tables, build_tables, whole_seeds
 
 QUICK_SEEDS, QUICK_SECONDS, QUICK_QUESTIONS = 4, 15.0, 8
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of one core each")
     parser.add_argument(
         "--dtype",
-        choices=("auto", *DTYPES),
+        choices=("auto", "bf16", "fp32"),
         default="auto",
         help="dtype of the computation; auto: the faster one on this processor",
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...compressor.compressor import Compressor
 from ...compressor.high_res import HighRes
+from ...devices import DTYPES
 from ...geometry import VideoGeometry
 from ...miniature import load as miniature
 from ...miniature.world import FPS, HEIGHT, WIDTH
@@ -27,8 +28,6 @@ from ...vae.streaming import StreamingDecoder, encode, to_frames
 from ...vae.wan_vae import WanVAE
 from .cases import Case
 from .rows import FRAMES_PER_BLOCK, Row
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ Load = Callable[[], Subject]
 
 
 def load_miniature(dtype: str, compressor: Path = miniature.COMPRESSOR, model: Path = miniature.MODEL) -> Subject:
-    """The shipped miniature in `dtype` (one of DTYPES), with its own transformer and compressor or others."""
+    """The shipped miniature in `dtype` (a name in DTYPES), with its own transformer and compressor or others."""
     kind = DTYPES[dtype]
     loaded = miniature.load_compressor(compressor, dtype=kind)
     return Subject(

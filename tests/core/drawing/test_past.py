@@ -8,6 +8,7 @@ import pytest
 from packforcing_core.cache.config import POLICY_PRESETS
 from packforcing_core.checkpoint.families import FAMILIES
 from packforcing_core.drawing.past import (
+    BAR_TOP,
     HEIGHT,
     WIDTH,
     Moment,
@@ -50,7 +51,7 @@ def test_the_papers_window_is_drawn_to_scale():
     print(texts(svg))
     assert "27,872" in texts(svg)
     assert "{past}: 3.99 GB" in texts(svg)
-    widths = [float(rect.get("width")) for rect in bars(svg, 20)]
+    widths = [float(rect.get("width")) for rect in bars(svg, BAR_TOP)]
     assert widths == pytest.approx([WIDTH * t / 27_872 for t in (12_480, 2_912, 6_240, 6_240)], abs=0.01)
 
 
