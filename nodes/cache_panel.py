@@ -55,7 +55,7 @@ def planned_window(graph: Mapping[str, Values | None]) -> dict[str, str]:
     the peak is without it, and the text says so. Raises PackForcingError if the widgets contradict each other.
     """
     recipe, plan = planned(graph)
-    return {"svg": draw_window(recipe.geometry, recipe.partitions, plan), "text": plan.describe(" without the VAE")}
+    return {"svg": draw_window(recipe, plan), "text": plan.describe(" without the VAE")}
 
 
 def planned(graph: Mapping[str, Values | None]) -> tuple[Recipe, RenderPlan]:

@@ -58,6 +58,6 @@ class BlockWatch:
             "seconds": seconds,
             "cache_bytes": self._plan.cache_bytes,
             "selected": selected or {},
-            "svg": draw_window(recipe.geometry, recipe.partitions, self._plan, Moment(block or 0, selected)),
+            "svg": draw_window(recipe, self._plan, Moment(block or 0, selected)),
         }
         self._line.tell(EVENT, **data)

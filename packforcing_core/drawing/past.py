@@ -14,6 +14,7 @@ from ..cache.ledger import Ledger
 from ..cache.partitions import PRUNED, Partitions
 from ..geometry import VideoGeometry, size_text
 from ..recipe.plan import RenderPlan
+from ..recipe.recipe import Recipe
 
 WIDTH, HEIGHT = 300, 128
 COLOURS = {
@@ -86,14 +87,16 @@ def block_states(geometry: VideoGeometry, partitions: Partitions, block: int) ->
     return states
 
 
-def draw_window(geometry: VideoGeometry, partitions: Partitions, plan: RenderPlan, moment: Moment | None = None) -> str:
+def draw_window(recipe: Recipe, plan: RenderPlan, moment: Moment | None = None) -> str:
     """SVG text, 300 x 128 units: of the plan, or, with a `moment`, of the render at that block."""
+    geometry, partitions = recipe.geometry, recipe.partitions
     at = moment or Moment(max(0, geometry.blocks - partitions.current_blocks))
     parts = parts_in_view(geometry, partitions, at.block) if moment else _planned_parts(plan)
     body = [
         *_headline(parts, None if moment else plan.cache_bytes),
         *_bar(parts, plan.attended_tokens),
-        *_timeline(geometry, partitions, at, planned=moment is None),
+        *_length(recipe, at, planned=moment is None),
+        *_timeline(geometry, partitions, at),
         *_memory_line(plan, at),
     ]
     return (
@@ -130,12 +133,19 @@ def _bar(parts: Mapping[str, int], full: int) -> Iterator[str]:
         x += width
 
 
-def _timeline(geometry: VideoGeometry, partitions: Partitions, at: Moment, planned: bool) -> Iterator[str]:
-    cell = WIDTH / geometry.blocks
+def _length(recipe: Recipe, at: Moment, planned: bool) -> Iterator[str]:
+    geometry = recipe.geometry
     count = f"{geometry.blocks} {{{'block' if geometry.blocks == 1 else 'blocks'}}}"
     where = count if planned else f"{{block}} {at.block + 1} / {geometry.blocks}"
     yield _text(2, LINE_TOP - 8, f"{{video}}: {where}")
-    yield _text(WIDTH - 2, LINE_TOP - 8, f"{geometry.seconds:.1f} s", "end")
+    seconds = recipe.video_frames / geometry.fps
+    given = geometry.seconds - seconds  # The video does not show them.
+    parts = f"{given:.1f} s {{given}} + {seconds:.1f} s" if given else f"{seconds:.1f} s"
+    yield _text(WIDTH - 2, LINE_TOP - 8, parts, "end")
+
+
+def _timeline(geometry: VideoGeometry, partitions: Partitions, at: Moment) -> Iterator[str]:
+    cell = WIDTH / geometry.blocks
     states = list(enumerate(block_states(geometry, partitions, at.block)))
     for state, run in groupby(states, key=lambda item: item[1]):
         blocks = [block for block, _ in run]

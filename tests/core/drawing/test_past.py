@@ -4,6 +4,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
 from packforcing_core.cache.config import POLICY_PRESETS
 from packforcing_core.checkpoint.families import FAMILIES
@@ -23,6 +24,7 @@ from packforcing_core.recipe.plan import plan_render
 from packforcing_core.recipe.recipe import Recipe
 from packforcing_core.sampler.denoising import Denoising
 from packforcing_core.sampler.schedule import Schedule
+from packforcing_core.sampler.start import Start
 
 STEPS = Denoising(Schedule.warped((1000.0, 500.0), 5.0))
 ROLLING = Denoising.of_family(next(family for family in FAMILIES.values() if family.rollout == "rolling"))
@@ -35,7 +37,7 @@ def recipe(preset: str, blocks: int = 120, frames_per_block: int = 4, denoising:
 
 def picture(made: Recipe, moment: Moment | None = None) -> ElementTree.Element:
     plan = plan_render(WAN_SIZES["1.3B"], made)
-    return ElementTree.fromstring(draw_window(made.geometry, made.partitions, plan, moment))
+    return ElementTree.fromstring(draw_window(made, plan, moment))
 
 
 def bars(svg: ElementTree.Element, top: float) -> list[ElementTree.Element]:
@@ -122,7 +124,18 @@ def test_selected_blocks_are_drawn_by_their_share_of_the_layers():
 
 def test_an_hour_of_video_is_still_a_small_drawing():
     made = recipe("PackForcing", blocks=3600)
-    svg = draw_window(made.geometry, made.partitions, plan_render(WAN_SIZES["1.3B"], made))
+    svg = draw_window(made, plan_render(WAN_SIZES["1.3B"], made))
     print(f"{len(svg)} characters")
     assert len(svg) < 5_000
     assert re.search(r"3600 \{blocks\}", svg)
+
+
+def test_seconds_of_a_start_that_the_video_does_not_show_are_told_apart():
+    made = recipe("PackForcing", blocks=32)
+    latents = torch.zeros(1, 16, 8, *made.geometry.block_shape[3:])
+    continued = made.begun(Start(latents, left_out=True), 30.0)
+    told = texts(picture(continued, Moment(1)))
+    print(told)
+    shown = continued.video_frames / 16
+    assert f"{continued.geometry.seconds - shown:.1f} s {{given}} + {shown:.1f} s" in told
+    assert "{given}" not in texts(picture(made))
