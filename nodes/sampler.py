@@ -94,20 +94,21 @@ class Sampler(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls,
-        seconds: float | None = None,
         width: int | None = None,
         height: int | None = None,
-        fps: float | None = None,
         timesteps: str | None = None,
         render_name: str | None = None,
     ) -> bool | str:
-        """Checks what is known before the prompt is queued. A linked input is None here and is checked in execute."""
+        """Checks what is known before the prompt is queued. A linked input is None here and is checked in execute.
+
+        Only what ComfyUI cannot check by range is named here: of a refused node it marks every input that is named.
+        """
         try:
             VideoGeometry.from_seconds(
-                1.0 if seconds is None else seconds,
+                1.0,
                 width=SIZE_MULTIPLE if width is None else width,
                 height=SIZE_MULTIPLE if height is None else height,
-                fps=16.0 if fps is None else fps,
+                fps=16.0,
                 frames_per_block=1,
             )
             Denoising.of_family(with_overrides(DEFAULT_FAMILY, denoising_steps=parse_steps(timesteps or "")))

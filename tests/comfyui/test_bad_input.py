@@ -81,9 +81,9 @@ def test_a_file_that_is_no_whole_checkpoint(comfy: ComfyServer, files: Files, ki
     [
         ({"width": 100}, ("width is 100", "multiple of 16", "96 and 112")),
         ({"height": 0}, ("height is 0",)),
-        ({"seconds": 0.0}, ("seconds is 0",)),
-        ({"seconds": -5.0}, ("seconds is -5",)),
-        ({"fps": 0.0}, ("fps is 0",)),
+        ({"seconds": 0.0}, ("seconds", "0.0 smaller than min of 0.1")),
+        ({"seconds": -5.0}, ("seconds", "-5.0 smaller than min of 0.1")),
+        ({"fps": 0.0}, ("fps", "0.0 smaller than min")),
         ({"timesteps": "1000, fast"}, ("timesteps", "1000, 750, 500, 250")),
         ({"timesteps": "250, 1000"}, ("falling",)),
     ],
