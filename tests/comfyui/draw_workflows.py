@@ -46,7 +46,7 @@ LARGE = (2000, 1250)
 LARGEST_BYTES = 130_000
 PICTURE_SECONDS = 5.0
 """How long the videos are in the pictures of what the demo workflows render; the workflows' own are longer."""
-SECONDS_OF = {"packforcing_demo_timed_prompts": 33.0}
+SECONDS_OF = {"packforcing_demo_timed_prompts": 33.0, "packforcing_demo_compare_memory": 40.0}
 """Longer ones, which are shown faster."""
 CAPTION = 34
 """The height of the line with the topic below the pictures: they look alike in the template browser."""
