@@ -1,7 +1,8 @@
-"""Draws `nodes/web/docs/seeing.jpg`: what is seen while the miniature renders, and its telemetry.
+"""Draws two images in `nodes/web/docs`: `seeing.jpg`, what is seen while the miniature renders, and its telemetry; and
+`demo.jpg`, the whole graph with its finished video.
 
 `python -m tests.comfyui.draw_seeing` starts a ComfyUI and a browser, opens packforcing_demo, presses
-Run, takes the two nodes that follow the render when most of it is done, and the telemetry when all of it is.
+Run, takes the two nodes that follow the render when most of it is done, and the rest when all of it is.
 """
 
 from __future__ import annotations
@@ -13,22 +14,21 @@ from pathlib import Path
 from PIL import Image
 
 from tests.comfyui.browser import FrontEnd, open_browser, open_front_end
-from tests.comfyui.draw_workflows import LARGE, LONGEST_RENDER_S, SHORTEN, save_small
+from tests.comfyui.draw_workflows import FILMS_SHOWN, GRAPH_ON_PAGE, LARGE, LONGEST_RENDER_S, SHORTEN, save_small
 from tests.comfyui.install import PACK
 from tests.comfyui.server import ComfyServer
 
-PICTURE = PACK / "nodes" / "web" / "docs" / "seeing.jpg"
-PROMPT = "a yellow circle bounces on a purple background"
+DOCS = PACK / "nodes" / "web" / "docs"
 SECONDS, LOOK_AT_BLOCK = 20.0, 15
 HEIGHT, GAP = 520, 16
+A_MOMENT_MS = 4000
+"""Until the controls of a video that has appeared are hidden."""
 SHOWN = ("PackForcingKVCache", "PackForcingStreamingVAEDecode")
-SAY = """prompt => {
-    const node = window.app.rootGraph.nodes.find(node => node.type === 'CLIPTextEncode');
-    node.widgets.find(widget => widget.name === 'text').value = prompt;
-}"""
 COUNT_BLOCKS = """() => {
     window.blocks = 0;
-    window.comfyAPI.api.api.addEventListener('packforcing.block', () => { window.blocks += 1; });
+    window.comfyAPI.api.api.addEventListener('packforcing.block', ({ detail }) => {
+        window.blocks = 1 + (detail.block ?? -1);
+    });
 }"""
 NODE_ON_PAGE = """([type, margin]) => {
     const { canvas, ds } = window.app.canvas, page = canvas.getBoundingClientRect();
@@ -45,12 +45,11 @@ def seen(front_end: FrontEnd, kind: str) -> Image.Image:
     return Image.open(io.BytesIO(front_end.page.screenshot(clip=clip))).convert("RGB")
 
 
-def draw(server: ComfyServer, front_end: FrontEnd) -> Image.Image:
-    """What the nodes show at LOOK_AT_BLOCK, and the telemetry of the whole render."""
+def draw(server: ComfyServer, front_end: FrontEnd) -> tuple[Image.Image, Image.Image]:
+    """What the nodes show at LOOK_AT_BLOCK beside the telemetry of the whole render; and the graph at the end."""
     page = front_end.page
     front_end.open_template(server.pack_name, "packforcing_demo")
     page.evaluate(SHORTEN, SECONDS)
-    page.evaluate(SAY, PROMPT)
     page.evaluate(COUNT_BLOCKS)
     with page.expect_response("**/api/prompt") as answer:
         page.get_by_test_id("queue-button").click()
@@ -61,7 +60,14 @@ def draw(server: ComfyServer, front_end: FrontEnd) -> Image.Image:
     nodes = [seen(front_end, kind) for kind in SHOWN]
     server.client.wait(answer.value.json()["prompt_id"], LONGEST_RENDER_S)
     (telemetry,) = server.base.rglob("telemetry.png")
-    return side_by_side(nodes, Image.open(telemetry).convert("RGB"))
+    page.wait_for_function(FILMS_SHOWN)
+    front_end.show_all()
+    page.mouse.move(5, 5)  # Away from the video, which then shows no controls.
+    page.wait_for_timeout(A_MOMENT_MS)
+    clip = page.evaluate(GRAPH_ON_PAGE, 20)
+    graph = Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
+    graph.thumbnail((1200, 1200))
+    return side_by_side(nodes, Image.open(telemetry).convert("RGB")), graph
 
 
 def side_by_side(nodes: list[Image.Image], telemetry: Image.Image) -> Image.Image:
@@ -89,7 +95,8 @@ def main() -> None:
         open_front_end(browser, server, *LARGE) as front_end,
     ):
         front_end.page.set_default_timeout(LONGEST_RENDER_S * 1000)
-        save_small(draw(server, front_end), PICTURE)
+        for name, picture in zip(("seeing", "demo"), draw(server, front_end), strict=True):
+            save_small(picture, DOCS / f"{name}.jpg")
         print(f"problems {front_end.problems or 'none'}")
 
 
