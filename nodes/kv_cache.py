@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from comfy_api.v0_0_2 import io
 
-from ..packforcing_core.cache.config import POLICY_PRESETS, Knob, Policy
+from ..packforcing_core.cache.config import POLICY_PRESETS, Policy
+from ..packforcing_core.cache.policy import Knob
 from ..packforcing_core.errors import PackForcingError
 from .sockets import CATEGORY, CacheSocket
 

@@ -14,7 +14,7 @@ from ..packforcing_core.folder.room import room_notes
 from ..packforcing_core.recipe.plan import RenderPlan, plan_render
 from ..packforcing_core.recipe.recipe import Recipe
 from ..packforcing_core.render.parts import build_compression
-from ..packforcing_core.render.recording import Replayed, known_events, recorded_events
+from ..packforcing_core.render.recording import Replayed, recorded_events
 from ..packforcing_core.sampler.denoising import BlockDone, Event
 from ..packforcing_core.vae.tiny import TinyVAE
 from ..packforcing_core.vae.wan_vae import WanVAE
@@ -71,7 +71,7 @@ class LatentStream:
         consumer at a time.
         """
         if not self.folder.missing_blocks():
-            yield from known_events(self.folder, first, self.recipe.geometry.blocks)
+            yield from map(self.folder.blocks.load, range(first, self.recipe.geometry.blocks))
             return
         shared = vae is self.vae and network is not None
         here = network is None or next(network.parameters()).device == vae.device

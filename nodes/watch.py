@@ -34,7 +34,7 @@ class BlockWatch:
         if newest is None:
             self._send(None, 0.0, None)
         else:
-            done = folder.blocks.load(newest, folder.manifest.take_of(newest), folder.manifest)
+            done = folder.blocks.load(newest)
             self._send(newest, 0.0, self._selected(done))
 
     def done(self, event: BlockDone) -> None:

@@ -76,7 +76,7 @@ class CompressedRows:
 
     @property
     def nbytes(self) -> int:
-        return self._rows.nbytes + (self._scales.nbytes if self._scales is not None else 0)
+        return sum(tensor.nbytes for tensor in self.tensors)
 
     def write(self, slot: int, rows: Tensor) -> None:
         if self._bits is None or self._scales is None:
@@ -179,13 +179,10 @@ class LayerBank:
         """Work queued on the device after this call sees every compressed block written so far."""
         self._copies.wait(self._copies.mark())
 
-    def recall_keys(self, slots: Tensor, held: Tensor, out: Tensor) -> None:
-        """`CompressedRows.recall` of the keys."""
-        self._keys.recall(slots, held, out)
-
-    def recall_values(self, slots: Tensor, held: Tensor, out: Tensor) -> None:
-        """`CompressedRows.recall` of the values."""
-        self._values.recall(slots, held, out)
+    def recall(self, slots: Tensor, held: Tensor, keys: Tensor, values: Tensor) -> None:
+        """`CompressedRows.recall` of keys and values."""
+        self._values.recall(slots, held, values)
+        self._keys.recall(slots, held, keys)
 
     def wait(self) -> None:
         """Work queued on the device after this call sees what was fetched."""

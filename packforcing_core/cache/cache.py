@@ -77,7 +77,7 @@ class KVCache(Ledger):
     @property
     def host_nbytes(self) -> int:
         """Bytes of the bank in system RAM, equal to `shape.host_bytes(partitions)`."""
-        return self.mid.compressed_bytes if self.mid and self.mid.plan.bank_storage.startswith("ram") else 0
+        return self.mid.compressed_bytes if self.mid and self.partitions.bank_on_host else 0
 
     def begin_block(self, selection: Selection | None = None, blocks: int = 1) -> BlockView:
         """The view for the next block. The keys of frames whose position changed are rotated again, from unrotated

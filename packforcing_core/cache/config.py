@@ -8,39 +8,14 @@ from __future__ import annotations
 from ..errors import PackForcingError
 from .policies import found_policies
 from .policies.deep_forcing import DeepForcing
-from .policies.full import UNLIMITED_FRAMES, Full
+from .policies.full import Full
 from .policies.mem_rope import MemRoPE
-from .policies.packforcing import FULL_SPAN, PackForcing
+from .policies.packforcing import PackForcing
 from .policies.rolling_sink import RollingSink
 from .policies.sink_window import SinkWindow
 from .policies.tether_cache import TetherCache
 from .policies.window import Window
-from .policy import ALL_PARTS, AUTO, NO_PART, TRAINED_FRAMES, Knob, Policy, int8_parts
-
-__all__ = [
-    "ALL_PARTS",
-    "AUTO",
-    "DOCUMENTED_PRESETS",
-    "FULL_SPAN",
-    "MINIATURE_MEMORY",
-    "NO_PART",
-    "POLICIES",
-    "POLICY_PRESETS",
-    "TRAINED_FRAMES",
-    "UNLIMITED_FRAMES",
-    "DeepForcing",
-    "Full",
-    "Knob",
-    "MemRoPE",
-    "PackForcing",
-    "Policy",
-    "RollingSink",
-    "SinkWindow",
-    "TetherCache",
-    "Window",
-    "build_policy",
-    "int8_parts",
-]
+from .policy import Policy
 
 _DOCUMENTED: tuple[type[Policy], ...] = (
     *(SinkWindow, Window, Full, PackForcing),

@@ -12,10 +12,8 @@ from ..errors import PackForcingError
 from ..rope import Rotation, rotate, rotate_into
 from .bank import CompressedShape
 from .few_bits import Rows, row_bytes
-from .moments import moments_bytes
+from .moments import FLOAT_BYTES, moments_bytes
 from .partitions import BlockWindow, Part, Partitions
-
-FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -88,8 +86,7 @@ class KVShape:
 
     def host_bytes(self, partitions: Partitions) -> int:
         """The part of `bank_bytes` that is in system RAM."""
-        on_host = partitions.bank is not None and partitions.bank.bank_storage.startswith("ram")
-        return self._compressed_bytes(partitions) if on_host else 0
+        return self._compressed_bytes(partitions) if partitions.bank_on_host else 0
 
     def buffer_bytes(self, partitions: Partitions) -> int:
         """All bytes that a cache allocates on its device: the attended buffer with the current blocks, keys without
@@ -126,8 +123,7 @@ class KVShape:
 
     def _resident_bytes(self, partitions: Partitions) -> int:
         """Bytes of the selected blocks' keys, which stay on the device if the bank is in system RAM."""
-        on_host = self.host_bytes(partitions) > 0
-        return self.row_bytes * self.compressed.tokens * partitions.top_k_blocks if on_host else 0
+        return self.row_bytes * self._mid_tokens(partitions) if partitions.bank_on_host else 0
 
 
 class RowLayout:

@@ -111,9 +111,8 @@ class MidMemory:
             LayerBank(shape.compressed, plan.bank_blocks, plan.bank_storage, device, copies)
             for _ in range(shape.layers)
         ]
-        far = (
-            plan.bank_storage.startswith("ram") and not partitions.packed
-        )  # Packed mid slots hold such keys themselves.
+        self._on_host = partitions.bank_on_host
+        far = self._on_host and not partitions.packed  # Packed mid slots hold such keys themselves.
         resident = (plan.top_k_blocks, *shape.compressed.sizes) if far else (0,)
         self._resident = [torch.zeros(resident, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
         self._shown: list[list[Shown]] = [[None] * plan.top_k_blocks for _ in range(shape.layers)]
@@ -128,12 +127,6 @@ class MidMemory:
         self._sink = partitions.sink_frames
         self.recall = Recall(self._banks, self._resident, self._shown)
         self._queues = not partitions.packed and queues(self._banks, device)
-        self._fetched = 0
-
-    @property
-    def fetched(self) -> int:
-        """Number of compressed blocks copied to mid slots, as far as the host knows."""
-        return self._fetched + self.recall.fetched
 
     @property
     def compressed_bytes(self) -> int:
@@ -144,7 +137,7 @@ class MidMemory:
     def device_bytes(self) -> int:
         """Bytes on the device, including the compressed blocks if they are stored there."""
         means = sum(bank.mean_keys.nbytes for bank in self._banks)
-        compressed = 0 if self.plan.bank_storage.startswith("ram") else self.compressed_bytes
+        compressed = 0 if self._on_host else self.compressed_bytes
         beside = sum(t.nbytes for t in (*self._resident, *self._running, *self._moments))
         return means + beside + compressed
 
@@ -255,7 +248,6 @@ class MidMemory:
                 keys = self._resident[layer][slot] if len(self._resident[layer]) else None
                 bank.fetch(source, keys, kv.v[:, kv.mid(slot)])
             shown[slot] = block, None
-            self._fetched += 1
 
     def _timeless(self, layer: int, slots: range, blocks: Sequence[int]) -> Tensor:
         """Keys of the blocks in these mid slots, in sequence, without rotation in time."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from .few_bits import Bits
 
@@ -61,7 +61,7 @@ class BlockWindow(NamedTuple):
         return bool(self.mid_positions) or self.pruned_frames is not None
 
 
-class BankPlan(Protocol):
+class BankPlan:
     """A mid of compressed blocks, as the policy configures it: the bank holds `bank_blocks`, and each layer selects
     `top_k_blocks` of them per block.
 
@@ -71,26 +71,13 @@ class BankPlan(Protocol):
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    @property
-    def top_k_blocks(self) -> int: ...
-
-    @property
-    def bank_blocks(self) -> int: ...
-
-    @property
-    def mid_span(self) -> float: ...
-
-    @property
-    def selector(self) -> str: ...
-
-    @property
-    def bank_storage(self) -> str: ...
-
-    @property
-    def selector_seed(self) -> int: ...
-
-    @property
-    def alignment(self) -> float: ...
+    top_k_blocks: int
+    bank_blocks: int
+    mid_span: float
+    selector: str
+    bank_storage: str
+    selector_seed: int
+    alignment: float
 
 
 class RulePlan:
@@ -136,8 +123,7 @@ class PruningPlan(RulePlan):
 
     def view_limit(self, frames_per_block: int) -> int:
         """The most frames of the past that a pass sees: a block that drops tokens sees what is left of them."""
-        kept = (self.past_before(block, frames_per_block) for block in self._cycle(frames_per_block))
-        return max(self.seen_of(past, frames_per_block) for past in kept)
+        return max(self.seen_of(past, frames_per_block) for past in self._pasts(frames_per_block))
 
     def seen_of(self, past: int, frames_per_block: int) -> int:
         """How many frames the next block sees of `past` kept ones."""
@@ -146,21 +132,24 @@ class PruningPlan(RulePlan):
 
     def past_before(self, block: int, frames_per_block: int) -> int:
         """Frames that are kept when block `block` begins."""
-        full = ceil(self.window_frames / frames_per_block) - 1
+        full, period = self._rhythm(frames_per_block)
         if block <= full:
             return block * frames_per_block
-        period = max(1, ceil((self.window_frames - self.budget_frames) / frames_per_block))
         return self.budget_frames + (block - full - 1) % period * frames_per_block
 
     def past_limit(self, frames_per_block: int) -> int:
         """The most frames ever kept."""
-        return max(self.past_before(block, frames_per_block) for block in self._cycle(frames_per_block))
+        return max(self._pasts(frames_per_block))
 
-    def _cycle(self, frames_per_block: int) -> range:
-        """The last block before tokens are dropped, and all until they have been dropped twice."""
+    def _rhythm(self, frames_per_block: int) -> tuple[int, int]:
+        """The first block that drops tokens, and after how many blocks tokens are dropped again."""
         full = ceil(self.window_frames / frames_per_block) - 1
-        period = max(1, ceil((self.window_frames - self.budget_frames) / frames_per_block))
-        return range(max(0, full - 1), full + period + 1)
+        return full, max(1, ceil((self.window_frames - self.budget_frames) / frames_per_block))
+
+    def _pasts(self, frames_per_block: int) -> list[int]:
+        """`past_before` of the last block before tokens are dropped, and of all until they have been dropped twice."""
+        full, period = self._rhythm(frames_per_block)
+        return [self.past_before(block, frames_per_block) for block in range(max(0, full - 1), full + period + 1)]
 
 
 @dataclass(frozen=True)
@@ -246,6 +235,11 @@ class Partitions:
     def top_k_blocks(self) -> int:
         """Slots for the compressed blocks that each layer selects from the bank."""
         return self.bank.top_k_blocks if self.bank else 0
+
+    @property
+    def bank_on_host(self) -> bool:
+        """Whether the compressed blocks are in system RAM."""
+        return self.bank is not None and self.bank.bank_storage.startswith("ram")
 
     @property
     def unrotated_frames(self) -> int:

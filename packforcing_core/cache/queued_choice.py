@@ -43,8 +43,7 @@ class Recall:
     def __init__(self, banks: Sequence[LayerBank], resident: Sequence[Tensor], shown: list[list[Shown]]):
         self._banks, self._resident, self._shown = banks, resident, shown
         self._pending: dict[int, Queued] = {}
-        self._asked: tuple[tuple[float, ...], Tensor, Tensor, Rotation] | None = None
-        self.fetched = 0
+        self._asked: tuple[tuple[float, ...], Tensor, Tensor] | None = None
 
     def choose(
         self, layer: int, kv: LayerKV, scores: Tensor, blocks: Sequence[int], rotations: Rotation, positions: Sequence
@@ -55,30 +54,29 @@ class Recall:
         if layer in self._pending or (self._asked and self._asked[0] != tuple(positions)):
             self.settle()
         if self._asked is None:
-            self._asked = self._question(layer, blocks, rotations, tuple(positions), scores.device)
-        _, held, candidates, rotations = self._asked
+            self._asked = self._question(layer, blocks, tuple(positions), scores.device)
+        _, held, candidates = self._asked
         count, bank, own = len(positions), self._banks[layer], held[layer]
         slots = chosen_slots(scores, candidates, own)
         rows = kv.mid(0, count)
         values = kv.v[:, rows].unflatten(1, (count, -1)).transpose(0, 1)
-        bank.recall_values(slots, own, values)
         keys = self._resident[layer][:count] if len(self._resident[layer]) else torch.empty_like(values)
-        bank.recall_keys(slots, own, keys)
+        bank.recall(slots, own, keys, values)
         turns = rotations.index_select(0, slots[2]).flatten(0, 1)
         rotate_into(kv.k[:, rows], keys.transpose(0, 1).flatten(1, 2), turns)
         self._pending[layer] = Queued(slots, tuple(positions))
         return self._pending[layer]
 
     def _question(
-        self, layer: int, blocks: Sequence[int], rotations: Rotation, positions: tuple[float, ...], device: torch.device
-    ) -> tuple[tuple[float, ...], Tensor, Tensor, Rotation]:
+        self, layer: int, blocks: Sequence[int], positions: tuple[float, ...], device: torch.device
+    ) -> tuple[tuple[float, ...], Tensor, Tensor]:
         """What all layers of a block share: what their slots hold (-1 for nothing), and which block is in which bank
         slot.
         """
         self._banks[layer].arrived()
         held = [[tag[0] if tag else -1 for tag in shown[: len(positions)]] for shown in self._shown]
         slots, candidates = (to_device(torch.tensor(x, dtype=torch.int32), device) for x in (held, list(blocks)))
-        return positions, slots, candidates, rotations
+        return positions, slots, candidates
 
     def holds(self, layer: int, choice: Queued) -> bool:
         """Whether the mid slots of `layer` hold this selection."""
@@ -91,8 +89,6 @@ class Recall:
                 choice.blocks = tuple(sorted(held))
                 place = dict(zip(choice.blocks, choice.positions, strict=True))
                 shown = self._shown[layer]
-                before = [tag[0] if tag else None for tag in shown]
-                self.fetched += sum(a != b for a, b in zip(before, held, strict=False))
                 shown[:] = [(block, place[block]) for block in held] + [None] * (len(shown) - len(held))
             self._pending = {}
         self._asked = None

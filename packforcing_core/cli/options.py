@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 
-from ..cache.config import POLICIES, Knob
+from ..cache.config import POLICIES
+from ..cache.policy import Knob
 from ..checkpoint.families import FAMILIES
 from ..errors import PackForcingError
 from ..folder.folder import MODES

@@ -50,53 +50,55 @@ class BlockStore:
     def __init__(self, folder: Path, shape: tuple[int, ...]):
         self.folder, self.shape = folder, shape
         self.damaged: list[Numbered] = []
-        self._sound: dict[tuple[int, int], bool] = {}
-        self._waiting: dict[tuple[int, int], BlockDone] = {}
+        self._manifest: Manifest
+        self._sound: dict[int, bool] = {}
+        self._waiting: dict[int, BlockDone] = {}
         folder.mkdir(parents=True, exist_ok=True)
         remove_unfinished(folder)
 
     def check(self, manifest: Manifest) -> None:
-        """Reads and checks the files of the takes in `manifest`."""
+        """Reads and checks the files of the takes in `manifest`, to which all calls from now on refer."""
+        self._manifest = manifest
         self._sound.clear()
         self.damaged.clear()
         for file in sorted(numbered_files(self.folder)):
             if file.block >= manifest.blocks or file.take != manifest.take_of(file.block):
                 continue
             try:
-                done = self.load(file.block, file.take, manifest)
+                done = self.load(file.block)
             except PackForcingError:
                 self.damaged.append(file)
             else:
-                self._sound[file.block, file.take] = done.tokens is not None
+                self._sound[file.block] = done.tokens is not None
 
-    def has(self, block: int, take: int) -> bool:
-        return (block, take) in self._sound
+    def has(self, block: int) -> bool:
+        return block in self._sound
 
-    def has_tokens(self, block: int, take: int) -> bool:
+    def has_tokens(self, block: int) -> bool:
         """Whether the block is there with its compressed tokens."""
-        return self._sound.get((block, take), False)
+        return self._sound.get(block, False)
 
-    def expect(self, done: BlockDone, take: int) -> None:
+    def expect(self, done: BlockDone) -> None:
         """Holds a block that another thread is about to save; `load` returns it until then."""
-        self._waiting[done.block, take] = done
+        self._waiting[done.block] = done
 
-    def save(self, done: BlockDone, take: int, manifest: Manifest) -> None:
+    def save(self, done: BlockDone) -> None:
+        path, plain = self._file(done.block)
         tensors = {"latents": done.latents, **_packed(done.selection)}
         tensors |= {name: tensor for name in _OPTIONAL if (tensor := getattr(done, name)) is not None}
-        plain = {"block": done.block, "take": take, **manifest.key(take)}
-        write_tensors(self.folder / file_name(done.block, take), tensors, plain)
-        self._sound[done.block, take] = done.tokens is not None
-        self._waiting.pop((done.block, take), None)
+        write_tensors(path, tensors, plain)
+        self._sound[done.block] = done.tokens is not None
+        self._waiting.pop(done.block, None)
 
-    def load(self, block: int, take: int, manifest: Manifest) -> BlockDone:
+    def load(self, block: int) -> BlockDone:
         """The block. Raises FolderError if its file is damaged or belongs to another block or render."""
-        waiting = self._waiting.get((block, take))
+        waiting = self._waiting.get(block)
         if waiting is not None:
             return replace(waiting, reused=True)
-        path = self.folder / file_name(block, take)
+        path, marks = self._file(block)
         tensors, plain = read_tensors(path)
         latents = tensors.get("latents")
-        if plain != {"block": block, "take": take, **manifest.key(take)}:
+        if plain != marks:
             raise FolderError(f"{path} belongs to another block or render: {str(plain)[:200]}.")
         if latents is None or tuple(latents.shape) != self.shape or latents.dtype != torch.float32:
             raise FolderError(f"{path} holds no block of this render.")
@@ -104,6 +106,11 @@ class BlockStore:
         # Copied, because memory that is mapped from a file changes with it.
         tokens, in_flight = (tensors[name].clone() if name in tensors else None for name in _OPTIONAL)
         return BlockDone(block, latents.clone(), True, selection, tokens, in_flight=in_flight)
+
+    def _file(self, block: int) -> tuple[Path, dict]:
+        """The block's file, and what it carries to show that it belongs there."""
+        take = self._manifest.take_of(block)
+        return self.folder / file_name(block, take), {"block": block, "take": take, **self._manifest.key(take)}
 
 
 def _packed(selection: Selection) -> dict[str, Tensor]:

@@ -14,7 +14,6 @@ lighthouse/
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,12 +53,7 @@ class RenderFolder:
 
     def missing_blocks(self) -> list[int]:
         """Blocks that still have to be sampled (or sampled again), in order."""
-        takes = ((block, self.manifest.take_of(block)) for block in range(self.manifest.blocks))
-        return [block for block, take in takes if not self.blocks.has(block, take)]
-
-    @property
-    def video_folder(self) -> Path:
-        return self.path / "film"
+        return [block for block in range(self.manifest.blocks) if not self.blocks.has(block)]
 
     def ensure(self) -> None:
         """Creates the folder again if it was removed after it was opened.
@@ -75,10 +69,6 @@ class RenderFolder:
             self.blocks.folder.mkdir(parents=True, exist_ok=True)
             write_content(self.path, self.manifest, self.content)
         self.blocks.check(self.manifest)
-
-    def remove(self) -> None:
-        """Removes the whole render."""
-        shutil.rmtree(self.path)
 
     def script(self, take: int) -> Script:
         """The text embeddings of a take."""
@@ -151,7 +141,7 @@ def _opened(
             notes += _version_notes(found, wanted)
         if manifest is not found:
             write_content(path, manifest, content)
-        blocks.check(manifest)
+            blocks.check(manifest)
         if blocks.damaged:
             names = ", ".join(str(file.block) for file in blocks.damaged)
             notes.append(f"Note: damaged on disk, will be sampled again: block {names}")
@@ -172,7 +162,7 @@ def continued(
     wanted one.
     """
     last = len(found.takes) - 1
-    finished = next(b for b in range(found.blocks + 1) if not blocks.has(b, found.take_of(min(b, found.blocks - 1))))
+    finished = next(block for block in range(found.blocks + 1) if not blocks.has(block))
     content = replace(content, start=stored_start(path, content.start, notes))
     if mode == "retake":
         _require_same(found, wanted, (*_LENGTH, "seed"), [])

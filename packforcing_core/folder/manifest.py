@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -66,10 +67,7 @@ class Manifest:
 
     def pieces(self) -> list[tuple[int, int]]:
         """(take, end block) of each take in order of time; takes that have no block left are skipped."""
-        starts = sorted({take.first_block for take in self.takes if take.first_block < self.blocks})
-        ends = [*starts[1:], self.blocks]
-        pieces = [(self.take_of(start), end) for start, end in zip(starts, ends, strict=True)]
-        return [p for p, following in zip(pieces, [*pieces[1:], (-1, 0)], strict=True) if p[0] != following[0]]
+        return [(take, max(blocks) + 1) for take, blocks in groupby(range(self.blocks), self.take_of)]
 
     def write(self, folder: Path) -> None:
         content = {"schema": SCHEMA, **asdict(self)}

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..cache.config import TRAINED_FRAMES, Policy, SinkWindow, Window
+from ..cache.config import Policy, SinkWindow, Window
 from ..cache.layer_kv import KVShape
 from ..cache.partitions import Partitions
+from ..cache.policy import TRAINED_FRAMES
 from ..checkpoint.families import Family
 from ..errors import PackForcingError
 from ..geometry import PIXEL_FRAMES_PER_LATENT, VideoGeometry, block_count, blocks_text, pixel_frames

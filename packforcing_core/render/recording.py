@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -85,34 +85,28 @@ class Recording:
     """The blocks of a render: read for its rollouts, and saved when they are finished."""
 
     def __init__(self, recipe: Recipe, folder: RenderFolder, disk: Disk):
-        self._folder, self._manifest, self._disk = folder, folder.manifest, disk
+        self._folder, self._disk = folder, disk
         self._given = {done.block: done for done in recipe.given}
         self._since = time.monotonic()
 
     def __call__(self, block: int) -> BlockDone | None:
         """The block if it is finished, else None."""
-        take = self._manifest.take_of(block)
-        if self._folder.blocks.has(block, take):
-            return self._folder.blocks.load(block, take, self._manifest)
-        return self._given.get(block)
-
-    def latents_before(self, block: int, frames: int) -> list[Tensor]:
-        """Latents of the finished blocks before `block`, enough for `frames` latent frames, or all there are."""
-        return latents_before(self._folder, block, frames)
+        blocks = self._folder.blocks
+        return blocks.load(block) if blocks.has(block) else self._given.get(block)
 
     def keep(self, done: BlockDone) -> None:
         """Saves a block unless it is on disk."""
-        take = self._manifest.take_of(done.block)
-        if self._folder.blocks.has(done.block, take):
+        if self._folder.blocks.has(done.block):
             return
         seconds, self._since = time.monotonic() - self._since, time.monotonic()
         line = {"seconds": round(seconds, 4), **memory(), "selected": _selected(done)}
         kept = replace(done, video=None)
-        self._folder.blocks.expect(kept, take)
-        self._disk.put(partial(self._write, kept, take, line))
+        self._folder.blocks.expect(kept)
+        self._disk.put(partial(self._write, kept, line))
 
-    def _write(self, done: BlockDone, take: int, line: Mapping[str, object]) -> None:
-        self._folder.blocks.save(done, take, self._manifest)
+    def _write(self, done: BlockDone, line: Mapping[str, object]) -> None:
+        self._folder.blocks.save(done)
+        take = self._folder.manifest.take_of(done.block)
         self._folder.telemetry.append("block", block=done.block, take=take, **line)
 
 
@@ -120,17 +114,10 @@ def latents_before(folder: RenderFolder, block: int, frames: int) -> list[Tensor
     """Latents of the finished blocks before `block`, enough for `frames` latent frames, or all there are of its
     scene.
     """
-    manifest = folder.manifest
     per_block = folder.blocks.shape[2]
     scene = max((cut for cut in folder.cuts() if cut <= block), default=0)
     first = max(scene, block - -(-frames // per_block))
-    return [folder.blocks.load(b, manifest.take_of(b), manifest).latents for b in range(first, block)]
-
-
-def known_events(folder: RenderFolder, first: int, end: int) -> Iterator[BlockDone]:
-    """Finished blocks, read from the folder."""
-    for block in range(first, end):
-        yield folder.blocks.load(block, folder.manifest.take_of(block), folder.manifest)
+    return [folder.blocks.load(b).latents for b in range(first, block)]
 
 
 def recorded_events(
@@ -162,7 +149,7 @@ def recorded_events(
             ):  # Other decoders keep no state.
                 frames = frames_looked_back(compression.decoder.vae)
                 with compression.beside.beside():  # The stream on which it decodes later must own its memory.
-                    warm_up(compression.decoder, recording.latents_before(decoded_from, frames))
+                    warm_up(compression.decoder, latents_before(folder, decoded_from, frames))
             disk.put(partial(folder.telemetry.append, "started", known=manifest.blocks - len(missing), frugal=frugal))
             cache = build_cache(model, recipe, bank_on_host(recipe.partitions) if frugal else recipe.partitions)
             for take, last in manifest.pieces():
@@ -189,15 +176,15 @@ def recorded_events(
                             yield Replayed(event.block)
                             continue
                     yield event
-    yield from known_events(folder, max(first, end), manifest.blocks)
+    yield from map(folder.blocks.load, range(max(first, end), manifest.blocks))
 
 
 def _decoded_from(recipe: Recipe, folder: RenderFolder, missing: list[int], first: int) -> int:
     """The first block that the rollout has to decode, for the video or for missing compressed tokens."""
-    manifest, sink = folder.manifest, recipe.partitions.sink_frames
+    sink = recipe.partitions.sink_frames
     for block in range(min(first, missing[0])):
         compressed = recipe.partitions.bank is not None and block * recipe.geometry.frames_per_block >= sink
-        if compressed and not folder.blocks.has_tokens(block, manifest.take_of(block)):
+        if compressed and not folder.blocks.has_tokens(block):
             return block
     return min(first, missing[0])
 

@@ -6,6 +6,7 @@ for event in render(models, Settings("a lighthouse at dusk", seconds=120), "ligh
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -103,7 +104,6 @@ class Render:
     folder: RenderFolder
     job: VideoJob
     plan: RenderPlan
-    named: bool
 
     @property
     def growing(self) -> Path:
@@ -120,8 +120,8 @@ class Render:
             closing(written_render(self.folder, self.recipe, self.job, self._blocks)) as events,
         ):
             yield from events
-        if not self.named:
-            self.folder.remove()
+        if not self.job.keep_growing:
+            shutil.rmtree(self.folder.path)
 
     def _blocks(self, *, first: int, frugal: bool) -> Generator[Event | Replayed, None, None]:
         models, compression = self.models, None
@@ -152,7 +152,7 @@ def open_video(models: Models, settings: Settings, place: Place, recipe: Recipe,
     )
     plan = plan_render(model.config, recipe, model.dtype, decoding_bytes(models.vae, g, model.device))
     folder = replace(folder, notes=(*folder.notes, *room_notes(folder, plan.block_disk_bytes)))
-    return Render(models, recipe.begun_with(folder.content.start), folder, job, plan, place.folder is not None)
+    return Render(models, recipe.begun_with(folder.content.start), folder, job, plan)
 
 
 def decoding_bytes(vae: WanVAE, geometry: VideoGeometry, device: torch.device) -> int:

@@ -167,7 +167,7 @@ def growing_video(folder: RenderFolder, job: VideoJob) -> Path:
 
 
 def _video_of_take(folder: RenderFolder, job: VideoJob, take: int) -> Path:
-    return folder.video_folder / f"{job.name}-{take}.growing.mp4"
+    return folder.path / "film" / f"{job.name}-{take}.growing.mp4"
 
 
 def written_render(

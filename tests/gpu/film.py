@@ -11,7 +11,8 @@ from typing import Protocol
 import torch
 
 from packforcing_core.attention import Capability, attention_named
-from packforcing_core.cache.config import FULL_SPAN, PackForcing
+from packforcing_core.cache.config import PackForcing
+from packforcing_core.cache.policies.packforcing import FULL_SPAN
 from packforcing_core.errors import PackForcingError
 from packforcing_core.geometry import GB
 from packforcing_core.laboratory.bench.subject import (

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ...rope import GridRope
-from ..layer_kv import FLOAT_BYTES, KVShape
+from ..layer_kv import KVShape
+from ..moments import FLOAT_BYTES
 from ..partitions import PRUNED, Partitions, Rewriting
 from ..policy import Policy, int8_knob, knob, packing
 from ..rule import KV, Past, Rule

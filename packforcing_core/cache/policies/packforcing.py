@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, get_args
 
 from ...errors import PackForcingError
-from ..partitions import Partitions, Storage
+from ..partitions import BankPlan, Partitions, Storage
 from ..policy import AUTO, TRAINED_FRAMES, Policy, int8_knob, knob, packing
 from ..select import NO_SELECTOR, SELECTORS
 
@@ -33,7 +33,7 @@ def _whole_blocks(name: str, value: int, default: int, frames_per_block: int) ->
 
 
 @dataclass(frozen=True)
-class PackForcing(Policy):
+class PackForcing(Policy, BankPlan):
     name = "packforcing"
     title = "PackForcing"
     keeps = "sink and recent frames, and the most relevant of the newest 160 compressed blocks (two minutes)"

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from ...attention import Capability, attention_named
-from ...cache.config import TRAINED_FRAMES, Window
+from ...cache.config import Window
+from ...cache.policy import TRAINED_FRAMES
 from ...geometry import PIXEL_FRAMES_PER_LATENT
 from ...model.causal import CausalWan
 from ...render.writing import written_events

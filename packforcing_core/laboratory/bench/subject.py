@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ...attention import Attention, sdpa
 from ...cache.cache import KVCache
-from ...cache.config import FULL_SPAN, PackForcing, Policy
+from ...cache.config import PackForcing, Policy
+from ...cache.policies.packforcing import FULL_SPAN
 from ...checkpoint.families import DEFAULT_FAMILY
 from ...compressor.compressor import Compressor
 from ...compressor.high_res import HighRes, build_high_res

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from ...cache.config import (
-    AUTO,
     DeepForcing,
     Full,
     MemRoPE,
@@ -22,6 +21,7 @@ from ...cache.config import (
     TetherCache,
     Window,
 )
+from ...cache.policy import AUTO
 from ...compressor.compressor import Branches
 from ...errors import PackForcingError
 from ...miniature.load import FAMILY, MEMORY

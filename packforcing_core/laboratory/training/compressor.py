@@ -13,7 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ...cache.config import FULL_SPAN, Full, PackForcing, Policy
+from ...cache.config import Full, PackForcing, Policy
+from ...cache.policies.packforcing import FULL_SPAN
 from ...compressor.compressor import fuse
 from ...compressor.high_res import HighRes
 from ...compressor.low_res import low_res_latents

@@ -15,7 +15,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ...cache.config import FULL_SPAN, PackForcing, Policy
+from ...cache.config import PackForcing, Policy
+from ...cache.policies.packforcing import FULL_SPAN
 from ...compressor.compressor import Branches, Compressor
 from ...compressor.high_res import HighRes
 from ...model.causal import CausalWan, TextKV

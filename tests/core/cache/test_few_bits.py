@@ -20,11 +20,10 @@ from packforcing_core.cache.config import (
     SinkWindow,
     Window,
     build_policy,
-    int8_parts,
 )
 from packforcing_core.cache.few_bits import TokenRows, quantise
 from packforcing_core.cache.layer_kv import KVShape
-from packforcing_core.cache.policy import packing
+from packforcing_core.cache.policy import int8_parts, packing
 from packforcing_core.errors import PackForcingError
 from packforcing_core.folder.content import Content
 from packforcing_core.geometry import VideoGeometry

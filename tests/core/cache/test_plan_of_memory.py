@@ -9,17 +9,10 @@ import torch
 
 from packforcing_core.attention import sdpa
 from packforcing_core.cache.cache import KVCache
-from packforcing_core.cache.config import (
-    AUTO,
-    FULL_SPAN,
-    POLICY_PRESETS,
-    DeepForcing,
-    Full,
-    PackForcing,
-    TetherCache,
-    build_policy,
-)
+from packforcing_core.cache.config import POLICY_PRESETS, DeepForcing, Full, PackForcing, TetherCache, build_policy
 from packforcing_core.cache.layer_kv import KVShape
+from packforcing_core.cache.policies.packforcing import FULL_SPAN
+from packforcing_core.cache.policy import AUTO
 from packforcing_core.errors import PackForcingError
 from packforcing_core.geometry import VideoGeometry, compressed_grid
 from packforcing_core.rope import GridRope

@@ -71,7 +71,6 @@ def test_slots_fetches_and_the_number_of_waits(batch, monkeypatch):
     assert chosen[0] == chosen[1]
     assert len(reads) == sum(bool(selection[0]) for selection in chosen[1])  # One a block, whatever the layers.
     assert host.mid._shown == device.mid._shown
-    assert host.mid.fetched == device.mid.fetched > 20
     for a, b in zip(host.layers, device.layers, strict=True):
         assert torch.equal(a.k, b.k)
         assert torch.equal(a.v, b.v)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from packforcing_core.cache.config import AUTO, DeepForcing, PackForcing, Policy, SinkWindow, TetherCache
+from packforcing_core.cache.config import DeepForcing, PackForcing, Policy, SinkWindow, TetherCache
+from packforcing_core.cache.policy import AUTO
 from packforcing_core.sampler.denoising import BlockDone, frame_timesteps
 from packforcing_core.sampler.noise import seeded_noise
 from packforcing_core.sampler.rollout import Compression, rollout

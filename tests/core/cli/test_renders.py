@@ -20,7 +20,7 @@ def root(tmp_path):
     for name, blocks in (("done", 3), ("begun", 2)):
         folder = Small(blocks=3).open(tmp_path, name)
         for block in range(blocks):
-            folder.blocks.save(BlockDone(block, torch.zeros(folder.blocks.shape)), 0, folder.manifest)
+            folder.blocks.save(BlockDone(block, torch.zeros(folder.blocks.shape)))
     (tmp_path / "done" / FINISHED).write_text("{}", encoding="utf-8")
     (tmp_path / "holidays").mkdir()
     (tmp_path / "holidays" / "a.txt").write_text("mine", encoding="utf-8")

@@ -62,7 +62,7 @@ def test_what_really_differs_is_named_in_the_users_words(tmp_path, content, mess
 def test_an_extension_may_bring_prompts_behind_what_is_finished_and_no_others(tmp_path):
     folder = opened(tmp_path, Content(Script.of(SEA), "the sea"), blocks=3)
     for block in range(3):
-        folder.blocks.save(BlockDone(block, torch.zeros(SHAPE)), 0, folder.manifest)
+        folder.blocks.save(BlockDone(block, torch.zeros(SHAPE)))
     behind = Content(Script((Cue(0, rounded(SEA)), Cue(4, STORM))), "[0s] the sea [3s] the storm")
     within = Content(Script((Cue(0, SEA), Cue(2, STORM))), "[0s] the sea [1s] the storm")
     with pytest.raises(FolderError, match="prompt: the render has 'the sea'"):

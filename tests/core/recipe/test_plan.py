@@ -91,7 +91,9 @@ def test_a_block_of_832x480_is_on_disk_as_large_as_planned_and_below_5_mb(tmp_pa
     tokens = torch.randn(1, geometry.compressed_tokens, config.dim).bfloat16() if partitions.bank else None
     done = BlockDone(0, torch.randn(geometry.block_shape), False, ((7,) * chosen,) * config.num_layers, tokens)
     manifest = Manifest({}, 120, (Take(0, 0, "0" * 32),))
-    BlockStore(tmp_path, geometry.block_shape).save(done, 0, manifest)
+    store = BlockStore(tmp_path, geometry.block_shape)
+    store.check(manifest)
+    store.save(done)
     size = (tmp_path / "000000-0.safetensors").stat().st_size
     print(f"{policy.name}: {plan.block_disk_bytes:,} planned, {size:,} bytes, {plan.disk_bytes / 1e9:.2f} GB in all")
     assert size <= plan.block_disk_bytes < size + 3000

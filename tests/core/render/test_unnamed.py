@@ -40,7 +40,7 @@ def rendered(root: Path, small: Small) -> tuple[list[torch.Tensor], list[int]]:
         for event in recorded_events(model, recipe, folder, compression):
             if isinstance(event, StepDone) and event.block not in denoised:
                 denoised.append(event.block)
-    return [folder.blocks.load(block, 0, folder.manifest).latents for block in range(small.blocks)], denoised
+    return [folder.blocks.load(block).latents for block in range(small.blocks)], denoised
 
 
 @pytest.mark.parametrize("policy", ["packforcing", "deep_forcing", "window", "rolling"])

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from ....cache.config import FULL_SPAN, MINIATURE_MEMORY, TRAINED_FRAMES, PackForcing, Policy
+from ....cache.config import MINIATURE_MEMORY, PackForcing, Policy
+from ....cache.policies.packforcing import FULL_SPAN
+from ....cache.policy import TRAINED_FRAMES
 from ....checkpoint.families import FAMILIES, Family, by_name
 from ....checkpoint.files import open_tensors
 from ....checkpoint.kinds import size_name

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from ....cache.config import AUTO, PackForcing
+from ....cache.config import PackForcing
+from ....cache.policy import AUTO
 from ....compressor.high_res import HighRes
 from ....geometry import PIXEL_FRAMES_PER_LATENT
 from ....model.causal import CausalWan

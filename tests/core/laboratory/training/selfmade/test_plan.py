@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from packforcing_core.cache.config import FULL_SPAN, PackForcing
+from packforcing_core.cache.config import PackForcing
+from packforcing_core.cache.policies.packforcing import FULL_SPAN
 from packforcing_core.checkpoint.families import FAMILIES
 from packforcing_core.compressor.high_res import FUSIONS, Fusion, HighRes
 from packforcing_core.compressor.weights import load_compressor
