@@ -61,7 +61,7 @@ def planned_window(graph: Mapping[str, Values | None]) -> dict[str, str]:
 def planned(graph: Mapping[str, Values | None]) -> tuple[Recipe, RenderPlan]:
     model = graph.get("model") or {}
     config, recognised = _model(str(model.get("checkpoint") or model.get("unet_name") or ""))
-    policy = _policy(graph["cache"] or {}).beside(_compressor_span(model))
+    policy = _policy(graph["cache"] or {}).fitted_to(_compressor_span(model))
     recipe = _recipe(policy, recognised, model, {**_defaults(), **(graph.get("sampler") or {})})
     dtype = host.inference_dtype(parameter_count(config), DTYPES.get(str(model.get("weight_dtype"))))
     return recipe, plan_render(config, recipe, dtype)

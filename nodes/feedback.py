@@ -35,7 +35,7 @@ class RenderFeedback:
         self._known = stream.folder.known_blocks
         self._video = video
         self._cache = size_text(stream.plan().cache_bytes)
-        denoising, cuts = stream.recipe.denoising, stream.folder.cuts()
+        denoising, cuts = stream.recipe.denoising, stream.folder.cuts
         self._ends = [0]
         for block in range(self._geometry.blocks):
             self._ends.append(self._ends[-1] + denoising.calls(block, block in cuts) + 1)
@@ -47,7 +47,7 @@ class RenderFeedback:
         self._notes: list[str] = []
         self._preview = MovingPreview(self._bar, self._line, self._geometry.fps)
         self._watch = BlockWatch(stream)
-        read = f"reading the first {self._known} of {block_count(self._geometry.blocks)}, already finished"
+        read = f"{block_count(self._known)} of {self._geometry.blocks} finished before: reading them"
         start = "reading the start" if self._recipe.given else "sampling the first block"
         self._tell("running", read if self._known else start)
 
@@ -91,7 +91,7 @@ class RenderFeedback:
         given = len(self._recipe.given)
         parts = [
             *([f"{given} given"] if given else []),
-            f"blocks 1 to {self._known} reused" if self._known else "no block reused",
+            f"{block_count(self._known)} reused" if self._known else "no block reused",
             f"{self._sampled} of {self._geometry.blocks - given} sampled",
             *([f"{self._pace():.2f}{NO_BREAK}s per block"] if self._sampled else []),
             f"cache {self._cache}",

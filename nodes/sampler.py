@@ -154,7 +154,8 @@ class Sampler(io.ComfyNode):
         folder = open_folder(render_name, render_mode, wanted, content, recipe, recipe.block_at(retake_from))
         recipe = recipe.begun_with(folder.content.start)
         stream = LatentStream(model, recipe, folder, bool(render_name), vae if compresses else None, cache_node)
-        memory = stream.plan().describe_memory()
+        plan = stream.plan()
+        memory = plan.describe_memory()
         # Not how many are finished: ComfyUI shows this text again when it resumes the render.
         known = f"render {folder.path.name}, {block_count(geometry.blocks)}"
         warnings = (*notes, *stream.notes(), *_warnings(trained, family, settings))
@@ -163,9 +164,16 @@ class Sampler(io.ComfyNode):
         warnings += (*_compressor_warnings(model, recipe), *(start.adaptations(geometry) if start else ()))
         prompts = text.describe(geometry)
         others = others_note(folder.path.parent, folder.path)
-        plan = stream.plan().describe(length=False)
         # Warnings first: the node shows nine lines, the rest has to be scrolled to.
-        lines = (recipe.describe_length(settings.seconds), *warnings, *prompts, plan, memory, known, *others)
+        lines = (
+            recipe.describe_length(settings.seconds),
+            *warnings,
+            *prompts,
+            plan.describe(length=False),
+            memory,
+            known,
+            *others,
+        )
         of_cache = (memory, *_compressor_note(model, recipe)) if cache_node is not None else ()
         say(cls.hidden.unique_id, "\n".join(line for line in lines if line not in of_cache))
         if cache_node is not None:

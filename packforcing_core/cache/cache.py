@@ -18,6 +18,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ from .packed import PackedKV, Workspace
 from .partitions import PRUNED, BlockWindow, Partitions
 from .queries import Queries
 from .queued_choice import Queued
-from .rule import KV, Chooser, Rule
+from .rule import KV, Rule
 
 
 class KVCache(Ledger):
@@ -159,7 +160,7 @@ class KVCache(Ledger):
     def _begin_with(self, blocks: tuple[int, ...]) -> None:
         super()._begin_with(blocks)
         self._position_of_slot.clear()
-        self.rule.restart()
+        self.rule.restart(len(blocks) * self.partitions.frames_per_block)
 
 
 class BlockView:
@@ -175,9 +176,9 @@ class BlockView:
         self.block = block
         self.first_frame = cache.committed_frames
         self.rotation = cache.rope.frames(window.current_positions)
-        self.choices: dict[int, Sequence[int] | Tensor | Queued] = {}
+        self.choices: dict[int, Any] = {}
         self._told, self._writes = selection is not None, False
-        self._chooser: Chooser | None = (cache.mid or cache.rule) if window.chooses else None
+        self._chooser: Rule | MidMemory | None = (cache.mid or cache.rule) if window.chooses else None
         if self._chooser and selection is not None:
             self.choices = {i: self._chooser.repeated(choice, window) for i, choice in enumerate(selection)}
 

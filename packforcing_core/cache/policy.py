@@ -107,7 +107,7 @@ class Policy:
         """
         raise NotImplementedError
 
-    def beside(self, compressor_span: float | None) -> Policy:
+    def fitted_to(self, compressor_span: float | None) -> Policy:
         """This policy, adapted to the compressor: one trained with blocks that span `compressor_span` latent frames (0:
         their true length), or none (None).
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -15,19 +15,6 @@ from .queries import Queries
 
 KV = LayerKV | PackedKV
 Past = Sequence[Placement]
-
-
-class Chooser(Protocol):
-    """Selection among the past, per layer: a `Rule`, or the bank of compressed blocks (`mid.MidMemory`)."""
-
-    def choose(self, layer: int, kv: KV, window: BlockWindow, queries: Queries, block: int, writes: bool) -> Any:
-        """As `Rule.choose`; `writes`: in the pass that writes the block to the cache."""
-
-    def repeated(self, choice: Sequence[int], window: BlockWindow) -> Sequence[int] | Tensor:
-        """As `Rule.repeated`."""
-
-    def show(self, layer: int, kv: KV, window: BlockWindow, choice: Any) -> None:
-        """As `Rule.show`."""
 
 
 class Rule:
@@ -66,8 +53,8 @@ class Rule:
     def stored(self, layer: int, kv: KV, first: int, following: Past) -> None:
         """Called after the block that begins at counted frame `first` has taken its slots."""
 
-    def restart(self) -> None:
-        """Called when the past starts over and its blocks will be committed again."""
+    def restart(self, frames: int) -> None:
+        """Called when the past starts over; so many `frames` of it will be committed again, counted from 0."""
 
     def forget(self) -> None:
         """What was gathered of frames that are out of view is gone."""

@@ -35,7 +35,7 @@ def file_name(block: int, take: int) -> str:
 
 def numbered_files(folder: Path) -> list[Numbered]:
     """The files in `folder` that are named by block and take, in any order; other files are ignored."""
-    matches = ((_NUMBERED.fullmatch(path.name), path) for path in folder.iterdir())
+    matches = ((_NUMBERED.fullmatch(path.name), path) for path in folder.glob("*"))
     return [Numbered(int(match[1]), int(match[2]), path) for match, path in matches if match]
 
 
@@ -124,7 +124,7 @@ def _packed(selection: Selection) -> dict[str, Tensor]:
 def _unpacked(tensors: dict[str, Tensor], path: Path) -> Selection:
     if "selected" not in tensors:
         return ()
-    chosen, counts = tensors["selected"].tolist(), tensors["selected_by_layer"].tolist()
+    chosen, counts = (tensors[name].tolist() if name in tensors else [] for name in ("selected", "selected_by_layer"))
     if sum(counts) != len(chosen):
         raise FolderError(f"{path} has no record of what the block selected.")
     ends = accumulate(counts)

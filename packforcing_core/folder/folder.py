@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -48,7 +49,7 @@ class RenderFolder:
 
     @property
     def known_blocks(self) -> int:
-        """Number of finished blocks on disk, from the first one on."""
+        """Number of finished blocks on disk; a damaged one in between does not count."""
         return self.manifest.blocks - len(self.missing_blocks())
 
     def missing_blocks(self) -> list[int]:
@@ -74,6 +75,7 @@ class RenderFolder:
         """The text embeddings of a take."""
         return read_script(self.path, self.manifest.takes[take].prompt)
 
+    @cached_property
     def cuts(self) -> frozenset[int]:
         """The first blocks behind hard cuts, each under the text of the take that it is from."""
         last = len(self.manifest.takes) - 1
@@ -81,6 +83,10 @@ class RenderFolder:
             take: self.content.script if take == last else self.script(take) for take, _ in self.manifest.pieces()
         }
         return frozenset(b for take, script in scripts.items() for b in script.cuts if self.manifest.take_of(b) == take)
+
+    def scene_start(self, block: int) -> int:
+        """The first block of the scene that `block` belongs to."""
+        return max((cut for cut in self.cuts if cut <= block), default=0)
 
 
 def open_render(
@@ -264,9 +270,11 @@ def _marks(path: Path) -> Iterator[dict]:
     """The render, take and block numbers that the readable block files carry."""
     for file in numbered_files(path / "blocks"):
         try:
-            yield read_tensors(file.path)[1]
+            marks = read_tensors(file.path)[1]
         except PackForcingError:
             continue
+        if isinstance(marks, dict):
+            yield marks
 
 
 def _below(root: Path, name: str) -> Path:

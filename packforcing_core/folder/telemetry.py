@@ -60,10 +60,10 @@ class Telemetry:
     def _first_block(self) -> tuple[float, ...] | None:
         for line in self.lines():
             if line.get("event") == "film" and line.get("block") == 0:
-                values = (*line["colour"], line["contrast"])
-                if len(values) == 4 and all(isinstance(value, float) for value in values):
-                    self._reference = values
-                    return values
+                match line:
+                    case {"colour": [float(r), float(g), float(b)], "contrast": float(contrast)}:
+                        self._reference = r, g, b, contrast
+                        return self._reference
         return None
 
 

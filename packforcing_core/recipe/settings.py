@@ -101,7 +101,7 @@ class Settings:
         geometry = VideoGeometry.from_seconds(
             self.seconds, width=self.width, height=self.height, fps=self.fps, frames_per_block=family.frames_per_block
         )
-        return Recipe(geometry, self._policy(family).beside(span), Denoising.of_family(family), self.seed)
+        return Recipe(geometry, self._policy(family).fitted_to(span), Denoising.of_family(family), self.seed)
 
     def _policy(self, family: Family) -> Policy:
         if isinstance(self.policy, Policy):

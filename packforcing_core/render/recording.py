@@ -115,8 +115,7 @@ def latents_before(folder: RenderFolder, block: int, frames: int) -> list[Tensor
     scene.
     """
     per_block = folder.blocks.shape[2]
-    scene = max((cut for cut in folder.cuts() if cut <= block), default=0)
-    first = max(scene, block - -(-frames // per_block))
+    first = max(folder.scene_start(block), block - -(-frames // per_block))
     return [folder.blocks.load(b).latents for b in range(first, block)]
 
 
@@ -148,7 +147,7 @@ def recorded_events(
                 compression.decoder, StreamingDecoder | TinyDecoder
             ):  # Other decoders keep no state.
                 frames = frames_looked_back(compression.decoder.vae)
-                with compression.beside.beside():  # The stream on which it decodes later must own its memory.
+                with compression.stream.beside():  # The stream on which it decodes later must own its memory.
                     warm_up(compression.decoder, latents_before(folder, decoded_from, frames))
             disk.put(partial(folder.telemetry.append, "started", known=manifest.blocks - len(missing), frugal=frugal))
             cache = build_cache(model, recipe, bank_on_host(recipe.partitions) if frugal else recipe.partitions)
@@ -181,10 +180,9 @@ def recorded_events(
 
 def _decoded_from(recipe: Recipe, folder: RenderFolder, missing: list[int], first: int) -> int:
     """The first block that the rollout has to decode, for the video or for missing compressed tokens."""
-    sink = recipe.partitions.sink_frames
-    for block in range(min(first, missing[0])):
-        compressed = recipe.partitions.bank is not None and block * recipe.geometry.frames_per_block >= sink
-        if compressed and not folder.blocks.has_tokens(block):
+    for block in range(min(first, missing[0]) if recipe.partitions.bank else 0):
+        in_scene = (block - folder.scene_start(block)) * recipe.geometry.frames_per_block
+        if in_scene >= recipe.partitions.sink_frames and not folder.blocks.has_tokens(block):
             return block
     return min(first, missing[0])
 

@@ -66,4 +66,10 @@ class SegmentSums:
 
 
 def _is_sum(entry: object) -> bool:
-    return isinstance(entry, list) and len(entry) == 2 and type(entry[0]) is int and isinstance(entry[1], str)
+    return (
+        isinstance(entry, list)
+        and len(entry) == 2
+        and type(entry[0]) is int
+        and entry[0] >= 0
+        and isinstance(entry[1], str)
+    )

@@ -31,8 +31,8 @@ from ..vae.wan_vae import WanVAE
 from ..video.boxes import VideoError, scan_video
 from ..video.format import VideoFormat
 from ..video.writer import SegmentedWriter
-from .beside import overlapped
 from .output import checked_output, publish, require_writable
+from .overlap import overlapped
 from .recording import Replayed, latents_before
 from .sums import SegmentSums
 
@@ -208,7 +208,7 @@ def written_render(
             folder.telemetry.append("out of memory", problem=problem)
             yield Note(
                 f"Out of memory ({problem}): freed unused memory, moved the bank to system RAM, decoding in smaller "
-                f"steps, resuming from block {folder.known_blocks}"
+                f"steps, resuming with {block_count(folder.known_blocks)} finished"
             )
 
 
@@ -253,7 +253,7 @@ def _attempt(
             before=lambda block, frames: latents_before(folder, block, frames),
             written=written,
             frugal=frugal,
-            cuts=folder.cuts(),
+            cuts=folder.cuts,
         )
         # Closed before the writer: the encoding thread must not use a writer that is being closed.
         with closing(events):

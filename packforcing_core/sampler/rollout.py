@@ -38,13 +38,13 @@ class Compressor(Protocol):
 @dataclass(frozen=True)
 class Compression:
     """Makes the compressed tokens of blocks. With a decoder the rollout decodes each block once and passes its video
-    on; decoding and compression are queued `beside` the next block's pass. `waiting` holds the tokens of the newest
-    blocks, which are not in the bank yet.
+    on; decoding and compression are queued on `stream`, beside the next block's pass. `waiting` holds the tokens of the
+    newest blocks, which are not in the bank yet.
     """
 
     compressor: Compressor
     decoder: Decoder | None = None
-    beside: SideStream = field(default_factory=SideStream)
+    stream: SideStream = field(default_factory=SideStream)
     waiting: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -192,7 +192,7 @@ def _compressed(
     if compression is None:
         return done, ()
     tokens = made.tokens
-    with compression.beside.beside(made.latents):
+    with compression.stream.beside(made.latents):
         decoder = compression.decoder if decoded else None
         video = push_block(decoder, made.latents, behind_cut) if decoder else None
         # Counted since the last cut: the sink of a scene is never compressed.
@@ -203,8 +203,8 @@ def _compressed(
             compression.waiting[made.block] = tokens
             tokens = tokens.to("cpu", non_blocking=True)
     if made.block in compression.waiting:
-        compression.beside.hand_over(compression.waiting[made.block])
-    return replace(done, video=video, tokens=tokens), compression.beside.mark()
+        compression.stream.hand_over(compression.waiting[made.block])
+    return replace(done, video=video, tokens=tokens), compression.stream.mark()
 
 
 def _there(moment: Moment) -> None:

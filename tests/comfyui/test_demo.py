@@ -81,7 +81,7 @@ def test_the_film_is_the_one_that_is_made_without_comfyui(comfy: ComfyServer):
     compressor = miniature.load_compressor(dtype=torch.float32)
     model, vae, context = miniature.load_model(), miniature.load_vae(), miniature.load_text()([PROMPT])
     geometry = VideoGeometry.from_seconds(6.0, width=WIDTH, height=HEIGHT, fps=16.0, frames_per_block=4)
-    policy = POLICY_PRESETS["PackForcing"].beside(miniature.MEMORY.mid_span)
+    policy = POLICY_PRESETS["PackForcing"].fitted_to(miniature.MEMORY.mid_span)
     recipe = Recipe(geometry, policy, Denoising.of_family(miniature.FAMILY), 7)
     compression = build_compression(model, vae, compressor and compressor.high_res)
     with torch.inference_mode():

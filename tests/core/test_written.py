@@ -13,7 +13,9 @@ from packforcing_core.errors import PackForcingError
 from packforcing_core.folder.files import FolderError
 from packforcing_core.recipe.plan import plan_render
 from packforcing_core.render.writing import WrittenBlock
+from packforcing_core.sampler import rollout
 from packforcing_core.sampler.denoising import BlockDone, StepDone
+from packforcing_core.vae.decoders import push_block
 from packforcing_core.video import SegmentedWriter, VideoFormat, read_frames, scan_video
 from tests.small import CONFIG
 from tests.survivor import FRAMES_PER_BLOCK, POLICIES, Small, difference, frames
@@ -153,6 +155,18 @@ def test_a_cut_leaves_the_video_before_it_resumes_and_is_taken_again(tmp_path, p
     again, kept = frames(tmp_path / "cut"), begins + 2 * 4 * FRAMES_PER_BLOCK
     assert np.array_equal(again[:kept], whole[:kept])
     assert not np.array_equal(again[kept:], whole[kept:])
+
+
+@pytest.mark.parametrize(("turn", "from_block"), [("cut", 8), ("", 8)])
+def test_a_resumed_render_decodes_no_block_twice_behind_a_cut_either(tmp_path, monkeypatch, turn, from_block):
+    """The first blocks of every scene have no compressed tokens, and need none."""
+    small = Small(blocks=11, turn=turn)
+    stop_after(small, tmp_path, WrittenBlock, 8)
+    decoded = []
+    monkeypatch.setattr(rollout, "push_block", lambda *asked: decoded.append(1) or push_block(*asked))
+    small.run(tmp_path)
+    print(turn, len(decoded), "blocks decoded")
+    assert len(decoded) <= 11 - from_block + 1
 
 
 def test_a_retake_with_the_same_seed_and_prompt_is_another_try(tmp_path, finished, unbroken):

@@ -84,6 +84,7 @@ class RunningAverages(Rule):
         sizes = (len(rates), 2, shape.batch, shape.tokens_per_frame, shape.heads, shape.head_dim)
         self._averages = [torch.zeros(sizes, dtype=torch.float32, device=device) for _ in range(shape.layers)]
         self._begun = [False] * shape.layers
+        self._again = 0  # Counted frames that are committed again: those that leave the ring are averaged already.
 
     @property
     def nbytes(self) -> int:
@@ -91,6 +92,20 @@ class RunningAverages(Rule):
 
     def store(self, layer: int, kv: KV, first: int, following: Past, timeless: Tensor, v: Tensor) -> None:
         """Adds the frames that leave the ring to the averages, and writes the averages to their slots."""
+        if first >= self._again or not self._begun[layer]:
+            self._add(layer, kv, first, timeless, v)
+        memory = [placement for placement in following if placement.frame == PRUNED]
+        for (keys, values), placement in zip(self._averages[layer], memory, strict=False):
+            rotation = self._rope.frame_times([placement.position])
+            kv.put_frame(placement.slot, keys.to(timeless.dtype), values.to(v.dtype), rotation)
+
+    def restart(self, frames: int) -> None:
+        self._again = frames
+
+    def forget(self) -> None:
+        self._begun = [False] * len(self._begun)
+
+    def _add(self, layer: int, kv: KV, first: int, timeless: Tensor, v: Tensor) -> None:
         n, end = kv.tokens_per_frame, first + self._partitions.frames_per_block
         for frame in range(max(self._sink, first - self._recent), max(self._sink, end - self._recent)):
             if frame < first:
@@ -99,13 +114,6 @@ class RunningAverages(Rule):
             else:
                 rows = slice((frame - first) * n, (frame - first + 1) * n)
                 self._take(layer, timeless[:, rows], v[:, rows])
-        memory = [placement for placement in following if placement.frame == PRUNED]
-        for (keys, values), placement in zip(self._averages[layer], memory, strict=False):
-            rotation = self._rope.frame_times([placement.position])
-            kv.put_frame(placement.slot, keys.to(timeless.dtype), values.to(v.dtype), rotation)
-
-    def forget(self) -> None:
-        self._begun = [False] * len(self._begun)
 
     def _take(self, layer: int, keys: Tensor, values: Tensor) -> None:
         frame = torch.stack((keys.float(), values.float()))

@@ -133,7 +133,7 @@ class PackForcing(Policy, BankPlan):
             )
         return float(frames_per_block) if self.mid_span == FULL_SPAN else float(self.mid_span)
 
-    def beside(self, compressor_span: float | None) -> PackForcing:
+    def fitted_to(self, compressor_span: float | None) -> PackForcing:
         if self.mid_span != AUTO or compressor_span is None:
             return self
         return replace(self, mid_span=float(compressor_span))

@@ -164,7 +164,7 @@ class FrameMemory(Rule):
                 self._moments[layer][len(frames)] = measured(keys, values)
                 frames.append(first + i)
 
-    def restart(self) -> None:
+    def restart(self, frames: int) -> None:
         self._frames = [[] for _ in self._frames]
 
     def _new(self, choice: Sequence[int]) -> list[tuple[int, int]]:

@@ -167,6 +167,24 @@ def test_after_a_restart_the_past_is_what_was_committed_again(policy):
     assert torch.equal(*flows) == (not isinstance(policy, MemRoPE))
 
 
+@pytest.mark.parametrize(("policy", "frames_per_block"), [(MemRoPE(2, 4), 3), (MemRoPE(3, 4), 4), (MemRoPE(3, 2), 3)])
+def test_frames_that_are_committed_again_count_once_in_the_averages(policy, frames_per_block):
+    """Blocks in view have frames that left it before: those are in the averages already."""
+    model = small_model()
+    text = model.encode_text(small_context())
+    torch.manual_seed(4)
+    clean = [torch.randn(block_shape(frames_per_block)) for _ in range(10)]
+    cache = small_cache(policy, frames_per_block)
+    for latents in clean[:9]:
+        commit_block(model, text, cache, cache.begin_block(), latents, 0.0)
+    before = [averages.clone() for averages in cache.rule._averages]
+    for block in cache.restart():
+        commit_block(model, text, cache, cache.begin_block(), clean[block], 0.0)
+    assert all(map(torch.equal, before, cache.rule._averages))
+    commit_block(model, text, cache, cache.begin_block(), clean[9], 0.0)
+    assert not any(map(torch.equal, before, cache.rule._averages))
+
+
 def test_the_walk_goes_forward_and_back():
     assert [shown_frame(frame, 4) for frame in range(12)] == [0, 1, 2, 3, 3, 2, 1, 0, 0, 1, 2, 3]
 

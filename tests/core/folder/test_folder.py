@@ -57,6 +57,7 @@ def test_blocks_that_are_there_follow_the_takes(tmp_path):
         ({"latents": torch.zeros(1, 16, 3, 4, 7)}, {}, "holds no block"),
         ({"latents": torch.zeros(SHAPE).half()}, {}, "holds no block"),
         ({"selected": torch.zeros(3).int(), "selected_by_layer": torch.tensor([1, 1])}, {}, "the block selected"),
+        ({"selected": torch.zeros(3).int()}, {}, "the block selected"),
         ({}, {"block": 1}, "belongs to another block or render"),
         ({}, {"take": 1}, "belongs to another block or render"),
         ({}, {"render": "0" * 32}, "belongs to another block or render"),
@@ -107,6 +108,16 @@ def test_a_torn_line_of_telemetry_costs_that_line_alone(tmp_path):
         file.write(b'{"event": "blo')
     telemetry.append("block", block=1)
     assert [line["block"] for line in telemetry.lines()] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "line", [{}, {"colour": [1, 2], "contrast": 3.0}, {"colour": "red", "contrast": None}], ids=str
+)
+def test_a_first_block_without_colours_measures_no_drift(tmp_path, line):
+    telemetry = Telemetry(tmp_path)
+    telemetry.append("film", block=0, **line)
+    telemetry.film(5, 0, np.full((4, 8, 8, 3), 100, np.uint8))
+    assert list(telemetry.lines())[-1]["drift"] == [0, 0, 0, 0]
 
 
 def test_drift_is_measured_against_block_0_after_a_resume_too(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -90,6 +92,22 @@ def test_damage_is_noticed_and_made_again_and_the_rest_is_kept(copied, finished,
     elif what in ("the manifest", "the prompt"):
         assert "written again" in notes[0]
     assert made_again(copied, finished) == ([], ())
+
+
+def test_a_prompt_in_the_place_of_a_block_is_no_block(copied, finished):
+    (prompt,) = (copied / "film/prompts").glob("*.safetensors")
+    shutil.copy(prompt, copied / "film/blocks/000003-0.safetensors")
+    (copied / "film/manifest.json").unlink()
+    made, notes = made_again(copied, finished)
+    assert made == [3]
+    assert "written again" in notes[0]
+
+
+def test_a_checksum_with_an_end_before_the_start_counts_for_nothing(copied, finished):
+    (sums,) = (copied / "film/film").glob("*.json")
+    of_nothing = hashlib.blake2b(digest_size=16).hexdigest()
+    sums.write_text(json.dumps([[-5, of_nothing], *json.loads(sums.read_text())]))
+    assert made_again(copied, finished)[0] == []
 
 
 def test_swapped_blocks_are_noticed(copied, finished):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from packforcing_core.folder.content import Content
 from packforcing_core.folder.folder import Mode, RenderFolder, open_render
+from packforcing_core.folder.listing import renders
 from packforcing_core.folder.manifest import Manifest
 from packforcing_core.folder.unnamed import open_unnamed
 from packforcing_core.render.parts import build_compression
@@ -80,6 +82,15 @@ def test_a_damaged_block_is_made_again_in_the_new_render_and_the_other_keeps_its
     _, denoised = rendered(tmp_path, Small(blocks=4))
     assert denoised == [1, 3]
     assert damaged.read_bytes() == before
+
+
+def test_a_render_whose_blocks_are_gone_keeps_no_other_one_from_opening(tmp_path):
+    rendered(tmp_path, Small(blocks=3))
+    (old,) = tmp_path.glob("auto-*-3")
+    shutil.rmtree(old / "blocks")
+    _, denoised = rendered(tmp_path, Small(blocks=5))
+    assert denoised == [0, 1, 2, 3, 4]
+    assert len(list(renders(tmp_path))) == 2
 
 
 @pytest.mark.parametrize(

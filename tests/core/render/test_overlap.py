@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from packforcing_core.render.beside import overlapped
+from packforcing_core.render.overlap import overlapped
 
 TIMEOUT = 300
 REQUEST = contextvars.ContextVar("REQUEST", default="none")
