@@ -267,8 +267,8 @@ def recache(
     only those of the sink and the newest block; all others are dropped.
 
     `latents` must hold the latents [1, 16, frames_per_block, h, w] of each of `cache.blocks_in_view()`. The result
-    equals a fresh cache with only these blocks committed, except that a bank keeps its blocks, which were made with the
-    old text.
+    equals a fresh cache with only these blocks committed, except that a bank keeps its blocks and MemRoPE its averages,
+    which were made with the old text.
     """
     missing = [block for block in cache.blocks_in_view() if block not in latents]
     if missing:
