@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import lru_cache
+
+from aiohttp import web
 from comfy_api.v0_0_2 import io
 
 from ..packforcing_core.miniature import load as miniature
@@ -12,6 +16,7 @@ from .tell import say
 from .words_clip import words_clip
 
 NAME = "PackForcing miniature"
+PATH = "/packforcing/demo"
 
 
 class DemoModels(io.ComfyNode):
@@ -61,16 +66,25 @@ class DemoModels(io.ComfyNode):
         compressor = miniature.load_compressor(ops=host.HOST_OPS)
         if compressor is not None:
             host.attach_compressor(model, compressor)
-        words = miniature.load_text()
-        text = _summary(words.vocabulary, compressor is not None)
+        text = summary()
         say(cls.hidden.unique_id, text)
-        return io.NodeOutput(model, words_clip(words), host.native_vae(miniature.read_vae()), ui={"text": (text,)})
+        return io.NodeOutput(
+            model, words_clip(miniature.load_text()), host.native_vae(miniature.read_vae()), ui={"text": (text,)}
+        )
 
 
-def _summary(vocabulary: tuple[str, ...], compressor: bool) -> str:
+def add_route(routes: web.RouteTableDef) -> None:
+    @routes.get(PATH)
+    async def demo(request: web.Request) -> web.Response:
+        return web.Response(text=await asyncio.to_thread(summary))
+
+
+@lru_cache(maxsize=1)
+def summary() -> str:
+    """What the miniature can do, and the words that its prompts may have."""
     width, height = miniature.SIZE
-    remembers = "with its trained compressor" if compressor else "without a trained compressor"
+    remembers = "with its trained compressor" if miniature.COMPRESSOR.exists() else "without a trained compressor"
     return (
         f"{width}x{height} pixels, blocks of {miniature.FAMILY.frames_per_block} latent frames, {remembers}\n"
-        f"words: {', '.join(vocabulary)}"
+        f"words: {', '.join(miniature.load_text().vocabulary)}"
     )

@@ -5,10 +5,9 @@ from __future__ import annotations
 from comfy_api.v0_0_2 import ComfyExtension, io
 from server import PromptServer
 
-from . import cache_panel, tell
+from . import cache_panel, demo, tell
 from .collect import CollectLatents
 from .decode import StreamingVAEDecode
-from .demo import DemoModels
 from .kv_cache import KVCacheConfig
 from .loader import ModelLoader
 from .prompts import PromptAt, TimedPrompts
@@ -23,11 +22,12 @@ class PackForcingExtension(ComfyExtension):
         if hasattr(PromptServer, "instance"):
             tell.add_route(PromptServer.instance.routes)
             cache_panel.add_route(PromptServer.instance.routes)
+            demo.add_route(PromptServer.instance.routes)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             ModelLoader,
-            DemoModels,
+            demo.DemoModels,
             KVCacheConfig,
             TimedPrompts,
             PromptAt,

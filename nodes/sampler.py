@@ -165,17 +165,11 @@ class Sampler(io.ComfyNode):
         prompts = text.describe(geometry)
         others = others_note(folder.path.parent, folder.path)
         # Warnings first: the node shows nine lines, the rest has to be scrolled to.
-        lines = (
-            recipe.describe_length(settings.seconds),
-            *warnings,
-            *prompts,
-            plan.describe(length=False),
-            memory,
-            known,
-            *others,
-        )
-        of_cache = (memory, *_compressor_note(model, recipe)) if cache_node is not None else ()
-        say(cls.hidden.unique_id, "\n".join(line for line in lines if line not in of_cache))
+        first = (recipe.describe_length(settings.seconds), *warnings)
+        lines = (*first, *prompts, plan.describe(length=False), memory, known, *others)
+        of_cache = tuple(_compressor_note(model, recipe)) if cache_node is not None else ()
+        elsewhere = of_cache if cache_node is None else (*of_cache, memory)  # The KV Cache node draws the memory.
+        say(cls.hidden.unique_id, "\n".join(line for line in lines if line not in elsewhere))
         if cache_node is not None:
             say(cache_node, "\n".join(of_cache))
         return io.NodeOutput(stream, ui={"text": ("\n".join(lines),)})

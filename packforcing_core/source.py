@@ -50,14 +50,22 @@ def at_rate(frames: Iterable[np.ndarray], frame_rate: float, fps: float) -> Iter
             shown += 1
 
 
+MUCH_LOST = 0.3
+"""The share of a start's frame that is not cropped without a warning."""
+
+
 def adaptations(width: int, height: int, frame_rate: float | None, geometry: VideoGeometry) -> tuple[str, ...]:
     """Notes on how a start image or video (pixels; FPS, None for images) is adapted to the render's size and rate."""
     notes = []
     if (width, height) != (geometry.width, geometry.height):
         rows, columns = _covering(height, width, geometry.height, geometry.width)
         lost = 1 - geometry.width * geometry.height / (rows * columns)
+        warning = "Warning: " if lost >= MUCH_LOST else ""
         cropped = f", and {lost:.0%} of each frame is cropped" if lost >= 0.005 else ""
-        notes.append(f"The start is {width}x{height}: scaled to cover {geometry.width}x{geometry.height}{cropped}.")
+        turned = (width > height) != (geometry.width > geometry.height) and geometry.width != geometry.height
+        way_out = f" To keep more of it, exchange width and height ({geometry.height}x{geometry.width})."
+        size = f"{width}x{height}: scaled to cover {geometry.width}x{geometry.height}"
+        notes.append(f"{warning}The start is {size}{cropped}.{way_out if warning and turned else ''}")
     if frame_rate is not None and abs(frame_rate - geometry.fps) > 1e-6:
         notes.append(f"The start has {frame_rate:.5g} FPS: converted to {geometry.fps:g}, at the same speed.")
     return tuple(notes)

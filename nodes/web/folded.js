@@ -1,4 +1,6 @@
 // What folded nodes would say and show is shown by the next open node: their warnings, and the videos for a stack of videos.
+import { inWords } from "./words.js";
+
 export const MAKES_VIDEO = "PackForcingStreamingVAEDecode";
 export const STACKS_VIDEOS = "PackForcingStackVideos";
 const WARNING = /^(Warning|Error): /;
@@ -53,15 +55,14 @@ function together(node, newest) {
   const told = sources.map((source) => newest.get(source));
   const events = told.filter((event) => event?.video);
   const last = events.reduce((one, other) => (other.serial > one.serial ? other : one));
-  const parts = sources.map((source, number) => {
-    const isOld = told[number] && told[number].prompt !== last.prompt;
-    const title = isOld ? `${titles[number]} ({job_before})` : titles[number];
-    return { title, event: told[number], elsewhere: !isFolded(source) };
-  });
+  const isOld = (event) => event && event.prompt !== last.prompt;
+  const named = sources.map((_, number) => titles[number] + (isOld(told[number]) ? inWords(" ({job_before})") : ""));
+  const parts = sources.map((source, number) => ({ title: named[number], event: told[number], elsewhere: !isFolded(source) }));
   const own = newest.get(node);
-  const said = told.flatMap((event, number) => (event ? [`${titles[number]}: ${event.text.split("\n")[0]}`] : []));
+  const said = told.flatMap((event, number) => (event ? [`${named[number]}: ${event.text.split("\n")[0]}`] : []));
   const text = own && own.serial > last.serial && own.text ? own.text : said.join("\n");
-  const share = events.reduce((sum, event) => sum + (event.state === "done" ? 1 : (event.share ?? 0)), 0) / parts.length;
+  const made = events.filter((event) => !isOld(event)).map((event) => (event.state === "done" ? 1 : (event.share ?? 0)));
+  const share = made.reduce((sum, one) => sum + one, 0) / parts.length;
   return { ...last, node: String(node.id), state: share < 1 ? last.state : "running", text, share, parts };
 }
 

@@ -6,21 +6,24 @@ import { allTold, isHere, nodeOf, ofOneTab, onTold } from "./graph.js";
 import { MAKES_VIDEO, STACKS_VIDEOS, foldedWarnings, withStacks } from "./folded.js";
 import { Player } from "./player.js";
 import { STAGE_STYLE, Stage } from "./stage.js";
-import { loadWords } from "./words.js";
+import { inWords, loadWords } from "./words.js";
 
 const WIDGET = "packforcing_monitor";
 const PACK = "PackForcing"; // What the types of this pack's nodes begin with.
 const LOOK_EVERY_MS = 500;
+const DEMO = "PackForcingDemoModels";
 const MARGIN = 10; // Of a DOM widget, on every side.
 const LINE = 16;
 const MOST_LINES = 9; // More lines scroll,
 const MOST_LINES_WITH_ROOM = 20; // if the node has its minimum size,
 const MOST_LINES_BY_TEXT = 4; // and on a node of another pack that has a text box.
 const LARGEST_TEXT_BOX = 100; // What a text box keeps beyond its minimum height: a saved graph has the grown height.
+const CHANGES_ITSELF = /seed|control_after_generate/;
 const MOST_EVENTS = 100;
 const FAILURES = "packforcing.failures";
 const MOST_FAILURES = 20;
 const A_MOMENT_MS = 300;
+const UNCHANGED = "Nothing was changed, so nothing ran: this is the finished video. What was said when it was made:";
 const STYLE = `
 ${STAGE_STYLE}
 .packforcing-monitor { display: flex; flex-direction: column; gap: 4px; overflow: hidden; }
@@ -30,6 +33,7 @@ ${STAGE_STYLE}
   scrollbar-color: #888 transparent; font: 12px/${LINE}px Inter, sans-serif;
   color: var(--input-text, #ddd); white-space: pre-wrap; overflow-wrap: anywhere; user-select: text; }
 .packforcing-monitor > .said.cut { mask-image: linear-gradient(#000 calc(100% - ${2 * LINE}px), #0003); }
+.packforcing-monitor > .said.past { opacity: 0.6; }
 .packforcing-monitor [hidden] { display: none; }`;
 
 const events = new Map(); // node and job -> the newest event
@@ -37,10 +41,17 @@ const players = new Map(); // node and job -> Player; kept when another tab is o
 const frames = new Map(); // node and job -> the newest frame
 const views = new Map(); // node -> View
 const watched = new WeakSet(); // nodes whose removal is noticed
+const atFirst = new Map(); // node -> its event before it has run
 const pen = document.createElement("canvas").getContext("2d");
 
 const jobOf = ({ node, prompt }) => `${prompt} ${node}`;
 const playerOf = (event) => event && players.get(jobOf(event));
+
+// What a message was about: without what changes by itself after a run.
+function settingsOf(node) {
+  const widgets = (node.widgets ?? []).filter(({ name, serialize }) => serialize !== false && !CHANGES_ITSELF.test(name));
+  return JSON.stringify(widgets.map(({ value }) => value));
+}
 
 function linesOf(text, width) {
   pen.font = "12px Inter, sans-serif";
@@ -113,7 +124,7 @@ class View {
   get text() {
     const refused = this.event.video && this.parts.some(({ event }) => playerOf(event)?.how === "none");
     const own = refused ? `${this.event.text}\nThis browser cannot play this codec. The file itself is fine.` : this.event.text;
-    return [...this.warnings, own].join("\n");
+    return [...this.warnings, ...(this.past ? [inWords("{before_change}")] : []), own].join("\n");
   }
 
   // Of a stack several videos, else the event's own.
@@ -127,12 +138,15 @@ class View {
       this.room = roomOfText(this.node);
       this.before = this.node.size[1];
     }
-    Object.assign(this, { event, warnings });
+    const settings = settingsOf(this.node);
+    if (this.event?.serial !== event.serial) this.settings = settings;
+    Object.assign(this, { event, warnings, past: !event.video && this.settings !== settings });
     if (event.video) this.showPictures();
     const state = `${event.serial} ${this.text} ${event.video ? this.aspect : 0}`;
     if (state === this.state) return;
     this.state = state;
     this.said.textContent = this.text;
+    this.said.classList.toggle("past", this.past);
     this.said.style.maxHeight = `${(event.video ? MOST_LINES : MOST_LINES_WITH_ROOM) * LINE}px`;
     this.stage.element.hidden = !event.video;
     if (event.video) this.stage.element.style.aspectRatio = `1 / ${this.aspect}`;
@@ -185,10 +199,12 @@ class View {
 }
 
 function watch(node) {
+  if (watched.has(node)) return;
   watched.add(node);
   const removed = node.onRemoved;
   node.onRemoved = function () {
     views.delete(node);
+    atFirst.delete(node);
     return removed?.apply(this, arguments);
   };
 }
@@ -196,7 +212,7 @@ function watch(node) {
 function viewOf(node) {
   if (!views.has(node) && node.addDOMWidget) {
     views.set(node, new View(node));
-    if (!watched.has(node)) watch(node);
+    watch(node);
   }
   return views.get(node);
 }
@@ -229,6 +245,7 @@ function settle() {
     if (!node || newest.get(node)?.serial > event.serial) continue;
     newest.set(node, event);
   }
+  for (const [node, event] of atFirst) if (node.graph && !newest.has(node)) newest.set(node, event);
   const warnings = foldedWarnings(newest);
   const shown = new Set();
   for (const [node, event] of withStacks(newest)) {
@@ -261,8 +278,7 @@ function showKnown({ node, display_node, output, prompt_id: prompt }) {
   const [file] = output?.images ?? [];
   if (!file || !output.animated || !output.text || events.has(jobOf(event))) return;
   const video = { width: 16, height: 9, finished: true, file, segments: [] }; // Until the file's size is known.
-  const unchanged = "Nothing was changed, so nothing ran: this is the finished video. What was said when it was made:";
-  const text = [[file.type, file.subfolder, file.filename].join("/"), unchanged, ...output.text].join("\n");
+  const text = [[file.type, file.subfolder, file.filename].join("/"), UNCHANGED, ...output.text].join("\n");
   heard({ ...event, serial: nextSerial(), text, video });
 }
 
@@ -285,7 +301,7 @@ function noteFailure({ node_id, node_type, prompt_id: prompt, exception_message 
 function showFailure({ node, prompt, ours, how, reason, serial }) {
   for (const event of [...events.values()]) {
     if (!event.video || event.prompt === prompt || event.serial > serial || !ofOneTab(event.prompt, prompt)) continue;
-    const said = event.said ?? event.text;
+    const said = (event.said ?? event.text).replace(`${UNCHANGED}\n`, "");
     const text = `The last job ${how}. This video is of the job before.\n${said}`;
     heard({ ...event, serial, said, text });
   }
@@ -295,6 +311,14 @@ function showFailure({ node, prompt, ours, how, reason, serial }) {
 
 function forgetFailures({ prompt_id: prompt }) {
   saveFailures(failures().filter((failure) => !ofOneTab(failure.prompt, prompt)));
+}
+
+// The demo's node lists the words of its prompts before it has run: in a second tab ComfyUI does not run it again.
+async function introduce(node) {
+  const answer = await api.fetchApi("/packforcing/demo");
+  if (!answer.ok) return;
+  watch(node);
+  atFirst.set(node, { node: String(node.id), prompt: "", serial: 0, text: await answer.text() });
 }
 
 onTold("packforcing.monitor", heard);
@@ -313,6 +337,7 @@ app.registerExtension({
     await loadWords();
   },
   nodeCreated(node) {
+    if (node.comfyClass === DEMO) introduce(node);
     if (![MAKES_VIDEO, STACKS_VIDEOS].includes(node.comfyClass) || !node.addDOMWidget) return;
     viewOf(node);
     // The front end would show its own preview of the same file beside it.

@@ -33,7 +33,7 @@ class Cell {
     this.waiting.hidden = plays || Boolean(frame) || !waits;
     this.waiting.textContent = waits ? inWords(waits) : "";
     this.title.hidden = !title;
-    this.title.textContent = inWords(title ?? "");
+    this.title.textContent = title ?? "";
   }
 }
 

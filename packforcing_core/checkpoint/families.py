@@ -276,7 +276,7 @@ _TABLE = (
     ),
     Family(
         "miniature",
-        "PackForcing's miniature of the toy world",
+        "the PackForcing miniature",
         patterns=(r"packforcing[-_ ]?miniature", r"weights/wan\.safetensors"),
         top_keys=("",),
         frames_per_block=4,

@@ -14,7 +14,7 @@ from ..errors import PackForcingError
 FONT = Path(__file__).parent / "fonts" / "NotoSansCJKsc-subset.otf"
 HEIGHT, MARGIN = 32, 6
 LARGEST, SMALLEST = 19.0, 9.0
-"""Font sizes in pixels: as large as the line's width allows."""
+"""Font sizes in pixels: as large as all lines allow."""
 NO_LETTER = "\uffff"
 """No font has this one: it is drawn as the empty box of a letter that is missing."""
 
@@ -31,7 +31,10 @@ def caption_images(captions: str, widths: Sequence[int]) -> list[np.ndarray] | N
         raise PackForcingError(
             f"Got {len(lines)} lines of captions for {len(widths)} videos; expected one line per video."
         )
-    return [_drawn(line, width) for line, width in zip(lines, widths, strict=True)]
+    rooms = [width - 2 * MARGIN for width in widths]
+    longest = max(_font(LARGEST).getlength(line) / room for line, room in zip(lines, rooms, strict=True))
+    font = _font(max(SMALLEST, LARGEST / max(1.0, longest)))
+    return [_drawn(line, width, font) for line, width in zip(lines, widths, strict=True)]
 
 
 def missing_letters(captions: str) -> str:
@@ -41,10 +44,9 @@ def missing_letters(captions: str) -> str:
     return "".join(sorted({c for c in captions if not c.isspace() and bytes(font.getmask(c)) == none}))
 
 
-def _drawn(line: str, width: int) -> np.ndarray:
-    image, room = Image.new("RGB", (width, HEIGHT)), width - 2 * MARGIN
-    size = LARGEST * min(1.0, room / max(1.0, _font(LARGEST).getlength(line)))
-    ImageDraw.Draw(image).text((MARGIN, HEIGHT / 2), line, anchor="lm", font=_font(max(SMALLEST, size)))
+def _drawn(line: str, width: int, font: ImageFont.FreeTypeFont) -> np.ndarray:
+    image = Image.new("RGB", (width, HEIGHT))
+    ImageDraw.Draw(image).text((MARGIN, HEIGHT / 2), line, anchor="lm", font=font)
     return np.asarray(image)
 
 

@@ -93,10 +93,11 @@ class Recipe:
         """How the wished length was rounded to whole blocks, and what the render starts with."""
         g, given = self.geometry, len(self.given)
         if self.left_out_blocks:
+            shown = self.video_frames / g.fps
             return (
-                f"{wished_seconds:g} s at {g.fps:g} FPS became {self.video_frames / g.fps:.2f} s: {self.video_frames} "
+                f"{wished_seconds:g} s at {g.fps:g} FPS became {shown:.2f} s: {self.video_frames} "
                 f"frames in {blocks_text(g.blocks - given, g.frames_per_block)} latent frames, after "
-                f"{block_count(given)} of the start that the video does not show"
+                f"{block_count(given)} of the start ({g.seconds - shown:.1f} s) that the video does not show"
             )
         told = g.describe_length(wished_seconds)
         if given:

@@ -200,6 +200,9 @@ def write_graph(front_end: FrontEnd, name: str, folder: Path) -> None:
     """Writes NAME.json into `folder`."""
     graph = to_graph(front_end, name)
     graph["extra"] = {}
+    for output in (output for node in graph["nodes"] for output in node["outputs"]):
+        if output.get("slot_index") is None:  # The front end writes it, and then finds it invalid.
+            output.pop("slot_index", None)
     add_links(graph)
     (folder / f"{name}.json").write_text(json.dumps(graph, indent=1) + "\n", encoding="utf-8")
 

@@ -34,7 +34,7 @@ COLLAPSED_WIDTH = 200
 ROOM = {
     "PackForcingDemoModels": 160,
     "PackForcingModelLoader": 98,
-    "PackForcingKVCache": 166,
+    "PackForcingKVCache": 100,
     "PackForcingSampler": 166,
     "PackForcingTimedPrompts": 166,
     "PackForcingStartFrom": 40,
@@ -46,7 +46,7 @@ ROOM = {
     "PackForcingPromptAt": 40,
     "PackForcingCollectLatents": 40,
 }
-"""By how much a node grows: when it runs, by nine lines of text (166) or a video; the last four in Nodes 2.0."""
+"""By how much a node grows: when it runs, by nine lines of text (166), five, or a video; the last four in Nodes 2.0."""
 WIDE = "PackForcingStackVideos"
 """Stands below the columns, at the right edge: as wide as several of them, for its videos side by side."""
 UNKNOWN_WORDS = 86

@@ -34,7 +34,7 @@ WORDS_ON_LINES = """where => [...document.querySelectorAll(where)].filter(said =
 
 ALL_SAID = """where => {
     const said = [...document.querySelectorAll(where)].map(said => said.innerText).join("\\n");
-    const parts = ["output/video/", "other unfinished", "in system RAM", "Self-Forcing, blocks"];
+    const parts = ["output/video/", "other unfinished", "no trained compressor", "Self-Forcing, blocks"];
     return parts.every(part => said.includes(part));
 }"""
 
@@ -119,6 +119,10 @@ SHOWN = """where => [...document.querySelectorAll(where)].filter(said => said.in
     .map(said => ({ height: said.clientHeight, wanted: said.scrollHeight, cut: said.classList.contains('cut') }))[0]"""
 
 
+WORDS_OF_DEMO = """where => [...document.querySelectorAll(where)]
+    .some(said => said.innerText.includes('words: a, and, ') && said.offsetWidth > 0)"""
+
+
 def test_a_message_that_is_cut_fades_and_gets_the_height_that_its_node_is_given(
     comfy: ComfyServer, front_end: FrontEnd, tmp_path: Path
 ):
@@ -127,6 +131,7 @@ def test_a_message_that_is_cut_fades_and_gets_the_height_that_its_node_is_given(
     prompt = graph.add("CLIPTextEncode", clip=models[1], text="a walrus and a dragon")
     graph.add("PreviewAny", source=prompt[0])
     show(front_end, graph)
+    front_end.page.wait_for_function(WORDS_OF_DEMO, arg=SAID)
     front_end.run()
     page, shown = front_end.page, f"({SHOWN})"
     page.wait_for_function(f"where => {shown}(where)?.cut", arg=SAID)
@@ -167,6 +172,7 @@ def test_why_a_node_failed_takes_the_place_of_what_it_said_before_and_the_old_vi
     front_end.page.wait_for_function(says, arg=[SAID, "2 s: a blue circle"])
     set_prefix = "([id, text]) => { window.app.rootGraph.getNodeById(id).widgets[1].value = text; }"
     front_end.page.evaluate(set_prefix, [int(timeline.id), "a red circle " * 9])
+    front_end.page.wait_for_function(says, arg=[SAID, "Of the run before your change:\n0 s: "])
     assert front_end.run()["status"]["status_str"] == "error"
     for _ in ("after the run", "after a reload"):
         front_end.page.wait_for_function(says, arg=[SAID, "Error: "])

@@ -33,7 +33,8 @@ STATE = """id => {
         plays: shown(cell.querySelector('video')) && cell.querySelector('video').readyState >= 2,
         paused: cell.querySelector('video')?.paused ?? true, end: cell.querySelector('video')?.duration || 0,
         src: cell.querySelector('video')?.src ?? '' }));
-    return { cells, said: monitor?.querySelector('.said').textContent ?? '' };
+    const made = monitor?.querySelector('.bar > div').style.width;
+    return { cells, made, said: monitor?.querySelector('.said').textContent ?? '' };
 }"""
 
 
@@ -87,7 +88,18 @@ def test_folded_nodes_videos_play_in_the_stack_and_then_the_stack_does(
         wait_for(front_end, name % STATE, int(stack))
         states.append(state())
         front_end.screenshot(tmp_path / f"{nodes}-after.png")
-    print(tmp_path, during, opened, *states, sep="\n")
+    front_end.page.evaluate(
+        "window.app.rootGraph.nodes.forEach(n => n.widgets?.filter(w => w.name === 'seed')"
+        ".forEach(w => { w.value += 100; }))"
+    )
+    with held(comfy):
+        prompt = press_run(front_end)
+        wait_for(
+            front_end, f"id => ({STATE})(id).cells.some(cell => cell.title.includes('of the job before'))", int(stack)
+        )
+        again = state()
+    comfy.client.wait(prompt)
+    print(tmp_path, during, opened, *states, again, sep="\n")
     choose(front_end, "Comfy.VueNodes.Enabled", False)
 
     assert [cell["title"] for cell in during["cells"]] == CAPTIONS.split("\n")
@@ -110,4 +122,6 @@ def test_folded_nodes_videos_play_in_the_stack_and_then_the_stack_does(
     assert len(warnings) == 1, "of the folded sampler"
     assert "Warning: " in warnings[0]
     assert not warnings[0].startswith("Warning"), "the folded node is named"
+    assert again["made"] == "0%", "the other video is of the job before"
+    assert sum("(of the job before): " in line for line in again["said"].splitlines()) == 1
     assert front_end.problems == []

@@ -55,7 +55,14 @@ def test_a_film_of_another_rate_keeps_its_length():
         ((64, 48), 16.0, ()),
         ((64, 48), None, ()),
         ((640, 480), None, ("The start is 640x480: scaled to cover 64x48.",)),
-        ((360, 640), None, ("The start is 360x640: scaled to cover 64x48, and 58% of each frame is cropped.",)),
+        (
+            (360, 640),
+            None,
+            (
+                "Warning: The start is 360x640: scaled to cover 64x48, and 58% of each frame is cropped. "
+                "To keep more of it, exchange width and height (48x64).",
+            ),
+        ),
         ((64, 48), 30000 / 1001, ("The start has 29.97 FPS: converted to 16, at the same speed.",)),
     ],
 )
