@@ -78,7 +78,7 @@ def test_a_film_goes_on_from_the_end_of_another_and_shows_what_is_new_only(comfy
     assert not any("reused" in text for text in progress)
     whole, _ = film(comfy, files, lambda g: start_from(g, video=load_video(g), show_source="show"), seconds=3.3125)
     print(told.splitlines()[0])
-    assert "after 2 blocks of the start that the video does not show" in told
+    assert "after 2 blocks of the start (1.3 s) that the video does not show" in told
     assert (len(new), len(whole)) == (36, 57)
     assert np.array_equal(new, whole[21:])
 
