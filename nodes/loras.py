@@ -49,7 +49,8 @@ def with_unread_loras(model, prompt: Prompt | None, sampler: str) -> tuple:
         if not read and not (renamed and isinstance(strength, int | float)):
             raise PackForcingError(
                 f"No tensor of the LoRA {name} matches this model (example: {example!r}), so it would "
-                "change nothing. Use a LoRA made for Wan2.1 T2V 1.3B, or remove the node."
+                "change nothing. Use a LoRA made for this model (for most checkpoints: Wan2.1 T2V 1.3B), or remove "
+                "the node."
             )
         _require_shapes(path, config)
         unread = [own for own, native in _names(tensors, by_us=bool(renamed)).items() if not _reaches(native, keys)]

@@ -84,7 +84,7 @@ WIDEST = 360
 """What is wider (fields for text) is made as wide as this: graphs must not be wide."""
 WIDTHS = {"PackForcingStackVideos": 960}
 """For videos side by side."""
-PROMPTS = {"CLIPTextEncode": 140, "PackForcingTimedPrompts": 270}
+PROMPTS = {"CLIPTextEncode": 140, "PackForcingTimedPrompts": 310}
 """The heights of nodes with fields for prompts of some lines."""
 NOTE_MARGIN = 40
 """What the frame of a note adds to the height of its text."""

@@ -56,7 +56,7 @@ def test_a_film_begins_with_a_picture(files, tmp_path, boat, capsys):
 def test_a_film_goes_on_and_shows_what_is_new(files, tmp_path, boat, capsys):
     start = ("--continue-video", str(boat / "boat.mp4"), "--given-seconds", "1.5")
     assert render(files, tmp_path / "film.mp4", "--seconds", "1.5", *start, *FAST) == 0
-    assert "after 2 blocks of the start that the video does not show" in capsys.readouterr().out
+    assert "after 2 blocks of the start (1.3 s) that the video does not show" in capsys.readouterr().out
     assert len(frames(tmp_path / "film.mp4")) == 24
 
 
