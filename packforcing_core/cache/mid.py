@@ -150,8 +150,14 @@ class MidMemory:
         tokens = q.shape[1] + kv.query_sums.shape[1] * kv.tokens_per_frame
         own = queries.frame_sums.sum(dim=1)
         question = Question(
-            *((own + kv.query_sums.sum(dim=1)) / tokens, asked, self.blocks, bank.mean_keys[: len(self.blocks)]),
-            *(bank.keys, self.plan.selector_seed, block, layer),
+            mean_query=(own + kv.query_sums.sum(dim=1)) / tokens,
+            queries=asked,
+            blocks=self.blocks,
+            mean_keys=bank.mean_keys[: len(self.blocks)],
+            keys=bank.keys,
+            seed=self.plan.selector_seed,
+            block=block,
+            layer=layer,
             running_query=self._with(layer, own, q.shape[1]),
             count=len(window.mid_positions),
             writes=writes,

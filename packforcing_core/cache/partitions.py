@@ -4,12 +4,13 @@ The past of a block has three parts: the *sink* (the first latent frames of the 
 newest), and between them the *mid* (selected blocks from a bank of compressed blocks, or the tokens left after
 pruning). A layer's buffer is
 
-    [ recent ring | sink | mid slots | current ]
+    [ extra | recent ring | sink | mid slots | copied | current ]
 
-Left of the mid there is one slot per latent frame, filled from right to left. Attention does not depend on the order of
+Left of the mid there is one slot per latent frame, filled from right to left; *extra* ones hold what a policy makes of
+frames that have left (averages, for example). Attention does not depend on the order of
 its keys, so the ring never moves what it keeps. The frames in view are always one slice, however many slots are filled;
 so is what a compressed block attends to (everything except the ring). When several blocks are denoised together, part
-of the ring goes out of view; the part that stays is copied in front of the current blocks, so that the view is one
+of the ring goes out of view; the part that stays is *copied* in front of the current blocks, so that the view is one
 slice again.
 """
 
@@ -199,7 +200,7 @@ class Partitions:
 
     @property
     def ring_frames(self) -> int:
-        """Frame slots left of the sink."""
+        """Frame slots left of the sink: the ring and the extra ones."""
         return self.recent_frames + self.extra_frames
 
     @property
