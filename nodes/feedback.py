@@ -89,9 +89,10 @@ class RenderFeedback:
     def summary(self) -> str:
         """What was sampled and what was reused, for the job history."""
         given = len(self._recipe.given)
+        reused = max(0, self._known - given)  # What is given is saved too.
         parts = [
             *([f"{given} given"] if given else []),
-            f"{block_count(self._known)} reused" if self._known else "no block reused",
+            f"{block_count(reused)} reused" if reused else "no block reused",
             f"{self._sampled} of {self._geometry.blocks - given} sampled",
             *([f"{self._pace():.2f}{NO_BREAK}s per block"] if self._sampled else []),
             f"cache {self._cache}",

@@ -2,7 +2,7 @@
 
 The event "packforcing.block" goes through `tell.py`: `{"node": id of the KV Cache node, "block": the finished block,
 "blocks", "seconds", "cache_bytes", "selected": {block: share of the layers}, "svg": a drawing, with words in braces}`.
-The first event shows the newest block that was finished before; where there is none, `block` is null.
+The first event shows the last block of those that are finished already; where there is none, `block` is null.
 """
 
 from __future__ import annotations
@@ -29,13 +29,11 @@ class BlockWatch:
 
     def _begin(self) -> None:
         folder = self._stream.folder
-        missing = set(folder.missing_blocks())
-        newest = max((block for block in range(folder.manifest.blocks) if block not in missing), default=None)
-        if newest is None:
+        newest = min([*folder.missing_blocks(), folder.manifest.blocks]) - 1
+        if newest < 0 or self._line is None or self._line.client is None:
             self._send(None, 0.0, None)
         else:
-            done = folder.blocks.load(newest)
-            self._send(newest, 0.0, self._selected(done))
+            self._send(newest, 0.0, self._selected(folder.blocks.load(newest)))
 
     def done(self, event: BlockDone) -> None:
         seconds = round(time.monotonic() - self._since, 4)

@@ -62,7 +62,7 @@ def adaptations(width: int, height: int, frame_rate: float | None, geometry: Vid
         lost = 1 - geometry.width * geometry.height / (rows * columns)
         warning = "Warning: " if lost >= MUCH_LOST else ""
         cropped = f", and {lost:.0%} of each frame is cropped" if lost >= 0.005 else ""
-        turned = (width > height) != (geometry.width > geometry.height) and geometry.width != geometry.height
+        turned = (width - height) * (geometry.width - geometry.height) < 0
         way_out = f" To keep more of it, exchange width and height ({geometry.height}x{geometry.width})."
         size = f"{width}x{height}: scaled to cover {geometry.width}x{geometry.height}"
         notes.append(f"{warning}The start is {size}{cropped}.{way_out if warning and turned else ''}")

@@ -10,6 +10,7 @@ const MOST_EVENTS = 200;
 
 const tabs = new Map(); // id of a job -> the workflow that was open when it was queued, or its path after a reload
 const listeners = new Map(); // kind of event -> functions
+const asked = new Map(); // id of a job -> id of a node -> its settings when the job was queued
 const told = new Map(); // kind, job and node -> the newest event
 
 let toldAll;
@@ -72,6 +73,17 @@ export function lastTold(kind, node) {
   return own.map(([, event]) => event).sort((one, other) => other.serial - one.serial)[0];
 }
 
+const CHANGES_ITSELF = /seed|control_after_generate/;
+
+// The values of a node's widgets, without those that change by themselves when a job is queued.
+export function settingsOf(node) {
+  const widgets = (node.widgets ?? []).filter(({ name, serialize }) => serialize !== false && !CHANGES_ITSELF.test(name));
+  return JSON.stringify(widgets.map(({ value }) => value));
+}
+
+// The same when a job was queued; undefined after a reload, and for nodes in subgraphs.
+export const settingsOfJob = (prompt, node) => asked.get(prompt)?.get(String(node.id));
+
 function saveTabs() {
   const newest = [...tabs].slice(-MOST_JOBS).map(([prompt, tab]) => [prompt, pathOf(tab)]);
   sessionStorage.setItem(TABS, JSON.stringify(newest));
@@ -84,11 +96,14 @@ function loadTabs() {
 const queuePrompt = api.queuePrompt;
 api.queuePrompt = async function (...prompt) {
   const tab = openTab();
+  const settings = new Map((rootGraph()?.nodes ?? []).map((node) => [String(node.id), settingsOf(node)]));
   const answer = await queuePrompt.apply(this, prompt);
   if (answer?.prompt_id && tab) {
     tabs.set(answer.prompt_id, tab);
     saveTabs();
   }
+  if (answer?.prompt_id) asked.set(answer.prompt_id, settings);
+  if (asked.size > MOST_JOBS) asked.delete(asked.keys().next().value);
   return answer;
 };
 window.addEventListener("pagehide", saveTabs); // A workflow may have been saved under another name.

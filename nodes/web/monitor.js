@@ -2,7 +2,7 @@
 // It is one DOM widget. It does not use the front end's own previews and progress texts, which change by version.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { allTold, isHere, nodeOf, ofOneTab, onTold } from "./graph.js";
+import { allTold, isHere, nodeOf, ofOneTab, onTold, settingsOf, settingsOfJob } from "./graph.js";
 import { MAKES_VIDEO, STACKS_VIDEOS, foldedWarnings, withStacks } from "./folded.js";
 import { Player } from "./player.js";
 import { STAGE_STYLE, Stage } from "./stage.js";
@@ -18,7 +18,6 @@ const MOST_LINES = 9; // More lines scroll,
 const MOST_LINES_WITH_ROOM = 20; // if the node has its minimum size,
 const MOST_LINES_BY_TEXT = 4; // and on a node of another pack that has a text box.
 const LARGEST_TEXT_BOX = 100; // What a text box keeps beyond its minimum height: a saved graph has the grown height.
-const CHANGES_ITSELF = /seed|control_after_generate/;
 const MOST_EVENTS = 100;
 const FAILURES = "packforcing.failures";
 const MOST_FAILURES = 20;
@@ -46,12 +45,6 @@ const pen = document.createElement("canvas").getContext("2d");
 
 const jobOf = ({ node, prompt }) => `${prompt} ${node}`;
 const playerOf = (event) => event && players.get(jobOf(event));
-
-// What a message was about: without what changes by itself after a run.
-function settingsOf(node) {
-  const widgets = (node.widgets ?? []).filter(({ name, serialize }) => serialize !== false && !CHANGES_ITSELF.test(name));
-  return JSON.stringify(widgets.map(({ value }) => value));
-}
 
 function linesOf(text, width) {
   pen.font = "12px Inter, sans-serif";
@@ -138,9 +131,10 @@ class View {
       this.room = roomOfText(this.node);
       this.before = this.node.size[1];
     }
-    const settings = settingsOf(this.node);
-    if (this.event?.serial !== event.serial) this.settings = settings;
-    Object.assign(this, { event, warnings, past: !event.video && this.settings !== settings });
+    // Of a video, and of what a node says before it has run, nothing becomes outdated.
+    event.settings ??= settingsOfJob(event.prompt, this.node) ?? settingsOf(this.node);
+    const past = Boolean(event.prompt) && !event.video && event.settings !== settingsOf(this.node);
+    Object.assign(this, { event, warnings, past });
     if (event.video) this.showPictures();
     const state = `${event.serial} ${this.text} ${event.video ? this.aspect : 0}`;
     if (state === this.state) return;
@@ -315,10 +309,11 @@ function forgetFailures({ prompt_id: prompt }) {
 
 // The demo's node lists the words of its prompts before it has run: in a second tab ComfyUI does not run it again.
 async function introduce(node) {
-  const answer = await api.fetchApi("/packforcing/demo");
-  if (!answer.ok) return;
+  const answer = await api.fetchApi("/packforcing/demo").catch(() => null);
+  const text = answer?.ok && (await answer.text());
+  if (!text || !node.graph) return;
   watch(node);
-  atFirst.set(node, { node: String(node.id), prompt: "", serial: 0, text: await answer.text() });
+  atFirst.set(node, { node: String(node.id), prompt: "", serial: 0, text });
 }
 
 onTold("packforcing.monitor", heard);

@@ -160,7 +160,8 @@ def _timeline(geometry: VideoGeometry, partitions: Partitions, at: Moment) -> It
 
 def _memory_line(plan: RenderPlan, at: Moment) -> Iterator[str]:
     y = LINE_TOP + LINE_HEIGHT + 14
-    yield _text(2, y, f"{{gpu}}: {size_text(plan.buffer_bytes)}")
+    dtype = plan.dtype.replace("bfloat", "bf").replace("float", "fp")
+    yield _text(2, y, f"{{gpu}}: {size_text(plan.buffer_bytes)} ({dtype})")
     bank = ("ram", plan.host_bytes) if plan.host_bytes else ("bank", plan.bank_bytes)
     if bank[1]:
         yield _text(WIDTH - 2, y, f"{{{bank[0]}}}: {size_text(bank[1])}", "end")

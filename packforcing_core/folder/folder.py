@@ -7,7 +7,7 @@ lighthouse/
   prompts/           text embeddings by their hash
   start.safetensors  latents that the render begins from, encoded
   blocks/            all that is needed to repeat a block; 000012-0.safetensors: block 12 of take 0
-  film/              the growing video, and checksums of its segments
+  `film`/            the growing video, and checksums of its segments
   telemetry.jsonl    one line per event
 """
 

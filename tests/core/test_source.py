@@ -63,6 +63,11 @@ def test_a_film_of_another_rate_keeps_its_length():
                 "To keep more of it, exchange width and height (48x64).",
             ),
         ),
+        (
+            (480, 480),
+            None,
+            ("The start is 480x480: scaled to cover 64x48, and 25% of each frame is cropped.",),
+        ),
         ((64, 48), 30000 / 1001, ("The start has 29.97 FPS: converted to 16, at the same speed.",)),
     ],
 )

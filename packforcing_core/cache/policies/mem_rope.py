@@ -92,7 +92,7 @@ class RunningAverages(Rule):
 
     def store(self, layer: int, kv: KV, first: int, following: Past, timeless: Tensor, v: Tensor) -> None:
         """Adds the frames that leave the ring to the averages, and writes the averages to their slots."""
-        if first >= self._again or not self._begun[layer]:
+        if first >= self._again:
             self._add(layer, kv, first, timeless, v)
         memory = [placement for placement in following if placement.frame == PRUNED]
         for (keys, values), placement in zip(self._averages[layer], memory, strict=False):
@@ -100,7 +100,7 @@ class RunningAverages(Rule):
             kv.put_frame(placement.slot, keys.to(timeless.dtype), values.to(v.dtype), rotation)
 
     def restart(self, frames: int) -> None:
-        self._again = frames
+        self._again = frames if any(self._begun) else 0  # A flush has emptied the averages.
 
     def forget(self) -> None:
         self._begun = [False] * len(self._begun)

@@ -185,6 +185,21 @@ def test_frames_that_are_committed_again_count_once_in_the_averages(policy, fram
     assert not any(map(torch.equal, before, cache.rule._averages))
 
 
+@pytest.mark.parametrize(("policy", "frames_per_block"), [(MemRoPE(5, 1), 4), (MemRoPE(5, 2), 4), (MemRoPE(4, 1), 3)])
+def test_a_flush_leaves_the_averages_of_a_fresh_cache(policy, frames_per_block):
+    model = small_model()
+    text = model.encode_text(small_context())
+    torch.manual_seed(4)
+    clean = [torch.randn(block_shape(frames_per_block)) for _ in range(8)]
+    cache, fresh = small_cache(policy, frames_per_block), small_cache(policy, frames_per_block)
+    for latents in clean:
+        commit_block(model, text, cache, cache.begin_block(), latents, 0.0)
+    for block in cache.restart(flush=True):
+        for one in (cache, fresh):
+            commit_block(model, text, one, one.begin_block(), clean[block], 0.0)
+    assert all(map(torch.equal, fresh.rule._averages, cache.rule._averages))
+
+
 def test_the_walk_goes_forward_and_back():
     assert [shown_frame(frame, 4) for frame in range(12)] == [0, 1, 2, 3, 3, 2, 1, 0, 0, 1, 2, 3]
 
