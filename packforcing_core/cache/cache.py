@@ -151,6 +151,13 @@ class KVCache(Ledger):
         self._torn = False
         self.count_compressed(slot)
 
+    def rows_of(self, window: BlockWindow, past: Sequence[int]) -> Tensor:
+        """Of what the next block attends to in `window`: the rows of these frames of `window.past`, and its own."""
+        n, first = self.shape.tokens_per_frame, self.partitions.past_frames - window.past_frames
+        slots = sorted(window.past[index].slot - first for index in past)
+        own = range(window.past_frames, window.past_frames + len(window.current_positions))
+        return torch.cat([torch.arange(slot * n, (slot + 1) * n, device=self.device) for slot in (*slots, *own)])
+
     def _forget(self) -> None:
         self.rule.forget()
         if self.mid:
@@ -178,6 +185,8 @@ class BlockView:
         self.rotation = cache.rope.frames(window.current_positions)
         self.choices: dict[int, Any] = {}
         self._told, self._writes = selection is not None, False
+        ends = cache.ends_only(window)
+        self._rows = None if ends is None else cache.rows_of(window, ends)
         self._chooser: Rule | MidMemory | None = (cache.mid or cache.rule) if window.chooses else None
         if self._chooser and selection is not None:
             self.choices = {i: self._chooser.repeated(choice, window) for i, choice in enumerate(selection)}
@@ -229,6 +238,8 @@ class BlockView:
         keys, values = self.cache.layers[layer].seen(self.window)
         rotate_into(keys[:, -k.shape[1] :], k, self.rotation)
         values[:, -k.shape[1] :] = v
+        if self._rows is not None:
+            keys, values = keys[:, self._rows], values[:, self._rows]
         return self.cache.attention(queries.turned, keys, values)
 
 

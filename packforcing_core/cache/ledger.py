@@ -34,6 +34,7 @@ class Ledger:
         self._kept: tuple[int, ...] = ()  # Blocks with which the count restarted.
         self._uncounted = 0  # Blocks of the video left out of the count after them.
         self._bank_opens_at = 0
+        self._flushed = False
 
     @classmethod
     def before(cls, partitions: Partitions, block: int) -> Ledger:
@@ -86,6 +87,17 @@ class Ledger:
         block = frame // self.partitions.frames_per_block
         return self._kept[block] if block < len(self._kept) else block + self._uncounted
 
+    def ends_only(self, window: BlockWindow) -> list[int] | None:
+        """Which of the frames of `window.past` the next block sees if it is the first one behind a flush: the first of
+        the sink and the newest. None for every other block, which sees them all, and for one that drops tokens, which
+        sees those that it selects.
+        """
+        if not self._flushed or self.committed_frames != self._bank_opens_at or window.pruned_frames is not None:
+            return None
+        ends = {0} if self.partitions.sink_frames else set()
+        ends.add(self.committed_frames - 1)
+        return [index for index, placement in enumerate(window.past) if placement.frame in ends]
+
     def require_none_due(self) -> None:
         """PackForcingError if a block has to be compressed first."""
         if self.due_block is not None:
@@ -123,6 +135,7 @@ class Ledger:
         """A hard cut: drops the whole past. For the model, the next block is the first one of a video."""
         self.require_none_due()
         self._forget()
+        self._flushed = False
         self._begin_with(())
 
     def restart(self, flush: bool = False) -> tuple[int, ...]:
@@ -138,6 +151,7 @@ class Ledger:
             sink = -(-self.partitions.sink_frames // self.partitions.frames_per_block)
             blocks = tuple(dict.fromkeys((*blocks[:sink], *blocks[-1:])))
             self._forget()
+        self._flushed = flush
         self._begin_with(blocks)
         return blocks
 

@@ -146,11 +146,46 @@ def commit_due(model, text, cache):
             model.commit_tokens(tokens, torch.zeros(1, 1), text, writer)
 
 
+def of_the_ends(attention, window, sink_frames: int):
+    """Attention to the first frame of the sink, the newest frame and the block itself: keys are in slot order."""
+    frames = [placement.frame for placement in sorted(window.past, key=lambda placement: placement.slot)]
+    newest = max(frames)
+    kept = [frame == newest or (frame == 0 and sink_frames > 0) for frame in frames]
+
+    def attend(q, k, v):
+        tokens = q.shape[1] // 3
+        rows = [row for i, keep in enumerate(kept) if keep for row in range(i * tokens, (i + 1) * tokens)]
+        rows += range(len(frames) * tokens, k.shape[1])
+        return attention(q, k[:, rows], v[:, rows])
+
+    return attend
+
+
+def test_behind_a_flush_nothing_else_is_read_than_the_first_and_the_newest_frame():
+    model, cache, clean = committed(PackForcing(3, 6, 2, 4), 9)
+    text = model.encode_text(small_context(seed=2))
+    recache(model, text, cache, clean, flush=True)
+    noisy = torch.randn(*block_shape(3))
+    flow = model.flow(noisy, frame_timesteps(900.0, noisy), text, cache.begin_block())
+    past = cache.window().past
+    read = [p for p in past if p.frame in (0, past[-1].frame)]
+    assert len(read) == 2 < len(past)
+    for kv in cache.layers:
+        for placement in past:
+            if placement not in read:
+                kv.k[:, kv.tokens(placement.slot)] = kv.v[:, kv.tokens(placement.slot)] = float("nan")
+    view = cache.begin_block()
+    assert torch.equal(model.flow(noisy, frame_timesteps(900.0, noisy), text, view), flow)
+    commit_block(model, text, cache, view, noisy, 0.0)
+    after = model.flow(noisy, frame_timesteps(900.0, noisy), text, cache.begin_block())
+    assert not after.isfinite().all(), "the block after sees all that was kept"
+
+
 @pytest.mark.parametrize(
     "policy",
     [
         *(Full(), Window(9), SinkWindow(9, 3), DeepForcing(2, 3, 6, 9), PackForcing(3, 6, 2, 4), TetherCache(2, 3, 4)),
-        *(MemRoPE(2, 3), PackForcing(3, 3, 2, 4, selector="future", alignment=0.35)),
+        *(DeepForcing(2, 3, 6, 12), MemRoPE(2, 3), PackForcing(3, 3, 2, 4, selector="future", alignment=0.35)),
     ],
     ids=repr,
 )
@@ -164,8 +199,12 @@ def test_after_a_flush_the_past_is_the_sink_and_the_newest_block_alone(policy):
         commit_block(model, text, fresh, fresh.begin_block(), clean[block], 0.0)
     assert cache.next_block == 9
     assert cache.mid is None or cache.mid.blocks == []
+    whole = fresh.attention
     for number in range(6):  # Until what was gathered of the past would show.
         noisy, latents = torch.randn(2, *block_shape(3))
+        window = fresh.window()
+        ends = number == 0 and window.pruned_frames is None
+        fresh.attention = of_the_ends(whole, window, fresh.partitions.sink_frames) if ends else whole
         flows = []
         for one in (cache, fresh):
             view = one.begin_block()

@@ -74,6 +74,14 @@ def test_behind_a_cut_the_frame_is_the_new_scenes_at_once_and_it_is_right_within
     assert old.colours_right == 0
 
 
+def test_behind_a_flush_the_new_background_comes_within_its_block_and_fills_the_next():
+    frames = changed("flush", 2)
+    first, second = (check_video(block, scene(AFTER)).background_right for block in (frames[:BLOCK], frames[BLOCK:]))
+    print(f"{100 * first:.0f}% of the first block's frames, {100 * second:.0f}% of the second's")
+    assert first > 0
+    assert second == 1
+
+
 def scene(prompt: str) -> str:
     """A prompt without the place, where the scene begins: what is checked begins later."""
     return prompt.replace(" at the bottom right", "").replace(" at the top left", "")
