@@ -7,7 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from packforcing_core.cache.config import DeepForcing, Full, MemRoPE, PackForcing, SinkWindow, TetherCache, Window
+from packforcing_core.cache.config import (
+    DeepForcing,
+    Full,
+    MemRoPE,
+    PackForcing,
+    RollingSink,
+    SinkWindow,
+    TetherCache,
+    Window,
+)
 from packforcing_core.sampler.denoising import BlockDone, Denoising, frame_timesteps
 from packforcing_core.sampler.noise import seeded_noise
 from packforcing_core.sampler.rollout import Compression, commit_block, recache, rollout
@@ -185,6 +194,7 @@ def test_behind_a_flush_nothing_else_is_read_than_the_first_and_the_newest_frame
     "policy",
     [
         *(Full(), Window(9), SinkWindow(9, 3), DeepForcing(2, 3, 6, 9), PackForcing(3, 6, 2, 4), TetherCache(2, 3, 4)),
+        *(PackForcing(3, 6, 2, 4, kv_int8="all"), SinkWindow(9, 3, kv_int8="recent"), RollingSink(9)),
         *(DeepForcing(2, 3, 6, 12), MemRoPE(2, 3), PackForcing(3, 3, 2, 4, selector="future", alignment=0.35)),
     ],
     ids=repr,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from packforcing_core.cache.cache import KVCache
 from packforcing_core.cache.config import (
     POLICIES,
     DeepForcing,
@@ -167,36 +169,41 @@ def test_after_a_restart_the_past_is_what_was_committed_again(policy):
     assert torch.equal(*flows) == (not isinstance(policy, MemRoPE))
 
 
-@pytest.mark.parametrize(("policy", "frames_per_block"), [(MemRoPE(2, 4), 3), (MemRoPE(3, 4), 4), (MemRoPE(3, 2), 3)])
-def test_frames_that_are_committed_again_count_once_in_the_averages(policy, frames_per_block):
-    """Blocks in view have frames that left it before: those are in the averages already."""
+def averaged(policy: MemRoPE, frames_per_block: int) -> tuple[Callable[[KVCache, int], None], KVCache]:
+    """A cache with nine blocks, and what commits such a block, or a tenth, to any cache."""
     model = small_model()
     text = model.encode_text(small_context())
     torch.manual_seed(4)
     clean = [torch.randn(block_shape(frames_per_block)) for _ in range(10)]
+
+    def commit(cache: KVCache, block: int) -> None:
+        commit_block(model, text, cache, cache.begin_block(), clean[block], 0.0)
+
     cache = small_cache(policy, frames_per_block)
-    for latents in clean[:9]:
-        commit_block(model, text, cache, cache.begin_block(), latents, 0.0)
+    for block in range(9):
+        commit(cache, block)
+    return commit, cache
+
+
+@pytest.mark.parametrize(("policy", "frames_per_block"), [(MemRoPE(2, 4), 3), (MemRoPE(3, 4), 4), (MemRoPE(3, 2), 3)])
+def test_frames_that_are_committed_again_count_once_in_the_averages(policy, frames_per_block):
+    """Blocks in view have frames that left it before: those are in the averages already."""
+    commit, cache = averaged(policy, frames_per_block)
     before = [averages.clone() for averages in cache.rule._averages]
     for block in cache.restart():
-        commit_block(model, text, cache, cache.begin_block(), clean[block], 0.0)
+        commit(cache, block)
     assert all(map(torch.equal, before, cache.rule._averages))
-    commit_block(model, text, cache, cache.begin_block(), clean[9], 0.0)
+    commit(cache, 9)
     assert not any(map(torch.equal, before, cache.rule._averages))
 
 
 @pytest.mark.parametrize(("policy", "frames_per_block"), [(MemRoPE(5, 1), 4), (MemRoPE(5, 2), 4), (MemRoPE(4, 1), 3)])
 def test_a_flush_leaves_the_averages_of_a_fresh_cache(policy, frames_per_block):
-    model = small_model()
-    text = model.encode_text(small_context())
-    torch.manual_seed(4)
-    clean = [torch.randn(block_shape(frames_per_block)) for _ in range(8)]
-    cache, fresh = small_cache(policy, frames_per_block), small_cache(policy, frames_per_block)
-    for latents in clean:
-        commit_block(model, text, cache, cache.begin_block(), latents, 0.0)
+    commit, cache = averaged(policy, frames_per_block)
+    fresh = small_cache(policy, frames_per_block)
     for block in cache.restart(flush=True):
         for one in (cache, fresh):
-            commit_block(model, text, one, one.begin_block(), clean[block], 0.0)
+            commit(one, block)
     assert all(map(torch.equal, fresh.rule._averages, cache.rule._averages))
 
 
