@@ -10,7 +10,7 @@ from typing import Any
 import folder_paths
 from comfy_api.v0_0_2 import io
 
-from ..packforcing_core.cache.config import Policy
+from ..packforcing_core.cache.policy import AUTO, TRAINED_FRAMES, Policy
 from ..packforcing_core.checkpoint.families import (
     DEFAULT_FAMILY,
     Family,
@@ -247,12 +247,19 @@ def _compressor_warnings(model, recipe: Recipe) -> Iterator[str]:
     info, bank = host.compressor_info(model), recipe.unlimited_partitions.bank
     if info is not None and bank is None:
         yield f"Note: the MODEL carries a trained compressor, which the policy '{recipe.policy.title}' does not use."
-    if info is None and bank is not None and bank.mid_span >= recipe.geometry.frames_per_block:
+    if info is None and bank is not None and bank.mid_span > _fitted_span(recipe):
         yield (
-            "Warning: mid_span gives compressed blocks their true length, which needs a trained compressor, and the "
-            "MODEL carries none: expect jumps in the video. Set mid_span to -1."
+            f"Warning: with mid_span {bank.mid_span:g} the frames in view take up more than the {TRAINED_FRAMES} "
+            "positions of the model's training. That needs a trained compressor, and the MODEL carries none: expect "
+            "jumps in the video. Set mid_span to -1."
         )
     yield from _compressor_note(model, recipe)
+
+
+def _fitted_span(recipe: Recipe) -> float:
+    """The `mid_span` with which the frames in view take up the positions of the model's training."""
+    fitted = replace(recipe, policy=replace(recipe.policy, mid_span=AUTO)).unlimited_partitions.bank
+    return fitted.mid_span if fitted else 0.0
 
 
 def _compressor_note(model, recipe: Recipe) -> Iterator[str]:

@@ -4,19 +4,20 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
-const TABS = "packforcing.tabs";
+const JOBS = "packforcing.jobs";
 const MOST_JOBS = 50;
 const MOST_EVENTS = 200;
 
-const tabs = new Map(); // id of a job -> the workflow that was open when it was queued, or its path after a reload
+// id of a job -> what was there when it was queued: the open workflow, or its path after a reload, and `settingsOf` by node
+const jobs = new Map();
 const listeners = new Map(); // kind of event -> functions
-const asked = new Map(); // id of a job -> id of a node -> its settings when the job was queued
 const told = new Map(); // kind, job and node -> the newest event
 
 let toldAll;
 export const allTold = new Promise((done) => (toldAll = done)); // When what was told before a reload is known.
 
 const openTab = () => app.extensionManager?.workflow?.activeWorkflow ?? null;
+const tabOf = (prompt) => jobs.get(prompt)?.tab;
 const pathOf = (tab) => (typeof tab === "string" ? tab : tab?.path);
 
 export const rootGraph = () => app.rootGraph ?? app.graph;
@@ -39,14 +40,14 @@ const isGiven = (id) => Boolean(id) && /[1-9a-f]/.test(id);
 export function isHere({ workflow, prompt }) {
   const graph = rootGraph()?.id;
   if (isGiven(workflow) && isGiven(graph) && workflow !== graph) return false;
-  const tab = tabs.get(prompt);
+  const tab = tabOf(prompt);
   const open = openTab();
   return !tab || !open || (typeof tab === "string" ? tab === open.path : tab === open);
 }
 
 // Whether two jobs were queued from the same tab, as far as is known.
 export function ofOneTab(one, other) {
-  const [first, second] = [tabs.get(one), tabs.get(other)].map(pathOf);
+  const [first, second] = [one, other].map(tabOf).map(pathOf);
   return Boolean(first) && first === second;
 }
 
@@ -76,42 +77,59 @@ export function lastTold(kind, node) {
 const CHANGES_ITSELF = /seed|control_after_generate/;
 
 // The values of a node's widgets, without those that change by themselves when a job is queued.
-export function settingsOf(node) {
+function valuesOf(node) {
   const widgets = (node.widgets ?? []).filter(({ name, serialize }) => serialize !== false && !CHANGES_ITSELF.test(name));
-  return JSON.stringify(widgets.map(({ value }) => value));
+  return widgets.map(({ value }) => value).filter((value) => ["string", "number", "boolean"].includes(typeof value));
 }
 
-// The same when a job was queued; undefined after a reload, and for nodes in subgraphs.
-export const settingsOfJob = (prompt, node) => asked.get(prompt)?.get(String(node.id));
-
-function saveTabs() {
-  const newest = [...tabs].slice(-MOST_JOBS).map(([prompt, tab]) => [prompt, pathOf(tab)]);
-  sessionStorage.setItem(TABS, JSON.stringify(newest));
+// A number that changes with the settings of a node, and of all nodes before it and around it.
+export function settingsOf(id) {
+  const parts = String(id).split(":");
+  const nodes = new Set(parts.map((_, depth) => nodeOf(parts.slice(0, depth + 1).join(":"))).filter(Boolean));
+  for (const node of nodes) // The set grows meanwhile.
+    (node.inputs ?? []).forEach((_, slot) => node.getInputNode?.(slot) && nodes.add(node.getInputNode(slot)));
+  return hashOf(JSON.stringify([...nodes].map((node) => [node.id, node.mode, valuesOf(node)])));
 }
 
-function loadTabs() {
-  for (const [prompt, path] of JSON.parse(sessionStorage.getItem(TABS) ?? "[]")) tabs.set(prompt, path);
+function hashOf(text) {
+  let hash = 0;
+  for (let at = 0; at < text.length; at++) hash = (Math.imul(hash, 31) + text.charCodeAt(at)) | 0;
+  return hash;
+}
+
+// The same when a job was queued; undefined if it was queued elsewhere.
+export const settingsOfJob = ({ prompt, node }) => jobs.get(prompt)?.settings[node];
+
+const idsIn = (graph, before = "") =>
+  (graph?.nodes ?? []).flatMap((node) => [`${before}${node.id}`, ...idsIn(node.subgraph, `${before}${node.id}:`)]);
+
+function saveJobs() {
+  for (const old of [...jobs.keys()].slice(0, -MOST_JOBS)) jobs.delete(old);
+  const saved = [...jobs].map(([prompt, job]) => [prompt, { ...job, tab: pathOf(job.tab) }]);
+  sessionStorage.setItem(JOBS, JSON.stringify(saved));
+}
+
+function loadJobs() {
+  for (const [prompt, job] of JSON.parse(sessionStorage.getItem(JOBS) ?? "[]")) jobs.set(prompt, job);
 }
 
 const queuePrompt = api.queuePrompt;
 api.queuePrompt = async function (...prompt) {
   const tab = openTab();
-  const settings = new Map((rootGraph()?.nodes ?? []).map((node) => [String(node.id), settingsOf(node)]));
+  const settings = Object.fromEntries(idsIn(rootGraph()).map((id) => [id, settingsOf(id)]));
   const answer = await queuePrompt.apply(this, prompt);
-  if (answer?.prompt_id && tab) {
-    tabs.set(answer.prompt_id, tab);
-    saveTabs();
+  if (answer?.prompt_id) {
+    jobs.set(answer.prompt_id, { tab, settings });
+    saveJobs();
   }
-  if (answer?.prompt_id) asked.set(answer.prompt_id, settings);
-  if (asked.size > MOST_JOBS) asked.delete(asked.keys().next().value);
   return answer;
 };
-window.addEventListener("pagehide", saveTabs); // A workflow may have been saved under another name.
+window.addEventListener("pagehide", saveJobs); // A workflow may have been saved under another name.
 
 app.registerExtension({
   name: "packforcing.told",
   async setup() {
-    loadTabs();
+    loadJobs();
     const client = api.clientId ?? sessionStorage.getItem("clientId");
     const answer = client && (await api.fetchApi(`/packforcing/told?client=${encodeURIComponent(client)}`));
     for (const { type, data } of answer?.ok ? await answer.json() : []) tellAll(type, data);

@@ -132,8 +132,8 @@ class View {
       this.before = this.node.size[1];
     }
     // Of a video, and of what a node says before it has run, nothing becomes outdated.
-    event.settings ??= settingsOfJob(event.prompt, this.node) ?? settingsOf(this.node);
-    const past = Boolean(event.prompt) && !event.video && event.settings !== settingsOf(this.node);
+    event.settings ??= settingsOfJob(event) ?? settingsOf(event.node);
+    const past = Boolean(event.prompt) && !event.video && event.settings !== settingsOf(event.node);
     Object.assign(this, { event, warnings, past });
     if (event.video) this.showPictures();
     const state = `${event.serial} ${this.text} ${event.video ? this.aspect : 0}`;

@@ -16,26 +16,31 @@ const viewOf = (file) => `/view?${new URLSearchParams(file)}`;
 
 export class Player {
   constructor() {
-    this.element = document.createElement("video");
-    Object.assign(this.element, { controls: true, muted: true, playsInline: true, preload: "auto" });
+    this.element = this.#made();
+    this.next = null; // opens the finished file, before it takes the place of `element`
     this.grows = true;
     this.how = null; // "segments", "file", "finished", or "none" where the browser cannot play the codec
     this.video = null; // the server's last state
     this.heldByUser = false;
     this.touched = -Infinity;
-    for (const kind of ["pointerdown", "keydown"])
-      this.element.addEventListener(kind, () => (this.touched = performance.now()), true);
-    this.element.addEventListener("pause", () => {
-      if (this.element.isConnected && !this.element.ended && performance.now() - this.touched < A_TOUCH_MS)
-        this.heldByUser = true;
-    });
-    this.element.addEventListener("play", () => (this.heldByUser = false));
-    this.element.addEventListener("seeking", () => this.#fill());
-    // At the end of what is made so far: a still picture instead of the browser's spinner.
-    this.element.addEventListener("waiting", () => this.#atEnd && this.element.pause());
-    this.element.addEventListener("ended", () => this.#look());
-    this.element.addEventListener("error", () => this.#failed());
     this.timer = setInterval(() => this.#look(), LOOK_EVERY_MS);
+  }
+
+  #made() {
+    const element = document.createElement("video");
+    Object.assign(element, { controls: true, muted: true, playsInline: true, preload: "auto" });
+    for (const kind of ["pointerdown", "keydown"])
+      element.addEventListener(kind, () => (this.touched = performance.now()), true);
+    element.addEventListener("pause", () => {
+      if (element.isConnected && !element.ended && performance.now() - this.touched < A_TOUCH_MS) this.heldByUser = true;
+    });
+    element.addEventListener("play", () => (this.heldByUser = false));
+    element.addEventListener("seeking", () => this.#fill());
+    // At the end of what is made so far: a still picture instead of the browser's spinner.
+    element.addEventListener("waiting", () => this.#atEnd && element.pause());
+    element.addEventListener("ended", () => this.#look());
+    element.addEventListener("error", () => this.#failed(element));
+    return element;
   }
 
   get playable() {
@@ -58,6 +63,7 @@ export class Player {
 
   close() {
     clearInterval(this.timer);
+    this.finished = this.next = null;
     this.#leave();
     this.element.remove();
   }
@@ -111,12 +117,36 @@ export class Player {
 
   #finish(file) {
     const src = urlOf(file);
-    if (this.how === "finished" && this.element.src === new URL(src, location.href).href) return;
+    if (this.finished === src) return;
+    this.finished = src;
+    const alone = [document.fullscreenElement, document.pictureInPictureElement].includes(this.element);
+    if (this.playable && !alone) return this.#openBeside(src);
     this.startAt = this.element.currentTime;
     this.#leave();
     this.how = "finished";
-    this.element.loop = true;
-    this.element.src = src;
+    Object.assign(this.element, { loop: true, src });
+  }
+
+  // Opening a file in the element that plays would make it black for a moment.
+  #openBeside(src) {
+    const { muted, volume, playbackRate } = this.element;
+    const next = this.#made();
+    this.next = next;
+    this.buffer = null; // The bytes of the growing file are no longer there.
+    next.addEventListener("loadedmetadata", () => (next.currentTime = this.element.currentTime), { once: true });
+    next.addEventListener("seeked", () => this.next === next && this.#exchange(), { once: true });
+    Object.assign(next, { loop: true, muted, volume, playbackRate, src });
+  }
+
+  #exchange() {
+    const { element: old, next } = this;
+    next.hidden = old.hidden;
+    if (!old.paused) next.play().catch(() => {});
+    old.replaceWith(next);
+    this.#leave();
+    this.element = next;
+    this.next = null;
+    this.how = "finished";
   }
 
   #leave() {
@@ -125,9 +155,11 @@ export class Player {
     this.element.load();
   }
 
-  #failed() {
-    if (!this.element.getAttribute("src")) return;
-    if (this.how === "segments") {
+  #failed(element) {
+    if (!element.getAttribute("src")) return;
+    if (element === this.next) this.how = "none";
+    else if (this.next) return; // It will be replaced.
+    else if (this.how === "segments") {
       this.#leave();
       this.#reopen();
     } else this.how = "none";

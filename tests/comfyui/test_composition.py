@@ -11,6 +11,7 @@ from tests.comfyui.graphs import Graph
 from tests.comfyui.server import ComfyServer
 from tests.comfyui.small_graphs import Files, decode, our_loader, stream
 from tests.comfyui.test_bad_input import failed
+from tests.comfyui.test_memory import preset
 from tests.comfyui.test_render import film_of
 
 
@@ -86,14 +87,21 @@ def test_a_knob_that_a_saved_workflow_lacks_takes_its_default(comfy: ComfyServer
     assert f"attends to {8 * 12} tokens" in entry["outputs"][latents[0]]["text"][0]
 
 
-def test_full_positions_without_a_trained_compressor_warn(comfy: ComfyServer, files: Files):
+@pytest.mark.parametrize(
+    ("knobs", "warns"), [({"mid_span": 0.0}, True), ({"mid_span": -1.0, "top_k_blocks": 2}, False), ({}, False)]
+)
+def test_more_positions_than_in_training_warn_without_a_trained_compressor(
+    comfy: ComfyServer, files: Files, knobs: dict, warns: bool
+):
+    """With two blocks, -1 makes each longer than it is: that fits the training."""
     graph = Graph()
     vae = graph.add("VAELoader", vae_name=files.vae)[0]
-    cache = graph.add("PackForcingKVCache", policy="PackForcing", **{"policy.mid_span": 0.0})[0]
+    cache = preset(graph, "PackForcing", **knobs)
     latents = stream(graph, our_loader(graph, files), kv_cache=cache, vae=vae, seconds=6.0)
     decode(graph, latents, files)
-    entry = comfy.client.run(graph.prompt)
-    assert "Set mid_span to -1" in entry["outputs"][latents[0]]["text"][0]
+    text = comfy.client.run(graph.prompt)["outputs"][latents[0]]["text"][0]
+    print(text)
+    assert ("more than the 21 positions" in text) == ("Set mid_span to -1" in text) == warns
 
 
 def test_an_interrupted_first_block_leaves_no_empty_film(comfy: ComfyServer, files: Files):

@@ -261,26 +261,3 @@ def test_a_saved_workflow_keeps_its_values_with_the_panel(comfy: ComfyServer, fr
     assert len(values) == len(graph.prompt[cache]["inputs"])
     assert drawn[cache]["inputs"] == graph.prompt[cache]["inputs"]
     assert front_end.problems == []
-
-
-FINISHED_WHILE_IT_OPENS = """async (url) => {
-    const { Player } = await import(url);
-    const file = { filename: "none.mp4", subfolder: "", type: "output" };
-    const growing = { codec: 'video/mp4; codecs="avc1.42E01E"', init: 10, segments: [[20, 1]], file };
-    for (let moment = 0; moment < 40; moment++) {
-        const player = new Player();
-        document.body.append(player.element);
-        player.show(growing, true);
-        await new Promise((resolve) => setTimeout(resolve, moment / 8));
-        player.show({ finished: true, file, segments: [] }, false);
-        await new Promise((resolve) => setTimeout(resolve, 20));
-        player.close();
-    }
-}"""
-
-
-@pytest.mark.quick
-def test_a_video_that_ends_while_its_player_opens_is_no_error(front_end: FrontEnd):
-    """Ended at forty moments around the browser's answer to the opening; the file itself is none."""
-    front_end.page.evaluate(FINISHED_WHILE_IT_OPENS, "/extensions/ComfyUI-PackForcing/player.js")
-    assert [problem for problem in front_end.problems if problem.startswith("uncaught")] == []

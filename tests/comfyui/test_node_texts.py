@@ -107,3 +107,10 @@ def test_every_node_has_a_help_page_in_both_languages_that_names_its_inputs(node
             lacking += [f"{page.relative_to(DOCS)}: {name}" for name in names if f"`{name}`" not in text]
     assert lacking == []
     assert {page.stem for page in DOCS.glob("*.md")} == set(nodes)
+
+
+def test_help_pages_have_no_tables():
+    """The front end's side panel is about 250 pixels wide, and cuts them off."""
+    pages = list(DOCS.glob("**/*.md"))
+    assert len(pages) == 20
+    assert [page.name for page in pages if "|---" in page.read_text(encoding="utf-8")] == []

@@ -189,3 +189,34 @@ def test_why_a_node_failed_takes_the_place_of_what_it_said_before_and_the_old_vi
     front_end.run()
     front_end.page.wait_for_function(says, arg=[SAID, "2 s: a red a blue circle"])
     assert not front_end.page.evaluate(says, [SAID, "This video is of the job before."])
+
+
+SET_SINK = """([id, frames]) => {
+    const { widgets } = window.app.rootGraph.getNodeById(id);
+    widgets.find(widget => widget.name.endsWith('sink_frames')).value = frames;
+}"""
+
+
+def test_a_change_before_a_node_makes_what_it_said_outdated_and_so_after_a_reload(
+    comfy: ComfyServer, front_end: FrontEnd, files: Files
+):
+    graph, cache, _ = small_render(files, 3.0, "1000, 500", 38)
+    show(front_end, graph)
+    front_end.run()
+    past = f"[...document.querySelectorAll('{SAID}.past')].map(said => said.innerText)"
+    front_end.page.wait_for_function(f"document.querySelectorAll('{SAID}').length > 1")
+    assert front_end.page.evaluate(past) == []
+    front_end.page.evaluate(SET_SINK, [int(cache), 4])
+    front_end.page.wait_for_function(f"() => {past}.length > 0")
+    said = front_end.page.evaluate(past)
+    front_end.page.evaluate("window.app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
+    front_end.page.wait_for_timeout(3000)  # The front end saves what is open a moment later.
+    front_end.page.reload()
+    front_end.page.wait_for_function(f"count => {past}.length === count", arg=len(said))
+    reloaded = front_end.page.evaluate(past)
+    front_end.page.evaluate(SET_SINK, [int(cache), 3])
+    front_end.page.wait_for_function(f"() => !{past}.length")
+    print(said, reloaded, sep="\n")
+    assert said == reloaded
+    assert all(text.startswith("Of the run before your change:") or "\nOf the run" in text for text in said)
+    assert front_end.problems == []
