@@ -1,5 +1,5 @@
 // What folded nodes would say and show is shown by the next open node: their warnings, and the videos for a stack of videos.
-import { inWords } from "./words.js";
+import { inLanguage, inWords } from "./words.js";
 
 export const MAKES_VIDEO = "PackForcingStreamingVAEDecode";
 export const STACKS_VIDEOS = "PackForcingStackVideos";
@@ -24,7 +24,7 @@ export function foldedWarnings(newest) {
     const warnings = isFolded(node) ? event.text.split("\n").filter((line) => WARNING.test(line)) : [];
     if (!warnings.length) continue;
     for (const open of openBelow(node))
-      lines.set(open, [...(lines.get(open) ?? []), ...warnings.map((line) => `${node.title}: ${line}`)]);
+      lines.set(open, [...(lines.get(open) ?? []), ...warnings.map((line) => `${node.title}: ${inLanguage(line)}`)]);
   }
   return lines;
 }
@@ -59,7 +59,7 @@ function together(node, newest) {
   const named = sources.map((_, number) => titles[number] + (isOld(told[number]) ? inWords(" ({job_before})") : ""));
   const parts = sources.map((source, number) => ({ title: named[number], event: told[number], elsewhere: !isFolded(source) }));
   const own = newest.get(node);
-  const said = told.flatMap((event, number) => (event ? [`${named[number]}: ${event.text.split("\n")[0]}`] : []));
+  const said = told.flatMap((event, number) => (event ? [`${named[number]}: ${inLanguage(event.text.split("\n")[0])}`] : []));
   const text = own && own.serial > last.serial && own.text ? own.text : said.join("\n");
   const made = events.filter((event) => !isOld(event)).map((event) => (event.state === "done" ? 1 : (event.share ?? 0)));
   const share = made.reduce((sum, one) => sum + one, 0) / parts.length;
@@ -72,7 +72,8 @@ function withReports(node, own, newest) {
   const titles = titlesOf(node, sources);
   const reports = sources.flatMap((source, number) => {
     const event = newest.get(source);
-    return isFolded(source) && event ? [`${titles[number]}: ${event.text.split("\n").slice(0, 2).join(" | ")}`] : [];
+    const report = event?.text.split("\n").slice(0, 2).map(inLanguage).join(" | ");
+    return isFolded(source) && event ? [`${titles[number]}: ${report}`] : [];
   });
   return { ...own, text: [own.text, ...reports].join("\n") };
 }

@@ -6,7 +6,7 @@ import { allTold, isHere, nodeOf, ofOneTab, onTold, settingsOf, settingsOfJob } 
 import { MAKES_VIDEO, STACKS_VIDEOS, foldedWarnings, withStacks } from "./folded.js";
 import { Player } from "./player.js";
 import { STAGE_STYLE, Stage } from "./stage.js";
-import { inWords, loadWords } from "./words.js";
+import { inLanguage, inWords, loadWords } from "./words.js";
 
 const WIDGET = "packforcing_monitor";
 const PACK = "PackForcing"; // What the types of this pack's nodes begin with.
@@ -117,7 +117,7 @@ class View {
   get text() {
     const refused = this.event.video && this.parts.some(({ event }) => playerOf(event)?.how === "none");
     const own = refused ? `${this.event.text}\nThis browser cannot play this codec. The file itself is fine.` : this.event.text;
-    return [...this.warnings, ...(this.past ? [inWords("{before_change}")] : []), own].join("\n");
+    return [...this.warnings, ...(this.past ? [inWords("{before_change}")] : []), inLanguage(own)].join("\n");
   }
 
   // Of a stack several videos, else the event's own.

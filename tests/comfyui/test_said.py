@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from tests.comfyui.browser import FrontEnd, until
 from tests.comfyui.graphs import Graph
 from tests.comfyui.server import ComfyServer
 from tests.comfyui.small_graphs import Files, decode, stream
-from tests.comfyui.test_front_end import NODES_LIKE, show, small_render, stock_settings
+from tests.comfyui.test_demo_front_end import press_run
+from tests.comfyui.test_front_end import NODES_LIKE, choose, show, small_render, stock_settings
+from tests.comfyui.test_monitor import CALLS, held, small_video
 
 __all__ = ["stock_settings"]  # It is a fixture here too.
 pytestmark = pytest.mark.browser
@@ -219,4 +222,28 @@ def test_a_change_before_a_node_makes_what_it_said_outdated_and_so_after_a_reloa
     print(said, reloaded, sep="\n")
     assert said == reloaded
     assert all(text.startswith("Of the run before your change:") or "\nOf the run" in text for text in said)
+    assert front_end.problems == []
+
+
+def test_in_chinese_what_nodes_say_is_chinese_while_they_run_and_when_they_have(
+    comfy: ComfyServer, front_end: FrontEnd, files: Files, tmp_path: Path
+):
+    graph, _ = small_video(files, 3.0, 39)
+    choose(front_end, "Comfy.Locale", "zh")
+    front_end.open()
+    show(front_end, graph)
+    all_said = f"[...document.querySelectorAll('{SAID}')].flatMap(said => said.innerText.split('\\n')).filter(Boolean)"
+    with held(comfy, CALLS) as allow:
+        prompt = press_run(front_end)
+        front_end.page.wait_for_function(f"() => {all_said}.some(line => /^\u5757 1\\/4/.test(line))")
+        front_end.screenshot(tmp_path / "running.png")
+        running = front_end.page.evaluate(all_said)
+        allow(4 * CALLS)
+    comfy.client.wait(prompt)
+    front_end.page.wait_for_function(f"() => {all_said}.some(line => line.startsWith('\u6e32\u67d3 auto-'))")
+    front_end.screenshot(tmp_path / "done.png")
+    done = front_end.page.evaluate(all_said)
+    print(tmp_path, *running, *done, sep="\n")
+    assert len(done) > 5
+    assert [line for line in running + done if not re.search("[\u4e00-\u9fff]", line) and "output/" not in line] == []
     assert front_end.problems == []
