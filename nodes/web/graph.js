@@ -106,7 +106,11 @@ const idsIn = (graph, before = "") =>
 function saveJobs() {
   for (const old of [...jobs.keys()].slice(0, -MOST_JOBS)) jobs.delete(old);
   const saved = [...jobs].map(([prompt, job]) => [prompt, { ...job, tab: pathOf(job.tab) }]);
-  sessionStorage.setItem(JOBS, JSON.stringify(saved));
+  try {
+    sessionStorage.setItem(JOBS, JSON.stringify(saved));
+  } catch (error) {
+    console.warn("packforcing: after a reload, jobs are not found by their tabs", error); // The storage is full.
+  }
 }
 
 function loadJobs() {
