@@ -34,7 +34,7 @@ class RenderFeedback:
         self._render = stream.folder.path.name
         self._known = stream.folder.known_blocks
         self._video = video
-        self._cache = size_text(stream.plan().cache_bytes)
+        self._cache = size_text(stream.plan().buffer_bytes)
         denoising, cuts = stream.recipe.denoising, stream.folder.cuts
         self._ends = [0]
         for block in range(self._geometry.blocks):
@@ -95,7 +95,7 @@ class RenderFeedback:
             f"{block_count(reused)} reused" if reused else "no block reused",
             f"{self._sampled} of {self._geometry.blocks - given} sampled",
             *([f"{self._pace():.2f}{NO_BREAK}s per block"] if self._sampled else []),
-            f"cache {self._cache}",
+            f"KV cache {self._cache}",
         ]
         lines = [f"render {self._render}: {', '.join(parts)}", *self._notes]
         return "\n".join(lines)
@@ -130,12 +130,12 @@ class RenderFeedback:
     def _progress(self) -> str:
         g, done, given = self._geometry, self._done, len(self._recipe.given)
         if self._reused and done <= given:
-            return f"reading the start: block {done} of {given} | cache {self._cache}"
+            return f"reading the start: block {done} of {given} | KV cache {self._cache}"
         pace = self._pace()
         left = clock(pace * (g.blocks - done)).replace(" ", NO_BREAK)
         how = "reused" if self._reused else f"{left}{NO_BREAK}left | {pace:.2f}{NO_BREAK}s per block"
         made = f"{self._made(done)} of {self._made(g.blocks)}"
-        return f"block {done}/{g.blocks} | {made} | {how} | cache {self._cache}"
+        return f"block {done}/{g.blocks} | {made} | {how} | KV cache {self._cache}"
 
 
 def clock(seconds: float) -> str:

@@ -161,7 +161,8 @@ class Sampler(io.ComfyNode):
         warnings = (*notes, *stream.notes(), *_warnings(trained, family, settings))
         if retake_from and render_mode != "retake":
             warnings += ("Note: retake_from is used by render_mode retake only",)
-        warnings += (*_compressor_warnings(model, recipe), *(start.adaptations(geometry) if start else ()))
+        any_size = trained is None or trained.only_size is None
+        warnings += (*_compressor_warnings(model, recipe), *(start.adaptations(geometry, any_size) if start else ()))
         prompts = text.describe(geometry)
         others = others_note(folder.path.parent, folder.path)
         # Warnings first: the node shows nine lines, the rest has to be scrolled to.

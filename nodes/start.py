@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import comfy.model_management
 import numpy as np
 from comfy_api.v0_0_2 import io
+from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..packforcing_core.errors import PackForcingError
@@ -59,12 +61,12 @@ class StartFrom:
     def needs_vae(self) -> bool:
         return self.samples is None
 
-    def adaptations(self, geometry: VideoGeometry) -> tuple[str, ...]:
-        """Notes on how the image or video is adapted to a render."""
+    def adaptations(self, geometry: VideoGeometry, any_size: bool) -> tuple[str, ...]:
+        """Notes on how the image or video is adapted to a render; `any_size`: whether the model can render others."""
         if self.image is not None:
-            return adaptations(self.image.shape[2], self.image.shape[1], None, geometry)
+            return adaptations(self.image.shape[2], self.image.shape[1], None, geometry, any_size)
         if self.info is not None:
-            return adaptations(self.info.width, self.info.height, float(self.info.fps), geometry)
+            return adaptations(self.info.width, self.info.height, float(self.info.fps), geometry, any_size)
         return ()
 
     def build(self, vae: WanVAE | None, geometry: VideoGeometry) -> Start:
@@ -88,7 +90,8 @@ class StartFrom:
             return list(_pictures(self.image[-count:]))
         with ExitStack() as stack:
             file = video_file(self.video, stack)
-            return last_frames(_watched(read_frames(file)), float(probe(file).fps), geometry.fps, count)
+            info = probe(file)
+            return last_frames(_watched(read_frames(file), info), float(info.fps), geometry.fps, count)
 
     def _all_frames(self, geometry: VideoGeometry) -> Iterator[np.ndarray]:
         if self.image is not None:
@@ -96,7 +99,8 @@ class StartFrom:
             return
         with ExitStack() as stack:
             file = video_file(self.video, stack)
-            yield from at_rate(_watched(read_frames(file)), float(probe(file).fps), geometry.fps)
+            info = probe(file)
+            yield from at_rate(_watched(read_frames(file), info), float(info.fps), geometry.fps)
 
 
 def _pictures(image) -> Iterator[np.ndarray]:
@@ -104,10 +108,13 @@ def _pictures(image) -> Iterator[np.ndarray]:
         yield (picture[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()
 
 
-def _watched(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The same frames, with a check for interruption per frame: a video can be long."""
-    for frame in frames:
+def _watched(frames: Iterator[np.ndarray], info: VideoInfo) -> Iterator[np.ndarray]:
+    """The same frames. A video can be long: the node that reads it says how far it is, and can be interrupted."""
+    context, rate = get_executing_context(), float(info.fps)
+    for number, frame in enumerate(frames):
         comfy.model_management.throw_exception_if_processing_interrupted()
+        if context is not None and number % ceil(rate) == 0:
+            say(context.node_id, f"Reading the start: {number / rate:.0f} s of {info.duration:.0f} s")
         yield frame
 
 

@@ -29,7 +29,6 @@ class _Tokenizer:
 
     def __init__(self, words: WordEncoder):
         self._words = words
-        self._known = f"It knows {', '.join(words.vocabulary)}."
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **_) -> dict[str, list[list[tuple]]]:
         self._tell(text, self._words.unknown(text))
@@ -45,7 +44,9 @@ class _Tokenizer:
         """
         lines: tuple[str, ...] = ()
         if unknown:
-            lines = f"Warning: the PackForcing miniature does not know these words: {', '.join(unknown)}.", self._known
+            words = ", ".join(unknown)
+            warning = f"Warning: the PackForcing miniature does not know these words and ignores them: {words}."
+            lines = (warning, "Demo Models lists those that it knows.")
         elif not text.strip():
             lines = ("Warning: this prompt is empty, so the video may show anything, or nothing.",)
         if lines:

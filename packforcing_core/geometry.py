@@ -40,6 +40,12 @@ def block_count(blocks: int) -> str:
     return f"{blocks} {'block' if blocks == 1 else 'blocks'}"
 
 
+def became(wished_seconds: float, seconds: float, fps: float) -> str:
+    """How a wished length was rounded: "30 s at 16 FPS became 29.81 s", "10 s at 16 FPS"."""
+    wished = f"{wished_seconds:g} s at {fps:g} FPS"
+    return wished if f"{wished_seconds:.2f}" == f"{seconds:.2f}" else f"{wished} became {seconds:.2f} s"
+
+
 def pixel_frames(latent_frames: int) -> int:
     """Pixel frames in `latent_frames` latent frames from the start of a video."""
     return 1 + PIXEL_FRAMES_PER_LATENT * (latent_frames - 1) if latent_frames > 0 else 0
@@ -175,6 +181,6 @@ class VideoGeometry:
     def describe_length(self, wished_seconds: float) -> str:
         """One line on how the requested length was rounded to whole blocks."""
         return (
-            f"{wished_seconds:g} s at {self.fps:g} FPS became {self.seconds:.2f} s: {self.pixel_frames} frames "
-            f"in {blocks_text(self.blocks, self.frames_per_block)} latent frames"
+            f"{became(wished_seconds, self.seconds, self.fps)}: {self.pixel_frames} frames in "
+            f"{blocks_text(self.blocks, self.frames_per_block)} latent frames"
         )

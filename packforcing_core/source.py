@@ -54,8 +54,12 @@ MUCH_LOST = 0.3
 """The share of a start's frame that is not cropped without a warning."""
 
 
-def adaptations(width: int, height: int, frame_rate: float | None, geometry: VideoGeometry) -> tuple[str, ...]:
-    """Notes on how a start image or video (pixels; FPS, None for images) is adapted to the render's size and rate."""
+def adaptations(
+    width: int, height: int, frame_rate: float | None, geometry: VideoGeometry, any_size: bool = True
+) -> tuple[str, ...]:
+    """Notes on how a start image or video (pixels; FPS, None for images) is adapted to the render's size and rate.
+    `any_size`: whether the model can render other sizes.
+    """
     notes = []
     if (width, height) != (geometry.width, geometry.height):
         rows, columns = _covering(height, width, geometry.height, geometry.width)
@@ -65,7 +69,7 @@ def adaptations(width: int, height: int, frame_rate: float | None, geometry: Vid
         turned = (width - height) * (geometry.width - geometry.height) < 0
         way_out = f" To keep more of it, exchange width and height ({geometry.height}x{geometry.width})."
         size = f"{width}x{height}: scaled to cover {geometry.width}x{geometry.height}"
-        notes.append(f"{warning}The start is {size}{cropped}.{way_out if warning and turned else ''}")
+        notes.append(f"{warning}The start is {size}{cropped}.{way_out if warning and turned and any_size else ''}")
     if frame_rate is not None and abs(frame_rate - geometry.fps) > 1e-6:
         notes.append(f"The start has {frame_rate:.5g} FPS: converted to {geometry.fps:g}, at the same speed.")
     return tuple(notes)

@@ -103,6 +103,9 @@ def test_the_recall_in_the_readme_is_that_of_the_stored_answers():
     assert f"PackForcing recalled {told['trained'][1].split()[0]}, the window none" in README
     both = sum(int(count.split()[0]) for count in told["trained"])
     assert f"the trained compressor {both} of 128" in README
+    late = f"{int(told['trained'][1].split()[0]) / 64:.0%}"
+    helped = [(ROOT / "nodes" / "web" / "docs" / f"PackForcing{node}.md") for node in ("KVCache", "ModelLoader")]
+    assert [page.name for page in helped if late not in page.read_text(encoding="utf-8")] == []
 
 
 @pytest.mark.parametrize("card", ROWS)

@@ -63,7 +63,8 @@ function together(node, newest) {
   const text = own && own.serial > last.serial && own.text ? own.text : said.join("\n");
   const made = events.filter((event) => !isOld(event)).map((event) => (event.state === "done" ? 1 : (event.share ?? 0)));
   const share = made.reduce((sum, one) => sum + one, 0) / parts.length;
-  return { ...last, node: String(node.id), state: share < 1 ? last.state : "running", text, share, parts };
+  const state = share < 1 ? last.state : "running";
+  return { ...last, node: String(node.id), settings: undefined, state, text, share, parts };
 }
 
 // The event of a stack that is finished, with what the folded nodes say of their videos.

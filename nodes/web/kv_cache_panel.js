@@ -3,6 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { isHere, lastTold, nodeOf, onTold } from "./graph.js";
+import { SHOWN_ON_NODE } from "./stage.js";
 import { inWords, loadWords } from "./words.js";
 
 const CACHE = "PackForcingKVCache";
@@ -87,7 +88,7 @@ function addPanel(node) {
   element.className = "packforcing-window";
   element.style.cssText = "overflow:hidden;font-size:11px;color:var(--input-text,#ddd);white-space:pre-wrap";
   const height = () => Math.ceil((node.size[0] - 2 * MARGIN) * ASPECT) + 2 * MARGIN + 2;
-  const options = { serialize: false, hideOnZoom: false, getMinHeight: height, getValue: () => "", setValue() {} };
+  const options = { ...SHOWN_ON_NODE, getMinHeight: height };
   const widget = node.addDOMWidget(PANEL, PANEL, element, options);
   widget.serialize = false; // Not saved: a workflow stores widget values by position.
   panels.set(node, { element, asked: null, blocks: 0 });

@@ -5,7 +5,7 @@ import { api } from "../../scripts/api.js";
 import { allTold, isHere, nodeOf, ofOneTab, onTold, settingsOf, settingsOfJob } from "./graph.js";
 import { MAKES_VIDEO, STACKS_VIDEOS, foldedWarnings, withStacks } from "./folded.js";
 import { Player } from "./player.js";
-import { STAGE_STYLE, Stage } from "./stage.js";
+import { SHOWN_ON_NODE, STAGE_STYLE, Stage } from "./stage.js";
 import { inLanguage, inWords, loadWords } from "./words.js";
 
 const WIDGET = "packforcing_monitor";
@@ -16,7 +16,9 @@ const MARGIN = 10; // Of a DOM widget, on every side.
 const LINE = 16;
 const MOST_LINES = 9; // More lines scroll,
 const MOST_LINES_WITH_ROOM = 20; // if the node has its minimum size,
-const MOST_LINES_BY_TEXT = 4; // and on a node of another pack that has a text box.
+const MOST_LINES_BY_TEXT = 4; // and on a node that has a text box. Where nothing stands below, there may be more.
+const NEXT_TITLE = 60; // What the title of a node below takes, and what is left free above it.
+const TALLEST = 1; // Height over width of the place for videos: portraits would cover the nodes below.
 const LARGEST_TEXT_BOX = 100; // What a text box keeps beyond its minimum height: a saved graph has the grown height.
 const MOST_EVENTS = 100;
 const FAILURES = "packforcing.failures";
@@ -72,6 +74,15 @@ function roomOfText(node) {
   return Math.min(LARGEST_TEXT_BOX, Math.max(0, node.size[1] - node.computeSize()[1]));
 }
 
+// How far a node can grow before it covers the next one below it.
+function freeBelow(node) {
+  const [left, top] = node.pos;
+  const bottom = top + node.size[1];
+  const beside = ({ pos, size }) => pos[0] < left + node.size[0] && left < pos[0] + size[0];
+  const tops = (node.graph?.nodes ?? []).filter((other) => other !== node && beside(other)).map(({ pos }) => pos[1]);
+  return Math.min(...tops.filter((other) => other >= bottom)) - bottom - NEXT_TITLE;
+}
+
 class View {
   constructor(node) {
     this.node = node;
@@ -81,7 +92,7 @@ class View {
     this.element.innerHTML = '<div class="stage" hidden></div><div class="bar" hidden><div></div></div><div class="said"></div>';
     const [stage, bar, said] = this.element.children;
     Object.assign(this, { stage: new Stage(stage), bar, said });
-    const options = { serialize: false, hideOnZoom: false, getValue: () => "", setValue() {} };
+    const options = { ...SHOWN_ON_NODE };
     options.getMinHeight = () => this.height;
     // A text box on the node gets the room that is left. A video grows with its node.
     options.getMaxHeight = () => (this.event?.video ? Infinity : this.height);
@@ -101,7 +112,9 @@ class View {
   // A node that the user makes taller gives the height to its message.
   get mostLines() {
     const taller = this.fitted ? Math.max(0, this.node.size[1] - this.fitted) : 0;
-    return (this.room ? MOST_LINES_BY_TEXT : MOST_LINES) + Math.floor(taller / LINE);
+    const least = this.room ? MOST_LINES_BY_TEXT : MOST_LINES;
+    const fit = this.event.video ? 0 : Math.min(MOST_LINES_WITH_ROOM, Math.floor((this.free - 2 * MARGIN) / LINE));
+    return Math.max(least, fit) + Math.floor(taller / LINE);
   }
 
   // Height over width of the videos side by side.
@@ -111,7 +124,7 @@ class View {
       const { width, height } = event?.video ?? this.event.video;
       return videoWidth ? videoWidth / videoHeight : width / height;
     });
-    return 1 / sizes.reduce((sum, size) => sum + size);
+    return Math.min(TALLEST, 1 / sizes.reduce((sum, size) => sum + size));
   }
 
   get text() {
@@ -130,10 +143,10 @@ class View {
     if (!this.event) {
       this.room = roomOfText(this.node);
       this.before = this.node.size[1];
+      this.free = freeBelow(this.node);
     }
-    // Of a video, and of what a node says before it has run, nothing becomes outdated.
     event.settings ??= settingsOfJob(event) ?? settingsOf(event.node);
-    const past = Boolean(event.prompt) && !event.video && event.settings !== settingsOf(event.node);
+    const past = Boolean(event.prompt) && event.settings !== settingsOf(event.node); // Without a job it is of no run.
     Object.assign(this, { event, warnings, past });
     if (event.video) this.showPictures();
     const state = `${event.serial} ${this.text} ${event.video ? this.aspect : 0}`;
@@ -178,10 +191,13 @@ class View {
 
   fit() {
     const [width, height] = this.node.size;
+    const shape = this.event.video ? this.aspect : 0;
+    const reshaped = shape !== this.shape && height === this.fitted; // For another number of lines it would jump.
     this.fitted = 0;
-    const needed = this.node.computeSize()[1] + this.room;
-    if (height < needed) this.node.setSize([width, needed]);
-    this.fitted = Math.max(needed, this.before);
+    this.shape = shape;
+    const needed = Math.max(this.before, this.node.computeSize()[1] + this.room);
+    if (height < needed || reshaped) this.node.setSize([width, needed]);
+    this.fitted = needed;
     this.node.setDirtyCanvas?.(true, true);
   }
 

@@ -1,6 +1,9 @@
 // The pictures on a node: of each video its player, the newest frame, or what it waits for; side by side if there are several.
 import { inWords } from "./words.js";
 
+// Options of a DOM widget. In the side panel it would be a parameter, and its element would leave the node.
+export const SHOWN_ON_NODE = { serialize: false, hideOnZoom: false, hideInPanel: true, getValue: () => "", setValue() {} };
+
 export const STAGE_STYLE = `
 .packforcing-monitor > .stage { flex: 1 1 auto; min-height: 0; border-radius: 4px; overflow: hidden; display: flex; gap: 4px; }
 .packforcing-monitor .cell { flex: 1 1 0; min-width: 0; position: relative; }

@@ -41,7 +41,7 @@ def run_render(render: Render, console: Console) -> Path:
         )
     console.print(f"the video grows in {render.growing}")
     with closing(render.events()) as events:
-        path = _show(events, render.recipe, render.plan.cache_bytes, console)
+        path = _show(events, render.recipe, render.plan.buffer_bytes, console)
     _say_done(path, render.recipe, time.monotonic() - started, console)
     return path
 
@@ -51,7 +51,7 @@ def _say_done(video: Path, recipe: Recipe, took: float, console: Console) -> Non
     console.print(f"{video.resolve()}: {frames} frames, {frames / recipe.geometry.fps:.2f} s of video in {took:.1f} s")
 
 
-def _show(events: Iterator[RenderEvent], recipe: Recipe, cache_bytes: int, console: Console) -> Path:
+def _show(events: Iterator[RenderEvent], recipe: Recipe, cache: int, console: Console) -> Path:
     """Shows the events of a render until it ends; returns the finished file."""
     geometry = recipe.geometry
     columns = (
@@ -61,7 +61,7 @@ def _show(events: Iterator[RenderEvent], recipe: Recipe, cache_bytes: int, conso
         _SecondsPerBlock(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn(f"cache {size_text(cache_bytes)}"),
+        TextColumn(f"KV cache {size_text(cache)}"),
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(

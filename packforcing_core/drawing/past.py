@@ -29,7 +29,8 @@ FONT = 12
 """As large as the text of the node's widgets."""
 BAR_TOP, BAR_HEIGHT = 18, 32
 LINE_TOP, LINE_HEIGHT = 76, 20
-NARROWEST_LABEL = 34
+LETTER = 6.5
+"""About the width of a letter of that size, in units of the drawing."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,11 @@ def _bar(parts: Mapping[str, int], full: int) -> Iterator[str]:
             continue
         width = WIDTH * tokens / max(full, 1)
         yield _rect(x, BAR_TOP, width, BAR_HEIGHT, COLOURS[name], f"{{{name}}}: {tokens:,} {{tokens}}")
-        if width >= NARROWEST_LABEL:
-            yield _text(x + width / 2, BAR_TOP + 14, f"{{{name}}}", "middle", "#111")
-            yield _text(x + width / 2, BAR_TOP + 27, f"{tokens:,}", "middle", "#111")
+        label, count = f"{{{name}}}", f"{tokens:,}"
+        if width >= LETTER * len(name):
+            yield _text(x + width / 2, BAR_TOP + 14, label, "middle", "#111")
+        if width >= LETTER * len(count):
+            yield _text(x + width / 2, BAR_TOP + 27, count, "middle", "#111")
         x += width
 
 

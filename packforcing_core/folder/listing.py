@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import PackForcingError
-from ..geometry import block_count, size_text
+from ..geometry import block_count, pixel_frames, size_text
 from .blocks import numbered_files
 from .files import FolderError, checked_name, locked, refuse_links
 from .folder import FINISHED
@@ -16,16 +16,19 @@ from .manifest import NAME, Manifest
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
 FINISHED_STATE = "finished"
+MOST_LETTERS = 60
+"""Of a prompt in the list."""
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A render on disk: its folder, size in bytes, seconds since its last write, and progress."""
+    """A render on disk: its folder, size in bytes, seconds since its last write, progress, and what it is of."""
 
     path: Path
     size: int
     age: float
     state: str
+    about: str
 
 
 def renders(root: Path) -> list[Listed]:
@@ -49,7 +52,8 @@ def others_note(root: Path, mine: Path) -> tuple[str, ...]:
     """One line on the other unfinished renders beside `mine`, if any. They stay until the user removes them."""
     try:
         # There may be many finished ones, whose sizes do not matter here.
-        others = [_listed(path) for path in _folders(root) if path != mine and _state(path) != FINISHED_STATE]
+        begun = (path for path in _folders(root) if path != mine and _state(path, _manifest(path)) != FINISHED_STATE)
+        others = [_listed(path) for path in begun]
     except OSError:  # The folder does not exist yet, or another process is removing a render.
         return ()
     if not others:
@@ -64,13 +68,31 @@ def others_note(root: Path, mine: Path) -> tuple[str, ...]:
 def _listed(path: Path) -> Listed:
     files = [file.stat() for file in path.rglob("*") if file.is_file() and not file.is_symlink()]
     newest = max((stat.st_mtime for stat in files), default=time.time())
-    return Listed(path, sum(stat.st_size for stat in files), max(0.0, time.time() - newest), _state(path))
+    manifest = _manifest(path)
+    size, age = sum(stat.st_size for stat in files), max(0.0, time.time() - newest)
+    return Listed(path, size, age, _state(path, manifest), _about(manifest) if manifest else "")
 
 
-def _state(path: Path) -> str:
+def _manifest(path: Path) -> Manifest | None:
+    """None if it is damaged."""
     try:
-        manifest = Manifest.read(path)
+        return Manifest.read(path)
     except FolderError:
+        return None
+
+
+def _about(manifest: Manifest) -> str:
+    """Length, size, policy, seed and, where it is known, the prompt: "29.8 s, 832x480, packforcing, seed 7: a fox"."""
+    known, last = manifest.settings, manifest.takes[-1]
+    fps, frames = known.get("fps"), known.get("frames_per_block")
+    length = f"{pixel_frames(manifest.blocks * frames) / fps:.1f} s" if fps and frames else block_count(manifest.blocks)
+    size = f"{known.get('width')}x{known.get('height')}"
+    words = f": {last.words[:MOST_LETTERS]}" if last.words else ""
+    return f"{length}, {size}, {known.get('policy')}, seed {last.seed}{words}"
+
+
+def _state(path: Path, manifest: Manifest | None) -> str:
+    if manifest is None:
         return "damaged manifest"
     there = {(file.block, file.take) for file in numbered_files(path / "blocks")}
     done = sum((block, manifest.take_of(block)) in there for block in range(manifest.blocks))

@@ -63,12 +63,10 @@ class RenderPlan:
         number of frames comes first.
         """
         rolling = f"{self.current_blocks} blocks rolling together | " if self.current_blocks > 1 else ""
-        current = "blocks" if self.current_blocks > 1 else "block"
         frames = f"{self.pixel_frames} frames in {blocks_text(self.blocks, self.frames_per_block)} | "
         return (
             f"{frames if length else ''}{rolling}attends to {self.attended_tokens:,} tokens | "
-            f"cache {size_text(self.cache_bytes)}, "
-            f"with the current {current} {size_text(self.buffer_bytes)} | "
+            f"KV cache {size_text(self.buffer_bytes)} ({size_text(self.cache_bytes)} of it past frames) | "
             f"peak about {size_text(self.peak_bytes)}{left_out} | "
             f"on disk {size_text(self.disk_bytes)}, not counting the video"
         )

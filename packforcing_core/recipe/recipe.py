@@ -12,7 +12,7 @@ from ..cache.partitions import Partitions
 from ..cache.policy import TRAINED_FRAMES
 from ..checkpoint.families import Family
 from ..errors import PackForcingError
-from ..geometry import PIXEL_FRAMES_PER_LATENT, VideoGeometry, block_count, blocks_text, pixel_frames
+from ..geometry import PIXEL_FRAMES_PER_LATENT, VideoGeometry, became, block_count, blocks_text, pixel_frames
 from ..model.config import WanConfig
 from ..ranges import in_range
 from ..sampler.denoising import BlockDone, Denoising
@@ -94,18 +94,19 @@ class Recipe:
         g, given = self.geometry, len(self.given)
         if self.left_out_blocks:
             shown = self.video_frames / g.fps
+            new = blocks_text(g.blocks - given, g.frames_per_block)
             return (
-                f"{wished_seconds:g} s at {g.fps:g} FPS became {shown:.2f} s: {self.video_frames} "
-                f"frames in {blocks_text(g.blocks - given, g.frames_per_block)} latent frames, after "
+                f"{became(wished_seconds, shown, g.fps)}: {self.video_frames} frames in {new} latent frames, after "
                 f"{block_count(given)} of the start ({g.seconds - shown:.1f} s) that the video does not show"
             )
         told = g.describe_length(wished_seconds)
         if given:
-            return f"{told}; the first {given} of them ({pixel_frames(given * g.frames_per_block)} frames) are given"
+            first = "the first is given" if given == 1 else f"the first {given} are given"
+            return f"{told}; {first} ({pixel_frames(given * g.frames_per_block)} frames)"
         if self.denoising.repainted_blocks:
             schedule = self.denoising.of_block(0)
             return (
-                f"{told}; the first {self.denoising.repainted_blocks} of them are regenerated from noise level "
+                f"{told}; the first {self.denoising.repainted_blocks} are regenerated from noise level "
                 f"{100 * schedule.sigmas[0]:.0f}% in {len(schedule)} {'step' if len(schedule) == 1 else 'steps'}"
             )
         return told

@@ -52,6 +52,7 @@ def test_it_changes_the_workflow_follows_the_render_and_downloads_the_film(comfy
     )
     print(done.stdout, done.stderr)
     assert done.returncode == 0
+    assert "--prompt replaces what node" in done.stdout
     assert "-- PackForcingSampler" in done.stdout
     assert "prompt 2 at 1.5 s starts at 1.31 s, block 3" in done.stdout
     assert "block 3/3 | 2.1 s of 2.1 s" in done.stdout
@@ -97,6 +98,14 @@ def test_a_server_that_is_down_is_one_sentence(tmp_path: Path):
     assert done.returncode == 1
     assert "127.0.0.1:9 does not answer" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_server_may_be_given_as_a_url(comfy: ComfyServer, tmp_path: Path):
+    file = tmp_path / "workflow.json"
+    file.write_text("{}", encoding="utf-8")
+    done = run_file(file, f"http://127.0.0.1:{comfy.port}/", tmp_path)
+    print(done.stderr)
+    assert done.stderr.startswith("refused: ")
 
 
 def run_file(file: Path, server: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -181,11 +181,11 @@ def test_too_many_words_are_refused_and_unknown_ones_are_told(comfy: ComfyServer
     for shown in (text, timed):
         graph.add("PreviewAny", source=shown)
     first = told_on(comfy, graph)
-    assert "Warning: the PackForcing miniature does not know these words: walrus." in comfy.log_text()
-    assert "walrus.\nIt knows a, " in first[text[0]][-1]
+    assert "Warning: the PackForcing miniature does not know these words and ignores them: walrus." in comfy.log_text()
+    assert "walrus.\nDemo Models lists" in first[text[0]][-1]
     # What each of its texts lacks stands above what the node says itself.
     lines = first[timed[0]][-1].splitlines()
-    assert [line.split(": ")[-1][:8] for line in lines[:3]] == ["walrus.", "It knows", "otter."]
+    assert [line.split(": ")[-1][:8] for line in lines[:3]] == ["walrus.", "Demo Mod", "otter."]
     assert lines[3:] == [f"{n} s: a red {what} bounces" for n, what in enumerate(("walrus", "circle", "otter"))]
     graph.prompt[text[0]]["inputs"]["text"] = ""
     assert told_on(comfy, graph)[text[0]][-1].startswith("Warning: this prompt is empty")

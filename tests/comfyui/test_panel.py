@@ -1,6 +1,10 @@
-"""The drawing on the KV Cache node is of this run from its start, also when there is nothing left to sample."""
+"""The drawing on the KV Cache node is of this run from its start, also when there is nothing left to sample; and the
+side panel takes nothing from a node.
+"""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
@@ -8,9 +12,10 @@ from tests.comfyui.browser import FrontEnd
 from tests.comfyui.server import ComfyServer
 from tests.comfyui.small_graphs import Files
 from tests.comfyui.test_demo_front_end import press_run
-from tests.comfyui.test_front_end import PANEL, panel_text, show, small_render
+from tests.comfyui.test_front_end import NODES_LIKE, PANEL, choose, panel_text, show, small_render, stock_settings
 from tests.comfyui.test_monitor import HOLD, SET_SEED, held, other_browser
 
+__all__ = ["stock_settings"]  # It is a fixture here too.
 pytestmark = pytest.mark.browser
 
 SHOWS = r"([panel, text]) => document.querySelector(panel).innerText.replace(/\s+/g, ' ').includes(text)"
@@ -46,3 +51,44 @@ def test_the_panel_is_of_this_run_from_its_start(comfy: ComfyServer, front_end: 
         print(finished, planned, panel_text(other), sep="\n")
         assert SELECTED not in planned
         assert panel_text(other) == finished, "the first run's, of which no block was sampled again"
+
+
+SELECT = """id => {
+    const canvas = window.app.canvas;
+    canvas.deselectAll?.();
+    canvas.select?.(window.app.rootGraph.getNodeById(id));
+}"""
+PLACE = """where => {
+    const element = document.querySelector(where);
+    const { x, y, width, height } = element.getBoundingClientRect();
+    return [x, y, width, height].map(Math.round);
+}"""
+MONITOR = ".packforcing-monitor:has(video)"
+
+
+@pytest.mark.parametrize("nodes", NODES_LIKE)
+def test_the_side_panel_takes_nothing_from_a_node(
+    comfy: ComfyServer, front_end: FrontEnd, files: Files, nodes: str, tmp_path: Path
+):
+    graph, cache, video = small_render(files, 3.0, "1000", 73 + NODES_LIKE[nodes], width=192, height=96)
+    show(front_end, graph, NODES_LIKE[nodes])
+    comfy.client.wait(press_run(front_end))
+    wait_for_panel(front_end, "block 4 / 4")
+    front_end.page.wait_for_function(f"document.querySelector('{MONITOR} video')?.duration > 0")
+    front_end.page.wait_for_timeout(1000)
+    before = [front_end.page.evaluate(PLACE, where) for where in (PANEL, MONITOR)]
+    choose(front_end, "Comfy.RightSidePanel.IsOpen", True)
+    for node in (cache, video):
+        front_end.page.evaluate(SELECT, int(node))
+        front_end.page.wait_for_timeout(1000)
+        front_end.screenshot(tmp_path / f"{node}.png")
+        shown = front_end.page.locator("body").inner_text()
+        assert "packforcing_monitor" not in shown
+        assert "packforcing_window" not in shown
+    choose(front_end, "Comfy.RightSidePanel.IsOpen", False)
+    front_end.page.evaluate("window.app.canvas.deselectAll?.()")
+    front_end.page.wait_for_timeout(1000)
+    after = [front_end.page.evaluate(PLACE, where) for where in (PANEL, MONITOR)]
+    print(tmp_path, before, after)
+    assert after == before
+    assert front_end.problems == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.comfyui.browser import FrontEnd
@@ -73,4 +75,37 @@ def test_the_finished_video_takes_the_place_of_the_growing_one_without_a_black_m
     assert now >= at
     assert volume == 0.25
     assert front_end.page.evaluate("document.querySelectorAll('video').length") == 1
+    assert front_end.problems == []
+
+
+SET_SIZE = """([width, height]) => {
+    const sampler = window.app.rootGraph.nodes.find(node => node.type === 'PackForcingSampler');
+    for (const [name, value] of [['width', width], ['height', height]])
+        sampler.widgets.find(widget => widget.name === name).value = value;
+}"""
+HEIGHT = "id => window.app.rootGraph.getNodeById(id).size[1]"
+PAST = ".packforcing-monitor:has(video) > .said.past"
+
+
+def test_a_node_is_as_tall_as_its_video_needs_and_says_that_settings_have_changed_since(
+    comfy: ComfyServer, front_end: FrontEnd, files: Files, tmp_path: Path
+):
+    """A portrait gets a square: more would cover the nodes below."""
+    graph, node = small_video(files, 1.0, 812)
+    show(front_end, graph)
+    width = front_end.page.evaluate(HEIGHT.replace("[1]", "[0]"), int(node))
+    heights = []
+    for size in ((96, 64), (64, 128), (96, 64)):
+        front_end.page.evaluate(SET_SIZE, size)
+        if heights:
+            front_end.page.wait_for_selector(PAST, state="attached")
+        video = film_of(comfy, comfy.client.wait(press_run(front_end)), node)
+        wait_for(front_end, FINISHED, video.name)
+        front_end.page.wait_for_timeout(1000)
+        heights.append(front_end.page.evaluate(HEIGHT, int(node)))
+        front_end.screenshot(tmp_path / f"{len(heights)}.png")
+        assert not front_end.page.query_selector(PAST)
+    print(tmp_path, width, heights)
+    assert heights[0] == heights[2]
+    assert width / 4 < heights[1] - heights[0] < width / 2, "from 2 / 3 of the width to all of it"
     assert front_end.problems == []

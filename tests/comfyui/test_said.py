@@ -126,31 +126,42 @@ WORDS_OF_DEMO = """where => [...document.querySelectorAll(where)]
     .some(said => said.innerText.includes('words: a, and, ') && said.offsetWidth > 0)"""
 
 
+PUT_BELOW = """([id, other, gap]) => {
+    const [node, below] = [id, other].map(number => window.app.rootGraph.getNodeById(number));
+    below.pos = [node.pos[0], node.pos[1] + node.size[1] + gap];
+    window.app.canvas.setDirty(true, true);
+}"""
+TALLER = """id => {
+    const node = window.app.rootGraph.getNodeById(id);
+    node.setSize([node.size[0], node.size[1] + 250]);
+    window.app.canvas.setDirty(true, true);
+}"""
+
+
+@pytest.mark.parametrize("gap", [70, 900])
 def test_a_message_that_is_cut_fades_and_gets_the_height_that_its_node_is_given(
-    comfy: ComfyServer, front_end: FrontEnd, tmp_path: Path
+    comfy: ComfyServer, front_end: FrontEnd, tmp_path: Path, gap: int
 ):
+    """Above another node it is cut; where there is room below, the node grows."""
     graph = Graph()
     models = graph.add("PackForcingDemoModels", checkpoint="PackForcing miniature", weight_dtype="default")
-    prompt = graph.add("CLIPTextEncode", clip=models[1], text="a walrus and a dragon")
-    graph.add("PreviewAny", source=prompt[0])
+    unknown = " ".join(f"walrus{number}{'a' * 20}" for number in range(12))
+    prompt = graph.add("CLIPTextEncode", clip=models[1], text=f"{unknown} {gap}")
+    preview = graph.add("PreviewAny", source=prompt[0])
     show(front_end, graph)
+    front_end.page.evaluate(PUT_BELOW, [int(prompt.id), int(preview.id), gap])
     front_end.page.wait_for_function(WORDS_OF_DEMO, arg=SAID)
     front_end.run()
     page, shown = front_end.page, f"({SHOWN})"
-    page.wait_for_function(f"where => {shown}(where)?.cut", arg=SAID)
+    page.wait_for_function(f"([where, cut]) => {shown}(where)?.cut === cut", arg=[SAID, gap < 100])
     front_end.screenshot(tmp_path / "cut.png")
     first = page.evaluate(SHOWN, SAID)
-    taller = """id => {
-        const node = window.app.rootGraph.getNodeById(id);
-        node.setSize([node.size[0], node.size[1] + 250]);
-        window.app.canvas.setDirty(true, true);
-    }"""
-    page.evaluate(taller, int(prompt.id))
+    page.evaluate(TALLER, int(prompt.id))
     page.wait_for_function(f"where => {shown}(where)?.cut === false", arg=SAID)
     last = page.evaluate(SHOWN, SAID)
     front_end.screenshot(tmp_path / "whole.png")
     print(tmp_path, first, last)
-    assert first["height"] < first["wanted"] - 16
+    assert (first["height"] < first["wanted"] - 16) == (gap < 100)
     assert last["height"] >= last["wanted"] - 2
     assert front_end.problems == []
 

@@ -124,7 +124,7 @@ def test_folded_nodes_videos_play_in_the_stack_and_then_the_stack_does(
         assert f"output/video/{video.name}" in after["said"]
         for caption in CAPTIONS.split("\n"):
             (line,) = (line for line in after["said"].splitlines() if line.startswith(f"{caption}: "))
-            assert "s per block | cache " in line.replace("\u00a0", " ").replace(", cache", " | cache")
+            assert "s per block | KV cache " in line.replace("\u00a0", " ").replace(", KV cache", " | KV cache")
         assert "Warning: the font of the captions does not have these letters: \uae30" in after["said"]
     warnings = [line for line in states[0]["said"].splitlines() if "trained with blocks of 3" in line]
     assert len(warnings) == 1, "of the folded sampler"

@@ -47,17 +47,25 @@ def changed(workflow, options):
     """The workflow with the options in the nodes that have them."""
     sampler = {"seconds": options.seconds, "seed": options.seed}
     values = {"PackForcingSampler": sampler, "CLIPTextEncode": {"text": options.prompt}}
-    values["PackForcingTimedPrompts"] = {"timeline": options.prompt}
-    for node in workflow.values():
+    if options.prompt is not None:
+        values["PackForcingTimedPrompts"] = {"timeline": options.prompt, "prefix": ""}
+    for number, node in workflow.items():
+        if node["class_type"] in ("CLIPTextEncode", "PackForcingTimedPrompts") and options.prompt is not None:
+            print(f"--prompt replaces what node {number} {node['class_type']} has")
         given = values.get(node["class_type"], {}).items()
         node["inputs"].update((name, value) for name, value in given if value is not None)
     return workflow
 
 
+def address(server):
+    """The address with its protocol and without a slash at the end."""
+    return (server if "://" in server else f"http://{server}").rstrip("/")
+
+
 def ask(server, path, body=None):
     """The answer of the server as JSON, or None where it is empty."""
     data = None if body is None else json.dumps(body).encode()
-    with urlopen(Request(f"http://{server}{path}", data, {"Content-Type": "application/json"}), timeout=60) as answer:
+    with urlopen(Request(f"{server}{path}", data, {"Content-Type": "application/json"}), timeout=60) as answer:
         text = answer.read()
     return json.loads(text) if text else None
 
@@ -80,6 +88,7 @@ def queue(server, workflow, client):
 
 def follow(server, socket, prompt_id, workflow):
     """Prints what the nodes say until the workflow has ended; returns what went wrong, or nothing."""
+    last = None
     while True:
         try:
             message = socket.recv()
@@ -93,8 +102,9 @@ def follow(server, socket, prompt_id, workflow):
         if event["type"] == "closed":
             return "the server closed the connection"
         data = event["data"]
-        if event["type"] == "packforcing.monitor" and data["prompt"] == prompt_id:
-            print(data["text"])
+        if event["type"] == "packforcing.monitor" and data["prompt"] == prompt_id and data["text"] != last:
+            last = data["text"]
+            print(last)
         if data.get("prompt_id") != prompt_id:
             continue
         if event["type"] in ("execution_error", "execution_interrupted"):
@@ -125,25 +135,25 @@ def download(server, prompt_id, folder):
     for output in ask(server, f"/history/{prompt_id}").get(prompt_id, {"outputs": {}})["outputs"].values():
         for saved in output.get("images", []):
             path = folder / saved["filename"]
-            with urlopen(f"http://{server}/view?{urlencode(saved)}", timeout=600) as video:
+            with urlopen(f"{server}/view?{urlencode(saved)}", timeout=600) as video:
                 path.write_bytes(video.read())
             print(f"saved {path}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("workflow", type=Path)
-    parser.add_argument("--server", default="127.0.0.1:8188")
-    parser.add_argument("--prompt")
-    parser.add_argument("--seconds", type=float)
+    parser.add_argument("workflow", type=Path, help="a file in API form")
+    parser.add_argument("--server", default="127.0.0.1:8188", help="of ComfyUI: HOST:PORT or a URL (%(default)s)")
+    parser.add_argument("--prompt", help="instead of every text in the workflow, timed prompts too")
+    parser.add_argument("--seconds", type=float, help="length of the video")
     parser.add_argument("--seed", type=int)
-    parser.add_argument("--folder", type=Path, default=Path())
+    parser.add_argument("--folder", type=Path, default=Path(), help="where the videos are saved (the current folder)")
     options = parser.parse_args()
-    server, prompt_id = options.server, None
+    server, prompt_id = address(options.server), None
     workflow = changed(read(options.workflow), options)
     client = uuid.uuid4().hex
     try:
-        socket = websocket.create_connection(f"ws://{server}/ws?clientId={client}", timeout=QUIET_S)
+        socket = websocket.create_connection(f"ws{server.removeprefix('http')}/ws?clientId={client}", timeout=QUIET_S)
         prompt_id = queue(server, workflow, client)
         problem = follow(server, socket, prompt_id, workflow)
         if problem:

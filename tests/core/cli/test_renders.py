@@ -32,9 +32,10 @@ def test_renders_are_listed_with_size_age_and_state(root, capsys):
     said = capsys.readouterr().out
     print(said)
     rows = {line.split()[0]: line for line in said.splitlines()}
-    assert rows["done"].endswith("finished")
-    assert rows["begun"].endswith("unfinished: 2 of 3 blocks")
+    assert "  finished  " in rows["done"]
+    assert "  unfinished: 2 of 3 blocks  " in rows["begun"]
     assert "just now" in rows["begun"]
+    assert "2.1 s, 48x32, packforcing, seed 7" in rows["begun"]
     assert "holidays" not in said
     assert said.splitlines()[-1].startswith("2 renders, ")
 
@@ -71,3 +72,11 @@ def test_a_node_tells_of_the_other_unfinished_renders(root):
     assert "begun" in newest_note(root)
     assert newest_note(root / "nowhere").startswith("There is none")
     assert others_note(root / "nowhere", root) == ()
+
+
+def test_a_folder_above_comfyuis_renders_says_where_they_are(tmp_path, capsys):
+    (tmp_path / "packforcing").mkdir()
+    assert main(["renders", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    print(said)
+    assert str(tmp_path / "packforcing") in said
