@@ -116,11 +116,8 @@ class Layout:
         self.notes = [index for index, node in enumerate(self.nodes) if node["type"] == "MarkdownNote"]
         self.wide = [index for index, node in enumerate(self.nodes) if node["type"] == WIDE]
         links = [(at[source], slot, at[target], into) for _, source, slot, target, into, _ in graph["links"]]
-        self.rows = [
-            (one, other)
-            for one, other in combinations(range(len(self.nodes)), 2)
-            if _same_folded(self.nodes, one, other)
-        ]
+        pairs = combinations(range(len(self.nodes)), 2)
+        self.rows = [(one, other) for one, other in pairs if _same_folded(self.nodes[one], self.nodes[other])]
         self.source, self.target = (np.array([link[i] for link in links], dtype=int) for i in (0, 2))
         starts = [[self.sizes[s, 0], _slot_height(self.nodes[s], slot)] for s, slot, _, _ in links]
         ends = [[0, _slot_height(self.nodes[t], into)] for _, _, t, into in links]
