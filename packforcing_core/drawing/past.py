@@ -29,7 +29,7 @@ FONT = 12
 """As large as the text of the node's widgets."""
 BAR_TOP, BAR_HEIGHT = 18, 32
 LINE_TOP, LINE_HEIGHT = 76, 20
-LETTER = 6.5
+LETTER = 7.0
 """About the width of a letter of that size, in units of the drawing."""
 
 

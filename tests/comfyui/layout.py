@@ -116,8 +116,10 @@ class Layout:
         self.notes = [index for index, node in enumerate(self.nodes) if node["type"] == "MarkdownNote"]
         self.wide = [index for index, node in enumerate(self.nodes) if node["type"] == WIDE]
         links = [(at[source], slot, at[target], into) for _, source, slot, target, into, _ in graph["links"]]
-        pairs = combinations(range(len(self.nodes)), 2)
-        self.rows = [(one, other) for one, other in pairs if _same_folded(self.nodes[one], self.nodes[other])]
+        pairs = combinations(sorted(range(len(self.nodes)), key=lambda index: self.nodes[index]["id"]), 2)
+        alike = [(one, other) for one, other in pairs if self.nodes[one]["type"] == self.nodes[other]["type"]]
+        self.folded = [pair for pair in alike if all(is_collapsed(self.nodes[index]) for index in pair)]
+        self.open = [pair for pair in alike if not any(is_collapsed(self.nodes[index]) for index in pair)]
         self.source, self.target = (np.array([link[i] for link in links], dtype=int) for i in (0, 2))
         starts = [[self.sizes[s, 0], _slot_height(self.nodes[s], slot)] for s, slot, _, _ in links]
         ends = [[0, _slot_height(self.nodes[t], into)] for _, _, t, into in links]
@@ -191,8 +193,13 @@ class Layout:
         return float(np.maximum(deep, 0.0).sum())
 
     def disorder(self, places: np.ndarray) -> float:
-        """Folded nodes of one type stand below each other, in the order in which they run."""
-        lower = (places[other, 1] - places[one, 1] - STEP for one, other in self.rows)
+        """Nodes of one type stand in the order in which they run: folded ones below each other, others not above one
+        that is farther left.
+        """
+        lower = [places[other, 1] - places[one, 1] - STEP for one, other in self.folded]
+        lower += [
+            places[other, 1] - places[one, 1] for one, other in self.open if places[one, 0] > places[other, 0] - STEP
+        ]
         return sum(12.0 - 0.05 * step for step in lower if step < 0)
 
     def free_cost(self, places: np.ndarray) -> float:
@@ -218,10 +225,6 @@ class Layout:
 
 def _zoom(width: float, height: float) -> float:
     return FILLED * min(WINDOW[0] / (width + MARGIN), WINDOW[1] / (height + MARGIN))
-
-
-def _same_folded(one: Node, other: Node) -> bool:
-    return one["type"] == other["type"] and is_collapsed(one) and is_collapsed(other)
 
 
 def _slot_height(node: Node, slot: int) -> float:
