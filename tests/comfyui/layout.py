@@ -52,6 +52,8 @@ WIDE = "PackForcingStackVideos"
 """Stands below the columns, at the right edge: as wide as several of them, for its videos side by side."""
 UNKNOWN_WORDS = 86
 """By how much a prompt grows beside the demo's text encoder, which names the words that it does not know."""
+IN_ORDER = ("PackForcingSampler", "PackForcingStreamingVAEDecode")
+"""Of these the first one to run does not stand below, or right of, the next one."""
 POINTS = np.linspace(0, 1, 25)[1:-1]
 BEZIER = np.stack([(1 - POINTS) ** 3, 3 * (1 - POINTS) ** 2 * POINTS, 3 * (1 - POINTS) * POINTS**2, POINTS**3], axis=1)
 AROUND = (-4, 6)
@@ -119,7 +121,7 @@ class Layout:
         pairs = combinations(sorted(range(len(self.nodes)), key=lambda index: self.nodes[index]["id"]), 2)
         alike = [(one, other) for one, other in pairs if self.nodes[one]["type"] == self.nodes[other]["type"]]
         self.folded = [pair for pair in alike if all(is_collapsed(self.nodes[index]) for index in pair)]
-        self.open = [pair for pair in alike if not any(is_collapsed(self.nodes[index]) for index in pair)]
+        self.open = [pair for pair in alike if self.nodes[pair[0]]["type"] in IN_ORDER and pair not in self.folded]
         self.source, self.target = (np.array([link[i] for link in links], dtype=int) for i in (0, 2))
         starts = [[self.sizes[s, 0], _slot_height(self.nodes[s], slot)] for s, slot, _, _ in links]
         ends = [[0, _slot_height(self.nodes[t], into)] for _, _, t, into in links]

@@ -148,9 +148,12 @@ def test_what_is_changed_of_a_video_on_the_way_in_is_said_on_the_node(comfy: Com
     vae = graph.add("VAELoader", vae_name=files.vae)[0]
     sampled = stream(graph, our_loader(graph, files), vae=vae, start=start, **FAST)
     decode(graph, sampled, files)
-    outputs = comfy.client.run(graph.prompt)["outputs"]
+    with comfy.client.events() as events:
+        outputs = comfy.client.run(graph.prompt)["outputs"]
     (text,), (of_render,) = outputs[start[0]]["text"], outputs[sampled[0]]["text"]
-    print(text, of_render, sep="\n")
+    reading = [told for node, told in events.texts if node == sampled[0] and told.startswith("Reading")]
+    print(text, of_render, *reading, sep="\n")
+    assert reading == [f"Reading the start: {second} s of 4 s" for second in range(4)]
     assert "The start is 128x64: scaled to cover 64x32." in of_render
     assert "The start has 24 FPS: converted to 16, at the same speed." in of_render
     assert "Its pixels are 4:3, not square: it is stretched to 128 x 64." in text
