@@ -250,9 +250,9 @@ def _compressor_warnings(model, recipe: Recipe) -> Iterator[str]:
         yield f"Note: the MODEL carries a trained compressor, which the policy '{recipe.policy.title}' does not use."
     if info is None and bank is not None and bank.mid_span > _fitted_span(recipe):
         yield (
-            f"Warning: with mid_span {bank.mid_span:g} the frames in view take up more than the {TRAINED_FRAMES} "
-            "positions of the model's training. That needs a trained compressor, and the MODEL carries none: expect "
-            "jumps in the video. Set mid_span to -1."
+            f"Warning: with mid_span {recipe.policy.mid_span:g} the frames in view take up more than the "
+            f"{TRAINED_FRAMES} positions of the model's training. That needs a trained compressor, and the MODEL "
+            "carries none: expect jumps in the video. Set mid_span to -1."
         )
     yield from _compressor_note(model, recipe)
 

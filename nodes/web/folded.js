@@ -64,7 +64,8 @@ function together(node, newest) {
   const made = events.filter((event) => !isOld(event)).map((event) => (event.state === "done" ? 1 : (event.share ?? 0)));
   const share = made.reduce((sum, one) => sum + one, 0) / parts.length;
   const state = share < 1 ? last.state : "running";
-  return { ...last, node: String(node.id), settings: undefined, state, text, share, parts };
+  const id = [...last.node.split(":").slice(0, -1), node.id].join(":"); // They are in one graph.
+  return { ...last, node: id, settings: undefined, state, text, share, parts };
 }
 
 // The event of a stack that is finished, with what the folded nodes say of their videos.

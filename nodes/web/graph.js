@@ -74,21 +74,42 @@ export function lastTold(kind, node) {
   return own.map(([, event]) => event).sort((one, other) => other.serial - one.serial)[0];
 }
 
-const CHANGES_ITSELF = /seed|control_after_generate/;
+const CONTROL = /control_after_generate/;
+const COUNTS_ON = /seed|^value$/; // What a control that is not "fixed" changes when a job is queued.
 
-// The values of a node's widgets, without those that change by themselves when a job is queued.
-function valuesOf(node) {
-  const widgets = (node.widgets ?? []).filter(({ name, serialize }) => serialize !== false && !CHANGES_ITSELF.test(name));
-  return widgets.map(({ value }) => value).filter((value) => ["string", "number", "boolean"].includes(typeof value));
+// Whether a widget is an input by the node's definition, and not one in which a node shows its result.
+function isInput(node, name) {
+  const { required, optional } = node.constructor?.nodeData?.input ?? {};
+  const [first] = name.split("."); // "policy.sink_frames" appears by the choice of "policy".
+  return !(required || optional) || first in { ...required, ...optional };
 }
 
-// A number that changes with the settings of a node, and of all nodes before it and around it.
-export function settingsOf(id) {
+// The values of a node's widgets, without those that change by themselves.
+function valuesOf(node) {
+  const widgets = (node.widgets ?? []).filter((widget) => widget?.name && widget.serialize !== false);
+  const counts = widgets.some(({ name, value }) => CONTROL.test(name) && value !== "fixed");
+  return widgets
+    .filter(({ name }) => !CONTROL.test(name) && !(counts && COUNTS_ON.test(name)) && isInput(node, name))
+    .map(({ value }) => value)
+    .filter((value) => ["string", "number", "boolean"].includes(typeof value));
+}
+
+const nodesBefore = (node) => (node.inputs ?? []).map((_, slot) => node.getInputNode?.(slot)).filter(Boolean);
+
+// A number that changes with the settings of a node, and of all nodes before it, around it and in it; null if they
+// cannot be read: the nodes may be of any pack. `known`: node -> hash, to read each node once.
+export function settingsOf(id, known = new Map()) {
   const parts = String(id).split(":");
-  const nodes = new Set(parts.map((_, depth) => nodeOf(parts.slice(0, depth + 1).join(":"))).filter(Boolean));
-  for (const node of nodes) // The set grows meanwhile.
-    (node.inputs ?? []).forEach((_, slot) => node.getInputNode?.(slot) && nodes.add(node.getInputNode(slot)));
-  return hashOf(JSON.stringify([...nodes].map((node) => [node.id, node.mode, valuesOf(node)])));
+  try {
+    const nodes = new Set(parts.map((_, depth) => nodeOf(parts.slice(0, depth + 1).join(":"))).filter(Boolean));
+    for (const node of nodes) {
+      for (const other of [...nodesBefore(node), ...(node.subgraph?.nodes ?? [])]) nodes.add(other); // The set grows.
+      if (!known.has(node)) known.set(node, hashOf(JSON.stringify([node.id, node.mode, valuesOf(node)])));
+    }
+    return hashOf([...nodes].map((node) => known.get(node)).join());
+  } catch {
+    return null;
+  }
 }
 
 function hashOf(text) {
@@ -106,10 +127,15 @@ const idsIn = (graph, before = "") =>
 function saveJobs() {
   for (const old of [...jobs.keys()].slice(0, -MOST_JOBS)) jobs.delete(old);
   const saved = [...jobs].map(([prompt, job]) => [prompt, { ...job, tab: pathOf(job.tab) }]);
+  remember(JOBS, saved);
+}
+
+// Keeps a value for a reload.
+export function remember(key, value) {
   try {
-    sessionStorage.setItem(JOBS, JSON.stringify(saved));
+    sessionStorage.setItem(key, JSON.stringify(value));
   } catch (error) {
-    console.warn("packforcing: after a reload, jobs are not found by their tabs", error); // The storage is full.
+    console.warn(`packforcing: ${key} is forgotten by a reload`, error); // The storage is full.
   }
 }
 
@@ -120,7 +146,8 @@ function loadJobs() {
 const queuePrompt = api.queuePrompt;
 api.queuePrompt = async function (...prompt) {
   const tab = openTab();
-  const settings = Object.fromEntries(idsIn(rootGraph()).map((id) => [id, settingsOf(id)]));
+  const known = new Map();
+  const settings = Object.fromEntries(idsIn(rootGraph()).map((id) => [id, settingsOf(id, known)]));
   const answer = await queuePrompt.apply(this, prompt);
   if (answer?.prompt_id) {
     jobs.set(answer.prompt_id, { tab, settings });

@@ -2,7 +2,7 @@
 // It is one DOM widget. It does not use the front end's own previews and progress texts, which change by version.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { allTold, isHere, nodeOf, ofOneTab, onTold, settingsOf, settingsOfJob } from "./graph.js";
+import { allTold, isHere, nodeOf, ofOneTab, onTold, remember, settingsOf, settingsOfJob } from "./graph.js";
 import { MAKES_VIDEO, STACKS_VIDEOS, foldedWarnings, withStacks } from "./folded.js";
 import { Player } from "./player.js";
 import { SHOWN_ON_NODE, STAGE_STYLE, Stage } from "./stage.js";
@@ -92,10 +92,10 @@ class View {
     this.element.innerHTML = '<div class="stage" hidden></div><div class="bar" hidden><div></div></div><div class="said"></div>';
     const [stage, bar, said] = this.element.children;
     Object.assign(this, { stage: new Stage(stage), bar, said });
-    const options = { ...SHOWN_ON_NODE };
-    options.getMinHeight = () => this.height;
+    const getMinHeight = () => this.height;
     // A text box on the node gets the room that is left. A video grows with its node.
-    options.getMaxHeight = () => (this.event?.video ? Infinity : this.height);
+    const getMaxHeight = () => (this.event?.video ? Infinity : this.height);
+    const options = { ...SHOWN_ON_NODE, getMinHeight, getMaxHeight };
     this.said.addEventListener("scroll", () => this.markCut());
     this.widget = node.addDOMWidget(WIDGET, WIDGET, this.element, options);
     this.widget.serialize = false; // Not saved: a workflow stores widget values by position.
@@ -145,8 +145,9 @@ class View {
       this.before = this.node.size[1];
       this.free = freeBelow(this.node);
     }
-    event.settings ??= settingsOfJob(event) ?? settingsOf(event.node);
-    const past = Boolean(event.prompt) && event.settings !== settingsOf(event.node); // Without a job it is of no run.
+    const settings = settingsOf(event.node);
+    event.settings ??= settingsOfJob(event) ?? settings;
+    const past = Boolean(event.prompt) && settings !== null && event.settings !== settings; // No job: of no run.
     Object.assign(this, { event, warnings, past });
     if (event.video) this.showPictures();
     const state = `${event.serial} ${this.text} ${event.video ? this.aspect : 0}`;
@@ -195,7 +196,8 @@ class View {
     const reshaped = shape !== this.shape && height === this.fitted; // For another number of lines it would jump.
     this.fitted = 0;
     this.shape = shape;
-    const needed = Math.max(this.before, this.node.computeSize()[1] + this.room);
+    const least = this.node.computeSize()[1] + this.room;
+    const needed = reshaped ? least : Math.max(this.before, least);
     if (height < needed || reshaped) this.node.setSize([width, needed]);
     this.fitted = needed;
     this.node.setDirtyCanvas?.(true, true);
@@ -295,11 +297,11 @@ function showKnown({ node, display_node, output, prompt_id: prompt }) {
 // What the front end says of a failure hides the reason, and nodes would still show what they said of an earlier job.
 // Kept for a reload: the server tells only what nodes said themselves.
 const failures = () => JSON.parse(sessionStorage.getItem(FAILURES) ?? "[]");
-const saveFailures = (all) => sessionStorage.setItem(FAILURES, JSON.stringify(all.slice(-MOST_FAILURES)));
+const saveFailures = (all) => remember(FAILURES, all.slice(-MOST_FAILURES));
 
 function noteFailure({ node_id, node_type, prompt_id: prompt, exception_message }, what) {
   const node = nodeOf(node_id);
-  const ours = Boolean(node?.comfyClass?.startsWith("PackForcing"));
+  const ours = Boolean(node?.comfyClass?.startsWith(PACK));
   const how = what ?? `failed at "${node?.title ?? node_type}"`;
   const reason = exception_message?.trim() ?? "";
   const failure = { node: String(node_id), prompt, ours, how, reason, serial: nextSerial() };

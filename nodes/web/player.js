@@ -9,6 +9,7 @@ const AHEAD_BYTES = 48e6;
 const BEHIND_BYTES = 24e6;
 const LOOK_EVERY_MS = 500;
 const A_FRAME_OR_TWO_S = 0.15;
+const OPENS_WITHIN_MS = 10_000;
 const A_TOUCH_MS = 500; // A pause this soon after a click or a key on the video is the user's.
 
 const urlOf = (file, more = {}) => api.apiURL(`/view?${new URLSearchParams({ ...file, ...more })}`);
@@ -63,7 +64,8 @@ export class Player {
 
   close() {
     clearInterval(this.timer);
-    this.finished = this.next = null;
+    this.finished = null;
+    this.#dropNext();
     this.#leave();
     this.element.remove();
   }
@@ -119,8 +121,17 @@ export class Player {
     const src = urlOf(file);
     if (this.finished === src) return;
     this.finished = src;
-    const alone = [document.fullscreenElement, document.pictureInPictureElement].includes(this.element);
-    if (this.playable && !alone) return this.#openBeside(src);
+    this.#dropNext();
+    if (this.playable && !this.#isAlone) this.#openBeside(src);
+    else this.#openInPlace(src);
+  }
+
+  get #isAlone() {
+    return [document.fullscreenElement, document.pictureInPictureElement].includes(this.element);
+  }
+
+  #openInPlace(src) {
+    this.#dropNext();
     this.startAt = this.element.currentTime;
     this.#leave();
     this.how = "finished";
@@ -135,11 +146,20 @@ export class Player {
     this.buffer = null; // The bytes of the growing file are no longer there.
     next.addEventListener("loadedmetadata", () => (next.currentTime = this.element.currentTime), { once: true });
     next.addEventListener("seeked", () => this.next === next && this.#exchange(), { once: true });
+    // Some browsers load only what is on the page.
+    setTimeout(() => this.next === next && this.#openInPlace(src), OPENS_WITHIN_MS);
     Object.assign(next, { loop: true, muted, volume, playbackRate, src });
+  }
+
+  #dropNext() {
+    const { next } = this;
+    this.next = null;
+    if (next) leave(next);
   }
 
   #exchange() {
     const { element: old, next } = this;
+    if (this.#isAlone) return this.#openInPlace(this.finished);
     next.hidden = old.hidden;
     if (!old.paused) next.play().catch(() => {});
     old.replaceWith(next);
@@ -151,13 +171,12 @@ export class Player {
 
   #leave() {
     this.source = this.buffer = null;
-    this.element.removeAttribute("src");
-    this.element.load();
+    leave(this.element);
   }
 
   #failed(element) {
-    if (!element.getAttribute("src")) return;
-    if (element === this.next) this.how = "none";
+    if (!element.getAttribute("src") || ![this.element, this.next].includes(element)) return;
+    if (element === this.next) this.#openInPlace(this.finished);
     else if (this.next) return; // It will be replaced.
     else if (this.how === "segments") {
       this.#leave();
@@ -250,6 +269,11 @@ export class Player {
       await updated(buffer);
     }
   }
+}
+
+function leave(element) {
+  element.removeAttribute("src");
+  element.load();
 }
 
 const updated = (buffer) =>

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import PackForcingError
 from ..geometry import block_count, pixel_frames, size_text
+from ..sampler.start import LEFT_OUT
 from .blocks import numbered_files
 from .files import FolderError, checked_name, locked, refuse_links
 from .folder import FINISHED
@@ -22,13 +23,25 @@ MOST_LETTERS = 60
 
 @dataclass(frozen=True)
 class Listed:
-    """A render on disk: its folder, size in bytes, seconds since its last write, progress, and what it is of."""
+    """A render on disk: its folder, size in bytes, seconds since its last write, and progress."""
 
     path: Path
     size: int
     age: float
     state: str
-    about: str
+
+    @property
+    def about(self) -> str:
+        """Length, size, policy, seed and, where it is known, the prompt: "29.8 s, 832x480, packforcing, seed 7: a fox".
+        Empty for a damaged manifest.
+        """
+        manifest = _manifest(self.path)
+        if manifest is None:
+            return ""
+        last, known = manifest.takes[-1], manifest.settings
+        words = " ".join(last.words.split())[:MOST_LETTERS]
+        size = f"{known.get('width')}x{known.get('height')}"
+        return f"{_length(manifest)}, {size}, {known.get('policy')}, seed {last.seed}{f': {words}' if words else ''}"
 
 
 def renders(root: Path) -> list[Listed]:
@@ -68,9 +81,8 @@ def others_note(root: Path, mine: Path) -> tuple[str, ...]:
 def _listed(path: Path) -> Listed:
     files = [file.stat() for file in path.rglob("*") if file.is_file() and not file.is_symlink()]
     newest = max((stat.st_mtime for stat in files), default=time.time())
-    manifest = _manifest(path)
     size, age = sum(stat.st_size for stat in files), max(0.0, time.time() - newest)
-    return Listed(path, size, age, _state(path, manifest), _about(manifest) if manifest else "")
+    return Listed(path, size, age, _state(path, _manifest(path)))
 
 
 def _manifest(path: Path) -> Manifest | None:
@@ -81,14 +93,16 @@ def _manifest(path: Path) -> Manifest | None:
         return None
 
 
-def _about(manifest: Manifest) -> str:
-    """Length, size, policy, seed and, where it is known, the prompt: "29.8 s, 832x480, packforcing, seed 7: a fox"."""
-    known, last = manifest.settings, manifest.takes[-1]
-    fps, frames = known.get("fps"), known.get("frames_per_block")
-    length = f"{pixel_frames(manifest.blocks * frames) / fps:.1f} s" if fps and frames else block_count(manifest.blocks)
-    size = f"{known.get('width')}x{known.get('height')}"
-    words = f": {last.words[:MOST_LETTERS]}" if last.words else ""
-    return f"{length}, {size}, {known.get('policy')}, seed {last.seed}{words}"
+def _length(manifest: Manifest) -> str:
+    """Of the video, in seconds; in blocks where the settings do not say it."""
+    known = manifest.settings
+    fps, per_block, given = (known.get(name) for name in ("fps", "frames_per_block", "start in latent frames"))
+    if not isinstance(fps, int | float) or not isinstance(per_block, int) or fps <= 0:
+        return block_count(manifest.blocks)
+    frames = pixel_frames(manifest.blocks * per_block)
+    if LEFT_OUT in str(known.get("start")) and isinstance(given, int):
+        frames -= pixel_frames(given)
+    return f"{frames / fps:.1f} s"
 
 
 def _state(path: Path, manifest: Manifest | None) -> str:

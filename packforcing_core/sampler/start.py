@@ -10,6 +10,9 @@ from ..errors import PackForcingError
 from .denoising import BlockDone, Denoising
 from .noise import NoiseSource
 
+LEFT_OUT = "left out of the video"
+"""The kind of a start that is given and not shown."""
+
 
 @dataclass(frozen=True, eq=False)
 class Start:
@@ -41,7 +44,7 @@ class Start:
         """The kind of start, in one or a few words."""
         if self.latents is None:
             return "none"
-        return "video to video" if self.given is None else "left out of the video" if self.left_out else "shown"
+        return "video to video" if self.given is None else LEFT_OUT if self.left_out else "shown"
 
     def of(self, latents: Tensor) -> Start:
         """The same start with other latents."""

@@ -83,6 +83,7 @@ def test_the_side_panel_takes_nothing_from_a_node(
         front_end.page.wait_for_timeout(1000)
         front_end.screenshot(tmp_path / f"{node}.png")
         shown = front_end.page.locator("body").inner_text()
+        assert "Parameters" in shown
         assert "packforcing_monitor" not in shown
         assert "packforcing_window" not in shown
     choose(front_end, "Comfy.RightSidePanel.IsOpen", False)

@@ -219,6 +219,7 @@ def test_a_change_before_a_node_makes_what_it_said_outdated_and_so_after_a_reloa
     front_end.run()
     past = f"[...document.querySelectorAll('{SAID}.past')].map(said => said.innerText)"
     front_end.page.wait_for_function(f"document.querySelectorAll('{SAID}').length > 1")
+    front_end.page.wait_for_timeout(1500)  # The page looks every half second.
     assert front_end.page.evaluate(past) == []
     front_end.page.evaluate(SET_SINK, [int(cache), 4])
     front_end.page.wait_for_function(f"() => {past}.length > 0")
@@ -233,6 +234,29 @@ def test_a_change_before_a_node_makes_what_it_said_outdated_and_so_after_a_reloa
     print(said, reloaded, sep="\n")
     assert said == reloaded
     assert all(text.startswith("Of the run before your change:") or "\nOf the run" in text for text in said)
+    assert front_end.problems == []
+
+
+RANDOMIZE = """id => {
+    const { widgets } = window.app.rootGraph.getNodeById(id);
+    widgets.find(widget => widget.name.includes('control_after_generate')).value = 'randomize';
+}"""
+
+
+def test_a_seed_that_changes_itself_makes_nothing_outdated(comfy: ComfyServer, front_end: FrontEnd, files: Files):
+    graph, *_ = small_render(files, 1.0, "1000", 40)
+    (sampler,) = (node["inputs"] for node in graph.prompt.values() if node["class_type"] == "PackForcingSampler")
+    graph.prompt["99"] = {"class_type": "PrimitiveInt", "inputs": {"value": 5}}
+    sampler["seed"] = ["99", 0]
+    show(front_end, graph)
+    front_end.page.evaluate(RANDOMIZE, 99)
+    before = front_end.page.evaluate("window.app.rootGraph.getNodeById(99).widgets[0].value")
+    front_end.run()
+    front_end.page.wait_for_function(f"document.querySelectorAll('{SAID}').length > 1")
+    front_end.page.wait_for_timeout(1500)  # The page looks every half second.
+    after = front_end.page.evaluate("window.app.rootGraph.getNodeById(99).widgets[0].value")
+    assert before != after
+    assert front_end.page.locator(f"{SAID}.past").count() == 0
     assert front_end.problems == []
 
 
