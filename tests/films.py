@@ -42,11 +42,13 @@ def encoders() -> list[psutil.Process]:
 
 
 def kill_encoders() -> bool:
-    """Kills all running encoders; returns whether there was one."""
-    found = list(encoders())
+    """Kills all running encoders; returns whether there was one.
+
+    Does not wait for them, which would take their exit status from the writer. Until it does, they are zombies.
+    """
+    found = [encoder for encoder in encoders() if encoder.status() != psutil.STATUS_ZOMBIE]
     for encoder in found:
         encoder.kill()
-        encoder.wait()
     return bool(found)
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from packforcing_core.model.causal import CausalWan
 from packforcing_core.render.writing import Note, WrittenBlock
 from packforcing_core.sampler.denoising import BlockDone, StepDone
 from packforcing_core.video import read_frames
-from tests.films import kill_encoders
+from tests.films import closed_segments, kill_encoders
 from tests.small import CONFIG, small_net
 from tests.survivor import OtherProcess, Small, difference, frames
 from tests.vaes import TINY, random_vae
@@ -145,13 +146,20 @@ def test_a_cache_that_is_not_finite_is_not_resumed_from(tmp_path, unbroken_films
 
 
 def test_a_killed_encoder_stops_the_render_and_no_block_is_lost(tmp_path, unbroken):
+    def killed_in_its_segment() -> bool:
+        """Whether an encoder was killed that waits for block 3, which is being sampled: its segment begins with 2."""
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            (growing,) = [*(tmp_path / "film" / "film").glob("*.growing.mp4")] or [tmp_path]
+            if closed_segments(growing) == 1 and kill_encoders():
+                return True
+            time.sleep(0.01)
+        return False
+
     def kill_the_encoder() -> None:
-        killed = False
         for event in SMALL.events(tmp_path):
-            # On a busy machine the encoder may start only later.
-            if isinstance(event, StepDone) and event.block >= 3 and not killed:
-                killed = kill_encoders()
-        assert killed, "no encoder ran"
+            if isinstance(event, StepDone) and (event.block, event.step) == (3, 0):
+                assert killed_in_its_segment(), "no encoder ran"
 
     with pytest.raises(PackForcingError, match="ffmpeg") as stopped:
         kill_the_encoder()
