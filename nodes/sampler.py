@@ -10,7 +10,8 @@ from typing import Any
 import folder_paths
 from comfy_api.v0_0_2 import io
 
-from ..packforcing_core.cache.policy import AUTO, TRAINED_FRAMES, Policy
+from ..packforcing_core.cache.config import PackForcing, Policy
+from ..packforcing_core.cache.policy import AUTO, TRAINED_FRAMES
 from ..packforcing_core.checkpoint.families import (
     DEFAULT_FAMILY,
     Family,
@@ -245,21 +246,21 @@ def _linked_node(hidden, name: str) -> str | None:
 
 
 def _compressor_warnings(model, recipe: Recipe) -> Iterator[str]:
-    info, bank = host.compressor_info(model), recipe.unlimited_partitions.bank
+    info, bank, policy = host.compressor_info(model), recipe.unlimited_partitions.bank, recipe.policy
     if info is not None and bank is None:
         yield f"Note: the MODEL carries a trained compressor, which the policy '{recipe.policy.title}' does not use."
-    if info is None and bank is not None and bank.mid_span > _fitted_span(recipe):
+    if info is None and isinstance(policy, PackForcing) and bank and bank.mid_span > _fitted_span(recipe, policy):
         yield (
-            f"Warning: with mid_span {recipe.policy.mid_span:g} the frames in view take up more than the "
+            f"Warning: with mid_span {policy.mid_span:g} the frames in view take up more than the "
             f"{TRAINED_FRAMES} positions of the model's training. That needs a trained compressor, and the MODEL "
             "carries none: expect jumps in the video. Set mid_span to -1."
         )
     yield from _compressor_note(model, recipe)
 
 
-def _fitted_span(recipe: Recipe) -> float:
+def _fitted_span(recipe: Recipe, policy: PackForcing) -> float:
     """The `mid_span` with which the frames in view take up the positions of the model's training."""
-    fitted = replace(recipe, policy=replace(recipe.policy, mid_span=AUTO)).unlimited_partitions.bank
+    fitted = replace(recipe, policy=replace(policy, mid_span=AUTO)).unlimited_partitions.bank
     return fitted.mid_span if fitted else 0.0
 
 

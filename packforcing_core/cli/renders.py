@@ -23,8 +23,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"removed {name}: {size_text(size)}")
     found = renders(root)
     for render in found:
-        size, age = size_text(render.size), age_text(render.age)
-        print(f"{render.path.name:<40} {size:>9}  {age:>12}  {render.state:<25}  {render.about}")
+        row = f"{render.path.name:<40} {size_text(render.size):>9}  {age_text(render.age):>12}  {render.state:<25}"
+        print(f"{row}  {render.about}")
     print(f"{len(found)} renders, {size_text(sum(render.size for render in found))}")
     below = [path for path in (root / "packforcing", root / "output" / "packforcing") if path.is_dir()]
     if not found and below:
