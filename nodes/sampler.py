@@ -15,6 +15,7 @@ from ..packforcing_core.cache.policy import AUTO, TRAINED_FRAMES
 from ..packforcing_core.checkpoint.families import (
     DEFAULT_FAMILY,
     Family,
+    any_size,
     choice_warnings,
     with_overrides,
 )
@@ -162,8 +163,8 @@ class Sampler(io.ComfyNode):
         warnings = (*notes, *stream.notes(), *_warnings(trained, family, settings))
         if retake_from and render_mode != "retake":
             warnings += ("Note: retake_from is used by render_mode retake only",)
-        any_size = trained is None or trained.only_size is None
-        warnings += (*_compressor_warnings(model, recipe), *(start.adaptations(geometry, any_size) if start else ()))
+        adapted = start.adaptations(geometry, any_size(trained)) if start else ()
+        warnings += (*_compressor_warnings(model, recipe), *adapted)
         prompts = text.describe(geometry)
         others = others_note(folder.path.parent, folder.path)
         # Warnings first: the node shows nine lines, the rest has to be scrolled to.
@@ -248,7 +249,7 @@ def _linked_node(hidden, name: str) -> str | None:
 def _compressor_warnings(model, recipe: Recipe) -> Iterator[str]:
     info, bank, policy = host.compressor_info(model), recipe.unlimited_partitions.bank, recipe.policy
     if info is not None and bank is None:
-        yield f"Note: the MODEL carries a trained compressor, which the policy '{recipe.policy.title}' does not use."
+        yield f"Note: the MODEL carries a trained compressor, which the policy '{policy.title}' does not use."
     if info is None and isinstance(policy, PackForcing) and bank and bank.mid_span > _fitted_span(recipe, policy):
         yield (
             f"Warning: with mid_span {policy.mid_span:g} the frames in view take up more than the "

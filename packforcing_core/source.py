@@ -55,7 +55,7 @@ MUCH_LOST = 0.3
 
 
 def adaptations(
-    width: int, height: int, frame_rate: float | None, geometry: VideoGeometry, any_size: bool = True
+    width: int, height: int, frame_rate: float | None, geometry: VideoGeometry, any_size: bool
 ) -> tuple[str, ...]:
     """Notes on how a start image or video (pixels; FPS, None for images) is adapted to the render's size and rate.
     `any_size`: whether the model can render other sizes.

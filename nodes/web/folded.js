@@ -1,4 +1,5 @@
 // What folded nodes would say and show is shown by the next open node: their warnings, and the videos for a stack of videos.
+import { nodesBefore } from "./graph.js";
 import { inLanguage, inWords } from "./words.js";
 
 export const MAKES_VIDEO = "PackForcingStreamingVAEDecode";
@@ -7,7 +8,6 @@ const WARNING = /^(Warning|Error): /;
 
 const isFolded = (node) => Boolean(node.flags?.collapsed);
 const below = (node) => (node.outputs ?? []).flatMap((_, slot) => node.getOutputNodes?.(slot) ?? []);
-const above = (node) => (node.inputs ?? []).map((_, slot) => node.getInputNode?.(slot)).filter(Boolean);
 
 function openBelow(node, seen = new Set([node])) {
   return below(node).flatMap((next) => {
@@ -29,7 +29,7 @@ export function foldedWarnings(newest) {
   return lines;
 }
 
-const sourcesOf = (stack) => above(stack).filter((source) => source.comfyClass === MAKES_VIDEO);
+const sourcesOf = (stack) => nodesBefore(stack).filter((source) => source.comfyClass === MAKES_VIDEO);
 
 // Whether a stack shows its sources: if some are folded, until there is a newer video of its own.
 function showsSources(node, newest) {

@@ -94,7 +94,7 @@ function valuesOf(node) {
     .filter((value) => ["string", "number", "boolean"].includes(typeof value));
 }
 
-const nodesBefore = (node) => (node.inputs ?? []).map((_, slot) => node.getInputNode?.(slot)).filter(Boolean);
+export const nodesBefore = (node) => (node.inputs ?? []).map((_, slot) => node.getInputNode?.(slot)).filter(Boolean);
 
 // A number that changes with the settings of a node, and of all nodes before it, around it and in it; null if they
 // cannot be read: the nodes may be of any pack. `known`: node -> hash, to read each node once.

@@ -138,14 +138,14 @@ class View {
     return this.event.parts ?? [{ event: this.event }];
   }
 
-  // `warnings`: lines of folded nodes, shown above the event's text.
-  show(event, warnings = []) {
+  // `warnings`: lines of folded nodes, shown above the event's text. `known`: what `settingsOf` has read so far.
+  show(event, warnings, known) {
     if (!this.event) {
       this.room = roomOfText(this.node);
       this.before = this.node.size[1];
       this.free = freeBelow(this.node);
     }
-    const settings = settingsOf(event.node);
+    const settings = settingsOf(event.node, known);
     event.settings ??= settingsOfJob(event) ?? settings;
     const past = Boolean(event.prompt) && settings !== null && event.settings !== settings; // No job: of no run.
     Object.assign(this, { event, warnings, past });
@@ -260,11 +260,12 @@ function settle() {
   for (const [node, event] of atFirst) if (node.graph && !newest.has(node)) newest.set(node, event);
   const warnings = foldedWarnings(newest);
   const shown = new Set();
+  const known = new Map();
   for (const [node, event] of withStacks(newest)) {
     const says = event.video || event.text; // An empty text removes the message.
     const view = says && (!event.known || node.comfyClass?.startsWith(PACK)) && viewOf(node);
     if (!view) continue;
-    view.show(event, warnings.get(node));
+    view.show(event, warnings.get(node) ?? [], known);
     view.markCut();
     shown.add(view);
   }

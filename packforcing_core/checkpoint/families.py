@@ -330,6 +330,11 @@ def with_overrides(
     return replace(family, **chosen)
 
 
+def any_size(trained: Family | None) -> bool:
+    """Whether a model of this family can render other sizes than one; True where it is not known."""
+    return trained is None or trained.only_size is None
+
+
 def choice_warnings(trained: Family | None, chosen: Family, size: tuple[int, int]) -> list[str]:
     """Warnings for a choice that differs from how the file was trained. `size` is (width, height) in pixels."""
     warnings = []

@@ -99,13 +99,17 @@ def timed_script(settings: Settings, recipe: Recipe, encode: Encode, console: Co
     return script
 
 
-def begun(options: argparse.Namespace, settings: Settings, recipe: Recipe, vae: WanVAE, console: Console) -> Recipe:
-    """The recipe with the encoded start of the options; prints how the start image or video was adapted."""
+def begun(
+    options: argparse.Namespace, settings: Settings, recipe: Recipe, vae: WanVAE, any_size: bool, console: Console
+) -> Recipe:
+    """The recipe with the encoded start of the options; prints how the start image or video was adapted. `any_size`:
+    whether the model can render other sizes.
+    """
     given = options.start_image or options.continue_video or options.video_to_video
     if given:
         info = probe(given)
         rate = None if options.start_image else float(info.fps)
-        for note in (*info.notes, *adaptations(info.width, info.height, rate, recipe.geometry)):
+        for note in (*info.notes, *adaptations(info.width, info.height, rate, recipe.geometry, any_size)):
             console.print(f"{Path(given).name}: {note}", style="yellow")
     return settings.begun(recipe, _start(options, recipe, vae))
 

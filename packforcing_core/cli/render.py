@@ -12,7 +12,7 @@ from rich.console import Console
 from ..attention import BACKENDS, Capability, attention_named
 from ..cache.config import PackForcing
 from ..checkpoint.build import build_model
-from ..checkpoint.families import choice_warnings
+from ..checkpoint.families import any_size, choice_warnings
 from ..checkpoint.load import Checkpoint, read_checkpoint
 from ..checkpoint.merge import merged, named_lora, open_lora, require_fit
 from ..compressor.high_res import HighRes
@@ -95,7 +95,7 @@ def render_options(options: argparse.Namespace, console: Console) -> Path:
         console.print(f"warning: {warning}", style="yellow")
     decodes_on = usable_device(options.decode_device, "--decode-device") if options.decode_device else device
     vae = load_vae(options.vae, device=decodes_on, dtype=dtype)
-    recipe = begun(options, settings, recipe, vae, console)
+    recipe = begun(options, settings, recipe, vae, any_size(checkpoint.family), console)
     console.print(recipe.describe_length(settings.seconds))
     config = checkpoint.config
     console.print(plan_render(config, recipe, dtype, decoding_bytes(vae, recipe.geometry, device)).describe())

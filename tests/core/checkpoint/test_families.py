@@ -7,6 +7,7 @@ import pytest
 from packforcing_core.checkpoint.families import (
     FAMILIES,
     FOUR_STEPS,
+    any_size,
     by_name,
     choice_warnings,
     with_overrides,
@@ -118,3 +119,8 @@ def test_the_miniature_is_said_to_have_one_size():
     (warning,) = choice_warnings(trained, trained, SIZE[::-1])
     assert "trained at 128x64 pixels only, but the size is 64x128" in warning
     assert "Set width to 128 and height to 64" in warning
+
+
+def test_only_the_miniature_has_one_size():
+    assert [name for name, family in FAMILIES.items() if not any_size(family)] == ["miniature"]
+    assert any_size(None)
