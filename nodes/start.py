@@ -22,6 +22,7 @@ from ..packforcing_core.source import (
     adaptations,
     at_rate,
     blocks_in,
+    frames_needed,
     given_by_frames,
     given_by_latents,
     last_frames,
@@ -91,7 +92,9 @@ class StartFrom:
         with ExitStack() as stack:
             file = video_file(self.video, stack)
             info = probe(file)
-            return last_frames(_watched(read_frames(file), info), float(info.fps), geometry.fps, count)
+            rate = float(info.fps)
+            since = max(0, info.frames - frames_needed(rate, geometry.fps, count))
+            return last_frames(_watched(read_frames(file, since), info, since), rate, geometry.fps, count)
 
     def _all_frames(self, geometry: VideoGeometry) -> Iterator[np.ndarray]:
         if self.image is not None:
@@ -108,13 +111,16 @@ def _pictures(image) -> Iterator[np.ndarray]:
         yield (picture[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()
 
 
-def _watched(frames: Iterator[np.ndarray], info: VideoInfo) -> Iterator[np.ndarray]:
-    """The same frames. A video can be long: the node that reads it says how far it is, and can be interrupted."""
+def _watched(frames: Iterator[np.ndarray], info: VideoInfo, since: int = 0) -> Iterator[np.ndarray]:
+    """The same frames, from number `since` on. A video can be long: the node that reads it says how far it is, and can
+    be interrupted.
+    """
     context, rate = get_executing_context(), float(info.fps)
+    duration = (info.frames - since) / rate
     for number, frame in enumerate(frames):
         comfy.model_management.throw_exception_if_processing_interrupted()
         if context is not None and number % ceil(rate) == 0:
-            say(context.node_id, f"Reading the start: {number / rate:.0f} s of {info.duration:.0f} s")
+            say(context.node_id, f"Reading the start: {number / rate:.0f} s of {duration:.0f} s")
         yield frame
 
 

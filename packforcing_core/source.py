@@ -31,10 +31,15 @@ def blocks_in(seconds: float, geometry: VideoGeometry) -> int:
     return max(1, round(seconds * geometry.fps / (PIXEL_FRAMES_PER_LATENT * geometry.frames_per_block)))
 
 
+def frames_needed(frame_rate: float, fps: float, count: int) -> int:
+    """How many frames from the end of a video `last_frames` uses."""
+    return int(count * frame_rate / fps) + 2
+
+
 def last_frames(frames: Iterable[np.ndarray], frame_rate: float, fps: float, count: int) -> list[np.ndarray]:
     """The last `count` frames, or all there are, of a video with `frame_rate`, converted to `fps`."""
     ratio = frame_rate / fps
-    kept = deque(frames, maxlen=int(count * ratio) + 2)
+    kept = deque(frames, maxlen=frames_needed(frame_rate, fps, count))
     if not kept:
         raise PackForcingError("The start video has no frames.")
     places = (len(kept) - 1 - int(back * ratio + 0.5) for back in range(count))

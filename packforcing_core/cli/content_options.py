@@ -15,7 +15,7 @@ from ..ranges import in_range
 from ..recipe.recipe import Recipe
 from ..recipe.settings import Encode, Settings
 from ..sampler.start import Start
-from ..source import adaptations, at_rate, blocks_in, given_by_frames, last_frames, repainted_by_frames
+from ..source import adaptations, at_rate, blocks_in, frames_needed, given_by_frames, last_frames, repainted_by_frames
 from ..text.script import Script
 from ..text.timeline import describe
 from ..text.umt5 import encode_prompts
@@ -121,8 +121,10 @@ def _start(options: argparse.Namespace, recipe: Recipe, vae: WanVAE) -> Start | 
     if options.continue_video:
         video = Path(options.continue_video)
         count = pixel_frames(blocks_in(options.given_seconds, g) * g.frames_per_block)
-        last = last_frames(read_frames(video), float(probe(video).fps), g.fps, count)
-        return Start(given_by_frames(vae, last, g), left_out=True)
+        info = probe(video)
+        rate = float(info.fps)
+        frames = read_frames(video, since=max(0, info.frames - frames_needed(rate, g.fps, count)))
+        return Start(given_by_frames(vae, last_frames(frames, rate, g.fps, count), g), left_out=True)
     if options.video_to_video:
         video = Path(options.video_to_video)
         frames = at_rate(read_frames(video), float(probe(video).fps), g.fps)

@@ -17,6 +17,7 @@ from .process import FfmpegError, run_ffmpeg, video_url
 _CONTAINERS = (
     "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,apng,ivf,h264,hevc,obu,m4v,mxf,mjpeg,rm,nut,yuv4mpegpipe,dv"
 )
+_KEY = 1  # AV_PKT_FLAG_KEY; a listing names no flags where this is the only one.
 _DISCARDED = 4  # AV_PKT_FLAG_DISCARD: decoded because other frames need it, but cut off by the file's edit list.
 _NO_TIME = -(2**63)
 _LONGEST_SECONDS = 24 * 3600
@@ -27,13 +28,15 @@ _ONE_FRAME_RATE = Fraction(25)
 @dataclass(frozen=True)
 class Packets:
     """`frames` at the constant `rate`. If stored frames are not shown exactly once each, `repeats` says how often each
-    is shown (0: never); otherwise it is None. `notes` are sentences about irregularities.
+    is shown (0: never); otherwise it is None. `times`: the second at which each stored frame is shown and whether it is
+    a keyframe, in the order of display; empty where the file does not say. `notes` are sentences about irregularities.
     """
 
     frames: int
     rate: Fraction
     codec: str
     repeats: tuple[int, ...] | None = None
+    times: tuple[tuple[Fraction, bool], ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -43,6 +46,7 @@ class _Packet:
     pts: int
     duration: int
     size: int = 1
+    key: bool = False
 
 
 def read_packets(path: Path) -> Packets:
@@ -80,9 +84,9 @@ def _parse(listing: str) -> tuple[dict[str, str], list[_Packet]]:
             header[key.strip()] = value.strip()
             continue
         _, dts, pts, duration, size, _, *more = (field.strip() for field in line.split(","))
-        flags = next((int(field[2:], 16) for field in more if field.startswith("F=")), 0)
+        flags = next((int(field[2:], 16) for field in more if field.startswith("F=")), _KEY)
         if not flags & _DISCARDED:
-            packets.append(_Packet(int(dts), int(pts), int(duration), int(size)))
+            packets.append(_Packet(int(dts), int(pts), int(duration), int(size), bool(flags & _KEY)))
     return header, packets
 
 
@@ -94,15 +98,24 @@ def _timed(packets: Sequence[_Packet], tick: Fraction, codec: str) -> Packets:
         return Packets(1, min(rate, Fraction(_FASTEST)), codec, notes=notes)
     if times is None:
         return Packets(count, _ONE_FRAME_RATE, codec, notes=notes)
+    in_order = _in_order(packets, times, tick)
     steps = [after - before for before, after in pairwise(times)]
     usual = median_low(steps)
     if all(2 * abs(step - usual) <= max(usual, 2) for step in steps):
-        return Packets(count, _even_rate(times, tick), codec, _stored_repeats(packets), notes)
+        return Packets(count, _even_rate(times, tick), codec, _stored_repeats(packets), in_order, notes)
     rate = min(_even_rate([0, usual, 2 * usual + 1], tick), Fraction(_FASTEST))
     places = [round((time - times[0]) * tick * rate) for time in times]
     repeats = [after - before for before, after in pairwise(places)] + [1]
     said = f"Its frame rate varies: it is read at {float(rate):.4g} frames per second, with frames repeated or dropped."
-    return Packets(sum(repeats), rate, codec, tuple(repeats), (*notes, said))
+    return Packets(sum(repeats), rate, codec, tuple(repeats), in_order, (*notes, said))
+
+
+def _in_order(packets: Sequence[_Packet], times: Sequence[int], tick: Fraction) -> tuple[tuple[Fraction, bool], ...]:
+    """`Packets.times`. Empty packets (Theora) are no stored frames."""
+    in_order = sorted(packets, key=lambda packet: packet.pts)
+    if [packet.pts for packet in in_order] != times or not all(packet.size for packet in packets):
+        return ()
+    return tuple((packet.pts * tick, packet.key) for packet in in_order)
 
 
 def _stored_repeats(packets: Sequence[_Packet]) -> tuple[int, ...] | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain, repeat
+from itertools import accumulate, chain, islice, repeat
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,9 @@ from .process import LastWords, failure, start_ffmpeg, stderr_of, stdout_of
 from .rgb import Plain, look
 
 _FPS_OF_AN_IMAGE = Fraction(25)
+# Decoded before the first frame that is wanted: deinterlacing looks back, and so do frames that are refreshed in parts.
+_FRAMES_BEFORE = 2
+_KEYFRAMES_BEFORE = 1
 
 
 @dataclass(frozen=True)
@@ -52,30 +56,77 @@ def probe(path: Path | str) -> VideoInfo:
     return VideoInfo(packets.frames, plain.width, plain.height, packets.rate, packets.codec, notes)
 
 
-def read_frames(path: Path | str) -> Iterator[np.ndarray]:
+def read_frames(path: Path | str, since: int = 0) -> Iterator[np.ndarray]:
     """Decodes a video or an image frame by frame: uint8 [H, W, 3], RGB. Raises VideoError if it cannot be read.
 
-    Frames have the constant rate that `probe` returns. Of a growing video, the closed segments are read.
+    Frames have the constant rate that `probe` returns. Of a growing video, the closed segments are read. `since`: the
+    number of the first frame; of an mp4, mov, mkv or webm, decoding begins little before it.
     """
     path = Path(path)
     if is_image(path):
-        yield read_image(path).pixels
+        yield from [read_image(path).pixels][since:]
         return
     packets, plain = read_packets(path), look(path)
-    yield from _shown(_decoded(path, plain), packets)
+    stored, again = _stored(packets, since)
+    begin = _beginning(packets, stored) if plain.indexed else _WHOLE
+    frames = islice(_decoded(path, plain, begin), stored - begin.stored, None)
+    yield from islice(_shown(frames, packets, stored), again, None)
 
 
-def _shown(frames: Iterator[np.ndarray], packets: Packets) -> Iterator[np.ndarray]:
+def _stored(packets: Packets, since: int) -> tuple[int, int]:
+    """The stored frame that is shown as frame number `since`, and how often it has been shown before."""
+    if packets.repeats is None:
+        return since, 0
+    ends = list(accumulate(packets.repeats))
+    stored = bisect_right(ends, since)
+    return stored, since - (ends[stored - 1] if stored else 0)
+
+
+@dataclass(frozen=True)
+class _Beginning:
+    """Where decoding begins: seeks to second `seek`, and drops what is shown before second `first`, so that the first
+    frame is that with number `stored`.
+    """
+
+    stored: int
+    seek: Fraction
+    first: Fraction
+
+
+_WHOLE = _Beginning(0, Fraction(0), Fraction(0))
+
+
+def _beginning(packets: Packets, stored: int) -> _Beginning:
+    """The latest beginning from which the frame with number `stored` is decoded as in the whole video."""
+    begin = stored - _FRAMES_BEFORE
+    before = packets.times[: max(0, begin)]
+    keyframes = [second for second, key in before if key]
+    if len(keyframes) <= _KEYFRAMES_BEFORE or begin >= len(packets.times):
+        return _WHOLE
+    between = (before[-1][0] + packets.times[begin][0]) / 2
+    return _Beginning(begin, keyframes[-1 - _KEYFRAMES_BEFORE], between)
+
+
+def _shown(frames: Iterator[np.ndarray], packets: Packets, stored: int) -> Iterator[np.ndarray]:
+    """The frames from number `stored` on, each as often as it is shown."""
     repeats: Sequence[int] = packets.repeats or ()
-    for frame, times in zip(frames, chain(repeats, repeat(1)), strict=False):
+    for frame, times in zip(frames, chain(repeats[stored:], repeat(1)), strict=False):
         yield from repeat(frame, times)
 
 
-def _decoded(path: Path, plain: Plain) -> Iterator[np.ndarray]:
-    """Each stored frame of the file, once."""
+def _microseconds(seconds: Fraction) -> str:
+    return f"{int(seconds * 10**6)}us"
+
+
+def _decoded(path: Path, plain: Plain, begin: _Beginning) -> Iterator[np.ndarray]:
+    """Each stored frame of the file from a beginning on, once."""
     size = plain.width * plain.height * 3
-    output = ("-vf", plain.filters, "-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1")
-    with start_ffmpeg([*input_arguments(path), "-fps_mode", "passthrough", *output]) as process:
+    seek, filters = [], plain.filters
+    if begin != _WHOLE:
+        seek = ["-ss", _microseconds(begin.seek)]
+        filters = f"trim=start={_microseconds(begin.first - begin.seek)},{filters}"
+    output = ("-vf", filters, "-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1")
+    with start_ffmpeg([*seek, *input_arguments(path), "-fps_mode", "passthrough", *output]) as process:
         stdout, words = stdout_of(process), LastWords(stderr_of(process))
         try:
             while len(data := stdout.read(size)) == size:

@@ -17,6 +17,7 @@ from .process import FfmpegError, ffmpeg_says, has_filter
 
 _FRAME = re.compile(r"\] n: *0 .*fmt:(\S+) .*sar:(\d+)/(\d+) s:(\d+)x(\d+) i:(\S)")
 _STREAM = re.compile(r"  Stream #0:\d+\S*: (Video|Audio|Subtitle): ")
+_INDEXED = ("Input #0, mov,", "Input #0, matroska,")
 _COLOURS = re.compile(r"color_space:(\S+).*color_trc:(\S+)")
 _WITH_ALPHA = re.compile(r"yuva|ya\d|gbrap|rgba|bgra|argb|abgr|rgb32|bgr32|pal8")
 _YUV = re.compile(r"yuv|nv\d|p0\d\d|uyvy|yuyv")
@@ -29,12 +30,15 @@ _ROWS_OF_SD = 576
 
 @dataclass(frozen=True)
 class Plain:
-    """The display size of a video's frames, the `filters` that produce it, and notes for the user."""
+    """The display size of a video's frames, the `filters` that produce it, and notes for the user. `indexed`: whether
+    the file has a list of its frames, so that decoding can begin anywhere.
+    """
 
     width: int
     height: int
     filters: str
     notes: tuple[str, ...]
+    indexed: bool = False
 
 
 def look(path: Path) -> Plain:
@@ -51,7 +55,8 @@ def look(path: Path) -> Plain:
     colours = next((found for line in said if (found := _COLOURS.search(line))), None)
     space, curve = colours.groups() if colours else ("unknown", "unknown")
     plain = _plain(frame.groups(), space, curve)
-    return replace(plain, notes=(*plain.notes, *_left_out(holds)))
+    indexed = any(line.startswith(_INDEXED) for line in holds)
+    return replace(plain, notes=(*plain.notes, *_left_out(holds)), indexed=indexed)
 
 
 def _left_out(holds: Sequence[str]) -> Iterator[str]:
