@@ -131,6 +131,8 @@ def _bar(parts: Mapping[str, int], full: int) -> Iterator[str]:
         label, count = f"{{{name}}}", f"{tokens:,}"
         if width >= LETTER * len(name):
             yield _text(x + width / 2, BAR_TOP + 14, label, "middle", "#111")
+        elif width >= FONT - 2 and LETTER * len(name) < BAR_HEIGHT:
+            yield _upwards(x + width / 2, BAR_TOP + BAR_HEIGHT / 2, label, "#111")
         if width >= LETTER * len(count):
             yield _text(x + width / 2, BAR_TOP + 27, count, "middle", "#111")
         x += width
@@ -180,6 +182,12 @@ def _favourites(selected: Mapping[int, float], most: int = 5) -> list[int]:
 def _text(x: float, y: float, text: str, anchor: str = "start", colour: str | None = None) -> str:
     fill = f' fill="{colour}"' if colour else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{fill}>{text}</text>'
+
+
+def _upwards(x: float, y: float, text: str, colour: str) -> str:
+    """Text that is read from below, with its middle at (x, y)."""
+    turned = f'transform="rotate(-90 {x:.1f} {y:.1f})"'
+    return f'<text x="{x:.1f}" y="{y + FONT / 3:.1f}" text-anchor="middle" fill="{colour}" {turned}>{text}</text>'
 
 
 def _rect(x: float, y: float, width: float, height: float, colour: str, label: str, opacity: float = 1.0) -> str:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,8 @@ def test_it_changes_the_workflow_follows_the_render_and_downloads_the_film(comfy
     assert done.returncode == 0
     assert "--prompt replaces what node" in done.stdout
     assert "-- PackForcingSampler" in done.stdout
+    lines = done.stdout.splitlines()
+    assert not any(line.startswith("-- ") and after.startswith("-- ") for line, after in pairwise(lines))
     assert "prompt 2 at 1.5 s starts at 1.31 s, block 3" in done.stdout
     assert "block 3/3 | 2.1 s of 2.1 s" in done.stdout
     (film,) = tmp_path.glob("*.mp4")

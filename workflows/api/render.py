@@ -88,7 +88,7 @@ def queue(server, workflow, client):
 
 def follow(server, socket, prompt_id, workflow):
     """Prints what the nodes say until the workflow has ended; returns what went wrong, or nothing."""
-    last = None
+    last, speaker = None, None
     while True:
         try:
             message = socket.recv()
@@ -102,19 +102,19 @@ def follow(server, socket, prompt_id, workflow):
         if event["type"] == "closed":
             return "the server closed the connection"
         data = event["data"]
-        if event["type"] == "packforcing.monitor" and data["prompt"] == prompt_id and data["text"] != last:
+        if event["type"] == "packforcing.monitor" and data["prompt"] == prompt_id and data["text"] not in ("", last):
             last = data["text"]
+            if data["node"] != speaker:
+                speaker = data["node"]
+                print("--", workflow[speaker]["class_type"] if speaker in workflow else f"node {speaker}")
             print(last)
         if data.get("prompt_id") != prompt_id:
             continue
         if event["type"] in ("execution_error", "execution_interrupted"):
             return data.get("exception_message", "interrupted").strip()
-        if event["type"] != "executing":
-            continue
-        if data["node"] is None:  # Said once the history has the videos; "execution_success" comes before that.
+        # Said once the history has the videos; "execution_success" comes before that.
+        if event["type"] == "executing" and data["node"] is None:
             return None
-        node = workflow.get(data.get("display_node") or data["node"])
-        print("--", node["class_type"] if node else data["node"])  # A node may run others in its place.
 
 
 def is_there(server, prompt_id):

@@ -9,8 +9,10 @@ import torch
 from packforcing_core.cache.config import POLICY_PRESETS
 from packforcing_core.checkpoint.families import FAMILIES
 from packforcing_core.drawing.past import (
+    BAR_HEIGHT,
     BAR_TOP,
     HEIGHT,
+    LETTER,
     WIDTH,
     Moment,
     block_states,
@@ -19,6 +21,7 @@ from packforcing_core.drawing.past import (
     selected_shares,
 )
 from packforcing_core.geometry import VideoGeometry
+from packforcing_core.miniature.load import MEMORY
 from packforcing_core.model.config import WAN_SIZES
 from packforcing_core.recipe.plan import plan_render
 from packforcing_core.recipe.recipe import Recipe
@@ -139,3 +142,18 @@ def test_seconds_of_a_start_that_the_video_does_not_show_are_told_apart():
     shown = continued.video_frames / 16
     assert f"{continued.geometry.seconds - shown:.1f} s {{given}} + {shown:.1f} s" in told
     assert "{given}" not in texts(picture(made))
+
+
+def test_a_narrow_part_has_its_name_upright_in_it():
+    """As on the demo: the compressed blocks take 14 of 300 units."""
+    geometry = VideoGeometry(128, 64, 16.0, 4, 40)
+    svg = picture(Recipe(geometry, MEMORY, STEPS, 0))
+    (bar,) = (rect for rect in bars(svg, BAR_TOP) if rect.find("{*}title").text.startswith("{mid}"))
+    (name,) = (text for text in svg.findall(".//{*}text") if text.text == "{mid}")
+    left, width = float(bar.get("x")), float(bar.get("width"))
+    print(f"{width:.1f} units, {name.attrib}")
+    assert width < LETTER * len("mid")
+    turned, x, y = re.fullmatch(r"rotate\((\S+) (\S+) (\S+)\)", name.get("transform")).groups()
+    assert turned == "-90"
+    assert abs(float(x) - (left + width / 2)) < 0.1
+    assert BAR_TOP < float(y) < BAR_TOP + BAR_HEIGHT
