@@ -4,7 +4,7 @@ import { inLanguage, inWords } from "./words.js";
 
 export const MAKES_VIDEO = "PackForcingStreamingVAEDecode";
 export const STACKS_VIDEOS = "PackForcingStackVideos";
-const WARNING = /^(Warning|Error): /;
+export const WARNING = /^(Warning|Error): /;
 
 const isFolded = (node) => Boolean(node.flags?.collapsed);
 const below = (node) => (node.outputs ?? []).flatMap((_, slot) => node.getOutputNodes?.(slot) ?? []);

@@ -74,7 +74,8 @@ export function lastTold(kind, node) {
   return own.map(([, event]) => event).sort((one, other) => other.serial - one.serial)[0];
 }
 
-const CONTROL = /control_after_generate/;
+// "control after generate" has this choice; its name depends on the front end's version.
+const isControl = ({ options }) => Array.isArray(options?.values) && options.values.includes("randomize");
 const COUNTS_ON = /seed|^value$/; // What a control that is not "fixed" changes when a job is queued.
 
 // Whether a widget is an input by the node's definition, and not one in which a node shows its result.
@@ -87,9 +88,9 @@ function isInput(node, name) {
 // The values of a node's widgets, without those that change by themselves.
 function valuesOf(node) {
   const widgets = (node.widgets ?? []).filter((widget) => widget?.name && widget.serialize !== false);
-  const counts = widgets.some(({ name, value }) => CONTROL.test(name) && value !== "fixed");
+  const counts = widgets.some((widget) => isControl(widget) && widget.value !== "fixed");
   return widgets
-    .filter(({ name }) => !CONTROL.test(name) && !(counts && COUNTS_ON.test(name)) && isInput(node, name))
+    .filter((widget) => !isControl(widget) && !(counts && COUNTS_ON.test(widget.name)) && isInput(node, widget.name))
     .map(({ value }) => value)
     .filter((value) => ["string", "number", "boolean"].includes(typeof value));
 }

@@ -3,7 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { allTold, isHere, nodeOf, ofOneTab, onTold, remember, settingsOf, settingsOfJob } from "./graph.js";
-import { MAKES_VIDEO, STACKS_VIDEOS, foldedWarnings, withStacks } from "./folded.js";
+import { MAKES_VIDEO, STACKS_VIDEOS, WARNING, foldedWarnings, withStacks } from "./folded.js";
 import { Player } from "./player.js";
 import { SHOWN_ON_NODE, STAGE_STYLE, Stage } from "./stage.js";
 import { inLanguage, inWords, loadWords } from "./words.js";
@@ -35,6 +35,7 @@ ${STAGE_STYLE}
   color: var(--input-text, #ddd); white-space: pre-wrap; overflow-wrap: anywhere; user-select: text; }
 .packforcing-monitor > .said.cut { mask-image: linear-gradient(#000 calc(100% - ${2 * LINE}px), #0003); }
 .packforcing-monitor > .said.past { opacity: 0.6; }
+.packforcing-monitor .warning { color: color-mix(in srgb, var(--input-text, #ddd) 35%, #e8930c); }
 .packforcing-monitor [hidden] { display: none; }`;
 
 const events = new Map(); // node and job -> the newest event
@@ -83,6 +84,14 @@ function freeBelow(node) {
   return Math.min(...tops.filter((other) => other >= bottom)) - bottom - NEXT_TITLE;
 }
 
+// A line of a message, as `View.lines` has it, after a line break if it is not the first.
+function asElements({ text, warns }, number) {
+  const line = document.createElement("span");
+  line.className = warns ? "warning" : "";
+  line.textContent = text;
+  return number ? ["\n", line] : [line];
+}
+
 class View {
   constructor(node) {
     this.node = node;
@@ -127,10 +136,19 @@ class View {
     return Math.min(TALLEST, 1 / sizes.reduce((sum, size) => sum + size));
   }
 
-  get text() {
+  // The lines, and whether each one warns.
+  get lines() {
     const refused = this.event.video && this.parts.some(({ event }) => playerOf(event)?.how === "none");
     const own = refused ? `${this.event.text}\nThis browser cannot play this codec. The file itself is fine.` : this.event.text;
-    return [...this.warnings, ...(this.past ? [inWords("{before_change}")] : []), inLanguage(own)].join("\n");
+    return [
+      ...this.warnings.map((text) => ({ text, warns: true })),
+      ...(this.past ? [{ text: inWords("{before_change}"), warns: false }] : []),
+      ...own.split("\n").map((line) => ({ text: inLanguage(line), warns: WARNING.test(line) })),
+    ];
+  }
+
+  get text() {
+    return this.lines.map(({ text }) => text).join("\n");
   }
 
   // Of a stack several videos, else the event's own.
@@ -153,7 +171,7 @@ class View {
     const state = `${event.serial} ${this.text} ${event.video ? this.aspect : 0}`;
     if (state === this.state) return;
     this.state = state;
-    this.said.textContent = this.text;
+    this.said.replaceChildren(...this.lines.flatMap(asElements));
     this.said.classList.toggle("past", this.past);
     this.said.style.maxHeight = `${(event.video ? MOST_LINES : MOST_LINES_WITH_ROOM) * LINE}px`;
     this.stage.element.hidden = !event.video;

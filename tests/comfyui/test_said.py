@@ -42,6 +42,9 @@ ALL_SAID = """where => {
 }"""
 
 
+OF_OTHER_COLOUR = """where => [...document.querySelectorAll(where)].flatMap(said =>
+    [...said.children].filter(line => getComputedStyle(line).color !== getComputedStyle(said).color)
+        .map(line => line.innerText))"""
 FORGETS = "Using RAM pressure cache"
 """ComfyUI's log when its executor has been reset."""
 
@@ -196,6 +199,9 @@ def test_why_a_node_failed_takes_the_place_of_what_it_said_before_and_the_old_vi
         assert front_end.page.evaluate(says, [SAID, 'The last job failed at "'])
         assert front_end.page.evaluate(says, [SAID, "output/video/"]), "its file is still named"
         assert not front_end.page.evaluate(says, [SAID, "2 s: a blue circle"])
+        lines = "\n".join(front_end.page.locator(SAID).all_inner_texts()).splitlines()
+        warnings = [line for line in lines if line.startswith(("Warning: ", "Error: "))]
+        assert sorted(front_end.page.evaluate(OF_OTHER_COLOUR, SAID)) == sorted(warnings)
         front_end.screenshot(tmp_path / "failed.png")
         front_end.page.reload()
     front_end.page.wait_for_function(says, arg=[SAID, "Error: "])
@@ -239,7 +245,7 @@ def test_a_change_before_a_node_makes_what_it_said_outdated_and_so_after_a_reloa
 
 RANDOMIZE = """id => {
     const { widgets } = window.app.rootGraph.getNodeById(id);
-    widgets.find(widget => widget.name.includes('control_after_generate')).value = 'randomize';
+    widgets.find(widget => widget.options?.values?.includes?.('randomize')).value = 'randomize';
 }"""
 
 
