@@ -71,6 +71,24 @@ def while_it_is_made_again(comfy: ComfyServer, front_end: FrontEnd, stack: int) 
     return state
 
 
+PLAYS_ITS_OWN = f"""id => {{
+    const [cell] = ({STATE})(id).cells;
+    return cell?.plays && !cell.paused && cell.src.includes('stack');
+}}"""
+
+
+def when_the_stack_plays(front_end: FrontEnd, stack: int, folded: list[int], reloaded: bool) -> dict:
+    """The state of the stack with its own video and what the folded nodes say, after a reload of the page or not."""
+    if reloaded:
+        front_end.page.reload()
+        # The front end does not always keep for a reload what a script has folded.
+        wait_for(front_end, "ids => ids.every(id => window.app?.rootGraph?.getNodeById(id))", folded)
+        front_end.page.evaluate(FOLD, [folded, True])
+    wait_for(front_end, PLAYS_ITS_OWN, stack)
+    wait_for(front_end, f"id => ({STATE})(id).said.split('KV cache ').length === 3", stack)
+    return front_end.page.evaluate(STATE, stack)
+
+
 @pytest.mark.parametrize("nodes", [pytest.param("classic", marks=pytest.mark.quick), "vue"])
 def test_folded_nodes_videos_play_in_the_stack_and_then_the_stack_does(
     comfy: ComfyServer, front_end: FrontEnd, files: Files, nodes: str, tmp_path: Path
@@ -99,17 +117,9 @@ def test_folded_nodes_videos_play_in_the_stack_and_then_the_stack_does(
         opened = front_end.page.evaluate(f"ids => ids.map({STATE})", [int(id) for id in made])
         front_end.page.evaluate(FOLD, [[int(id) for id in made], True])
     video = film_of(comfy, comfy.client.wait(prompt), stack)
-    name = "id => { const [cell] = (%s)(id).cells; return cell?.plays && !cell.paused && cell.src.includes('stack'); }"
     states = []
     for reloaded in (False, True):
-        if reloaded:
-            front_end.page.reload()
-            # The front end does not always keep for a reload what a script has folded.
-            wait_for(front_end, "ids => ids.every(id => window.app?.rootGraph?.getNodeById(id))", folded)
-            front_end.page.evaluate(FOLD, [folded, True])
-        wait_for(front_end, name % STATE, int(stack))
-        wait_for(front_end, f"id => ({STATE})(id).said.split('KV cache ').length === 3", int(stack))
-        states.append(state())
+        states.append(when_the_stack_plays(front_end, int(stack), folded, reloaded))
         front_end.screenshot(tmp_path / f"{nodes}-after.png")
     again = while_it_is_made_again(comfy, front_end, int(stack))
     print(tmp_path, during, opened, *states, again, sep="\n")
