@@ -361,7 +361,8 @@ def test_any_damage_to_a_video_is_refused_or_read(still, tmp_path, data):
     path = damaged_film(still, tmp_path, data)
     try:
         info = probe(path)
-        shapes = {frame.shape for frame, _ in zip(read_frames(path), range(40), strict=False)}
+        both = (read_frames(path), read_frames(path, info.frames // 2))
+        shapes = {frame.shape for frames in both for frame, _ in zip(frames, range(40), strict=False)}
     except VideoError:
         return
     assert shapes <= {(info.height, info.width, 3)}
