@@ -60,7 +60,7 @@ def read_frames(path: Path | str, since: int = 0) -> Iterator[np.ndarray]:
     """Decodes a video or an image frame by frame: uint8 [H, W, 3], RGB. Raises VideoError if it cannot be read.
 
     Frames have the constant rate that `probe` returns. Of a growing video, the closed segments are read. `since`: the
-    number of the first frame; of an mp4, mov, mkv or webm, decoding begins little before it.
+    number of the first frame; of an mp4, mov, mkv or webm, decoding begins shortly before it.
     """
     path = Path(path)
     if is_image(path):
