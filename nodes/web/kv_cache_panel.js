@@ -4,6 +4,7 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { isHere, lastTold, nodeOf, onTold } from "./graph.js";
 import { SHOWN_ON_NODE } from "./stage.js";
+import { fedValue, nodesAfter, nodesBeforeInput } from "./subgraph.js";
 import { inWords, loadWords } from "./words.js";
 
 const CACHE = "PackForcingKVCache";
@@ -15,12 +16,6 @@ const ASPECT = 128 / 300;
 const MARGIN = 10; // Around a DOM widget, on every side.
 
 const panels = new Map(); // node -> { element, asked: the values of the drawing, blocks: how many were shown }
-
-// For a widget with a linked value node (Int, Float), that node's value counts, not the text in the greyed field.
-function fedValue(node, widget) {
-  const slot = (node.inputs ?? []).findIndex((input) => input.widget?.name === widget.name && input.link != null);
-  return slot < 0 ? undefined : node.getInputNode(slot)?.widgets?.find((other) => other.name === "value")?.value;
-}
 
 function valuesOf(node) {
   if (!node) return null;
@@ -45,12 +40,11 @@ function follow(node, next, isIt) {
   return null;
 }
 
-const below = (node) => (node.outputs ?? []).flatMap((_, slot) => node.getOutputNodes(slot) ?? []);
 const above = (node) =>
-  (node.inputs ?? []).flatMap((input, slot) => (["MODEL", "*"].includes(input.type) ? [node.getInputNode(slot)] : []));
+  (node.inputs ?? []).flatMap((input) => (["MODEL", "*"].includes(input.type) ? nodesBeforeInput(node, input) : []));
 
 function graphAround(node) {
-  const sampler = follow(node, below, (other) => named(other, "seconds") && named(other, "timesteps"));
+  const sampler = follow(node, nodesAfter, (other) => named(other, "seconds") && named(other, "timesteps"));
   const loader = sampler && follow(sampler, above, (other) => named(other, "checkpoint", "unet_name"));
   return JSON.stringify({ cache: valuesOf(node), sampler: valuesOf(sampler), model: valuesOf(loader) });
 }

@@ -6,6 +6,7 @@ import { allTold, isHere, nodeOf, ofOneTab, onTold, remember, settingsOf, settin
 import { MAKES_VIDEO, STACKS_VIDEOS, WARNING, foldedWarnings, withStacks } from "./folded.js";
 import { Player } from "./player.js";
 import { SHOWN_ON_NODE, STAGE_STYLE, Stage } from "./stage.js";
+import { combined, hostOf, openGraph } from "./subgraph.js";
 import { inLanguage, inWords, loadWords } from "./words.js";
 
 const WIDGET = "packforcing_monitor";
@@ -43,6 +44,7 @@ const players = new Map(); // node and job -> Player; kept when another tab is o
 const frames = new Map(); // node and job -> the newest frame
 const views = new Map(); // node -> View
 const watched = new WeakSet(); // nodes whose removal is noticed
+const refusing = new WeakSet(); // subgraph nodes that take no further widget: those of front ends before 1.58
 const atFirst = new Map(); // node -> its event before it has run
 const pen = document.createElement("canvas").getContext("2d");
 
@@ -143,7 +145,7 @@ class View {
     return [
       ...this.warnings.map((text) => ({ text, warns: true })),
       ...(this.past ? [{ text: inWords("{before_change}"), warns: false }] : []),
-      ...own.split("\n").map((line) => ({ text: inLanguage(line), warns: WARNING.test(line) })),
+      ...(own ? own.split("\n") : []).map((line) => ({ text: inLanguage(line), warns: WARNING.test(line) })),
     ];
   }
 
@@ -240,8 +242,13 @@ function watch(node) {
 }
 
 function viewOf(node) {
-  if (!views.has(node) && node.addDOMWidget) {
-    views.set(node, new View(node));
+  if (!views.has(node) && node.addDOMWidget && !refusing.has(node)) {
+    const view = new View(node);
+    if (node.widgets?.includes(view.widget)) views.set(node, view);
+    else {
+      refusing.add(node);
+      view.widget.onRemove?.();
+    }
     watch(node);
   }
   return views.get(node);
@@ -267,27 +274,38 @@ function forget(job) {
   for (const known of [players, frames, events]) known.delete(job);
 }
 
-// Shows the newest message of each node in the open graph.
+// Shows the newest message of each node, or of what is in it if it is a subgraph.
 function settle() {
-  const newest = new Map();
+  const newest = new Map(); // node -> event
+  const inside = new Map(); // node of a subgraph -> id -> event
   for (const event of events.values()) {
     const node = isHere(event) && nodeOf(event.node);
-    if (!node || newest.get(node)?.serial > event.serial) continue;
-    newest.set(node, event);
+    if (!node) continue;
+    const host = hostOf(event.node);
+    if (host && !inside.has(host)) inside.set(host, new Map());
+    const [known, key] = host ? [inside.get(host), event.node] : [newest, node];
+    if (!(known.get(key)?.serial > event.serial)) known.set(key, event);
   }
   for (const [node, event] of atFirst) if (node.graph && !newest.has(node)) newest.set(node, event);
   const warnings = foldedWarnings(newest);
+  const all = [...withStacks(newest)].map(([node, event]) => ({ node, event, warnings: warnings.get(node) ?? [] }));
+  for (const [node, known] of inside) all.push({ node, ...combined(known.values()) });
+  showAll(all);
+}
+
+function showAll(all) {
   const shown = new Set();
   const known = new Map();
-  for (const [node, event] of withStacks(newest)) {
-    const says = event.video || event.text; // An empty text removes the message.
-    const view = says && (!event.known || node.comfyClass?.startsWith(PACK)) && viewOf(node);
+  for (const { node, event, warnings } of all) {
+    const says = event.video || event.text || (node.subgraph && warnings.length); // An empty text removes the message.
+    const ours = node.subgraph || node.comfyClass?.startsWith(PACK);
+    const view = says && (!event.known || ours) && viewOf(node);
     if (!view) continue;
-    view.show(event, warnings.get(node) ?? [], known);
+    view.show(event, warnings, known);
     view.markCut();
     shown.add(view);
   }
-  for (const [node, view] of views) if (node.graph && !shown.has(view)) view.clear();
+  for (const [node, view] of views) if (node.graph === openGraph() && !shown.has(view)) view.clear();
 }
 
 function showFrame({ node, prompt, image }) {

@@ -1,0 +1,73 @@
+// What nodes inside a subgraph say is shown by the subgraph's node, while the subgraph itself is not open.
+import { app } from "../../scripts/app.js";
+import { nodeOf, rootGraph } from "./graph.js";
+import { WARNING } from "./folded.js";
+import { inLanguage } from "./words.js";
+
+const INPUTS = -10; // What links inside a subgraph have as the id of a node where they come from its inputs,
+const OUTPUTS = -20; // and where they lead to its outputs.
+
+export const openGraph = () => app.canvas?.graph ?? rootGraph();
+
+// The node of the open graph that contains the node with an id such as "5:3", or null if that is in the open graph itself.
+export function hostOf(id) {
+  const parts = String(id).split(":");
+  const around = parts.slice(0, -1).map((_, depth) => nodeOf(parts.slice(0, depth + 1).join(":")));
+  return around.find((node) => node?.subgraph && node.graph === openGraph()) ?? null;
+}
+
+// One event for the events of nodes inside a subgraph: the newest video, and the warnings of all as `warnings`.
+export function combined(events) {
+  const bySerial = [...events].sort((one, other) => one.serial - other.serial);
+  const last = bySerial.findLast((event) => event.video) ?? { ...bySerial.at(-1), text: "", video: null };
+  const warnings = bySerial.flatMap((event) => {
+    const lines = event === last ? [] : event.text.split("\n").filter((line) => WARNING.test(line));
+    return lines.map((line) => `${nodeOf(event.node).title}: ${inLanguage(line)}`);
+  });
+  return { event: last, warnings };
+}
+
+function allNodes(graph) {
+  return (graph?.nodes ?? []).flatMap((node) => [node, ...allNodes(node.subgraph)]);
+}
+
+const hostsOf = (graph) => allNodes(rootGraph()).filter((node) => node.subgraph === graph);
+const linksOf = (graph, ids) => [...(ids ?? [])].map((id) => graph.getLink(id)).filter(Boolean);
+
+// The nodes that links lead to, inside subgraphs and outside too.
+function targetsOf(graph, ids) {
+  return linksOf(graph, ids).flatMap((link) => {
+    if (Number(link.target_id) === OUTPUTS)
+      return hostsOf(graph).flatMap((host) => targetsOf(host.graph, host.outputs[link.target_slot]?.links));
+    const node = graph.getNodeById(link.target_id);
+    if (!node?.subgraph) return node ? [node] : [];
+    return targetsOf(node.subgraph, node.subgraph.inputs[link.target_slot]?.linkIds);
+  });
+}
+
+// The nodes and output slots that links come from, in the same way; for an unconnected input of a subgraph, its node.
+function sourcesOf(graph, ids) {
+  return linksOf(graph, ids).flatMap((link) => {
+    if (Number(link.origin_id) === INPUTS)
+      return hostsOf(graph).flatMap((host) => {
+        const input = host.inputs[link.origin_slot];
+        return input?.link == null ? [{ node: host, input }] : sourcesOf(host.graph, [input.link]);
+      });
+    const node = graph.getNodeById(link.origin_id);
+    if (!node?.subgraph) return node ? [{ node }] : [];
+    return sourcesOf(node.subgraph, node.subgraph.outputs[link.origin_slot]?.linkIds);
+  });
+}
+
+export const nodesAfter = (node) => (node.outputs ?? []).flatMap((output) => targetsOf(node.graph, output.links));
+export const nodesBeforeInput = (node, input) =>
+  (input.link == null ? [] : sourcesOf(node.graph, [input.link])).filter(({ input: own }) => !own).map(({ node: source }) => source);
+
+// The value of a widget that is fed by a link: that of a value node (Int, Float), or of the subgraph's own widget.
+export function fedValue(node, widget) {
+  const input = (node.inputs ?? []).find((other) => other.widget?.name === widget.name);
+  if (input?.link == null) return undefined;
+  const [source] = sourcesOf(node.graph, [input.link]);
+  const name = source?.input ? (source.input.widget?.name ?? source.input.name) : "value";
+  return source?.node.widgets?.find((other) => other.name === name)?.value;
+}
