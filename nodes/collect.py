@@ -42,5 +42,6 @@ class CollectLatents(io.ComfyNode):
                 if isinstance(event, BlockDone):
                     blocks.append(event.latents)
                 feedback.show(event)
+            stream.folder.finish(None)
         samples = unnormalise(torch.cat(blocks, dim=2)).to(comfy.model_management.intermediate_device())
         return io.NodeOutput({"samples": samples})

@@ -20,7 +20,7 @@ from ..packforcing_core.video.format import CODECS, VideoFormat
 from . import host
 from .feedback import RenderFeedback
 from .growing import GrowingVideo
-from .output_paths import fill_widgets, video_path
+from .output_paths import fill_widgets, note_written, times_lost, video_path
 from .sockets import CATEGORY, StreamSocket
 from .stream import LatentStream
 
@@ -68,6 +68,11 @@ class StreamingVAEDecode(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, filename_prefix: str | None = None, **_) -> int:
+        """A video that was deleted is written again."""
+        return times_lost(cls.hidden.unique_id, filename_prefix)
+
+    @classmethod
     def execute(
         cls,
         stream: LatentStream,
@@ -92,6 +97,7 @@ class StreamingVAEDecode(io.ComfyNode):
             metadata=_workflow(cls.hidden),
         )
         tail, told, path = _write_video(stream, vae, job, cls.hidden.unique_id)
+        note_written(cls.hidden.unique_id, filename_prefix, path)
         saved = ui.PreviewVideo([ui.SavedResult(path.name, subfolder, io.FolderType.output)]).as_dict()
         picture = torch.from_numpy(as_image(_telemetry(stream)))
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), tail, picture, ui={**saved, "text": (told,)})

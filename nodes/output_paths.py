@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,6 +21,27 @@ _WIDGET = re.compile(r"%([^%.:]+)\.([^%]+)%")
 _NO_PART_OF_A_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 LONGEST_VALUE = 80
 _DATE_PARTS = {"yyyy": "%Y", "yy": "%y", "MM": "%m", "dd": "%d", "hh": "%H", "mm": "%M", "ss": "%S"}
+
+
+_newest: dict[tuple[str, str], Path] = {}
+_lost: Counter[tuple[str, str]] = Counter()
+
+
+def note_written(node_id: str, filename_prefix: str, path: Path) -> None:
+    """Notes the newest file of a node, for `times_lost`. The prefix tells nodes of one id in two workflows apart."""
+    _newest[node_id, filename_prefix] = path
+
+
+def times_lost(node_id: str, filename_prefix: str | None) -> int:
+    """How often a newest file of a node was found deleted or renamed; of any prefix if it is None, as for one that is
+    linked. In the node's fingerprint it makes ComfyUI run the node again, which it would not do for unchanged inputs.
+    """
+    own = [key for key in _newest.keys() | _lost.keys() if key[0] == node_id and filename_prefix in (None, key[1])]
+    for key in own:
+        if key in _newest and not _newest[key].exists():
+            del _newest[key]
+            _lost[key] += 1
+    return sum(_lost[key] for key in own)
 
 
 def video_path(filename_prefix: str, width: int, height: int) -> tuple[Path, str]:

@@ -15,7 +15,7 @@ from ..packforcing_core.video import CODECS, probe
 from ..packforcing_core.video.stack import stack_videos
 from .feedback import clock
 from .growing import as_viewed, relative_to_output
-from .output_paths import video_file, video_path
+from .output_paths import note_written, times_lost, video_file, video_path
 from .sockets import CATEGORY
 from .tell import Line
 
@@ -63,6 +63,11 @@ class StackVideos(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, filename_prefix: str | None = None, **_) -> int:
+        """A video that was deleted is written again."""
+        return times_lost(cls.hidden.unique_id, filename_prefix)
+
+    @classmethod
     def execute(cls, captions: str, filename_prefix: str, codec: str, **videos) -> io.NodeOutput:
         given = [videos[name] for name in sorted(videos) if videos[name] is not None]
         line = Line.of(cls.hidden.unique_id)
@@ -74,6 +79,7 @@ class StackVideos(io.ComfyNode):
         except comfy.model_management.InterruptProcessingException:
             line.tell(state="stopped", text="Stopped before the videos were combined. Press Run to combine them.")
             raise
+        note_written(cls.hidden.unique_id, filename_prefix, path)
         made, file = probe(path), as_viewed(path)
         text = f"{clock(made.duration)} | {relative_to_output(path)}{warning}"
         video = {"width": made.width, "height": made.height, "finished": True, "file": file, "segments": []}

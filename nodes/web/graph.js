@@ -144,15 +144,26 @@ function loadJobs() {
   for (const [prompt, job] of JSON.parse(sessionStorage.getItem(JOBS) ?? "[]")) jobs.set(prompt, job);
 }
 
+const queued = []; // functions
+const refused = [];
+export const onQueued = (heard) => queued.push(heard); // Called when a job is accepted,
+export const onRefused = (heard) => refused.push(heard); // and, with errors by node, when one is refused.
+
 const queuePrompt = api.queuePrompt;
 api.queuePrompt = async function (...prompt) {
   const tab = openTab();
   const known = new Map();
   const settings = Object.fromEntries(idsIn(rootGraph()).map((id) => [id, settingsOf(id, known)]));
-  const answer = await queuePrompt.apply(this, prompt);
+  const answer = await queuePrompt.apply(this, prompt).catch((error) => {
+    const nodeErrors = error?.response?.node_errors;
+    if (nodeErrors) refused.forEach((heard) => heard(nodeErrors));
+    throw error;
+  });
   if (answer?.prompt_id) {
     jobs.set(answer.prompt_id, { tab, settings });
     saveJobs();
+    queued.forEach((heard) => heard());
+    if (Object.keys(answer.node_errors ?? {}).length) refused.forEach((heard) => heard(answer.node_errors)); // In part.
   }
   return answer;
 };

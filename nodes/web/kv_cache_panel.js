@@ -3,7 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { isHere, lastTold, nodeOf, onTold } from "./graph.js";
-import { SHOWN_ON_NODE } from "./stage.js";
+import { AMBER, SHOWN_ON_NODE } from "./stage.js";
 import { fedValue, nodesAfter, nodesBeforeInput } from "./subgraph.js";
 import { inWords, loadWords } from "./words.js";
 
@@ -13,6 +13,7 @@ const BLOCK = "packforcing.block";
 const LOOK_EVERY_MS = 500;
 const MOST_HOPS = 32;
 const ASPECT = 128 / 300;
+const TEXT = "var(--input-text, #ddd)";
 const MARGIN = 10; // Around a DOM widget, on every side.
 
 const panels = new Map(); // node -> { element, asked: the values of the drawing, blocks: how many were shown }
@@ -59,6 +60,7 @@ async function look(node, panel) {
   const answer = await api.fetchApi("/packforcing/window", { method: "POST", body: graph });
   const window = answer.ok ? await answer.json() : { problem: await answer.text() };
   if (graph !== panel.asked || blocks !== panel.blocks) return; // A newer drawing was made meanwhile.
+  panel.element.style.color = window.svg ? TEXT : AMBER;
   if (window.svg) panel.element.innerHTML = inWords(window.svg);
   else panel.element.textContent = window.problem;
   if (told) showBlock(told);
@@ -74,13 +76,14 @@ function showBlock(event) {
   const panel = isHere(event) && panels.get(nodeOf(event.node));
   if (!panel) return;
   panel.blocks += 1;
+  panel.element.style.color = TEXT;
   panel.element.innerHTML = inWords(event.svg);
 }
 
 function addPanel(node) {
   const element = document.createElement("div");
   element.className = "packforcing-window";
-  element.style.cssText = "overflow:hidden;font-size:11px;color:var(--input-text,#ddd);white-space:pre-wrap";
+  element.style.cssText = `overflow:hidden;font-size:11px;color:${TEXT};white-space:pre-wrap`;
   const height = () => Math.ceil((node.size[0] - 2 * MARGIN) * ASPECT) + 2 * MARGIN + 2;
   const options = { ...SHOWN_ON_NODE, getMinHeight: height };
   const widget = node.addDOMWidget(PANEL, PANEL, element, options);

@@ -2,10 +2,11 @@
 // It is one DOM widget. It does not use the front end's own previews and progress texts, which change by version.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { allTold, isHere, nodeOf, ofOneTab, onTold, remember, settingsOf, settingsOfJob } from "./graph.js";
+import { isHere, nodeOf, ofOneTab, onTold, settingsOf, settingsOfJob } from "./graph.js";
 import { MAKES_VIDEO, STACKS_VIDEOS, WARNING, foldedWarnings, withStacks } from "./folded.js";
+import { UNCHANGED, followFailures, refusals } from "./failures.js";
 import { Player } from "./player.js";
-import { SHOWN_ON_NODE, STAGE_STYLE, Stage } from "./stage.js";
+import { AMBER, SHOWN_ON_NODE, STAGE_STYLE, Stage } from "./stage.js";
 import { combined, hostOf, openGraph } from "./subgraph.js";
 import { inLanguage, inWords, loadWords } from "./words.js";
 
@@ -22,10 +23,8 @@ const NEXT_TITLE = 60; // What the title of a node below takes, and what is left
 const TALLEST = 1; // Height over width of the place for videos: portraits would cover the nodes below.
 const LARGEST_TEXT_BOX = 100; // What a text box keeps beyond its minimum height: a saved graph has the grown height.
 const MOST_EVENTS = 100;
-const FAILURES = "packforcing.failures";
-const MOST_FAILURES = 20;
-const A_MOMENT_MS = 300;
-const UNCHANGED = "Nothing was changed, so nothing ran: this is the finished video. What was said when it was made:";
+const NOT_PLAYED = "This browser cannot play this codec. The file itself is fine.";
+const MISSING = "The file is no longer there. Press Run to write it again.";
 const STYLE = `
 ${STAGE_STYLE}
 .packforcing-monitor { display: flex; flex-direction: column; gap: 4px; overflow: hidden; }
@@ -36,7 +35,7 @@ ${STAGE_STYLE}
   color: var(--input-text, #ddd); white-space: pre-wrap; overflow-wrap: anywhere; user-select: text; }
 .packforcing-monitor > .said.cut { mask-image: linear-gradient(#000 calc(100% - ${2 * LINE}px), #0003); }
 .packforcing-monitor > .said.past { opacity: 0.6; }
-.packforcing-monitor .warning { color: color-mix(in srgb, var(--input-text, #ddd) 35%, #e8930c); }
+.packforcing-monitor .warning { color: ${AMBER}; }
 .packforcing-monitor [hidden] { display: none; }`;
 
 const events = new Map(); // node and job -> the newest event
@@ -140,12 +139,18 @@ class View {
 
   // The lines, and whether each one warns.
   get lines() {
-    const refused = this.event.video && this.parts.some(({ event }) => playerOf(event)?.how === "none");
-    const own = refused ? `${this.event.text}\nThis browser cannot play this codec. The file itself is fine.` : this.event.text;
+    const { text: own, video, failure, refusal } = this.event;
+    const players = video ? this.parts.map(({ event }) => playerOf(event)) : [];
+    const cannot = players.find((player) => player?.how === "none");
+    const notPlayed = cannot?.missing ? MISSING : NOT_PLAYED;
+    const isError = own.startsWith("Error: ");
     return [
+      ...(refusal ? refusal.split("\n").map((text) => ({ text, warns: true })) : []),
       ...this.warnings.map((text) => ({ text, warns: true })),
+      ...(failure ? [{ text: inLanguage(failure), warns: true }] : []),
       ...(this.past ? [{ text: inWords("{before_change}"), warns: false }] : []),
-      ...(own ? own.split("\n") : []).map((line) => ({ text: inLanguage(line), warns: WARNING.test(line) })),
+      ...(own ? own.split("\n") : []).map((line) => ({ text: inLanguage(line), warns: isError || WARNING.test(line) })),
+      ...(cannot ? [{ text: inLanguage(notPlayed), warns: true }] : []),
     ];
   }
 
@@ -278,13 +283,19 @@ function forget(job) {
 function settle() {
   const newest = new Map(); // node -> event
   const inside = new Map(); // node of a subgraph -> id -> event
-  for (const event of events.values()) {
-    const node = isHere(event) && nodeOf(event.node);
-    if (!node) continue;
-    const host = hostOf(event.node);
+  const placeOf = (id) => {
+    const host = hostOf(id);
     if (host && !inside.has(host)) inside.set(host, new Map());
-    const [known, key] = host ? [inside.get(host), event.node] : [newest, node];
-    if (!(known.get(key)?.serial > event.serial)) known.set(key, event);
+    return host ? [inside.get(host), id] : [newest, nodeOf(id)];
+  };
+  for (const event of events.values()) {
+    const [known, key] = isHere(event) ? placeOf(event.node) : [];
+    if (key && !(known.get(key)?.serial > event.serial)) known.set(key, event);
+  }
+  for (const [id, refusal] of refusals()) {
+    const [known, key] = placeOf(id);
+    const nothing = { node: id, prompt: "", serial: 0, state: "done", text: "" };
+    if (key) known.set(key, { ...(known.get(key) ?? nothing), refusal });
   }
   for (const [node, event] of atFirst) if (node.graph && !newest.has(node)) newest.set(node, event);
   const warnings = foldedWarnings(newest);
@@ -297,7 +308,8 @@ function showAll(all) {
   const shown = new Set();
   const known = new Map();
   for (const { node, event, warnings } of all) {
-    const says = event.video || event.text || (node.subgraph && warnings.length); // An empty text removes the message.
+    // An empty text removes the message.
+    const says = event.video || event.text || event.refusal || (node.subgraph && warnings.length);
     const ours = node.subgraph || node.comfyClass?.startsWith(PACK);
     const view = says && (!event.known || ours) && viewOf(node);
     if (!view) continue;
@@ -331,37 +343,6 @@ function showKnown({ node, display_node, output, prompt_id: prompt }) {
   heard({ ...event, serial: nextSerial(), text, video });
 }
 
-// What the front end says of a failure hides the reason, and nodes would still show what they said of an earlier job.
-// Kept for a reload: the server tells only what nodes said themselves.
-const failures = () => JSON.parse(sessionStorage.getItem(FAILURES) ?? "[]");
-const saveFailures = (all) => remember(FAILURES, all.slice(-MOST_FAILURES));
-
-function noteFailure({ node_id, node_type, prompt_id: prompt, exception_message }, what) {
-  const node = nodeOf(node_id);
-  const ours = Boolean(node?.comfyClass?.startsWith(PACK));
-  const how = what ?? `failed at "${node?.title ?? node_type}"`;
-  const reason = exception_message?.trim() ?? "";
-  const failure = { node: String(node_id), prompt, ours, how, reason, serial: nextSerial() };
-  saveFailures([...failures(), failure]);
-  setTimeout(() => showFailure(failure), A_MOMENT_MS); // The tab of a quick job is known a moment later.
-}
-
-// Shows the reason on the node that failed, and which job the videos are of that this job did not come to.
-function showFailure({ node, prompt, ours, how, reason, serial }) {
-  for (const event of [...events.values()]) {
-    if (!event.video || event.prompt === prompt || event.serial > serial || !ofOneTab(event.prompt, prompt)) continue;
-    const said = (event.said ?? event.text).replace(`${UNCHANGED}\n`, "");
-    const text = `The last job ${how}. This video is of the job before.\n${said}`;
-    heard({ ...event, serial, said, text });
-  }
-  if (!ours || !reason || nodeOf(node)?.comfyClass === MAKES_VIDEO) return;
-  heard({ node, prompt, workflow: null, state: "done", serial, text: `Error: ${reason}` });
-}
-
-function forgetFailures({ prompt_id: prompt }) {
-  saveFailures(failures().filter((failure) => !ofOneTab(failure.prompt, prompt)));
-}
-
 // The demo's node lists the words of its prompts before it has run: in a second tab ComfyUI does not run it again.
 async function introduce(node) {
   const answer = await api.fetchApi("/packforcing/demo").catch(() => null);
@@ -374,10 +355,7 @@ async function introduce(node) {
 onTold("packforcing.monitor", heard);
 api.addEventListener("packforcing.frame", ({ detail }) => showFrame(detail));
 api.addEventListener("executed", ({ detail }) => showKnown(detail));
-api.addEventListener("execution_error", ({ detail }) => noteFailure(detail));
-api.addEventListener("execution_interrupted", ({ detail }) => noteFailure(detail, "was stopped"));
-api.addEventListener("execution_success", ({ detail }) => forgetFailures(detail));
-allTold.then(() => failures().forEach(showFailure));
+followFailures({ events, heard, nextSerial });
 
 app.registerExtension({
   name: "packforcing.monitor",

@@ -20,7 +20,8 @@ export class Player {
     this.element = this.#made();
     this.next = null; // opens the finished file, before it takes the place of `element`
     this.grows = true;
-    this.how = null; // "segments", "file", "finished", or "none" where the browser cannot play the codec
+    this.how = null; // "segments", "file", "finished", or "none" where the browser cannot play the codec or file
+    this.missing = false; // whether the file is not there
     this.video = null; // the server's last state
     this.heldByUser = false;
     this.touched = -Infinity;
@@ -181,7 +182,13 @@ export class Player {
     else if (this.how === "segments") {
       this.#leave();
       this.#reopen();
-    } else this.how = "none";
+    } else this.#giveUp();
+  }
+
+  async #giveUp() {
+    this.how = "none";
+    const answer = await api.fetchApi(viewOf(this.video.file), { method: "HEAD" }).catch(() => null);
+    this.missing = answer?.status === 404;
   }
 
   #look() {

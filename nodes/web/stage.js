@@ -4,6 +4,8 @@ import { inWords } from "./words.js";
 // Options of a DOM widget. In the side panel it would be a parameter, and its element would leave the node.
 export const SHOWN_ON_NODE = { serialize: false, hideOnZoom: false, hideInPanel: true, getValue: () => "", setValue() {} };
 
+export const AMBER = "color-mix(in srgb, var(--input-text, #ddd) 35%, #e8930c)"; // Of warnings and errors.
+
 export const STAGE_STYLE = `
 .packforcing-monitor > .stage { flex: 1 1 auto; min-height: 0; border-radius: 4px; overflow: hidden; display: flex; gap: 4px; }
 .packforcing-monitor .cell { flex: 1 1 0; min-width: 0; position: relative; }

@@ -21,7 +21,8 @@ export function combined(events) {
   const bySerial = [...events].sort((one, other) => one.serial - other.serial);
   const last = bySerial.findLast((event) => event.video) ?? { ...bySerial.at(-1), text: "", video: null };
   const warnings = bySerial.flatMap((event) => {
-    const lines = event === last ? [] : event.text.split("\n").filter((line) => WARNING.test(line));
+    const text = event === last ? "" : [event.refusal ?? "", event.text].join("\n");
+    const lines = text.split("\n").filter((line) => WARNING.test(line));
     return lines.map((line) => `${nodeOf(event.node).title}: ${inLanguage(line)}`);
   });
   return { event: last, warnings };

@@ -25,7 +25,7 @@ from ..geometry import PIXEL_FRAMES_PER_LATENT, block_count
 from ..text.script import Script
 from .blocks import BlockStore, numbered_files
 from .content import Content, begins_alike, name_of, read_script, stored_script, stored_start, unlike, write_content
-from .files import FolderError, checked_name, locked, read_tensors, refuse_links, remove_unfinished
+from .files import FolderError, checked_name, locked, read_tensors, refuse_links, remove_unfinished, write_json
 from .manifest import NAME, Manifest, difference
 from .telemetry import Telemetry
 
@@ -70,6 +70,10 @@ class RenderFolder:
             self.blocks.folder.mkdir(parents=True, exist_ok=True)
             write_content(self.path, self.manifest, self.content)
         self.blocks.check(self.manifest)
+
+    def finish(self, video: str | None) -> None:
+        """Notes that the render is finished, as the file `video` or, None, without one."""
+        write_json(self.path / FINISHED, {"video": video})
 
     def script(self, take: int) -> Script:
         """The text embeddings of a take."""

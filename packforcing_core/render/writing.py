@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ..devices import is_out_of_memory
-from ..folder.files import FolderError, copy_start, locked, write_json
+from ..folder.files import FolderError, copy_start, locked
 from ..folder.fingerprint import fingerprint
-from ..folder.folder import FINISHED, RenderFolder
+from ..folder.folder import RenderFolder
 from ..geometry import block_count
 from ..ranges import in_range
 from ..recipe.recipe import Recipe
@@ -259,7 +259,7 @@ def _attempt(
         with closing(events):
             yield from events
         finished = publish(writer.finish(job.metadata, keep_growing=job.keep_growing), job.path)
-        write_json(folder.path / FINISHED, {"video": finished.name})
+        folder.finish(finished.name)
         if not job.keep_growing:
             sums.remove()
     yield Finished(finished)

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from packforcing_core.cache.config import POLICY_PRESETS
+from packforcing_core.folder.listing import renders
 from packforcing_core.geometry import VideoGeometry
 from packforcing_core.miniature import load as miniature
 from packforcing_core.recipe.recipe import Recipe
@@ -76,6 +77,7 @@ def test_the_film_is_the_one_that_is_made_without_comfyui(comfy: ComfyServer):
     pictures = graph.add("VAEDecode", samples=collected, vae=models[2])[0]
     graph.add("SaveImage", images=pictures, filename_prefix="demo_frames/demo_test")
     comfy.client.run(graph.prompt)
+    assert renders(comfy.output / "packforcing")[0].state == "finished", "though it is no video"
     theirs = load_file(next((comfy.output / "latents").glob("demo_test*")))["latent_tensor"]
 
     compressor = miniature.load_compressor(dtype=torch.float32)

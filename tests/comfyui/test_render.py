@@ -133,6 +133,22 @@ def test_other_encoder_settings_do_not_sample_again(comfy: ComfyServer, files: F
     assert all("reused" in text for text in texts)
 
 
+def test_a_deleted_video_is_written_again_from_its_blocks_and_an_unchanged_one_is_not(comfy: ComfyServer, files: Files):
+    graph = Graph()
+    made = decode(graph, stream(graph, our_loader(graph, files), seed=18), files, filename_prefix="video/lost")
+    films, ran = [], []
+    for deleted in (False, False, True, False):
+        if deleted:
+            films[-1].unlink()
+        with comfy.client.events() as events:
+            films.append(film_of(comfy, comfy.client.run(graph.prompt), made.id))
+        ran.append(any(node == made.id and text.startswith("block") for node, text in events.texts))
+    print([film.name for film in films], ran)
+    assert ran == [True, False, True, False]
+    assert films[2].exists()
+    assert films[2] == films[3]
+
+
 def test_collected_latents_decode_in_the_stock_node_to_the_same_film(comfy: ComfyServer, files: Files):
     graph = Graph()
     latents = stream(graph, our_loader(graph, files), seed=12, seconds=1.0)
