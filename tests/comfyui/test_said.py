@@ -200,7 +200,7 @@ def test_why_a_node_failed_takes_the_place_of_what_it_said_before_and_the_old_vi
         assert front_end.page.evaluate(says, [SAID, "output/video/"]), "its file is still named"
         assert not front_end.page.evaluate(says, [SAID, "2 s: a blue circle"])
         lines = "\n".join(front_end.page.locator(SAID).all_inner_texts()).splitlines()
-        warnings = [line for line in lines if line.startswith(("Warning: ", "Error: "))]
+        warnings = [line for line in lines if line.startswith(("Warning: ", "Error: ", "The last job "))]
         assert sorted(front_end.page.evaluate(OF_OTHER_COLOUR, SAID)) == sorted(warnings)
         front_end.screenshot(tmp_path / "failed.png")
         front_end.page.reload()
