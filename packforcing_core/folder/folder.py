@@ -227,8 +227,8 @@ def _require_same(found: Manifest, wanted: Manifest, free: Sequence[str], proble
         raise FolderError(
             "The render on disk has other settings:\n  "
             + "\n  ".join(lines)
-            + "\nSet them back, or choose another render name, or render mode 'new', which starts over. Render mode 'extend' "
-            "changes only the length; 'retake' only the seed and the prompt after a given time."
+            + "\nSet them back, or choose another render name, or render mode 'new', which starts over. Render mode "
+            "'extend' changes only the length; 'retake' only the seed and the prompt after a given time."
         )
 
 
