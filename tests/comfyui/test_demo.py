@@ -207,6 +207,9 @@ def test_too_many_words_are_refused_and_unknown_ones_are_told(comfy: ComfyServer
     assert lines[3:] == [f"{n} s: a red {what} bounces" for n, what in enumerate(("walrus", "circle", "otter"))]
     graph.prompt[text[0]]["inputs"]["text"] = ""
     assert told_on(comfy, graph)[text[0]][-1].startswith("Warning: this prompt is empty")
+    graph.prompt[text[0]]["inputs"]["text"] = "a (red:1.2) circle bounces"
+    (weighted,) = told_on(comfy, graph)[text[0]]
+    assert weighted == "Warning: weights such as (red:1.2) have no effect in the miniature."
     graph.prompt[text[0]]["inputs"]["text"] = "a red circle bounces"
     again = told_on(comfy, graph)
     assert again[text[0]] == [""], "what was said of the text before is taken back"
