@@ -9,6 +9,7 @@ import torch
 
 from ..cache.bank import bits_of
 from ..cache.partitions import Part, Partitions
+from ..cache.select import SELECTS_AGAIN
 from ..checkpoint.keys import expected_shapes
 from ..geometry import blocks_text, size_text
 from ..model.config import WanConfig
@@ -168,11 +169,12 @@ def block_disk_bytes(config: WanConfig, recipe: Recipe, dtype: torch.dtype) -> i
     # Includes the noisy blocks after it in a rolling rollout.
     latents = math.prod(g.block_shape) * partitions.current_blocks
     chosen = config.num_layers * partitions.top_k_blocks
+    lists = 2 if partitions.bank and partitions.bank.selector in SELECTS_AGAIN else 1
     if partitions.pruning:
         kept = partitions.pruning.budget_frames - partitions.pruning.recent_frames - partitions.sink_frames
         chosen = config.num_layers * kept * g.tokens_per_frame
     tokens = g.compressed_tokens * config.dim * dtype.itemsize if partitions.bank else 0
-    return 4 * latents + 4 * chosen + 8 * config.num_layers + tokens + HEADER_BYTES
+    return 4 * latents + lists * (4 * chosen + 8 * config.num_layers) + tokens + HEADER_BYTES
 
 
 def content_disk_bytes(config: WanConfig, recipe: Recipe) -> int:
