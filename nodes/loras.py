@@ -11,7 +11,7 @@ import folder_paths
 from torch import Tensor
 
 from ..packforcing_core.checkpoint.keys import group_names, is_critic
-from ..packforcing_core.checkpoint.lora_names import native_name
+from ..packforcing_core.checkpoint.lora_names import lora_advice, native_name
 from ..packforcing_core.checkpoint.merge import open_lora, require_fit
 from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.model.config import WanConfig
@@ -49,8 +49,7 @@ def with_unread_loras(model, prompt: Prompt | None, sampler: str) -> tuple:
         if not read and not (renamed and isinstance(strength, int | float)):
             raise PackForcingError(
                 f"No tensor of the LoRA {name} matches this model (example: {example!r}), so it would "
-                "change nothing. Use a LoRA made for this model (for most checkpoints: Wan2.1 T2V 1.3B), or remove "
-                "the node."
+                f"change nothing. {lora_advice(config)}"
             )
         _require_shapes(path, config)
         unread = [own for own, native in _names(tensors, by_us=bool(renamed)).items() if not _reaches(native, keys)]

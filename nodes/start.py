@@ -26,6 +26,7 @@ from ..packforcing_core.source import (
     given_by_frames,
     given_by_latents,
     last_frames,
+    part_used,
     repainted_by_frames,
 )
 from ..packforcing_core.vae.wan_vae import WanVAE
@@ -63,11 +64,18 @@ class StartFrom:
         return self.samples is None
 
     def adaptations(self, geometry: VideoGeometry, any_size: bool) -> tuple[str, ...]:
-        """Notes on how the image or video is adapted to a render; `any_size`: whether the model can render others."""
+        """Notes on how the image or video is adapted to a render, and on how much of it is used; `any_size`: whether
+        the model can render others.
+        """
+        seconds = None if self.mode == REPAINT else self.seconds
         if self.image is not None:
-            return adaptations(self.image.shape[2], self.image.shape[1], None, geometry, any_size)
+            frames, height, width = self.image.shape[:3]
+            part = part_used(frames, geometry.fps, geometry, seconds)
+            return (*adaptations(width, height, None, geometry, any_size), *part)
         if self.info is not None:
-            return adaptations(self.info.width, self.info.height, float(self.info.fps), geometry, any_size)
+            rate = float(self.info.fps)
+            part = part_used(self.info.frames, rate, geometry, seconds)
+            return (*adaptations(self.info.width, self.info.height, rate, geometry, any_size), *part)
         return ()
 
     def build(self, vae: WanVAE | None, geometry: VideoGeometry) -> Start:

@@ -12,7 +12,7 @@ import torch
 from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
-from ..packforcing_core.text.words import WordEncoder
+from ..packforcing_core.text.words import NO_WEIGHTS, WordEncoder
 from .tell import note
 
 KIND = "packforcing_words"
@@ -39,8 +39,8 @@ class _Tokenizer:
         return {}
 
     def _tell(self, text: str, unknown: list[str]) -> None:
-        """Reports an empty text or unknown words in the log and on the node that encodes the text; replaces the report
-        of an earlier text.
+        """Reports an empty text, unknown words or weights in the log and on the node that encodes the text; replaces
+        the report of an earlier text.
         """
         lines: tuple[str, ...] = ()
         if unknown:
@@ -49,6 +49,8 @@ class _Tokenizer:
             lines = (warning, "Demo Models lists those that it knows.")
         elif not text.strip():
             lines = ("Warning: this prompt is empty, so the video may show anything, or nothing.",)
+        if self._words.weighted(text):
+            lines = (*lines, f"Warning: {NO_WEIGHTS}")
         if lines:
             logging.warning("%s", " ".join(lines))
         context = get_executing_context()

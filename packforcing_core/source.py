@@ -80,6 +80,22 @@ def adaptations(
     return tuple(notes)
 
 
+def part_used(frames: int, frame_rate: float, geometry: VideoGeometry, seconds: float | None) -> tuple[str, ...]:
+    """A note on how much of a clip (`frames` of them, at `frame_rate` FPS) a render uses, if not all of it: to continue
+    it, about its last `seconds`; to regenerate it (`seconds` is None), its first blocks.
+    """
+    wanted = geometry.blocks if seconds is None else blocks_in(seconds, geometry)
+    there = max(1, round(frames * geometry.fps / frame_rate))
+    whole = ((there - 1) // PIXEL_FRAMES_PER_LATENT + 1) // geometry.frames_per_block
+    used = pixel_frames(min(wanted, whole) * geometry.frames_per_block) / geometry.fps
+    clip, part = f"{frames / frame_rate:.1f}", f"{used:.1f}"
+    if not whole or used >= frames / frame_rate or part == clip:
+        return ()
+    if seconds is None:
+        return (f"Of the clip's {clip} s the first {part} s are used.",)
+    return (f"Of the clip's {clip} s the last {part} s are used.",)
+
+
 def _covering(height: int, width: int, least_height: int, least_width: int) -> tuple[int, int]:
     """The smallest (height, width) of the same shape that covers the least size."""
     scale = max(least_height / height, least_width / width)

@@ -18,7 +18,7 @@ from packforcing_core.model.config import WAN_SIZES
 from packforcing_core.recipe.plan import plan_render
 from packforcing_core.recipe.recipe import Recipe
 from packforcing_core.sampler.denoising import Denoising
-from packforcing_core.source import adaptations
+from packforcing_core.source import adaptations, part_used
 
 ROOT = Path(__file__).resolve().parents[1]
 SAID = json.loads((ROOT / "locales" / "zh" / "main.json").read_text(encoding="utf-8"))["packforcing"]["said"]
@@ -97,6 +97,8 @@ def lines_of_a_plan() -> Iterator[str]:
     yield from adaptations(1000, 480, None, geometry, any_size=True)
     yield from adaptations(1664, 960, None, geometry, any_size=True)
     yield from adaptations(4000, 480, None, geometry, any_size=True)
+    yield from part_used(1200, 30.0, geometry, 3.0)
+    yield from part_used(1200, 30.0, geometry, None)
     other = replace(family, frames_per_block=1, rollout="rolling")
     yield from (f"Warning: {text}" for text in choice_warnings(replace(family, only_size=(128, 64)), other, (832, 480)))
 

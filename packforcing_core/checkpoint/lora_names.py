@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 
-from ..model.config import WAN_SIZES
+from ..model.config import WAN_SIZES, WanConfig
 from .files import TensorInfo
 from .keys import expected_shapes, from_diffusers
 
@@ -55,6 +55,15 @@ def made_for(width: int | None) -> str:
     """ "Wan2.1 1.3B" or the like."""
     known = {sizes.dim: f"Wan2.1 {name}" for name, sizes in WAN_SIZES.items()}
     return known.get(width, f"a Wan of width {width}") if width else "a Wan of unknown size"
+
+
+def lora_advice(config: WanConfig) -> str:
+    """What to do about a LoRA that does not fit a transformer of these sizes. LoRAs are published for Wan's own sizes
+    only, so a smaller model, such as the demo's, has none.
+    """
+    if config.dim < min(sizes.dim for sizes in WAN_SIZES.values()):
+        return "No LoRA fits a miniature such as the demo's: LoRAs are for the 1.3B checkpoints. Remove this one."
+    return "Use a LoRA made for this model (for most checkpoints: Wan2.1 T2V 1.3B), or leave it out."
 
 
 def _official_layer(layer: str) -> str | None:

@@ -22,7 +22,7 @@ from .files import TensorFile, open_tensors
 from .keys import expected_shapes
 from .kinds import size_name
 from .lora import choose_part, described_alphas
-from .lora_names import made_for, native_name, width_of
+from .lora_names import lora_advice, made_for, native_name, width_of
 
 _NAMED = re.compile(r"diffusion_model\.(?P<layer>.+?)\.(?P<kind>lora[_.](?:A|B|down|up)(?:\.weight)?|alpha)")
 _KIND = {"A": "down", "B": "up"}
@@ -84,7 +84,7 @@ def require_fit(lora: Lora, config: WanConfig) -> tuple[str, ...]:
         made = f"it was made for {made_for(lora.width)}" if lora.width else f"example: {holds!r}"
         raise PackForcingError(
             f"The LoRA {lora.name} matches no layer of this checkpoint, a Wan2.1 of {size_name(config)}: {made}. It "
-            "would change nothing. Use a LoRA made for this checkpoint, or leave it out."
+            f"would change nothing. {lora_advice(config)}"
         )
     others = [*(layer for layer in lora.layers if layer not in fitting), *lora.unread]
     if not others:

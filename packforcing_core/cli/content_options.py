@@ -15,7 +15,16 @@ from ..ranges import in_range
 from ..recipe.recipe import Recipe
 from ..recipe.settings import Encode, Settings
 from ..sampler.start import Start
-from ..source import adaptations, at_rate, blocks_in, frames_needed, given_by_frames, last_frames, repainted_by_frames
+from ..source import (
+    adaptations,
+    at_rate,
+    blocks_in,
+    frames_needed,
+    given_by_frames,
+    last_frames,
+    part_used,
+    repainted_by_frames,
+)
 from ..text.script import Script
 from ..text.timeline import describe
 from ..text.umt5 import encode_prompts
@@ -109,7 +118,10 @@ def begun(
     if given:
         info = probe(given)
         rate = None if options.start_image else float(info.fps)
-        for note in (*info.notes, *adaptations(info.width, info.height, rate, recipe.geometry, any_size)):
+        adapted = adaptations(info.width, info.height, rate, recipe.geometry, any_size)
+        seconds = options.given_seconds if options.continue_video else None
+        part = () if rate is None else part_used(info.frames, rate, recipe.geometry, seconds)
+        for note in (*info.notes, *adapted, *part):
             console.print(f"{Path(given).name}: {note}", style="yellow")
     return settings.begun(recipe, _start(options, recipe, vae))
 

@@ -24,7 +24,7 @@ from ..miniature.load import (
 from ..miniature.world import FPS
 from ..render.render import Models, open_video
 from ..text.timeline import parse_timeline
-from ..text.words import WordEncoder
+from ..text.words import NO_WEIGHTS, WordEncoder
 from . import options as shared
 from .content_options import add_timing, timed_script
 from .progress import build_console, run_render
@@ -78,7 +78,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def say_vocabulary(words: WordEncoder, prompt: str, console: Console) -> None:
-    """Warns about words that the miniature does not know, and lists the words that it knows."""
+    """Warns about weights and about words that the miniature does not know, and lists the words that it knows."""
+    if words.weighted(prompt):
+        console.print(f"warning: {NO_WEIGHTS}", style="yellow")
     unknown = words.unknown(prompt)
     if unknown:
         console.print(f"warning: the miniature does not know these words: {', '.join(unknown)}", style="yellow")

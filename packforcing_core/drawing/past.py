@@ -6,14 +6,14 @@ Words are in braces ({sink}), to be replaced by the user's language; numbers are
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, product
 
 from ..cache.ledger import Ledger
 from ..cache.partitions import PRUNED, Partitions
 from ..geometry import VideoGeometry, size_text
-from ..recipe.plan import RenderPlan
+from ..recipe.plan import RenderPlan, kinds
 from ..recipe.recipe import Recipe
 
 WIDTH, HEIGHT = 300, 128
@@ -31,6 +31,8 @@ BAR_TOP, BAR_HEIGHT = 18, 32
 LINE_TOP, LINE_HEIGHT = 76, 20
 LETTER = 7.0
 """About the width of a letter of that size, in units of the drawing."""
+ENGLISH = {"gpu": "KV cache", "ram": "in RAM", "bank": "bank"}
+"""The words of the line with the most text, whose lengths decide what it says."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def draw_window(recipe: Recipe, plan: RenderPlan, moment: Moment | None = None) 
         *_bar(parts, plan.attended_tokens),
         *_length(recipe, at, planned=moment is None),
         *_timeline(geometry, partitions, at),
-        *_memory_line(plan, at),
+        *_memory_line(partitions, plan, at),
     ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="100%" '
@@ -163,15 +165,40 @@ def _timeline(geometry: VideoGeometry, partitions: Partitions, at: Moment) -> It
         yield _rect(block * cell, LINE_TOP + LINE_HEIGHT - height, max(cell, 0.5), height, COLOURS["mid"], label)
 
 
-def _memory_line(plan: RenderPlan, at: Moment) -> Iterator[str]:
+def _memory_line(partitions: Partitions, plan: RenderPlan, at: Moment) -> Iterator[str]:
     y = LINE_TOP + LINE_HEIGHT + 14
-    dtype = plan.dtype.replace("bfloat", "bf").replace("float", "fp")
-    yield _text(2, y, f"{{gpu}}: {size_text(plan.buffer_bytes)} ({dtype})")
-    bank = ("ram", plan.host_bytes) if plan.host_bytes else ("bank", plan.bank_bytes)
-    if bank[1]:
-        yield _text(WIDTH - 2, y, f"{{{bank[0]}}}: {size_text(bank[1])}", "end")
+    past, bank = _fitting(_past_sizes(partitions, plan), _bank_sizes(partitions, plan))
+    yield _text(2, y, past, label=_short(plan.stored) if plan.stored != plan.dtype else "")
+    if bank:
+        yield _text(WIDTH - 2, y, bank, "end")
     if at.selected:
         yield _text(2, y + 14, f"{{selected}}: {', '.join(str(block + 1) for block in _favourites(at.selected))}")
+
+
+def _past_sizes(partitions: Partitions, plan: RenderPlan) -> tuple[str, str]:
+    """The size of the KV cache with how its parts are kept ("bf16/int8"), and without, which is shorter."""
+    size, dtype = f"{{gpu}}: {size_text(plan.buffer_bytes)}", _short(plan.dtype)
+    kept = sorted(set(kinds(partitions, dtype)[0].values())) or [dtype]
+    return f"{size} ({'/'.join(kept)})", size
+
+
+def _bank_sizes(partitions: Partitions, plan: RenderPlan) -> tuple[str, ...]:
+    """The size of the bank with its place, and without, which is shorter; nothing without a bank."""
+    if not plan.bank_bytes:
+        return ("",)
+    kind, size = kinds(partitions, plan.dtype)[1], size_text(plan.host_bytes or plan.bank_bytes)
+    few = "" if kind == plan.dtype else f" {kind}"
+    return tuple(f"{{{word}}}{few}: {size}" for word in ("ram" if plan.host_bytes else "bank", "bank"))
+
+
+def _short(dtypes: str) -> str:
+    return dtypes.replace("bfloat", "bf").replace("float", "fp")
+
+
+def _fitting(left: Sequence[str], right: Sequence[str]) -> tuple[str, str]:
+    """The first pair that fits into one line. The label and the node's text say what is left out."""
+    pairs = list(product(left, right))
+    return next((pair for pair in pairs if LETTER * len("".join(pair).format(**ENGLISH)) <= WIDTH - 4), pairs[-1])
 
 
 def _favourites(selected: Mapping[int, float], most: int = 5) -> list[int]:
@@ -179,9 +206,9 @@ def _favourites(selected: Mapping[int, float], most: int = 5) -> list[int]:
     return sorted(best)
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start", colour: str | None = None) -> str:
-    fill = f' fill="{colour}"' if colour else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{fill}>{text}</text>'
+def _text(x: float, y: float, text: str, anchor: str = "start", colour: str | None = None, label: str = "") -> str:
+    fill, title = f' fill="{colour}"' if colour else "", f"<title>{label}</title>" if label else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{fill}>{text}{title}</text>'
 
 
 def _upwards(x: float, y: float, text: str, colour: str) -> str:

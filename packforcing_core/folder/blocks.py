@@ -84,7 +84,8 @@ class BlockStore:
 
     def save(self, done: BlockDone) -> None:
         path, plain = self._file(done.block)
-        tensors = {"latents": done.latents, **_packed(done.selection)}
+        tensors = {"latents": done.latents, **_packed("selected", done.selection)}
+        tensors |= _packed("sampled_selected", done.sampled_selection)
         tensors |= {name: tensor for name in _OPTIONAL if (tensor := getattr(done, name)) is not None}
         write_tensors(path, tensors, plain)
         self._sound[done.block] = done.tokens is not None
@@ -102,10 +103,12 @@ class BlockStore:
             raise FolderError(f"{path} belongs to another block or render: {str(plain)[:200]}.")
         if latents is None or tuple(latents.shape) != self.shape or latents.dtype != torch.float32:
             raise FolderError(f"{path} holds no block of this render.")
-        selection = _unpacked(tensors, path)
+        selection, sampled = (_unpacked(name, tensors, path) for name in ("selected", "sampled_selected"))
         # Copied, because memory that is mapped from a file changes with it.
         tokens, in_flight = (tensors[name].clone() if name in tensors else None for name in _OPTIONAL)
-        return BlockDone(block, latents.clone(), True, selection, tokens, in_flight=in_flight)
+        return BlockDone(
+            block, latents.clone(), True, selection, tokens, in_flight=in_flight, sampled_selection=sampled
+        )
 
     def _file(self, block: int) -> tuple[Path, dict]:
         """The block's file, and what it carries to show that it belongs there."""
@@ -113,18 +116,18 @@ class BlockStore:
         return self.folder / file_name(block, take), {"block": block, "take": take, **self._manifest.key(take)}
 
 
-def _packed(selection: Selection) -> dict[str, Tensor]:
-    """The selections of all layers in one tensor, and the length of each."""
+def _packed(name: str, selection: Selection) -> dict[str, Tensor]:
+    """The selections of all layers in one tensor called `name`, and the length of each."""
     if not selection:
         return {}
     chosen = torch.tensor([number for choice in selection for number in choice], dtype=torch.int32)
-    return {"selected": chosen, "selected_by_layer": torch.tensor([len(choice) for choice in selection])}
+    return {name: chosen, f"{name}_by_layer": torch.tensor([len(choice) for choice in selection])}
 
 
-def _unpacked(tensors: dict[str, Tensor], path: Path) -> Selection:
-    if "selected" not in tensors:
+def _unpacked(name: str, tensors: dict[str, Tensor], path: Path) -> Selection:
+    if name not in tensors:
         return ()
-    chosen, counts = (tensors[name].tolist() if name in tensors else [] for name in ("selected", "selected_by_layer"))
+    chosen, counts = (tensors[part].tolist() if part in tensors else [] for part in (name, f"{name}_by_layer"))
     if sum(counts) != len(chosen):
         raise FolderError(f"{path} has no record of what the block selected.")
     ends = accumulate(counts)

@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from ..cache.bank import bits_of
+from ..cache.partitions import Part, Partitions
+from ..cache.select import SELECTS_AGAIN
 from ..checkpoint.keys import expected_shapes
 from ..geometry import blocks_text, size_text
 from ..model.config import WanConfig
@@ -26,7 +29,7 @@ class RenderPlan:
     system RAM. All four are exact. `weights_bytes` is exact for an unquantised model. `peak_bytes` adds the text, an
     estimate of one pass's activations, and what the VAE takes on the same device. `block_disk_bytes` is the most that a
     finished block takes in the render's folder, `disk_bytes` the whole folder (blocks, text and start) without the
-    video. `dtype` is that of weights, keys and values.
+    video. `dtype` is that of weights, keys and values; `stored` says how the past is kept, which may be in fewer bits.
     """
 
     width: int
@@ -54,6 +57,7 @@ class RenderPlan:
     block_disk_bytes: int
     disk_bytes: int
     dtype: str
+    stored: str
 
     def as_dict(self) -> dict[str, int | float | str]:
         return asdict(self)
@@ -84,7 +88,7 @@ class RenderPlan:
         lines = (
             f"in view at most: {self.attended_tokens:,} tokens ({parts}) over {self.window_frames:g} positions "
             "(latent frames)",
-            f"KV cache: {whole} in {self.dtype} ({past} of it past frames)",
+            f"KV cache: {whole} in {self.stored} ({past} of it past frames)",
             *([f"in system RAM: {size_text(self.host_bytes)}"] if self.host_bytes else []),
         )
         return "\n".join(lines)
@@ -131,7 +135,32 @@ def plan_render(
         block_disk_bytes=block_disk_bytes(config, recipe, dtype),
         disk_bytes=g.blocks * block_disk_bytes(config, recipe, dtype) + content_disk_bytes(config, recipe),
         dtype=str(dtype).removeprefix("torch."),
+        stored=_stored(partitions, str(dtype).removeprefix("torch.")),
     )
+
+
+def kinds(partitions: Partitions, dtype: str) -> tuple[dict[str, str], str]:
+    """How the parts of the attended past that there are, and the bank, are kept in a cache of `dtype`:
+    ({"sink": "int8", "recent": "bfloat16"}, "int4"). Without a bank, its kind is `dtype`.
+    """
+    bank = partitions.bank
+    slots: dict[Part, int] = {
+        "sink": partitions.sink_frames,
+        "mid": partitions.top_k_blocks,
+        "recent": partitions.recent_frames,
+    }
+    bits = {part: partitions.bits_of(part) for part, count in slots.items() if count}
+    few = bits_of(bank.bank_storage) if bank else None
+    return {part: f"int{n}" if n else dtype for part, n in bits.items()}, f"int{few}" if few else dtype
+
+
+def _stored(partitions: Partitions, dtype: str) -> str:
+    """ "bfloat16", "int8", or "bfloat16, sink+recent int8, bank int4"."""
+    parts, bank = kinds(partitions, dtype)
+    few = [part for part, kind in parts.items() if kind != dtype]
+    whole = parts[few[0]] if few and len(few) == len(parts) else dtype
+    some = [f"{'+'.join(few)} {parts[few[0]]}"] if few and whole == dtype else []
+    return ", ".join([whole, *some, *([f"bank {bank}"] if partitions.bank and bank != whole else [])])
 
 
 def block_disk_bytes(config: WanConfig, recipe: Recipe, dtype: torch.dtype) -> int:
@@ -140,11 +169,12 @@ def block_disk_bytes(config: WanConfig, recipe: Recipe, dtype: torch.dtype) -> i
     # Includes the noisy blocks after it in a rolling rollout.
     latents = math.prod(g.block_shape) * partitions.current_blocks
     chosen = config.num_layers * partitions.top_k_blocks
+    lists = 2 if partitions.bank and partitions.bank.selector in SELECTS_AGAIN else 1
     if partitions.pruning:
         kept = partitions.pruning.budget_frames - partitions.pruning.recent_frames - partitions.sink_frames
         chosen = config.num_layers * kept * g.tokens_per_frame
     tokens = g.compressed_tokens * config.dim * dtype.itemsize if partitions.bank else 0
-    return 4 * latents + 4 * chosen + 8 * config.num_layers + tokens + HEADER_BYTES
+    return 4 * latents + lists * (4 * chosen + 8 * config.num_layers) + tokens + HEADER_BYTES
 
 
 def content_disk_bytes(config: WanConfig, recipe: Recipe) -> int:

@@ -101,7 +101,22 @@ class Settings:
         geometry = VideoGeometry.from_seconds(
             self.seconds, width=self.width, height=self.height, fps=self.fps, frames_per_block=family.frames_per_block
         )
-        return Recipe(geometry, self._policy(family).fitted_to(span), Denoising.of_family(family), self.seed)
+        policy, denoising = self._policy(family).fitted_to(span), Denoising.of_family(family)
+        if trained is not None and self.preset is None:
+            self._require_fit(policy, denoising, trained)
+        return Recipe(geometry, policy, denoising, self.seed)
+
+    def _require_fit(self, policy: Policy, denoising: Denoising, trained: Family) -> None:
+        """Raises PackForcingError where a policy allows the model's own block length and not the chosen one: the
+        policy's own error would advise only to change the policy.
+        """
+        chosen, own = self.frames_per_block or trained.frames_per_block, trained.frames_per_block
+        refused = _refused(policy, chosen, denoising)
+        if refused and chosen != own and not _refused(policy, own, denoising):
+            raise PackForcingError(
+                f"frames_per_block is {chosen}, but {trained.title} was trained with blocks of {own} latent frames. "
+                f"Set it to {own}, or on the node to 0 (the model's own). To keep it: {refused}"
+            )
 
     def _policy(self, family: Family) -> Policy:
         if isinstance(self.policy, Policy):
@@ -136,3 +151,12 @@ class Settings:
         )
         require_followable(script, recipe.denoising)
         return script
+
+
+def _refused(policy: Policy, frames_per_block: int, denoising: Denoising) -> str:
+    """Why the policy does not allow blocks of this length; "" if it does."""
+    try:
+        policy.partitions(frames_per_block, denoising.window_blocks)
+    except PackForcingError as error:
+        return str(error)
+    return ""

@@ -36,7 +36,7 @@ class BlockDone:
     `tokens` [1, N_c, D] on the CPU are its compressed tokens for the bank; `in_flight` [1, 16, F, h, w] float32 on the
     CPU are the noisy blocks after it that a rolling rollout has started. `video` [1, 3, T, H, W] in -1..1 is set if the
     rollout decodes. `sampled_selection` is what was selected while the block was sampled, for selectors that select
-    again.
+    again; it is only shown.
     """
 
     block: int

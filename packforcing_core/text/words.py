@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from ..errors import PackForcingError
 
 WORD = re.compile(r"[a-z]+")
+WEIGHT = re.compile(r"\([^()]*:\s*[-+]?[\d.]+\s*\)")
+"""A weight as ComfyUI writes it: (red:1.2)."""
+NO_WEIGHTS = "weights such as (red:1.2) have no effect in the miniature."
 UNKNOWN = 0
 """The row for words outside the vocabulary; the next row stands before the first word."""
 START = 1
@@ -49,6 +52,11 @@ class WordEncoder(nn.Module):
     def unknown(self, prompt: str) -> list[str]:
         """The words of a prompt that are not in the vocabulary."""
         return [word for word in WORD.findall(prompt.lower()) if word not in self._rows]
+
+    @staticmethod
+    def weighted(prompt: str) -> bool:
+        """Whether a prompt weighs words, as in (red:1.2), which this encoder does not read."""
+        return WEIGHT.search(prompt) is not None
 
     def forward(self, prompts: Sequence[str]) -> Tensor:
         return torch.stack([self.encode(self.rows(prompt)) for prompt in prompts])

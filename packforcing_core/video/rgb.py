@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import dropwhile, islice, takewhile
 from pathlib import Path
 
 from .boxes import VideoError
@@ -17,6 +17,7 @@ from .process import FfmpegError, ffmpeg_says, has_filter
 
 _FRAME = re.compile(r"\] n: *0 .*fmt:(\S+) .*sar:(\d+)/(\d+) s:(\d+)x(\d+) i:(\S)")
 _STREAM = re.compile(r"  Stream #0:\d+\S*: (Video|Audio|Subtitle): ")
+_TURN = re.compile(r" +display ?matrix: rotation of (-?\d+)(\.\d+)? degrees", re.IGNORECASE)
 _INDEXED = ("Input #0, mov,", "Input #0, matroska,")
 _COLOURS = re.compile(r"color_space:(\S+).*color_trc:(\S+)")
 _WITH_ALPHA = re.compile(r"yuva|ya\d|gbrap|rgba|bgra|argb|abgr|rgb32|bgr32|pal8")
@@ -56,7 +57,24 @@ def look(path: Path) -> Plain:
     space, curve = colours.groups() if colours else ("unknown", "unknown")
     plain = _plain(frame.groups(), space, curve)
     indexed = any(line.startswith(_INDEXED) for line in holds)
-    return replace(plain, notes=(*plain.notes, *_left_out(holds)), indexed=indexed)
+    return replace(plain, notes=(*_turned(holds), *plain.notes, *_left_out(holds)), indexed=indexed)
+
+
+def _turned(holds: Sequence[str]) -> Iterator[str]:
+    """A note if the first video is stored turned, from ffmpeg's list of the streams."""
+    first = dropwhile(lambda line: not _is_video(line), holds)
+    own = takewhile(lambda line: not _STREAM.match(line), islice(first, 1, None))
+    angle = next((abs(int(found[1])) for line in own if (found := _TURN.match(line))), 0)
+    if angle == 180:  # ffmpeg lists a mirror image in the same way.
+        yield "It is turned by 180 degrees or mirrored, as its rotation flag says."
+    elif angle:
+        yield f"It is turned by {angle} degrees, as its rotation flag says."
+
+
+def _is_video(line: str) -> bool:
+    """Whether a line of ffmpeg's list is that of a video and not of a cover image."""
+    found = _STREAM.match(line)
+    return found is not None and found[1] == "Video" and "(attached pic)" not in line
 
 
 def _left_out(holds: Sequence[str]) -> Iterator[str]:

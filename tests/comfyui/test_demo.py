@@ -166,6 +166,24 @@ def test_a_stock_lora_changes_the_film(comfy: ComfyServer):
     assert difference > 1e-2
 
 
+def test_of_loras_for_other_models_none_is_advised(comfy: ComfyServer):
+    stable = {f"lora_unet_down_blocks_0.lora_{part}.weight": torch.zeros(4, 4) for part in ("down", "up")}
+    save_file(stable, comfy.models("loras") / "stable-diffusion.safetensors")
+    wan = {f"diffusion_model.blocks.0.self_attn.q.lora_{half}.weight": torch.zeros(1536, 1536) for half in "AB"}
+    save_file(wan, comfy.models("loras") / "wan-1.3b.safetensors")
+    for name in ("stable-diffusion", "wan-1.3b"):
+        graph = Graph()
+        models = demo(graph)
+        choice = {"lora_name": f"{name}.safetensors", "strength_model": 1.0}
+        samples = demo_stream(graph, models, seconds=0.5)
+        graph.prompt[samples[0]]["inputs"]["model"] = graph.add("LoraLoaderModelOnly", model=models[0], **choice)[0]
+        graph.add("PackForcingCollectLatents", stream=samples)
+        graph.add("PreviewAny", source=[str(len(graph.prompt)), 0])
+        with pytest.raises(PromptFailedError, match="No LoRA fits a miniature such as the demo's") as refused:
+            comfy.client.run(graph.prompt)
+        assert "Use a LoRA made for" not in str(refused.value)
+
+
 def test_too_many_words_are_refused_and_unknown_ones_are_told(comfy: ComfyServer):
     graph = Graph()
     models = demo(graph)
@@ -191,6 +209,9 @@ def test_too_many_words_are_refused_and_unknown_ones_are_told(comfy: ComfyServer
     assert lines[3:] == [f"{n} s: a red {what} bounces" for n, what in enumerate(("walrus", "circle", "otter"))]
     graph.prompt[text[0]]["inputs"]["text"] = ""
     assert told_on(comfy, graph)[text[0]][-1].startswith("Warning: this prompt is empty")
+    graph.prompt[text[0]]["inputs"]["text"] = "a (red:1.2) circle bounces"
+    (weighted,) = told_on(comfy, graph)[text[0]]
+    assert weighted == "Warning: weights such as (red:1.2) have no effect in the miniature."
     graph.prompt[text[0]]["inputs"]["text"] = "a red circle bounces"
     again = told_on(comfy, graph)
     assert again[text[0]] == [""], "what was said of the text before is taken back"

@@ -156,6 +156,7 @@ def test_what_is_changed_of_a_video_on_the_way_in_is_said_on_the_node(comfy: Com
     assert reading == [f"Reading the start: {second} s of 1 s" for second in range(2)], "only the end of 4 s"
     assert "The start is 128x64: scaled to cover 64x32." in of_render
     assert "The start has 24 FPS: converted to 16, at the same speed." in of_render
+    assert "Of the clip's 4.0 s the last 1.3 s are used." in of_render
     assert "Its pixels are 4:3, not square: it is stretched to 128 x 64." in text
     assert "The video's sound is ignored." in text
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from packforcing_core.errors import PackForcingError
-from packforcing_core.geometry import VideoGeometry
+from packforcing_core.geometry import VideoGeometry, pixel_frames
 from packforcing_core.source import (
     adaptations,
     at_rate,
@@ -17,6 +17,7 @@ from packforcing_core.source import (
     given_by_frames,
     given_by_latents,
     last_frames,
+    part_used,
     repainted_by_frames,
 )
 from packforcing_core.vae.config import unnormalise
@@ -75,6 +76,31 @@ def test_how_a_start_is_adapted_is_said(size, rate, told):
     assert adaptations(*size, rate, GEOMETRY, any_size=True) == told
     only_size = adaptations(*size, rate, GEOMETRY, any_size=False)
     assert [text.partition(" To keep more")[0] for text in told] == list(only_size), "no other size is advised"
+
+
+@pytest.mark.parametrize(
+    ("frames", "rate", "seconds", "told"),
+    [
+        (1200, 30.0, 3.0, "Of the clip's 40.0 s the last 2.8 s are used."),
+        (1200, 30.0, None, "Of the clip's 40.0 s the first 3.6 s are used."),
+        (60, 30.0, 9.0, "Of the clip's 2.0 s the last 1.3 s are used."),
+        (60, 30.0, None, "Of the clip's 2.0 s the first 1.3 s are used."),
+        (45, 16.0, 3.0, None),
+        (5, 16.0, 3.0, None),
+    ],
+)
+def test_how_much_of_a_clip_is_used_is_said_and_true(frames, rate, seconds, told):
+    """Blocks of 3: whole ones only, and a clip shorter than one is used whole."""
+    geometry = VideoGeometry(64, 48, 16.0, 3, 5)
+    assert part_used(frames, rate, geometry, seconds) == ((told,) if told else ())
+    clip, vae = np.zeros((frames, 48, 64, 3), np.uint8), random_vae()
+    if seconds is None:
+        latents = repainted_by_frames(vae, at_rate(clip, rate, 16.0), geometry)
+    else:
+        count = pixel_frames(blocks_in(seconds, geometry) * 3)
+        latents = given_by_frames(vae, last_frames(clip, rate, 16.0, count), geometry)
+    if told:
+        assert f" {pixel_frames(latents.shape[2]) / 16:.1f} s are" in told
 
 
 def test_frames_are_scaled_to_cover_and_the_middle_is_used():

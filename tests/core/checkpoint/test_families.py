@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from packforcing_core.cache.config import PackForcing
 from packforcing_core.checkpoint.families import (
     FAMILIES,
     FOUR_STEPS,
@@ -14,6 +15,7 @@ from packforcing_core.checkpoint.families import (
 )
 from packforcing_core.errors import PackForcingError
 from packforcing_core.miniature.load import SIZE
+from packforcing_core.recipe.settings import Settings
 
 
 def facts(name):
@@ -110,6 +112,23 @@ def test_another_block_size_than_the_trained_one_is_warned_about():
     (warning,) = choice_warnings(trained, with_overrides(trained, frames_per_block=4), (832, 480))
     assert "blocks of 3" in warning
     assert "frames_per_block is 4" in warning
+
+
+def test_blocks_of_another_length_are_named_before_a_memory_that_would_fit_the_model():
+    trained, memory = by_name("miniature"), PackForcing(sink_frames=8)
+    with pytest.raises(PackForcingError) as refused:
+        Settings(policy=memory, frames_per_block=7).recipe(trained)
+    print(refused.value)
+    own, _, memorys = str(refused.value).partition(" To keep it: ")
+    assert own.startswith("frames_per_block is 7, but the PackForcing miniature was trained with blocks of 4")
+    assert own.endswith("Set it to 4, or on the node to 0 (the model's own).")
+    assert "sink_frames is 8, which is not whole blocks of 7" in memorys
+    for unrelated in (PackForcing(sink_frames=6), PackForcing(recent_frames=0)):
+        with pytest.raises(PackForcingError, match=r"^Policy 'packforcing': "):
+            Settings(policy=unrelated, frames_per_block=7).recipe(trained)
+    with pytest.raises(PackForcingError, match=r"^Policy 'packforcing': "):
+        Settings(policy=memory, frames_per_block=7).recipe(None)
+    assert Settings(policy=memory, frames_per_block=2).recipe(trained).geometry.frames_per_block == 2
 
 
 def test_the_miniature_is_said_to_have_one_size():

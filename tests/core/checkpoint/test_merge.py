@@ -11,6 +11,7 @@ from packforcing_core.checkpoint.load import read_checkpoint
 from packforcing_core.checkpoint.lora import convert_lora
 from packforcing_core.checkpoint.merge import merged, named_lora, open_lora, require_fit
 from packforcing_core.errors import PackForcingError
+from packforcing_core.miniature.load import read_model
 from packforcing_core.model.config import WAN_SIZES
 from tests.checkpoints import SMALL, lora_tensors, wan_state_dict, write_family, write_peft_lora
 from tests.core.checkpoint.test_lora import LAYER, LAYOUTS, PAIR
@@ -62,7 +63,14 @@ def test_a_lora_of_another_size_is_named_with_both_sizes(tmp_path, name):
             require_fit(lora, config)
         print(refused.value)
         assert "made for a Wan of width 128" in str(refused.value)
-        assert "would change nothing" in str(refused.value)
+        assert "would change nothing. Use a LoRA made for this model" in str(refused.value)
+
+
+def test_for_the_demo_no_lora_is_advised(tmp_path):
+    lora = open_lora(written(tmp_path, "bare", lora_tensors()))
+    with pytest.raises(PackForcingError, match="No LoRA fits a miniature such as the demo's") as refused:
+        require_fit(lora, read_model().config)
+    assert "Use a LoRA" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -56,14 +56,18 @@ def test_a_film_begins_with_a_picture(files, tmp_path, boat, capsys):
 def test_a_film_goes_on_and_shows_what_is_new(files, tmp_path, boat, capsys):
     start = ("--continue-video", str(boat / "boat.mp4"), "--given-seconds", "1.5")
     assert render(files, tmp_path / "film.mp4", "--seconds", "1.5", *start, *FAST) == 0
-    assert "after 2 blocks of the start (1.3 s) that the video does not show" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "after 2 blocks of the start (1.3 s) that the video does not show" in said
+    assert "boat.mp4: Of the clip's 2.0 s the last 1.3 s are used." in said
     assert len(frames(tmp_path / "film.mp4")) == 24
 
 
 def test_a_film_is_repainted(files, tmp_path, boat, capsys):
     start = ("--video-to-video", str(boat / "boat.mp4"), "--denoise", "0.5", "--timesteps", "1000,750,500,250")
     assert render(files, tmp_path / "film.mp4", "--seconds", "2", *start) == 0
-    assert "the first 2 are regenerated from noise level 83% in 2 steps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "the first 2 are regenerated from noise level 83% in 2 steps" in said
+    assert "boat.mp4: Of the clip's 2.0 s the first 1.3 s are used." in said
 
 
 @pytest.mark.parametrize(

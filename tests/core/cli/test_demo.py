@@ -27,7 +27,7 @@ def test_a_film_of_the_miniature_plays_enlarged(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "2 s at 16 FPS became 1.81 s: 29 frames in 2 blocks of 4" in said
     assert f"{film}: 29 frames, 1.81 s of video in" in said
-    assert "does not know these words" not in said
+    assert "warning" not in said
     frames = list(read_frames(film))
     assert len(frames) == 29
     assert {frame.shape for frame in frames} == {(256, 512, 3)}
@@ -44,11 +44,12 @@ def test_the_prompt_and_the_seed_are_heard(tmp_path):
 
 
 def test_unknown_words_are_named_and_the_known_ones_listed(tmp_path, capsys):
-    prompt = "a red elephant bounces on a mauve background"
+    prompt = "a (red:1.2) elephant bounces on a mauve background"
     assert main(["demo", *BLOCK, "--prompt", prompt, "--output", str(tmp_path / "film.mp4")]) == 0
     said = capsys.readouterr().out
     print(said)
     assert "the miniature does not know these words: elephant, mauve" in said
+    assert "warning: weights such as (red:1.2) have no effect in the miniature." in said
     assert all(word in said for word in ("circle", "purple", "bounces"))
 
 

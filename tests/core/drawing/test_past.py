@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
 
-from packforcing_core.cache.config import POLICY_PRESETS
+from packforcing_core.cache.config import POLICY_PRESETS, PackForcing
 from packforcing_core.checkpoint.families import FAMILIES
 from packforcing_core.drawing.past import (
     BAR_HEIGHT,
     BAR_TOP,
+    ENGLISH,
     HEIGHT,
     LETTER,
     WIDTH,
@@ -123,6 +127,40 @@ def test_selected_blocks_are_drawn_by_their_share_of_the_layers():
         "{block} 8: 25% {of_layers}": 5,
     }
     assert "{selected}: 3, 6, 8" in texts(svg)
+
+
+KEPT = [
+    ({}, "bfloat16", " (bf16)", "{ram}: "),
+    ({"kv_int8": "all"}, "int8, bank bfloat16", " (int8)", "{ram}: "),
+    ({"kv_int8": "all", "bank_storage": "vram_int8"}, "int8", " (int8)", "{bank} int8: "),
+    ({"kv_int8": "all_int4", "bank_storage": "ram_int4"}, "int4", " (int4)", "{bank} int4: "),
+    ({"bank_storage": "vram_int8"}, "bfloat16, bank int8", " (bf16)", "{bank} int8: "),
+    ({"kv_int8": "sink+recent"}, "bfloat16, sink+recent int8", " (bf16/int8)", "{bank}: "),
+    ({"kv_int8": "recent", "bank_storage": "ram_int8"}, "bfloat16, recent int8, bank int8", " GB", "{ram} int8: "),
+]
+
+
+@pytest.mark.parametrize(("knobs", "stored", "past", "bank"), KEPT)
+def test_few_bits_are_named_and_the_line_is_not_too_long(knobs, stored, past, bank):
+    made = replace(recipe("PackForcing"), policy=PackForcing(**knobs))
+    plan = plan_render(WAN_SIZES["1.3B"], made)
+    assert plan.stored == stored
+    assert f" in {stored} (" in plan.describe_memory()
+    svg = picture(made)
+    line = [text for text in svg.findall(".//{*}text") if float(text.get("y")) == 110]
+    said = [text.text for text in line]
+    print(said)
+    assert len(said) == 2
+    assert said[0].endswith(past)
+    assert said[1].startswith(bank)
+    assert LETTER * len("".join(said).format(**ENGLISH)) <= WIDTH - 4
+    title = line[0].find("{*}title")
+    assert (title.text if title is not None else "bf16") == stored.replace("bfloat", "bf")
+
+
+def test_the_lengths_of_the_words_are_those_of_the_panel():
+    words = json.loads((Path(__file__).parents[3] / "locales" / "en" / "main.json").read_text(encoding="utf-8"))
+    assert {name: words["packforcing"][name] for name in ENGLISH} == ENGLISH
 
 
 def test_an_hour_of_video_is_still_a_small_drawing():

@@ -37,6 +37,9 @@ def test_a_block_comes_back_bit_for_bit_with_its_selection(tmp_path):
     assert torch.equal(back.latents, done.latents)
     assert torch.equal(back.in_flight, done.in_flight)
     assert (back.block, back.reused, back.selection) == (3, True, ((1, 2), ()))
+    store.save(replace(done, sampled_selection=((0, 2), (1,))))
+    again = store.load(3)
+    assert (again.selection, again.seen) == (((1, 2), ()), ((0, 2), (1,))), "what it saw is not what it wrote with"
 
 
 def test_blocks_that_are_there_follow_the_takes(tmp_path):
@@ -58,6 +61,7 @@ def test_blocks_that_are_there_follow_the_takes(tmp_path):
         ({"latents": torch.zeros(SHAPE).half()}, {}, "holds no block"),
         ({"selected": torch.zeros(3).int(), "selected_by_layer": torch.tensor([1, 1])}, {}, "the block selected"),
         ({"selected": torch.zeros(3).int()}, {}, "the block selected"),
+        ({"sampled_selected": torch.zeros(3).int()}, {}, "the block selected"),
         ({}, {"block": 1}, "belongs to another block or render"),
         ({}, {"take": 1}, "belongs to another block or render"),
         ({}, {"render": "0" * 32}, "belongs to another block or render"),
@@ -140,6 +144,16 @@ def test_a_render_writes_a_line_for_every_block_with_time_memory_selection_and_d
     assert all(line["seconds"] > 0 for line in blocks)
     assert len(blocks[-1]["selected"][0]) == 2
     assert len([line for line in lines if line["event"] == "film"]) == 6
+
+
+def test_a_block_that_selects_again_shows_when_it_is_resumed_what_it_saw(tmp_path):
+    """As the panel draws it: first from the rollout, then from the file."""
+    Small("selects again", blocks=9).run(tmp_path)
+    told = [line["selected"] for line in Telemetry(tmp_path / "film").lines() if line["event"] == "block"]
+    blocks = Small("selects again", blocks=9).open(tmp_path).blocks
+    stored = [blocks.load(block) for block in range(9)]
+    assert [[list(choice) for choice in done.seen] for done in stored] == told
+    assert any(done.selection and done.seen != done.selection for done in stored)
 
 
 def test_a_link_in_the_place_of_a_folder_is_not_followed(tmp_path):

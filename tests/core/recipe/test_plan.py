@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from packforcing_core.cache.config import DeepForcing, Full, PackForcing, SinkWindow, Window
+from packforcing_core.cache.select import SELECTS_AGAIN
 from packforcing_core.folder.blocks import BlockStore
 from packforcing_core.folder.manifest import Manifest, Take
 from packforcing_core.geometry import VideoGeometry
@@ -79,7 +82,9 @@ def test_the_plan_of_two_minutes_is_told_in_a_line():
     assert "KV cache: 6.04 GB in bfloat16 (5.18 GB of it past frames)" in memory
 
 
-@pytest.mark.parametrize("policy", [Window(21), PackForcing(), DeepForcing()], ids=lambda policy: policy.name)
+@pytest.mark.parametrize(
+    "policy", [Window(21), PackForcing(), PackForcing(selector="cosine+newest"), DeepForcing()], ids=repr
+)
 def test_a_block_of_832x480_is_on_disk_as_large_as_planned_and_below_5_mb(tmp_path, policy):
     """The real file of a block of 4, with a selection of every layer and compressed tokens in bfloat16."""
     config = WAN_SIZES["1.3B"]
@@ -89,6 +94,8 @@ def test_a_block_of_832x480_is_on_disk_as_large_as_planned_and_below_5_mb(tmp_pa
     chosen = {"packforcing": 16, "deep_forcing": 2 * geometry.tokens_per_frame, "window": 0}[policy.name]
     tokens = torch.randn(1, geometry.compressed_tokens, config.dim).bfloat16() if partitions.bank else None
     done = BlockDone(0, torch.randn(geometry.block_shape), False, ((7,) * chosen,) * config.num_layers, tokens)
+    if partitions.bank and partitions.bank.selector in SELECTS_AGAIN:
+        done = replace(done, sampled_selection=done.selection)
     manifest = Manifest({}, 120, (Take(0, 0, "0" * 32),))
     store = BlockStore(tmp_path, geometry.block_shape)
     store.check(manifest)

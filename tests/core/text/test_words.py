@@ -48,6 +48,14 @@ def test_every_prompt_of_the_little_world_is_known_and_fits():
     assert encoder.unknown("a red dragon") == ["dragon"]
 
 
+def test_weights_count_for_nothing_and_are_found():
+    assert distance("a (red:1.2) circle", "a red circle") == 0
+    for weighted in ("a (red:1.2) circle", "a (red circle : .5)", "(a (red:1.1) circle)", "a (red:-1) circle"):
+        assert WordEncoder.weighted(weighted), weighted
+    for plain in ("a red circle", "a (red) circle", "at 1:2 (left)", "[0s] a red circle [1.5s] a circle (red: left)"):
+        assert not WordEncoder.weighted(plain), plain
+
+
 def test_a_prompt_that_is_too_long_is_refused():
     with pytest.raises(PackForcingError, match="takes at most 3"):
         WordEncoder(WORDS, text_len=3)(["a red circle bounces"])

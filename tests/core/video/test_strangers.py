@@ -95,12 +95,12 @@ def test_containers_and_codecs_with_square_and_other_pixels(still, tmp_path, nam
 
 
 TURNS = {
-    "0": ((), lambda shown: shown),
-    "90": (("-display_rotation:v:0", 90), lambda shown: np.rot90(shown, 1)),
-    "180": (("-display_rotation:v:0", 180), lambda shown: np.rot90(shown, 2)),
-    "270": (("-display_rotation:v:0", 270), lambda shown: np.rot90(shown, 3)),
-    "mirrored": (("-display_hflip:v:0",), lambda shown: shown[:, ::-1]),
-    "upside down": (("-display_vflip:v:0",), lambda shown: shown[::-1]),
+    "0": ((), lambda shown: shown, None),
+    "90": (("-display_rotation:v:0", 90), lambda shown: np.rot90(shown, 1), "turned by 90 degrees,"),
+    "180": (("-display_rotation:v:0", 180), lambda shown: np.rot90(shown, 2), "turned by 180 degrees or mirrored,"),
+    "270": (("-display_rotation:v:0", 270), lambda shown: np.rot90(shown, 3), "turned by 90 degrees,"),
+    "mirrored": (("-display_hflip:v:0",), lambda shown: shown[:, ::-1], "turned by 180 degrees or mirrored,"),
+    "upside down": (("-display_vflip:v:0",), lambda shown: shown[::-1], None),
 }
 
 
@@ -110,7 +110,7 @@ def test_a_clip_that_metadata_turns_is_upright(still, tmp_path, name):
         sar: encode(still, tmp_path / f"{sar}-{name}", "-vf", f"setsar={sar}/1", *FILES[name], seconds=0.25)
         for sar in (1, 2)
     }
-    for (turn, (options, turned)), sar in product(TURNS.items(), flat):
+    for (turn, (options, turned, said)), sar in product(TURNS.items(), flat):
         path = tmp_path / f"turned-{name}"
         ffmpeg(*options, "-i", flat[sar], "-c", "copy", path)
         frame = next(read_frames(path))
@@ -118,6 +118,8 @@ def test_a_clip_that_metadata_turns_is_upright(still, tmp_path, name):
         info = probe(path)
         assert frame.shape == want.shape == (info.height, info.width, 3), turn
         assert closest(frame) == closest(want), turn
+        told = [note for note in info.notes if "not square" not in note]
+        assert told == ([f"It is {said} as its rotation flag says."] if said else []), turn
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name not in TURNABLE])
