@@ -12,7 +12,7 @@ import torch
 from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
-from ..packforcing_core.text.words import WordEncoder
+from ..packforcing_core.text.words import EMPTY, WordEncoder
 from .tell import note
 
 KIND = "packforcing_words"
@@ -48,7 +48,7 @@ class _Tokenizer:
             warning = f"Warning: the PackForcing miniature does not know these words and ignores them: {words}."
             lines = (warning, "Demo Models lists those that it knows.")
         elif not text.strip():
-            lines = ("Warning: this prompt is empty, so the video may show anything, or nothing.",)
+            lines = (EMPTY,)
         if lines:
             logging.warning("%s", " ".join(lines))
         context = get_executing_context()

@@ -24,7 +24,7 @@ from ..miniature.load import (
 from ..miniature.world import FPS
 from ..render.render import Models, open_video
 from ..text.timeline import parse_timeline
-from ..text.words import WordEncoder
+from ..text.words import EMPTY, WordEncoder
 from . import options as shared
 from .content_options import add_timing, timed_script
 from .progress import build_console, run_render
@@ -78,11 +78,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def say_vocabulary(words: WordEncoder, prompt: str, console: Console) -> None:
-    """Warns about words that the miniature does not know, and lists the words that it knows."""
+    """Warns about words that the miniature does not know, and lists the words that it knows; or about an empty
+    prompt.
+    """
     unknown = words.unknown(prompt)
     if unknown:
         console.print(f"warning: the miniature does not know these words: {', '.join(unknown)}", style="yellow")
         console.print(f"it knows {', '.join(words.vocabulary)}")
+    elif not prompt.strip():
+        console.print(EMPTY, style="yellow")
 
 
 def _high_res(options: argparse.Namespace, dtype: torch.dtype) -> HighRes | None:

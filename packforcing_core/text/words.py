@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import PackForcingError
 
 WORD = re.compile(r"[a-z]+")
+EMPTY = "Warning: this prompt is empty, so the video may show anything, or nothing."
 UNKNOWN = 0
 """The row for words outside the vocabulary; the next row stands before the first word."""
 START = 1
