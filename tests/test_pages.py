@@ -181,6 +181,18 @@ def test_the_readmes_policies_are_the_planners(preset):
     assert not planned.host_bytes or f"another {planned.host_bytes / GB:.1f} GB in system RAM" in README
 
 
+def test_what_grows_with_the_length_is_the_banks_keys_and_ends_at_bank_blocks():
+    lengths = {seconds: plan(PackForcing(), seconds=seconds) for seconds in (60, 120, 240, 480)}
+    keys = {seconds: made.bank_bytes - made.host_bytes for seconds, made in lengths.items()}
+    print(keys)
+    # All else that the cache holds in VRAM is as large at any length.
+    assert len({made.buffer_bytes - keys[seconds] for seconds, made in lengths.items()}) == 1
+    assert keys[60] < keys[120] < keys[240] == keys[480]
+    texts = f"({keys[480] / 160 / 1e6:.1f} MB per block at these sizes)", f"({keys[480] / 1e6:.0f} MB for 160 blocks)"
+    page = (ROOT / "nodes" / "web" / "docs" / "PackForcingKVCache.md").read_text(encoding="utf-8")
+    assert [text for text in texts if text not in page] == []
+
+
 def test_how_much_is_compressed_and_how_long_two_minutes_are():
     for frames, text in ((3, "compressed 26x"), (4, "34x with the paper's blocks of 4")):
         geometry = VideoGeometry.from_seconds(120, width=832, height=480, fps=16.0, frames_per_block=frames)
