@@ -72,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
     models = Models(load_model(dtype), load_vae(dtype), high_res=_high_res(options, dtype), family=FAMILY)
     render = open_video(models, settings, place, recipe, script)
     console.print(recipe.describe_length(settings.seconds))
+    console.print(render.plan.describe(length=False))
     console.print(render.plan.describe_memory())
     run_render(render, console)
     return 0
