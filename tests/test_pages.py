@@ -208,6 +208,26 @@ def test_how_much_is_compressed_and_how_long_two_minutes_are():
     assert plan(Full()).buffer_bytes > 20 * two_minutes.buffer_bytes
 
 
+NOTES = sorted((ROOT / "workflows" / "api" / "notes").glob("*.md"))
+
+
+@pytest.mark.parametrize("note", NOTES, ids=lambda note: note.stem)
+def test_the_note_in_a_workflow_is_the_one_in_its_file(note: Path):
+    graph = json.loads((ROOT / "workflows" / f"{note.stem}.json").read_text(encoding="utf-8"))
+    (shown,) = [node["widgets_values"] for node in graph["nodes"] if node["type"] == "MarkdownNote"]
+    assert shown == [note.read_text(encoding="utf-8")]
+
+
+def test_the_note_on_deep_forcing_says_how_many_frames_are_in_view_and_why():
+    note = (ROOT / "workflows" / "api" / "notes" / "packforcing_demo_deep_forcing.md").read_text(encoding="utf-8")
+    policy = DeepForcing()
+    frames = plan(policy, frames_per_block=4).window_frames
+    print(frames)
+    text = " ".join(note.split())
+    assert f"At most {frames:g} latent frames in view: they come in whole blocks of 4" in text
+    assert f"`window_frames` ({policy.window_frames})" in text
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
