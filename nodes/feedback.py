@@ -125,7 +125,8 @@ class RenderFeedback:
         return (self._until - self._since) / max(1, self._sampled)
 
     def _made(self, blocks: int) -> str:
-        return clock(self._recipe.frames_before(blocks) / self._geometry.fps)
+        """Seconds of video in the first `blocks` blocks. In seconds at any length, as the other nodes say it."""
+        return f"{self._recipe.frames_before(blocks) / self._geometry.fps:.1f} s"
 
     def _progress(self) -> str:
         g, done, given = self._geometry, self._done, len(self._recipe.given)
@@ -139,7 +140,7 @@ class RenderFeedback:
 
 
 def clock(seconds: float) -> str:
-    """ "12.5 s" below a minute, "1:05" from there on."""
+    """Time to wait: "12.5 s" below a minute, "1:05" from there on."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"

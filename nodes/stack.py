@@ -13,7 +13,6 @@ from comfy_api.v0_0_2 import InputImpl, io, ui
 from ..packforcing_core.drawing.captions import caption_images, missing_letters
 from ..packforcing_core.video import CODECS, probe
 from ..packforcing_core.video.stack import stack_videos
-from .feedback import clock
 from .growing import as_viewed, relative_to_output
 from .output_paths import note_written, times_lost, video_file, video_path
 from .sockets import CATEGORY
@@ -81,7 +80,7 @@ class StackVideos(io.ComfyNode):
             raise
         note_written(cls.hidden.unique_id, filename_prefix, path)
         made, file = probe(path), as_viewed(path)
-        text = f"{clock(made.duration)} | {relative_to_output(path)}{warning}"
+        text = f"{made.duration:.1f} s | {relative_to_output(path)}{warning}"
         video = {"width": made.width, "height": made.height, "finished": True, "file": file, "segments": []}
         line.tell(state="done", text=text, video=video)
         saved = ui.PreviewVideo([ui.SavedResult(file["filename"], file["subfolder"], io.FolderType.output)])

@@ -12,7 +12,7 @@ import torch
 from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
-from ..packforcing_core.text.words import NO_WEIGHTS, WordEncoder
+from ..packforcing_core.text.words import EMPTY, NO_WEIGHTS, WordEncoder
 from .tell import note
 
 KIND = "packforcing_words"
@@ -48,9 +48,9 @@ class _Tokenizer:
             warning = f"Warning: the PackForcing miniature does not know these words and ignores them: {words}."
             lines = (warning, "Demo Models lists those that it knows.")
         elif not text.strip():
-            lines = ("Warning: this prompt is empty, so the video may show anything, or nothing.",)
+            lines = (EMPTY,)
         if self._words.weighted(text):
-            lines = (*lines, f"Warning: {NO_WEIGHTS}")
+            lines = (*lines, NO_WEIGHTS)
         if lines:
             logging.warning("%s", " ".join(lines))
         context = get_executing_context()

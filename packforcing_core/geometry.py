@@ -26,8 +26,13 @@ COMPRESSED_SPACE = 8
 
 
 def size_text(size: float) -> str:
-    """A size in bytes as text: "3.99 GB", or "4.7 MB" below 0.1 GB."""
-    return f"{size / GB:.2f} GB" if size == 0 or size >= GB / 10 else f"{float(f'{size / 1e6:.2g}'):g} MB"
+    """A size in bytes as text: "3.99 GB", "4.7 MB" below 0.1 GB, "36 kB" below 0.1 MB, and "0 MB" for nothing."""
+    if size == 0:
+        return "0 MB"
+    if size >= GB / 10:
+        return f"{size / GB:.2f} GB"
+    unit, name = (1e6, "MB") if size >= 1e5 else (1e3, "kB")
+    return f"{float(f'{size / unit:.2g}'):g} {name}"
 
 
 def blocks_text(blocks: int, frames_per_block: int) -> str:

@@ -181,6 +181,18 @@ def test_the_readmes_policies_are_the_planners(preset):
     assert not planned.host_bytes or f"another {planned.host_bytes / GB:.1f} GB in system RAM" in README
 
 
+def test_what_grows_with_the_length_is_the_banks_keys_and_ends_at_bank_blocks():
+    lengths = {seconds: plan(PackForcing(), seconds=seconds) for seconds in (60, 120, 240, 480)}
+    keys = {seconds: made.bank_bytes - made.host_bytes for seconds, made in lengths.items()}
+    print(keys)
+    # All else that the cache holds in VRAM is as large at any length.
+    assert len({made.buffer_bytes - keys[seconds] for seconds, made in lengths.items()}) == 1
+    assert keys[60] < keys[120] < keys[240] == keys[480]
+    texts = f"({keys[480] / 160 / 1e6:.1f} MB per block at these sizes)", f"({keys[480] / 1e6:.0f} MB for 160 blocks)"
+    page = (ROOT / "nodes" / "web" / "docs" / "PackForcingKVCache.md").read_text(encoding="utf-8")
+    assert [text for text in texts if text not in page] == []
+
+
 def test_how_much_is_compressed_and_how_long_two_minutes_are():
     for frames, text in ((3, "compressed 26x"), (4, "34x with the paper's blocks of 4")):
         geometry = VideoGeometry.from_seconds(120, width=832, height=480, fps=16.0, frames_per_block=frames)
@@ -194,6 +206,26 @@ def test_how_much_is_compressed_and_how_long_two_minutes_are():
     assert f"model {weights / GB:.1f}, VAE" in README
     assert f"1.3B; {2 * weights / GB:.1f} GB in fp32" in README
     assert plan(Full()).buffer_bytes > 20 * two_minutes.buffer_bytes
+
+
+NOTES = sorted((ROOT / "workflows" / "api" / "notes").glob("*.md"))
+
+
+@pytest.mark.parametrize("note", NOTES, ids=lambda note: note.stem)
+def test_the_note_in_a_workflow_is_the_one_in_its_file(note: Path):
+    graph = json.loads((ROOT / "workflows" / f"{note.stem}.json").read_text(encoding="utf-8"))
+    (shown,) = [node["widgets_values"] for node in graph["nodes"] if node["type"] == "MarkdownNote"]
+    assert shown == [note.read_text(encoding="utf-8")]
+
+
+def test_the_note_on_deep_forcing_says_how_many_frames_are_in_view_and_why():
+    note = (ROOT / "workflows" / "api" / "notes" / "packforcing_demo_deep_forcing.md").read_text(encoding="utf-8")
+    policy = DeepForcing()
+    frames = plan(policy, frames_per_block=4).window_frames
+    print(frames)
+    text = " ".join(note.split())
+    assert f"At most {frames:g} latent frames in view: they come in whole blocks of 4" in text
+    assert f"`window_frames` ({policy.window_frames})" in text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

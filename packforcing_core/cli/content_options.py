@@ -104,7 +104,8 @@ def timed_script(settings: Settings, recipe: Recipe, encode: Encode, console: Co
     moments, script = settings.moments(recipe), settings.script(recipe, encode)
     if len(moments) > 1:
         prompts = [timed.prompt for timed in settings.prompts]
-        console.print("\n".join(describe(moments, recipe.geometry, script, prompts)))
+        for line in describe(moments, recipe.geometry, script, prompts):
+            console.print(line, style="yellow" if line.startswith("Warning: ") else None)
     return script
 
 

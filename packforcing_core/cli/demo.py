@@ -24,7 +24,7 @@ from ..miniature.load import (
 from ..miniature.world import FPS
 from ..render.render import Models, open_video
 from ..text.timeline import parse_timeline
-from ..text.words import NO_WEIGHTS, WordEncoder
+from ..text.words import EMPTY, NO_WEIGHTS, WordEncoder
 from . import options as shared
 from .content_options import add_timing, timed_script
 from .progress import build_console, run_render
@@ -72,19 +72,24 @@ def run(options: argparse.Namespace) -> int:
     models = Models(load_model(dtype), load_vae(dtype), high_res=_high_res(options, dtype), family=FAMILY)
     render = open_video(models, settings, place, recipe, script)
     console.print(recipe.describe_length(settings.seconds))
+    console.print(render.plan.describe(length=False))
     console.print(render.plan.describe_memory())
     run_render(render, console)
     return 0
 
 
 def say_vocabulary(words: WordEncoder, prompt: str, console: Console) -> None:
-    """Warns about weights and about words that the miniature does not know, and lists the words that it knows."""
+    """Warns about an empty prompt, about weights and about words that the miniature does not know, and lists the words
+    that it knows.
+    """
     if words.weighted(prompt):
-        console.print(f"warning: {NO_WEIGHTS}", style="yellow")
+        console.print(NO_WEIGHTS, style="yellow")
     unknown = words.unknown(prompt)
     if unknown:
         console.print(f"warning: the miniature does not know these words: {', '.join(unknown)}", style="yellow")
         console.print(f"it knows {', '.join(words.vocabulary)}")
+    elif not prompt.strip():
+        console.print(EMPTY, style="yellow")
 
 
 def _high_res(options: argparse.Namespace, dtype: torch.dtype) -> HighRes | None:

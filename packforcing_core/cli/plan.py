@@ -19,6 +19,20 @@ from ..vae.config import VAEConfig
 from ..vae.decode_bytes import frames_at_once, vae_bytes
 from . import options as shared
 
+ROWS = {
+    "current_blocks": "blocks denoised together",
+    "window_frames": "positions in view",
+    "cache_bytes": "past frames in the KV cache",
+    "buffer_bytes": "whole KV cache, in VRAM",
+    "bank_bytes": "bank of compressed blocks",
+    "host_bytes": "part of the bank in system RAM",
+    "weights_bytes": "weights",
+    "peak_bytes": "peak VRAM, about",
+    "block_disk_bytes": "on disk, each block at most",
+    "disk_bytes": "on disk, without the video",
+}
+"""What the table calls a field of the plan, where the field's name does not say what it is."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="1.3B", help=f"{', '.join(WAN_SIZES)}, or a checkpoint file")
@@ -49,9 +63,11 @@ def run(options: argparse.Namespace) -> int:
     decoder = vae_bytes(VAEConfig(), *sizes, dtype, vram=vram)
     plan = plan_render(config, recipe, dtype, decoder)
     if options.json:
-        print(json.dumps({"vram_bytes": vram, **plan.as_dict()}, indent=2))
+        print(json.dumps({"vram_bytes": vram, "policy": recipe.policy.name, **plan.as_dict()}, indent=2))
     else:
         print(geometry.describe_length(settings.seconds))
+        why = " (what the preset was trained with; --policy chooses another)" if options.policy == "auto" else ""
+        print(f"KV cache policy: {recipe.policy.name}{why}.")
         rows, columns = geometry.latent_height, geometry.latent_width
         at_once = frames_at_once(VAEConfig(), rows, columns, dtype, torch.device("cpu"), vram)
         together = "one frame at a time" if at_once == 1 else f"{at_once} frames at once"
@@ -72,7 +88,7 @@ def _model(name: str):
 
 
 def _table(plan: RenderPlan) -> str:
-    rows = [(name.removesuffix("_bytes").replace("_", " "), _cell(name, v)) for name, v in plan.as_dict().items()]
+    rows = [(ROWS.get(name, name.replace("_", " ")), _cell(name, value)) for name, value in plan.as_dict().items()]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value:>12}" for name, value in rows)
 

@@ -10,7 +10,12 @@ from ..geometry import size_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", help="where the renders are: beside your videos, or in ComfyUI's output/packforcing")
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        default=".",
+        help="where the renders are, beside your videos or in ComfyUI's output/packforcing; or one render's folder",
+    )
     parser.add_argument(
         "--clean", nargs="+", metavar="NAME", default=[], help="remove these renders; their finished videos stay"
     )
@@ -25,8 +30,13 @@ def run(options: argparse.Namespace) -> int:
     for render in found:
         row = f"{render.path.name:<40} {size_text(render.size):>9}  {age_text(render.age):>12}  {render.state:<25}"
         print(f"{row}  {render.about}")
-    print(f"{len(found)} renders, {size_text(sum(render.size for render in found))}")
+    if found:
+        count = "1 render" if len(found) == 1 else f"{len(found)} renders"
+        print(f"{count}, {size_text(sum(render.size for render in found))}")
+        return 0
+    print(f"No renders in {root.resolve()}.")
+    print("Without --folder, a render's folder is beside its video and is removed when the video is finished.")
     below = [path for path in (root / "packforcing", root / "output" / "packforcing") if path.is_dir()]
-    if not found and below:
+    if below:
         print(f"ComfyUI's renders are in {below[0]}")
     return 0

@@ -45,9 +45,13 @@ class Listed:
 
 
 def renders(root: Path) -> list[Listed]:
-    """The renders in `root`, newest first. Raises PackForcingError if the folder does not exist."""
+    """The renders in `root`, newest first, or `root` itself if it is one. Raises PackForcingError if the folder does
+    not exist.
+    """
     if not root.is_dir():
         raise PackForcingError(f"There is no folder {root}.")
+    if (root / NAME).is_file():
+        return [_listed(root.resolve())]  # Not "." or "..", which would show no name.
     return sorted(map(_listed, _folders(root)), key=lambda render: render.age)
 
 

@@ -69,14 +69,14 @@ class RenderPlan:
         rolling = f"{self.current_blocks} blocks rolling together | " if self.current_blocks > 1 else ""
         frames = f"{self.pixel_frames} frames in {blocks_text(self.blocks, self.frames_per_block)} | "
         return (
-            f"{frames if length else ''}{rolling}attends to {self.attended_tokens:,} tokens | "
+            f"{frames if length else ''}{rolling}attends to at most {self.attended_tokens:,} tokens | "
             f"KV cache {size_text(self.buffer_bytes)} ({size_text(self.cache_bytes)} of it past frames) | "
             f"peak about {size_text(self.peak_bytes)}{left_out} | "
             f"on disk {size_text(self.disk_bytes)}, not counting the video"
         )
 
     def describe_memory(self) -> str:
-        """The memory of the past, one line each, for a node."""
+        """What is in view, one line each, for a node that also says `describe`: only what that leaves out."""
         rows = (
             ("sink", self.sink_tokens),
             ("mid", self.mid_tokens),
@@ -84,12 +84,9 @@ class RenderPlan:
             ("current", self.current_tokens),
         )
         parts = " + ".join(f"{name} {tokens:,}" for name, tokens in rows if tokens)
-        past, whole = size_text(self.cache_bytes), size_text(self.buffer_bytes)
         lines = (
-            f"in view at most: {self.attended_tokens:,} tokens ({parts}) over {self.window_frames:g} positions "
-            "(latent frames)",
-            f"KV cache: {whole} in {self.stored} ({past} of it past frames)",
-            *([f"in system RAM: {size_text(self.host_bytes)}"] if self.host_bytes else []),
+            f"in view at most: {parts} tokens over {self.window_frames:g} positions (latent frames), in {self.stored}",
+            *([f"bank in system RAM: {size_text(self.host_bytes)}"] if self.host_bytes else []),
         )
         return "\n".join(lines)
 

@@ -144,16 +144,23 @@ def describe(
     snapped: Sequence[Snapped], geometry: VideoGeometry, script: Script, prompts: Sequence[str] = ()
 ) -> list[str]:
     """One line per prompt of `script`: its requested time, its actual time, its block counted from 1, and how it
-    starts.
+    starts; or a warning if that is after the end of the video.
     """
     lines = []
     for number, moment in enumerate(snapped):
-        late = ", after the end" if moment.block >= geometry.blocks else f", block {moment.block + 1}"
         said = f": {_short(prompts[number])}" if number < len(prompts) else ""
+        if moment.block >= geometry.blocks:
+            end = moment.seconds - (moment.block - geometry.blocks) * block_seconds(geometry)
+            lines.append(
+                f"Warning: prompt {number + 1} at {moment.wished:g} s is never shown: it would start at "
+                f"{moment.seconds:.2f} s, and the video ends at {end:.2f} s" + said
+            )
+            continue
         how, blend = HOW[script.cues[number].change], script.blend_blocks(number)
         if blend:
             how += f", blended over {block_count(blend)} ({blend * block_seconds(geometry):.3g} s)"
-        lines.append(f"prompt {number + 1} at {moment.wished:g} s starts at {moment.seconds:.2f} s{late}{how}{said}")
+        block = f"block {moment.block + 1}"
+        lines.append(f"prompt {number + 1} at {moment.wished:g} s starts at {moment.seconds:.2f} s, {block}{how}{said}")
     return lines
 
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from ..errors import PackForcingError
 
 WORD = re.compile(r"[a-z]+")
+EMPTY = "Warning: this prompt is empty, so the video may show anything, or nothing."
 WEIGHT = re.compile(r"\([^()]*:\s*[-+]?[\d.]+\s*\)")
 """A weight as ComfyUI writes it: (red:1.2)."""
-NO_WEIGHTS = "weights such as (red:1.2) have no effect in the miniature."
+NO_WEIGHTS = "Warning: weights such as (red:1.2) have no effect in the miniature."
 UNKNOWN = 0
 """The row for words outside the vocabulary; the next row stands before the first word."""
 START = 1

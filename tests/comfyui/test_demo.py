@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,6 +26,7 @@ from tests.comfyui.test_render import film_of
 
 PROMPT = "a red circle and a blue square bounce on a dark background"
 WIDTH, HEIGHT = miniature.SIZE
+WINDOW = "Sliding window (Self-Forcing)"
 
 
 def demo(graph: Graph, dtype: str = "fp32") -> Node:
@@ -227,6 +230,17 @@ def test_another_size_than_the_trained_one_is_warned_about(comfy: ComfyServer):
     (warning,) = (line for line in said.splitlines() if "was trained at" in line)
     assert warning.startswith("Warning: ")
     assert "trained at 128x64 pixels only, but the size is 64x128" in warning
+
+
+def test_progress_beyond_a_minute_is_told_in_seconds_as_the_length_is(comfy: ComfyServer):
+    graph = Graph()
+    latents = demo_stream(graph, demo(graph), seconds=77.0, fps=1.0, timesteps="1000", kv_cache=preset(graph, WINDOW))
+    collect = graph.add("PackForcingCollectLatents", stream=latents)
+    graph.add("SaveLatent", samples=collect[0], filename_prefix="latents/progress")
+    said = "\n".join(told_on(comfy, graph)[collect.id])
+    print(said)
+    assert "block 4/5 | 61.0 s of 77.0 s | " in said
+    assert not re.search(r"\d:\d\d of|of \d+:", said)
 
 
 def told_on(comfy: ComfyServer, graph: Graph) -> dict[str, list[str]]:

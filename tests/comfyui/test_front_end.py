@@ -126,7 +126,7 @@ def test_the_panel_plans_what_the_sampler_says(comfy: ComfyServer, front_end: Fr
     entry = comfy.client.run(graph.prompt)
     (sampler,) = [out["text"][0] for out in entry["outputs"].values() if "attends" in str(out.get("text"))]
     print(planned, "|", sampler)
-    tokens = sampler.split("in view at most: ")[1].split(" tokens")[0]
+    tokens = sampler.split("attends to at most ")[1].split(" tokens")[0]
     assert f"{tokens} tokens" in planned
     body = {"cache": graph.prompt[cache]["inputs"], "sampler": inputs_of(graph, "PackForcingSampler"), "model": {}}
     body["model"] = inputs_of(graph, "PackForcingModelLoader")

@@ -13,8 +13,11 @@ SIZE = {"width": 64, "height": 32, "fps": 16.0}
 
 
 def test_sizes_for_people_keep_what_is_small_apart_from_nothing():
-    sizes = (0, 4_718_592, 51_200_000, 99_900_000, 100_000_000, 3_985_000_000)
-    assert [size_text(size) for size in sizes] == ["0.00 GB", "4.7 MB", "51 MB", "100 MB", "0.10 GB", "3.98 GB"]
+    texts = {
+        **{0: "0 MB", 420: "0.42 kB", 36_864: "37 kB", 99_900: "100 kB", 100_000: "0.1 MB", 4_718_592: "4.7 MB"},
+        **{51_200_000: "51 MB", 99_900_000: "100 MB", 100_000_000: "0.10 GB", 3_985_000_000: "3.98 GB"},
+    }
+    assert {size: size_text(size) for size in texts} == texts
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,16 @@ def test_unknown_words_are_named_and_the_known_ones_listed(tmp_path, capsys):
     said = capsys.readouterr().out
     print(said)
     assert "the miniature does not know these words: elephant, mauve" in said
-    assert "warning: weights such as (red:1.2) have no effect in the miniature." in said
+    assert "Warning: weights such as (red:1.2) have no effect in the miniature." in said
     assert all(word in said for word in ("circle", "purple", "bounces"))
+
+
+def test_an_empty_prompt_is_warned_about_as_on_the_node(tmp_path, capsys):
+    assert main(["demo", *BLOCK, "--prompt", " ", "--output", str(tmp_path / "film.mp4")]) == 0
+    said = capsys.readouterr().out
+    print(said)
+    assert "Warning: this prompt is empty, so the video may show anything, or nothing.\n" in said
+    assert "does not know" not in said
 
 
 def test_prompts_over_time_and_another_memory(tmp_path, capsys):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from packforcing_core.cli.main import main
+from packforcing_core.cli.plan import ROWS
+from packforcing_core.geometry import size_text
 from packforcing_core.vae.decode_bytes import HELD_BY_CALLS
 from packforcing_core.vae.wan_vae import TOGETHER
 
@@ -31,6 +34,23 @@ def test_a_window_of_21_frames_at_832x480(capsys):
     assert made["cache_bytes"] == 18 * 1560 * per_token
     assert made["buffer_bytes"] == 21 * 1560 * per_token
     assert made["peak_bytes"] > made["buffer_bytes"] + made["weights_bytes"]
+
+
+@pytest.mark.parametrize(("policy", "told"), [((), "window (what the preset"), (("--policy", "packforcing"), "packf")])
+def test_the_table_names_the_policy_and_what_each_size_is_of(capsys, policy: tuple[str, ...], told: str):
+    made = plan(capsys, *policy)
+    assert main(["plan", *policy]) == 0
+    said = capsys.readouterr().out
+    print(said)
+    assert f"KV cache policy: {told}" in said
+    assert told.startswith(made["policy"][:5])
+    rows = {"past frames in the KV cache": "cache_bytes", "whole KV cache, in VRAM": "buffer_bytes"}
+    rows |= {"bank of compressed blocks": "bank_bytes", "part of the bank in system RAM": "host_bytes"}
+    for row, field in rows.items():
+        assert re.search(rf"^{row} +{size_text(made[field])}$", said, re.MULTILINE)
+    # Every label is of a field, and no field has lost its row.
+    assert set(ROWS) <= set(made)
+    assert len([line for line in said.splitlines() if re.search(r"  \S+( [kMG]B)?$", line)]) == len(made) - 2
 
 
 def test_full_history_of_two_minutes_is_138_gb(capsys):

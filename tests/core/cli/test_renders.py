@@ -40,6 +40,32 @@ def test_renders_are_listed_with_size_age_and_state(root, capsys):
     assert said.splitlines()[-1].startswith("2 renders, ")
 
 
+def test_a_renders_own_folder_is_found_too(root, capsys, monkeypatch):
+    monkeypatch.chdir(root / "begun")
+    for folder in (".", str(root / "begun"), "../begun", "blocks/.."):
+        assert main(["renders", folder]) == 0
+        said = capsys.readouterr().out
+        print(said)
+        assert said.startswith("begun ")
+        assert "  unfinished: 2 of 3 blocks  " in said
+        assert said.splitlines()[-1].startswith("1 render, ")
+
+
+def test_without_a_folder_it_is_the_one_where_demo_and_render_put_theirs(root, capsys, monkeypatch):
+    monkeypatch.chdir(root)
+    assert main(["renders"]) == 0
+    assert "begun " in capsys.readouterr().out
+
+
+def test_where_there_is_none_it_says_where_they_are(tmp_path, capsys):
+    assert main(["renders", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    print(said)
+    assert f"No renders in {tmp_path}." in said
+    assert "is removed when the video is finished" in said
+    assert "B" not in said.replace(str(tmp_path), ""), "nothing has no size"
+
+
 def test_only_what_is_named_is_removed(root, capsys):
     assert main(["renders", str(root), "--clean", "begun"]) == 0
     print(capsys.readouterr().out)

@@ -145,7 +145,7 @@ def test_few_bits_are_named_and_the_line_is_not_too_long(knobs, stored, past, ba
     made = replace(recipe("PackForcing"), policy=PackForcing(**knobs))
     plan = plan_render(WAN_SIZES["1.3B"], made)
     assert plan.stored == stored
-    assert f" in {stored} (" in plan.describe_memory()
+    assert f"(latent frames), in {stored}" in plan.describe_memory()
     svg = picture(made)
     line = [text for text in svg.findall(".//{*}text") if float(text.get("y")) == 110]
     said = [text.text for text in line]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -76,10 +77,26 @@ def test_the_plan_of_two_minutes_is_told_in_a_line():
     planned = plan_render(WAN_SIZES["1.3B"], Recipe(geometry, Window(21), DENOISING, seed=0))
     told, memory = planned.describe(), planned.describe_memory()
     print(told, memory, sep="\n")
-    assert "1917 frames in 160 blocks of 3 | attends to 32,760 tokens | KV cache 6.04 GB (5.18 GB of it past" in told
+    assert (
+        "1917 frames in 160 blocks of 3 | attends to at most 32,760 tokens | KV cache 6.04 GB (5.18 GB of it past"
+        in told
+    )
     assert "on disk 0.20 GB, not counting the video" in told
-    assert "in view at most: 32,760 tokens (recent 28,080 + current 4,680) over 21 positions (latent frames)" in memory
-    assert "KV cache: 6.04 GB in bfloat16 (5.18 GB of it past frames)" in memory
+    assert memory == (
+        "in view at most: recent 28,080 + current 4,680 tokens over 21 positions (latent frames), in bfloat16"
+    )
+
+
+def test_no_size_and_no_number_of_tokens_is_told_twice():
+    geometry = VideoGeometry.from_seconds(120, width=832, height=480, fps=16.0, frames_per_block=3)
+    planned = plan_render(WAN_SIZES["1.3B"], Recipe(geometry, PackForcing(recent_frames=6), DENOISING, seed=0))
+    told = f"{planned.describe(length=False)}\n{planned.describe_memory()}"
+    print(told)
+    figures = re.findall(r"[\d.,]+ GB|\d+,\d+", told)
+    assert len(figures) > 7
+    assert len(set(figures)) == len(figures)
+    assert told.count("KV cache") == 1
+    assert f"bank in system RAM: {planned.host_bytes / 1e9:.2f} GB" in told
 
 
 @pytest.mark.parametrize(

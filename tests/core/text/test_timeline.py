@@ -215,8 +215,23 @@ def test_behind_blocks_that_are_left_out_the_film_begins_at_zero():
 def test_snapping_does_not_depend_on_the_length():
     longer = VideoGeometry(832, 480, 16.0, 3, 400)
     assert snap([0.0, 7.0, 100.0], GEOMETRY) == snap([0.0, 7.0, 100.0], longer)
-    late = snap([0.0, 100.0], GEOMETRY)
-    assert "after the end" in describe(late, GEOMETRY, script_of(late, ["", ""]))[1]
+
+
+def test_a_prompt_after_the_end_is_warned_about_as_never_shown():
+    end = GEOMETRY.seconds
+    late = snap([0.0, end, 100.0], GEOMETRY)
+    last, far = describe(late, GEOMETRY, script_of(late, ["", "", ""], blend=2), ["a", "b", "c"])[1:]
+    print(last, far, sep="\n")
+    assert last == (
+        f"Warning: prompt 2 at {end:g} s is never shown: it would start at {end:.2f} s, and the video ends at "
+        f"{end:.2f} s: b"
+    )
+    assert far.startswith("Warning: prompt 3 at 100 s is never shown: it would start at 100.")
+    assert far.endswith(f"and the video ends at {end:.2f} s: c")
+    assert not describe(snap([0.0, end - 1], GEOMETRY), GEOMETRY, script_of(late[:2], ["", ""]))[1].startswith("Warn")
+    # Behind a start that the video does not show, it ends as much earlier.
+    left_out = snap([0.0, 100.0], GEOMETRY, left_out_blocks=4)
+    assert f"the video ends at {end - 45 / 16:.2f} s" in describe(left_out, GEOMETRY, script_of(left_out, ["", ""]))[1]
 
 
 @pytest.mark.parametrize("times", [[0.0, 0.2], [0.0, 5.0, 5.3]])
