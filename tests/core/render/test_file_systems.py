@@ -145,7 +145,7 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_sampled(tmp_path, m
         (note,) = room_notes(folder, 10_000)
         print(note)
         assert "25 kB free" in note
-        assert "0.03 MB more" in note
+        assert "30 kB more" in note
     else:
         with pytest.raises(FolderError, match=said) as error:
             room_notes(folder, 10_000)
