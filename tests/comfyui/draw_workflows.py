@@ -82,7 +82,9 @@ NOTE_HEIGHT = """() => {
 }"""
 WIDEST = 360
 """What is wider (fields for text) is made as wide as this: graphs must not be wide."""
-WIDTHS = {"PackForcingStackVideos": 960}
+WIDTHS = {"PackForcingStackVideos": 780}
+BESIDE_STACK = {"CLIPTextEncode": 260}
+"""The stack takes the room of other nodes."""
 """For videos side by side."""
 PROMPTS = {"CLIPTextEncode": 140, "PackForcingTimedPrompts": 310}
 """The heights of nodes with fields for prompts of some lines."""
@@ -141,8 +143,9 @@ def to_graph(front_end: FrontEnd, name: str) -> dict[str, Any]:
     front_end.page.wait_for_function("n => window.app.rootGraph.nodes.length === n", arg=len(read_api(name)))
     graph = front_end.page.evaluate(SERIALIZED)
     _fold(graph, read_api(name))
+    widths = {**WIDTHS, **(BESIDE_STACK if any(node["type"] in WIDTHS for node in graph["nodes"]) else {})}
     for node in graph["nodes"]:
-        width = WIDTHS.get(node["type"], min(WIDEST, node["size"][0]))
+        width = widths.get(node["type"], min(WIDEST, node["size"][0]))
         node["size"] = [width, PROMPTS.get(node["type"], node["size"][1])]
     notes = WORKFLOWS / "api" / "notes" / f"{name}.md"
     if notes.exists():

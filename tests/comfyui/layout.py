@@ -31,7 +31,8 @@ TITLE, ABOVE = 30, 28
 """The height of a title bar, and what is free above it: the badge with the pack's name is drawn there."""
 COLUMN_GAP = 45
 STEP = 40
-COLLAPSED_WIDTH = 200
+COLLAPSED_WIDTH, LETTER = 60, 6.6
+"""The width of a collapsed node without its title, and about that of a letter of the title."""
 ROOM = {
     "PackForcingDemoModels": 22,  # Its words are there before it runs.
     "PackForcingModelLoader": 98,
@@ -48,8 +49,6 @@ ROOM = {
     "PackForcingCollectLatents": 40,
 }
 """By how much a node grows: when it runs, by nine lines of text (166), five, or a video; the last four in Nodes 2.0."""
-WIDE = "PackForcingStackVideos"
-"""Stands below the columns, at the right edge: as wide as several of them, for its videos side by side."""
 UNKNOWN_WORDS = 86
 """By how much a prompt grows beside the demo's text encoder, which names the words that it does not know."""
 IN_ORDER = ("PackForcingSampler", "PackForcingStreamingVAEDecode")
@@ -92,7 +91,9 @@ def behind(graph: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def size(node: Node) -> tuple[float, float]:
     """Width and height as drawn, without the title bar."""
-    return (COLLAPSED_WIDTH, 0) if is_collapsed(node) else tuple(node["size"])
+    if is_collapsed(node):
+        return COLLAPSED_WIDTH + LETTER * len(node.get("title", node["type"])), 0
+    return tuple(node["size"])
 
 
 def is_collapsed(node: Node) -> bool:
@@ -117,7 +118,6 @@ class Layout:
         self.sizes = np.array([size(node) for node in self.nodes], dtype=float)
         self.rooms = [room(node, self.nodes) for node in self.nodes]
         self.notes = [index for index, node in enumerate(self.nodes) if node["type"] == "MarkdownNote"]
-        self.wide = [index for index, node in enumerate(self.nodes) if node["type"] == WIDE]
         links = [(at[source], slot, at[target], into) for _, source, slot, target, into, _ in graph["links"]]
         pairs = combinations(sorted(range(len(self.nodes)), key=lambda index: self.nodes[index]["id"]), 2)
         alike = [(one, other) for one, other in pairs if self.nodes[one]["type"] == self.nodes[other]["type"]]
@@ -133,7 +133,6 @@ class Layout:
     def places(self, columns: Columns) -> tuple[np.ndarray, float, float]:
         """(where each node's upper left corner is, [nodes, 2]; width and height of the graph)."""
         found, x, height = np.zeros((len(self.nodes), 2)), 0.0, 0.0
-        bottoms: list[tuple[float, float]] = []  # (right edge, lower edge) of each column
         for column in columns:
             y = 0.0
             for node, gap in column:
@@ -142,14 +141,7 @@ class Layout:
                 height = max(height, y + self.sizes[node, 1])
                 y += self.sizes[node, 1] + self.rooms[node] + ABOVE + TITLE
             x += max(self.sizes[node, 0] for node, _ in column) + COLUMN_GAP
-            bottoms.append((x - COLUMN_GAP, y))
-        width = x - COLUMN_GAP
-        for node in self.wide:
-            left = max(0.0, width - self.sizes[node, 0])
-            found[node] = left, max(lower for right, lower in bottoms if right > left)
-            lower = found[node, 1] + self.sizes[node, 1] + self.rooms[node]
-            width, height = max(width, left + self.sizes[node, 0]), max(height, lower)
-        return found, width, height + TITLE
+        return found, x - COLUMN_GAP, height + TITLE
 
     def curves(self, places: np.ndarray) -> np.ndarray:
         """Points on the links as the front end bends them, [links, 23, 2]."""
@@ -180,10 +172,8 @@ class Layout:
         return float(long + wrong + free + large)
 
     def extent(self, places: np.ndarray) -> tuple[float, float]:
-        """Width and height of the graph, with its title bars, and with the room of a node that is wide."""
-        grown = self.sizes.copy()
-        grown[self.wide, 1] += [self.rooms[node] for node in self.wide]
-        width, height = (places + grown).max(axis=0) - places.min(axis=0)
+        """Width and height of the graph, with its title bars."""
+        width, height = (places + self.sizes).max(axis=0) - places.min(axis=0)
         return float(width), float(height) + TITLE
 
     def overlap(self, places: np.ndarray) -> float:
@@ -221,7 +211,7 @@ class Layout:
         for _ in self.nodes:  # As many rounds as the longest path can have.
             for source, target in zip(self.source, self.target, strict=True):
                 depth[target] = max(depth[target], depth[source] + 1)
-        rest = [index for index in range(len(self.nodes)) if index not in (*self.notes, *self.wide)]
+        rest = [index for index in range(len(self.nodes)) if index not in self.notes]
         columns = [[(index, 0) for index in rest if depth[index] == d] for d in sorted({depth[i] for i in rest})]
         return [[(index, 0) for index in self.notes], *columns] if self.notes else columns
 

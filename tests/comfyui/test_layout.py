@@ -19,8 +19,6 @@ ROUNDS = 1500
 
 
 MOST_BEHIND = {
-    "packforcing_demo_compare_memory": 2,
-    "packforcing_wan_compare_memory": 3,
     "packforcing_demo_continue_video": 2,
 }
 """Templates of so many links between so many nodes that some must run behind one, and how many do."""
