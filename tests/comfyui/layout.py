@@ -33,6 +33,8 @@ COLUMN_GAP = 45
 STEP = 40
 COLLAPSED_WIDTH, LETTER = 60, 6.6
 """The width of a collapsed node without its title, and about that of a letter of the title."""
+COLLAPSED_IN_VUE = 225
+"""In Nodes 2.0."""
 ROOM = {
     "PackForcingDemoModels": 22,  # Its words are there before it runs.
     "PackForcingModelLoader": 98,
@@ -178,7 +180,8 @@ class Layout:
 
     def overlap(self, places: np.ndarray) -> float:
         """By how many pixels nodes, as they are when they have run, reach into nodes below them, in all."""
-        left, right = places[:, 0], places[:, 0] + self.sizes[:, 0]
+        widths = [COLLAPSED_IN_VUE if is_collapsed(node) else size(node)[0] for node in self.nodes]
+        left, right = places[:, 0], places[:, 0] + widths
         top, bottom = places[:, 1] - TITLE, places[:, 1] + self.sizes[:, 1] + np.maximum(self.rooms, APART)
         beside = (left[:, None] - APART < right) & (left < right[:, None] + APART)
         deep = np.where(beside & (top[:, None] < top + TITLE + self.sizes[:, 1]), bottom[:, None] - top, 0.0)
