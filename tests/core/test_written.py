@@ -181,7 +181,7 @@ def test_other_settings_are_refused_with_the_difference(tmp_path):
         (Small(blocks=3, seed=8), ["seed: the render has 7, now 8"]),
         (Small(blocks=3, prompt=5), ["prompt: another text than the render has"]),
         (Small(blocks=3, weights=1), ["model: not the one that the render was started with"]),
-        (Small(blocks=4), ["seconds: the render has 2.06, now 2.81", "extend changes the length"]),
+        (Small(blocks=4), ["seconds: the render has 2.06, now 2.81", "'extend' changes only the length"]),
         (Small("window", blocks=3), ["policy: the render has packforcing, now window"]),
         (Small(blocks=2, mode="extend"), ["can only make it longer"]),
         (Small(blocks=4, seed=8, mode="extend"), ["seed: the render has 7, now 8"]),
