@@ -1,6 +1,6 @@
 // Why a job failed or was refused, on the node to blame: what the front end says of it hides the reason.
 import { api } from "../../scripts/api.js";
-import { allTold, nodeOf, ofOneTab, onQueued, onRefused, remember, settingsOf } from "./graph.js";
+import { allTold, nodeOf, ofOneTab, onQueued, onRefused, openTab, remember, settingsOf } from "./graph.js";
 import { MAKES_VIDEO } from "./folded.js";
 
 export const UNCHANGED = "Nothing was changed, so nothing ran: this is the finished video. What was said when it was made:";
@@ -10,12 +10,13 @@ const A_MOMENT_MS = 300;
 const OURS = /^PackForcing/; // The types of this pack's nodes,
 const OUR_ERROR = /\.PackForcingError$/; // and what it raises in others, such as those that encode a text.
 
-const refused = new Map(); // id of a node -> { text, settings }
+const refused = new Map(); // id of a node -> { text, settings, tab: the workflow that was open }
 
-// [id, text] of each node that refused the last job, until its settings change or a job is accepted.
+// [id, text] of each node of the open tab that refused its job, until its settings change or a job is accepted.
 export function refusals() {
-  for (const [id, { settings }] of refused) if (settingsOf(id) !== settings) refused.delete(id);
-  return [...refused].map(([id, { text }]) => [id, text]);
+  const here = [...refused].filter(([, { tab }]) => tab === openTab());
+  for (const [id, { settings }] of here) if (settingsOf(id) !== settings) refused.delete(id);
+  return here.filter(([id]) => refused.has(id)).map(([id, { text }]) => [id, text]);
 }
 
 // `events`: job and node -> its newest event; `heard(event)` shows an event; `nextSerial()`: newer than all of them.
@@ -75,7 +76,7 @@ onRefused((nodeErrors) => {
     report.errors = blamed(report.errors); // The front end marks these.
     const said = report.errors.filter(({ type }) => type !== "value_not_in_list"); // Its list may be very long.
     const text = [...new Set(said.map(textOf))].join("\n");
-    if (text) refused.set(id, { text, settings: settingsOf(id) });
+    if (text) refused.set(id, { text, settings: settingsOf(id), tab: openTab() });
   }
 });
 onQueued(() => refused.clear());

@@ -16,7 +16,7 @@ const told = new Map(); // kind, job and node -> the newest event
 let toldAll;
 export const allTold = new Promise((done) => (toldAll = done)); // When what was told before a reload is known.
 
-const openTab = () => app.extensionManager?.workflow?.activeWorkflow ?? null;
+export const openTab = () => app.extensionManager?.workflow?.activeWorkflow ?? null;
 const tabOf = (prompt) => jobs.get(prompt)?.tab;
 const pathOf = (tab) => (typeof tab === "string" ? tab : tab?.path);
 
