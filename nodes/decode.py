@@ -32,7 +32,7 @@ class StreamingVAEDecode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PackForcingStreamingVAEDecode",
-            display_name="PackForcing Streaming VAE Decode (saves video)",
+            display_name="PackForcing Streaming VAE Decode",
             category=CATEGORY,
             description="Decodes each block while the next one is sampled, and saves an mp4 that plays while it "
             "grows. With another codec or quality the latents are reused: nothing is sampled twice.",
