@@ -4,6 +4,7 @@ them while it is closed.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def test_the_node_of_a_closed_subgraph_shows_the_video_and_the_warnings(
     print(tmp_path, shown, during, after, sep="\n")
     choose(front_end, "Comfy.VueNodes.Enabled", False)
     if shown:
-        assert "\nblock 4/6 | " in during
+        assert re.search(r"\nblock [34]/6 \| ", during), "the newest block, or the one before it"
         assert f"output/video/{video.name}" in after
         assert "PackForcing Sampler: Warning: Self-Forcing was trained with blocks of 3" in after
     assert front_end.problems == []
