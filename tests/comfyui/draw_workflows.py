@@ -82,7 +82,7 @@ NOTE_HEIGHT = """() => {
 }"""
 WIDEST = 360
 """What is wider (fields for text) is made as wide as this: graphs must not be wide."""
-WIDTHS = {"PackForcingStackVideos": 740}
+WIDTHS = {"PackForcingStackVideos": 720}
 BESIDE_STACK = {"CLIPTextEncode": 260}
 """The stack takes the room of other nodes."""
 """For videos side by side."""
