@@ -19,7 +19,7 @@ export function hostOf(id) {
 // One event for the events of nodes inside a subgraph: the newest video, and the warnings of all as `warnings`.
 export function combined(events) {
   const bySerial = [...events].sort((one, other) => one.serial - other.serial);
-  const last = bySerial.findLast((event) => event.video) ?? { ...bySerial.at(-1), text: "", video: null };
+  const last = bySerial.findLast((event) => event.video) ?? { ...bySerial.at(-1), text: "", video: null, refusal: "" };
   const warnings = bySerial.flatMap((event) => {
     const text = event === last ? "" : [event.refusal ?? "", event.text].join("\n");
     const lines = text.split("\n").filter((line) => WARNING.test(line));
@@ -46,7 +46,7 @@ function targetsOf(graph, ids) {
   });
 }
 
-// The nodes and output slots that links come from, in the same way; for an unconnected input of a subgraph, its node.
+// What links come from, in the same way: { node }, or { node, input } for an input of a subgraph that has no link.
 function sourcesOf(graph, ids) {
   return linksOf(graph, ids).flatMap((link) => {
     if (Number(link.origin_id) === INPUTS)
