@@ -153,7 +153,8 @@ def _write_video(stream: LatentStream, vae, job: VideoJob, node_id: str) -> tupl
     folder.ensure()
     growing = growing_video(folder, job)
     g = stream.recipe.geometry
-    feedback = RenderFeedback(stream, node_id, GrowingVideo(growing, job.path, g.width, g.height, g.fps))
+    grows = GrowingVideo(growing, job.path, g.width, g.height, g.fps)
+    feedback = RenderFeedback(stream, node_id, grows, host.vae_notes(vae))
     tail: deque[np.ndarray] = deque(maxlen=job.tail_frames)
     try:
         written = written_render(folder, stream.recipe, job, partial(stream.events, vae, job.vae))

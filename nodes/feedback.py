@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from types import TracebackType
 
 import comfy.model_management
@@ -25,10 +26,12 @@ class RenderFeedback:
     """Turns a render's events into ComfyUI's progress bar and into the text and video on the node. Use it with `with`.
 
     Each denoising call and each cache write is one tick of the bar. `video`, if given, is shown while it grows and
-    stays on the node after the render ends, even if it fails.
+    stays on the node after the render ends, even if it fails. `notes` stand below its summary.
     """
 
-    def __init__(self, stream: LatentStream, node_id: str, video: GrowingVideo | None = None):
+    def __init__(
+        self, stream: LatentStream, node_id: str, video: GrowingVideo | None = None, notes: Iterable[str] = ()
+    ):
         self._recipe = stream.recipe
         self._geometry = stream.recipe.geometry
         self._render = stream.folder.path.name
@@ -44,7 +47,7 @@ class RenderFeedback:
         self._since = self._until = time.monotonic()  # When the first sampled block began, and when the newest ended.
         self._sampled = self._done = 0
         self._reused = False
-        self._notes: list[str] = []
+        self._notes = list(notes)
         self._preview = MovingPreview(self._bar, self._line, self._geometry.fps)
         self._watch = BlockWatch(stream)
         read = f"{block_count(self._known)} of {self._geometry.blocks} finished before: reading them"

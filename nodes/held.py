@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from types import FunctionType, MethodType
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,20 +16,20 @@ from ..packforcing_core.errors import PackForcingError
 _UNDERSTOOD_OPTIONS = {"transformer_options", "disable_cfg1_optimization"}
 _UNDERSTOOD_TRANSFORMER_OPTIONS = {"optimized_attention_override", "attention_backend", "preferred_attention"}
 _CROSS_ATTENTION = re.compile(r"diffusion_model\.blocks\.\d+\.cross_attn\.forward")
-_SAMPLING = "model_sampling"
+_UNDERSTOOD_PARTS = {"model_sampling", "manual_cast_dtype"}
 
 _NAMES = {
-    "model_function_wrapper": "a wrapper of the whole model (EasyCache, TeaCache and the like)",
+    "model_function_wrapper": "a wrapper of the whole model",
     "context_handler": "context windows",
     "sampler_cfg_function": "a guidance function",
     "sampler_pre_cfg_function": "a guidance function",
     "sampler_post_cfg_function": "a guidance function",
     "patches": "patches of the transformer",
     "patches_replace": "replacements of transformer layers",
-    "wrappers": "wrappers around the model (torch.compile nodes, caching nodes)",
     "rope_options": "changed rotary positions",
     "diffusion_model": "a compiled model (TorchCompileModel)",
     "diffusion_model.rope_embedder": "changed rotary positions (RifleXRoPE)",
+    "bypass_lora": "a LoRA beside the weights (LoraLoaderBypass; Load LoRA adds it to them)",
 }
 _NAMES_BY_ENDING = {
     ".self_attn.forward": "a replaced self-attention (Enhance-A-Video and the like)",
@@ -39,30 +38,47 @@ _NAMES_BY_ENDING = {
 }
 
 
-def require_understood(model) -> None:
-    """Raises PackForcingError that names any attachment to the MODEL that sampling would ignore."""
-    found = [_NAMES.get(key, f"the option {key}") for key in _not_understood(model)]
-    found += [
-        _patch_name(key) for key in model.object_patches if key != _SAMPLING and not _CROSS_ATTENTION.fullmatch(key)
-    ]
+def require_understood(model, added_by: Sequence[str]) -> None:
+    """Raises PackForcingError that names any attachment to the MODEL that sampling would ignore.
+
+    `added_by`: titles of the nodes that may have added it.
+    """
+    found = [_option_name(key, value) for key, value in _not_understood(model)]
+    found += [_patch_name(key) for key in model.object_patches if not _is_understood(key)]
     if _holds_something(model.wrappers):
-        found.append(_NAMES["wrappers"])
+        found.append(_wrappers(model.wrappers))
     if model.hook_patches or getattr(model, "forced_hooks", None):
         found.append("weight hooks")
-    if _holds_something(getattr(model, "injections", None)):
-        found.append("injected parts")
+    injections = getattr(model, "injections", None) or {}
+    found += [_NAMES.get(key, f"injected parts ({key})") for key, parts in injections.items() if parts]
     if found:
+        which = f": {added_by[0]}" if len(added_by) == 1 else f", one of {', '.join(added_by)}" if added_by else ""
         raise PackForcingError(
             f"The MODEL carries {' and '.join(sorted(set(found)))}, which block-by-block sampling does not support. "
-            "Remove the node that adds it. LoRA, fp8, GGUF, NAG and attention nodes are fine."
+            f"Remove the node that adds it{which}. LoRA, fp8, GGUF, NAG and attention nodes are fine."
         )
 
 
-def _not_understood(model) -> Iterator[str]:
+def _not_understood(model) -> Iterator[tuple[str, Any]]:
     options = model.model_options
-    yield from (k for k, v in options.items() if k not in _UNDERSTOOD_OPTIONS and _holds_something(v))
     inner = options.get("transformer_options", {})
-    yield from (k for k, v in inner.items() if k not in _UNDERSTOOD_TRANSFORMER_OPTIONS and _holds_something(v))
+    for given, understood in ((options, _UNDERSTOOD_OPTIONS), (inner, _UNDERSTOOD_TRANSFORMER_OPTIONS)):
+        yield from ((k, v) for k, v in given.items() if k not in understood and _holds_something(v))
+
+
+def _is_understood(part: str) -> bool:
+    return part in _UNDERSTOOD_PARTS or _CROSS_ATTENTION.fullmatch(part) is not None
+
+
+def _option_name(key: str, value) -> str:
+    return _wrappers(value) if key == "wrappers" else _NAMES.get(key, f"the option {key}")
+
+
+def _wrappers(wrappers: Mapping[str, Mapping[str | None, Sequence]]) -> str:
+    """Wrappers by the names under which nodes added them; those without a name by their functions' names."""
+    added = ((key, function) for by_key in wrappers.values() for key, them in by_key.items() for function in them)
+    names = {key or getattr(function, "__qualname__", type(function).__qualname__) for key, function in added}
+    return f"wrappers around the model ({', '.join(sorted(names))})"
 
 
 def _patch_name(key: str) -> str:
@@ -78,16 +94,14 @@ def _holds_something(value) -> bool:
 
 
 def replaced_parts(model) -> dict[str, Any]:
-    """The replaced parts that sampling supports, by key. For a bound function: the values it closes over."""
-    return {key: _behind(patch) for key, patch in model.object_patches.items() if _CROSS_ATTENTION.fullmatch(key)}
+    """The replaced parts that sampling supports, by key."""
+    return {key: patch for key, patch in model.object_patches.items() if _CROSS_ATTENTION.fullmatch(key)}
 
 
-def _behind(patch) -> Any:
-    function = patch.__func__ if isinstance(patch, MethodType) else patch
-    if not isinstance(function, FunctionType):
-        return patch
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    return [function.__qualname__, cells, list(function.__defaults__ or ())]
+def attention_options(model) -> dict[str, Any]:
+    """What other nodes set for the MODEL's attention, by key."""
+    options = model.model_options.get("transformer_options", {})
+    return {key: options[key] for key in sorted(_UNDERSTOOD_TRANSFORMER_OPTIONS) if _holds_something(options.get(key))}
 
 
 def held_weights(module: nn.Module, backup: dict[str, Any]) -> dict[str, Any]:

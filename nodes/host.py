@@ -41,7 +41,7 @@ from ..packforcing_core.vae.decoders import decoder_bytes as working_bytes
 from ..packforcing_core.vae.load import load_vae
 from ..packforcing_core.vae.tiny import TinyVAE, load_tiny
 from ..packforcing_core.vae.wan_vae import WanVAE
-from .held import chosen_dtypes, held_weights, replaced_parts
+from .held import attention_options, chosen_dtypes, held_weights, replaced_parts
 
 ORIGIN = "packforcing_origin"
 COMPRESSOR = "packforcing_compressor"
@@ -58,6 +58,8 @@ _WITHOUT_EFFECT = {
 OWN_DEVICE = "default"
 """The device that ComfyUI has chosen for a VAE."""
 OWN_KEYS = "packforcing_"
+_COMPILED = "_orig_mod."
+"""What torch.compile puts into the names of a module's weights."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,20 @@ def patched_shift(model) -> float | None:
             f"The MODEL has another sampling type ({type(sampling).__name__}); Wan samples by flow matching. "
             "Remove the node that set it; ModelSamplingSD3 is fine, it sets the shift."
         )
+    usual = comfy.model_sampling.ModelSamplingDiscreteFlow(model.model.model_config)
+    numbers = {name: value for name, value in vars(sampling).items() if isinstance(value, int | float)}
+    changed = [f"{name} {value:g}" for name, value in numbers.items() if value != getattr(usual, name, None)]
+    if others := [text for text in changed if not text.startswith("shift ")]:
+        raise PackForcingError(
+            f"The MODEL's sampling is set to {' and '.join(others)}, which block-by-block sampling does not support. "
+            "Remove the node that set it (ModelNoiseScale, ModelSamplingAuraFlow); ModelSamplingSD3 sets the shift."
+        )
     return float(sampling.shift)
+
+
+def compute_dtype(model) -> torch.dtype:
+    """The dtype that the MODEL computes in: its own, or the one that a node (ModelComputeDtype) chose."""
+    return model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
 
 
 def text_context(conditioning, config: WanConfig) -> Tensor:
@@ -159,8 +174,8 @@ def attention_of(model) -> Attention:
     cuDNN is much faster, so it is tried first there.
     """
     transformer_options = model.model_options.get("transformer_options", {})
-    config, dtype = wan_config(model), model.model.get_dtype_inference()
-    chosen = "optimized_attention_override" in transformer_options or optimized_attention is not attention_pytorch
+    config, dtype = wan_config(model), compute_dtype(model)
+    chosen = bool(attention_options(model)) or optimized_attention is not attention_pytorch
     if not chosen and prefers_cudnn(Capability.of(model.load_device, dtype, config.head_dim)):
         logging.info("PackForcing: attention: cuDNN first, then PyTorch's other backends.")
         return cudnn_first
@@ -195,7 +210,7 @@ def loaded(model, working_bytes: int) -> Iterator[CausalWan]:
         yield CausalWan(
             model.model.diffusion_model,
             wan_config(model),
-            dtype=model.model.get_dtype_inference(),
+            dtype=compute_dtype(model),
             device=model.load_device,
             cast=HostOps.cast,
             attention=attention_of(model),
@@ -229,12 +244,15 @@ def model_identity(model, vae) -> dict[str, str | None]:
 
     Weights that ComfyUI patched in place count as they were before. `vae` is None if sampling needs no VAE.
     """
-    compressor, replaced = compressor_network(model), replaced_parts(model)
+    compressor, replaced, attention = compressor_network(model), replaced_parts(model), attention_options(model)
+    if optimized_attention is not attention_pytorch:
+        attention["ComfyUI's"] = optimized_attention.__name__
     return {
         "model": fingerprint(held_weights(model.model, model.backup)),
         "LoRAs": fingerprint(model.patches) if model.patches else None,
         "replaced parts": fingerprint(replaced) if replaced else None,
-        "dtype": " ".join([str(model.model.get_dtype_inference()), *chosen_dtypes(model.model)]),
+        "attention": fingerprint(attention) if attention else None,
+        "dtype": " ".join([str(compute_dtype(model)), *chosen_dtypes(model.model)]),
         "VAE": vae_identity(vae) if vae is not None else None,
         "compressor": fingerprint(compressor.state_dict()) if compressor is not None else None,
     }
@@ -242,7 +260,7 @@ def model_identity(model, vae) -> dict[str, str | None]:
 
 def vae_identity(vae) -> str:
     """A fingerprint of a VAE's weights and dtype."""
-    return fingerprint([str(vae.vae_dtype), vae.first_stage_model.state_dict()])
+    return fingerprint([str(vae.vae_dtype), _weights(vae)])
 
 
 def make_room() -> None:
@@ -266,7 +284,20 @@ def native_vae(state_dict: dict[str, Tensor]):
 def check_vae(vae) -> None:
     """Raises PackForcingError for a VAE of another family; nothing is moved or copied."""
     _require_network(vae)
-    load_vae(vae.first_stage_model.state_dict())
+    load_vae(_weights(vae))
+
+
+def _weights(vae) -> dict[str, Tensor]:
+    """The weights of a VAE under its own names, also where parts of it are compiled."""
+    state_dict = vae.first_stage_model.state_dict()
+    return {name.replace(_COMPILED, ""): weight for name, weight in state_dict.items()}
+
+
+def vae_notes(vae) -> tuple[str, ...]:
+    """What streaming decode does not use of a VAE."""
+    if any(_COMPILED in name for name in vae.first_stage_model.state_dict()):
+        return ("Note: the VAE was compiled by another node; streaming decode runs its own decoder, without that.",)
+    return ()
 
 
 def _require_network(vae) -> None:
@@ -276,8 +307,7 @@ def _require_network(vae) -> None:
 
 def decoder_bytes(vae, geometry: VideoGeometry) -> int:
     """Peak memory of decoding with a native VAE in bytes, including a private copy of its weights."""
-    state_dict = vae.first_stage_model.state_dict()
-    weights = sum(weight.numel() for weight in state_dict.values()) * vae.vae_dtype.itemsize
+    weights = sum(weight.numel() for weight in _weights(vae).values()) * vae.vae_dtype.itemsize
     network = decoding_network(vae, "meta")
     return weights + working_bytes(network, geometry.height, geometry.width, vae.vae_dtype, vae.device)
 
@@ -291,7 +321,7 @@ def decoding_network(vae, device=None) -> WanVAE | TinyVAE:
     network = vae.first_stage_model
     if isinstance(network, comfy.taesd.taehv.TAEHV):
         raw = network.latent_format is None
-        return load_tiny(network.state_dict(), raw, device=device or vae.device, dtype=vae.vae_dtype)
+        return load_tiny(_weights(vae), raw, device=device or vae.device, dtype=vae.vae_dtype)
     return vae_network(vae, device)
 
 
@@ -302,7 +332,7 @@ def vae_network(vae, device=None) -> WanVAE:
     another thread decodes with it. Raises PackForcingError for a VAE of another family.
     """
     _require_network(vae)
-    return load_vae(vae.first_stage_model.state_dict(), device=device or vae.device, dtype=vae.vae_dtype)
+    return load_vae(_weights(vae), device=device or vae.device, dtype=vae.vae_dtype)
 
 
 def decode_devices() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import comfy.lora
 import comfy.lora_convert
@@ -17,8 +18,24 @@ from ..packforcing_core.errors import PackForcingError
 from ..packforcing_core.model.config import WanConfig
 from . import host
 from .held import require_understood
+from .upstream import Upstream, upstream
 
-Prompt = dict[str, dict]
+_LORA_NODES = {"LoraLoader", "LoraLoaderModelOnly"}
+_ADD_NOTHING = {*_LORA_NODES, "UNETLoader", "ModelSamplingSD3", "PackForcingModelLoader", "PackForcingDemoModels"}
+"""Nodes whose MODEL carries nothing that could be refused."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """A LoRA that a node names. `straight`: ComfyUI's own LoRA node applied it, and nothing chose or merged after it.
+
+    `strength` may be a link to another node.
+    """
+
+    file: str
+    strength: object
+    title: str
+    straight: bool
 
 
 def honoured(model, hidden) -> tuple:
@@ -26,48 +43,80 @@ def honoured(model, hidden) -> tuple:
 
     Raises PackForcingError for LoRAs and other attachments that would have no effect on the video.
     """
-    require_understood(model)
-    return with_unread_loras(model, hidden.prompt, hidden.unique_id)
+    nodes = list(upstream(hidden.prompt or {}, hidden.unique_id))
+    require_understood(model, [node.title for node in nodes if node.kind not in _ADD_NOTHING])
+    notes = [
+        f"Note: another node chooses the LoRA of {node.title}, so PackForcing cannot check that it fits."
+        for node in nodes
+        if node.kind in _LORA_NODES and not isinstance(node.inputs.get("lora_name"), str)
+    ]
+    for lora in (lora for node in nodes for lora in _named(node)):
+        model, found = _with_lora(model, lora)
+        notes += found
+    return model, notes
 
 
-def with_unread_loras(model, prompt: Prompt | None, sampler: str) -> tuple:
-    """Returns (the MODEL with the LoRAs whose key names ComfyUI did not recognise applied too, notes).
+def _named(node: Upstream) -> Iterator[Named]:
+    """The LoRA files that a node names with a strength other than 0, in ComfyUI's way or in that of other packs."""
+    straight = node.direct and node.kind in _LORA_NODES
+    files = folder_paths.get_filename_list("loras")
+    for given in node.inputs.values():
+        own = given if isinstance(given, dict) else {}
+        file = own.get("lora", given)
+        strength = own.get("strength", node.inputs.get("strength_model", 1.0))
+        if isinstance(file, str) and file in files and strength != 0 and own.get("on", True):
+            yield Named(file, strength, node.title, straight)
 
-    Raises PackForcingError that names a LoRA which matches no layer of the MODEL even after renaming.
+
+def _with_lora(model, lora: Named) -> tuple:
+    """Returns (the MODEL, with the LoRA if ComfyUI did not recognise its names; notes).
+
+    Raises PackForcingError for a LoRA that matches no layer of the MODEL even after renaming. Where it is not known
+    whether and how the LoRA is applied, that is a warning.
     """
     config = host.wan_config(model)
-    loras, notes = list(_loras(prompt or {}, sampler)), []
-    keys = comfy.lora.model_lora_keys_unet(model.model, {}) if loras else {}
-    for name, strength in loras:
-        path = folder_paths.get_full_path("loras", name)
-        if path is None:
-            continue
-        tensors = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(path, safe_load=True))
-        read = comfy.lora.load_lora(tensors, keys, log_missing=False)
-        renamed = {} if read else comfy.lora.load_lora(_renamed(tensors), keys, log_missing=False)
-        example = next(iter(tensors), "nothing")
-        if not read and not (renamed and isinstance(strength, int | float)):
+    keys = comfy.lora.model_lora_keys_unet(model.model, {})
+    path = folder_paths.get_full_path_or_raise("loras", lora.file)
+    tensors = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(path, safe_load=True))
+    read = comfy.lora.load_lora(tensors, keys, log_missing=False)
+    renamed = {} if read else comfy.lora.load_lora(_renamed(tensors), keys, log_missing=False)
+    example = next(iter(tensors), "nothing")
+    applies = lora.straight and isinstance(lora.strength, int | float)
+    try:
+        if not read and not renamed:
             raise PackForcingError(
-                f"No tensor of the LoRA {name} matches this model (example: {example!r}), so it would "
+                f"No tensor of the LoRA {lora.file} matches this model (example: {example!r}), so it would "
                 f"change nothing. {lora_advice(config)}"
             )
         _require_shapes(path, config)
-        unread = [own for own, native in _names(tensors, by_us=bool(renamed)).items() if not _reaches(native, keys)]
-        if unread:
-            notes.append(
-                f"Note: {len(unread)} of {len(tensors)} tensors of the LoRA {name} match no layer of this model and "
-                f"change nothing (example: {unread[0]!r})."
-            )
-        else:
-            notes.append(f"The LoRA {name} fits: all {len(tensors)} tensors are used.")
-        if renamed:
-            model = model.clone()
-            model.add_patches(renamed, strength)
-            notes.append(
-                f"Note: the LoRA {name} uses layer names that ComfyUI does not read ({example!r}); PackForcing renamed "
-                "them and applied it."
-            )
+    except PackForcingError as error:
+        if lora.straight:
+            raise
+        return model, [f"Warning: {error}"]
+    if renamed and not applies:
+        return model, [
+            f"Warning: ComfyUI does not read the layer names of the LoRA {lora.file} ({example!r}), so in "
+            f"{lora.title} it probably changes nothing. Use a Load LoRA node directly before the sampler."
+        ]
+    notes = [_fits(lora.file, tensors, keys, by_us=bool(renamed))]
+    if renamed:
+        model = model.clone()
+        model.add_patches(renamed, lora.strength)
+        notes.append(
+            f"Note: the LoRA {lora.file} uses layer names that ComfyUI does not read ({example!r}); PackForcing "
+            "renamed them and applied it."
+        )
     return model, notes
+
+
+def _fits(file: str, tensors: Mapping[str, Tensor], keys: Mapping[str, object], *, by_us: bool) -> str:
+    unread = [own for own, native in _names(tensors, by_us=by_us).items() if not _reaches(native, keys)]
+    if not unread:
+        return f"The LoRA {file} fits: all {len(tensors)} tensors match layers of this model."
+    return (
+        f"Note: {len(unread)} of {len(tensors)} tensors of the LoRA {file} match no layer of this model and "
+        f"change nothing (example: {unread[0]!r})."
+    )
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -99,18 +148,3 @@ def _require_shapes(path: str, config: WanConfig) -> None:
         return
     if lora.layers and lora.width:
         require_fit(lora, config)
-
-
-def _loras(prompt: Prompt, sampler: str) -> Iterator[tuple[str, object]]:
-    """The LoRA files, and their nonzero strengths, of the nodes upstream of the sampler's MODEL input."""
-    seen, waiting = set(), [prompt.get(sampler, {}).get("inputs", {}).get("model")]
-    while waiting:
-        link = waiting.pop()
-        if not isinstance(link, list) or link[0] in seen:
-            continue
-        seen.add(link[0])
-        inputs = prompt.get(link[0], {}).get("inputs", {})
-        waiting.append(inputs.get("model"))
-        name, strength = inputs.get("lora_name"), inputs.get("strength_model", 1.0)
-        if isinstance(name, str) and strength != 0:
-            yield name, strength

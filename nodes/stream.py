@@ -44,7 +44,7 @@ class LatentStream:
         """
         own = self._decoder_bytes if self.vae is not None and decodes else 0
         return plan_render(
-            host.wan_config(self.model), self.recipe, self.model.model.get_dtype_inference(), max(own, decoder_bytes)
+            host.wan_config(self.model), self.recipe, host.compute_dtype(self.model), max(own, decoder_bytes)
         )
 
     @cached_property

@@ -24,8 +24,12 @@ MOST_BLOCKS = 10_000_000
 _HASH = re.compile(r"[0-9a-f]{32}")
 _LONGEST_TEXT = 100_000
 _KEYS = {"schema", "settings", "blocks", "takes", "versions", "identity", "seal"}
-HASHED = ("model", "LoRAs", "VAE", "compressor")
-"""Settings that are fingerprints: messages say only that they differ."""
+_OTHER_NODE = "another node, or other settings of it"
+HASHED = {
+    **dict.fromkeys(("model", "LoRAs", "VAE", "compressor"), "other weights"),
+    **dict.fromkeys(("replaced parts", "attention"), _OTHER_NODE),
+}
+"""Settings that are fingerprints, with what makes them differ."""
 
 Setting = int | float | bool | str | None | list["Setting"]
 
@@ -100,7 +104,7 @@ def _difference_of(name: str, theirs: Setting, mine: Setting) -> str:
     if name in HASHED:
         if None in (theirs, mine):
             return f"{name}: " + ("the render has none" if theirs is None else "the render has one, now there is none")
-        return f"{name}: not the one that the render was started with (other weights)"
+        return f"{name}: not the one that the render was started with ({HASHED[name]})"
     return f"{name}: the render has {_told(theirs)}, now {_told(mine)}"
 
 

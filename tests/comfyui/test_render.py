@@ -84,7 +84,7 @@ def test_a_lora_that_fits_in_part_says_what_of_it_changes_nothing(comfy: ComfySe
     told = f"Note: 2 of {len(whole) + 2} tensors of the LoRA i2v.safetensors match no layer of this model"
     assert told in said("i2v.safetensors")
     save_file(whole, comfy.models("loras") / "t2v.safetensors")
-    assert f"The LoRA t2v.safetensors fits: all {len(whole)} tensors are used." in said("t2v.safetensors")
+    assert f"fits: all {len(whole)} tensors match layers of this model." in said("t2v.safetensors")
 
 
 @pytest.mark.parametrize("names", ["transformer.{}", "{}", "diffusers", "peft"])

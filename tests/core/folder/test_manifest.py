@@ -76,12 +76,15 @@ def test_the_difference_names_what_differs_and_versions_do_not_count():
 
 def test_a_difference_is_told_in_the_users_words():
     settings = {"fps": 16.0, "frames_per_block": 3, "model": PROMPT, "LoRAs": OTHER, "sigmas": [1.0, 1 / 3]}
+    settings["attention"] = PROMPT
     one = Manifest(settings, 10, (Take(0, 7, PROMPT),))
-    other = replace(one, settings={**settings, "model": OTHER, "LoRAs": None, "sigmas": [1.0]}, blocks=11)
+    changes = {"model": OTHER, "LoRAs": None, "sigmas": [1.0], "attention": OTHER}
+    other = replace(one, settings={**settings, **changes}, blocks=11)
     told = difference(one, other)
     print("\n".join(told))
     assert told == [
         "LoRAs: the render has one, now there is none",
+        "attention: not the one that the render was started with (another node, or other settings of it)",
         "model: not the one that the render was started with (other weights)",
         "seconds: the render has 7.31, now 8.06",
         "sigmas: the render has 1, 0.333333, now 1",
