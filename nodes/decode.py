@@ -19,7 +19,7 @@ from ..packforcing_core.render.writing import Finished, VideoJob, WrittenBlock, 
 from ..packforcing_core.video.format import CODECS, VideoFormat
 from . import host
 from .feedback import RenderFeedback
-from .growing import GrowingVideo
+from .growing import GrowingVideo, relative_to_output
 from .output_paths import fill_widgets, note_written, times_lost, video_path
 from .sockets import CATEGORY, StreamSocket
 from .stream import LatentStream
@@ -100,7 +100,8 @@ class StreamingVAEDecode(io.ComfyNode):
         note_written(cls.hidden.unique_id, filename_prefix, path)
         saved = ui.PreviewVideo([ui.SavedResult(path.name, subfolder, io.FolderType.output)]).as_dict()
         picture = torch.from_numpy(as_image(_telemetry(stream)))
-        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), tail, picture, ui={**saved, "text": (told,)})
+        shown = {**saved, "text": (told,), "file": (relative_to_output(path),)}
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), tail, picture, ui=shown)
 
 
 def _encoder_inputs() -> list[io.Input]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from comfy_api.v0_0_2 import io
 
 from ..packforcing_core.errors import PackForcingError
+from ..packforcing_core.text.marks import unmarked
 from ..packforcing_core.text.timeline import LATEST_SECONDS, parse_timeline
 from .conditioning import after, from_second
 from .sockets import CATEGORY
@@ -94,7 +95,8 @@ class TimedPrompts(io.ComfyNode):
         for prompt in prompts:
             timed = prompt.seconds, blend_seconds, recache, prompt.change
             conditioning += from_second(encoded[prompt.prompt], *timed)
-        text = "\n".join(f"{f'{p.seconds:g} s {p.change}'.strip()}: {p.prompt}" for p in prompts)
+        lines = (f"{f'{p.seconds:g} s {p.change}'.strip()}: {p.prompt}" for p in prompts)
+        text = "\n".join([*unmarked(timeline), *lines])
         say(cls.hidden.unique_id, text)
         return io.NodeOutput(conditioning, ui={"text": (text,)})
 

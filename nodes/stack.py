@@ -84,7 +84,8 @@ class StackVideos(io.ComfyNode):
         video = {"width": made.width, "height": made.height, "finished": True, "file": file, "segments": []}
         line.tell(state="done", text=text, video=video)
         saved = ui.PreviewVideo([ui.SavedResult(file["filename"], file["subfolder"], io.FolderType.output)])
-        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), ui={**saved.as_dict(), "text": (text,)})
+        shown = {**saved.as_dict(), "text": (text,), "file": (relative_to_output(path),)}
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), ui=shown)
 
 
 def _combined(videos: Sequence, captions: str, filename_prefix: str, codec: str, node_id: str) -> Path:

@@ -130,6 +130,8 @@ def _watched(frames: Iterator[np.ndarray], info: VideoInfo, since: int = 0) -> I
         if context is not None and number % ceil(rate) == 0:
             say(context.node_id, f"Reading the start: {number / rate:.0f} s of {duration:.0f} s")
         yield frame
+    if context is not None:
+        say(context.node_id, "Encoding the start")
 
 
 def _needed(vae: WanVAE | None) -> WanVAE:
@@ -230,10 +232,8 @@ class StartFromNode(io.ComfyNode):
         info = None if video is None else _info(video)
         start = StartFrom(mode, seconds, denoise, show_source, start_image, video, samples, info)
         text = "" if info is None else "\n".join(info.notes)
-        if not text:
-            return io.NodeOutput(start)
-        say(cls.hidden.unique_id, text)
-        return io.NodeOutput(start, ui={"text": (text,)})
+        say(cls.hidden.unique_id, text)  # Without notes, this removes those of another video.
+        return io.NodeOutput(start, ui={"text": (text,)} if text else None)
 
 
 def _info(video) -> VideoInfo:

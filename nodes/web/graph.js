@@ -122,7 +122,7 @@ function hashOf(text) {
 // The same when a job was queued; undefined if it was queued elsewhere.
 export const settingsOfJob = ({ prompt, node }) => jobs.get(prompt)?.settings[node];
 
-const idsIn = (graph, before = "") =>
+export const idsIn = (graph, before = "") =>
   (graph?.nodes ?? []).flatMap((node) => [`${before}${node.id}`, ...idsIn(node.subgraph, `${before}${node.id}:`)]);
 
 function saveJobs() {

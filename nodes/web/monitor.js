@@ -7,7 +7,7 @@ import { MAKES_VIDEO, STACKS_VIDEOS, WARNING, foldedWarnings, withStacks } from 
 import { UNCHANGED, followFailures, refusals } from "./failures.js";
 import { Player } from "./player.js";
 import { AMBER, SHOWN_ON_NODE, STAGE_STYLE, Stage } from "./stage.js";
-import { combined, hostOf, openGraph } from "./subgraph.js";
+import { combined, follow, hostOf, openGraph } from "./subgraph.js";
 import { inLanguage, inWords, loadWords } from "./words.js";
 
 const WIDGET = "packforcing_monitor";
@@ -279,8 +279,18 @@ function forget(job) {
   for (const known of [players, frames, events]) known.delete(job);
 }
 
+// A node that was put into a subgraph, or taken out of one, keeps what it and its job said.
+function moved(event, node) {
+  const [before, after] = [jobOf(event), jobOf({ ...event, node })];
+  for (const known of [players, frames])
+    if (known.has(before)) known.set(after, known.get(before));
+  for (const known of [players, frames, events]) known.delete(before);
+  events.set(after, { ...event, node, settings: undefined }); // Read again: they name the node's id.
+}
+
 // Shows the newest message of each node, or of what is in it if it is a subgraph.
 function settle() {
+  follow([...events.values()].filter(isHere), moved);
   const newest = new Map(); // node -> event
   const inside = new Map(); // node of a subgraph -> id -> event
   const placeOf = (id) => {
@@ -337,9 +347,9 @@ function nextSerial() {
 function showKnown({ node, display_node, output, prompt_id: prompt }) {
   const event = { node: String(display_node ?? node), prompt, workflow: null, state: "done", known: true };
   const [file] = output?.images ?? [];
-  if (!file || !output.animated || !output.text || events.has(jobOf(event))) return;
+  if (!file || !output.file || events.has(jobOf(event))) return;
   const video = { width: 16, height: 9, finished: true, file, segments: [] }; // Until the file's size is known.
-  const text = [[file.type, file.subfolder, file.filename].join("/"), UNCHANGED, ...output.text].join("\n");
+  const text = [...output.file, UNCHANGED, ...output.text].join("\n");
   heard({ ...event, serial: nextSerial(), text, video });
 }
 

@@ -1,6 +1,6 @@
 // What nodes inside a subgraph say is shown by the subgraph's node, while the subgraph itself is not open.
 import { app } from "../../scripts/app.js";
-import { nodeOf, rootGraph } from "./graph.js";
+import { idsIn, nodeOf, rootGraph } from "./graph.js";
 import { WARNING } from "./folded.js";
 import { inLanguage } from "./words.js";
 
@@ -26,6 +26,24 @@ export function combined(events) {
     return lines.map((line) => `${nodeOf(event.node).title}: ${inLanguage(line)}`);
   });
   return { event: last, warnings };
+}
+
+const seen = new WeakSet(); // Nodes that were there when `follow` looked last.
+const numberOf = (id) => String(id).split(":").at(-1);
+
+// Nodes that are put into a subgraph, or taken out of one, keep their number; some front ends make them again. Calls
+// `moved(event, id)` for each event whose node has another id now. Events of nodes that were removed are left alone.
+export function follow(events, moved) {
+  const ids = idsIn(rootGraph());
+  for (const event of events) {
+    const [node, last] = [nodeOf(event.node), event.last];
+    const isSame = (other) => other === last || (!seen.has(other) && other.comfyClass === last.comfyClass);
+    const isFound = (id) => numberOf(id) === numberOf(event.node) && isSame(nodeOf(id));
+    const found = node || !last ? [] : ids.filter(isFound);
+    event.last = node;
+    if (found.length === 1) moved(event, found[0]);
+  }
+  for (const id of ids) seen.add(nodeOf(id));
 }
 
 function allNodes(graph) {

@@ -25,17 +25,19 @@ from ..source import (
     part_used,
     repainted_by_frames,
 )
+from ..text.marks import unmarked
 from ..text.script import Script
 from ..text.timeline import describe
 from ..text.umt5 import encode_prompts
 from ..vae.wan_vae import WanVAE
 from ..video.reader import probe, read_frames
+from . import options as shared
 
 
 def add_text(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("text")
     text = group.add_mutually_exclusive_group(required=True)
-    text.add_argument("--prompt", help="what to show; '[0s] ... [12.5s] ...' changes over time. Needs --text-encoder")
+    shared.add_prompt(text, help="what to show; '[0s] ... [12.5s] ...' changes over time. Needs --text-encoder")
     text.add_argument(
         "--context", help="instead of a prompt: a .safetensors with its embeddings, `context` [1, L, 4096]"
     )
@@ -101,6 +103,8 @@ def encoder(options: argparse.Namespace, text_dim: int, device: torch.device, dt
 
 def timed_script(settings: Settings, recipe: Recipe, encode: Encode, console: Console) -> Script:
     """The text of every block. With several prompts, prints the times at which they start."""
+    for line in unmarked(settings.prompt):
+        console.print(line, style="yellow")
     moments, script = settings.moments(recipe), settings.script(recipe, encode)
     if len(moments) > 1:
         prompts = [timed.prompt for timed in settings.prompts]

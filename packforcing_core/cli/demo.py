@@ -32,8 +32,8 @@ from .progress import build_console, run_render
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = parser.add_argument_group("text")
-    text.add_argument(
-        "--prompt",
+    shared.add_prompt(
+        text.add_mutually_exclusive_group(),
         default=PROMPT,
         help="what to show, in the toy world's vocabulary; '[0s] ... [30s] ...' changes over time",
     )

@@ -98,6 +98,10 @@ def _job(options: dict[str, str | int | float | list], number: str, folder: Path
     for key, value in options.items():
         if key == "name":
             continue
+        if key == "prompt_file":
+            raise PackForcingError(
+                "a job holds its prompt itself, so that a changed prompt is another job. Use prompt."
+            )
         if key in _NOT_OF_A_JOB:
             raise PackForcingError(f"a job cannot set {key}, the batch does. Remove it and give the job a name.")
         words += _words(f"--{key.replace('_', '-')}", value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..render.render import Place
 from ..video.format import CODECS, VideoFormat
 
 SEED_HELP = "the same seed gives the same video, whatever its length"
+_FILE_NAME = re.compile(r"\S+\.(txt|md|json)", re.IGNORECASE)
 
 
 def add_size(parser: argparse.ArgumentParser, *, width: int, height: int, seconds: float) -> None:
@@ -27,6 +29,32 @@ def add_size(parser: argparse.ArgumentParser, *, width: int, height: int, second
     size.add_argument("--seconds", type=float, default=seconds, help="length; rounded to whole blocks")
     size.add_argument("--frames", type=int, help="length in frames, instead of --seconds")
     size.add_argument("--fps", type=float, default=16.0, help="frames per second; Wan was trained at 16")
+
+
+def add_prompt(group: argparse._MutuallyExclusiveGroup, help: str, default: str | None = None) -> None:
+    """`--prompt`, and `--prompt-file` that reads it from a file."""
+    group.add_argument("--prompt", type=_parse_prompt, default=default, help=help)
+    group.add_argument(
+        "--prompt-file",
+        metavar="FILE",
+        dest="prompt",
+        type=_read_prompt,
+        default=argparse.SUPPRESS,
+        help="a text file (UTF-8) with the prompt, or with prompts and their times",
+    )
+
+
+def _parse_prompt(text: str) -> str:
+    if _FILE_NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"expected the prompt itself; for the text in a file: --prompt-file {text}")
+    return text
+
+
+def _read_prompt(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"{file} cannot be read: {error}") from error
 
 
 def add_policy(parser: argparse.ArgumentParser) -> None:

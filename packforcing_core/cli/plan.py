@@ -73,7 +73,18 @@ def run(options: argparse.Namespace) -> int:
         together = "one frame at a time" if at_once == 1 else f"{at_once} frames at once"
         print(f"Planned for a card with {options.vram:g} GB, which decodes {together} (--vram).")
         print(_table(plan))
+        print(_verdict(plan.peak_bytes, vram))
     return 0
+
+
+def _verdict(peak: int, vram: int) -> str:
+    if peak <= vram:
+        return f"It fits: about {size_text(peak)} of {size_text(vram)}."
+    return (
+        f"It does not fit: about {size_text(peak)} are needed, the card has {size_text(vram)}. Fewer frames in the KV "
+        "cache need less (--sink-frames, --recent-frames, --top-k, --window-frames). In ComfyUI, so do weights in fp8 "
+        "and a KV cache in int8."
+    )
 
 
 def _model(name: str):

@@ -40,8 +40,12 @@ def run_render(render: Render, console: Console) -> Path:
             f"{folder.known_blocks} of {block_count(folder.manifest.blocks)} are finished already, in {folder.path}"
         )
     console.print(f"the video grows in {render.growing}")
-    with closing(render.events()) as events:
-        path = _show(events, render.recipe, render.plan.buffer_bytes, console)
+    try:
+        with closing(render.events()) as events:
+            path = _show(events, render.recipe, render.plan.buffer_bytes, console)
+    except KeyboardInterrupt:
+        console.print("Stopped. Run the same command again to resume.", style="yellow")
+        raise
     _say_done(path, render.recipe, time.monotonic() - started, console)
     return path
 

@@ -19,6 +19,8 @@ MINUTE, HOUR, DAY = 60, 3600, 86400
 FINISHED_STATE = "finished"
 MOST_LETTERS = 60
 """Of a prompt in the list."""
+WORTH_NAMING = 10_000_000
+"""Bytes from which on unfinished renders are named on a node."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,13 @@ def others_note(root: Path, mine: Path) -> tuple[str, ...]:
         return ()
     if not others:
         return ()
-    size = size_text(sum(render.size for render in others))
+    total = sum(render.size for render in others)
     count = "1 other unfinished render takes" if len(others) == 1 else f"{len(others)} other unfinished renders take"
+    if total < WORTH_NAMING:
+        return (f"{count} {size_text(total)} in {root}.",)
     names = ", ".join(render.path.name for render in sorted(others, key=lambda render: -render.size)[:3])
     largest = "" if len(others) <= 3 else "the largest "
-    return (f"{count} {size} in {root}: {largest}{names}. Delete the folders that you no longer need.",)
+    return (f"{count} {size_text(total)} in {root}: {largest}{names}. Delete the folders that you no longer need.",)
 
 
 def _listed(path: Path) -> Listed:
@@ -124,7 +128,7 @@ def remove(root: Path, name: str) -> int:
     """
     path = root / checked_name(name)
     if path.is_symlink() or not (path / NAME).is_file():
-        raise PackForcingError(f"There is no render {name!r} in {root}.")
+        raise PackForcingError(f"There is no render {name!r} in {root.resolve()}.")
     refuse_links(path)
     with locked(path):
         size = _listed(path).size

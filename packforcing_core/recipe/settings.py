@@ -115,7 +115,8 @@ class Settings:
         if refused and chosen != own and not _refused(policy, own, denoising):
             raise PackForcingError(
                 f"frames_per_block is {chosen}, but {trained.title} was trained with blocks of {own} latent frames. "
-                f"Set it to {own}, or on the node to 0 (the model's own). To keep it: {refused}"
+                f"Set it to {own}, or on the node to 0 (the model's own). The KV cache does not fit blocks of "
+                f"{chosen}: {refused}"
             )
 
     def _policy(self, family: Family) -> Policy:

@@ -97,6 +97,17 @@ def find_entries(text: str) -> tuple[str, list[Entry]]:
     return text[: marks[0].start()], [Entry(mark[1], text[mark.end() : end]) for mark, end in spans]
 
 
+def unmarked(text: str) -> tuple[str, ...]:
+    """A warning for a plain prompt of several lines, one of which begins with a time, as "5s a storm"."""
+    several = len(text.strip().splitlines()) > 1
+    lines = _LINE.finditer(text.translate(_NARROW)) if several and not find_entries(text)[1] else ()
+    return tuple(
+        f"Warning: the line that begins with '{line[1]}' is read as a part of the prompt. If that is a time, write "
+        f"[{line[1]}], and [0s] before the first prompt."
+        for line in lines
+    )
+
+
 def _is_map(seen: str) -> bool:
     opened = seen.translate(_QUOTES).strip()
     inner = opened.removeprefix("{").lstrip()

@@ -159,6 +159,13 @@ def test_what_is_changed_of_a_video_on_the_way_in_is_said_on_the_node(comfy: Com
     assert "Of the clip's 4.0 s the last 1.3 s are used." in of_render
     assert "Its pixels are 4:3, not square: it is stretched to 128 x 64." in text
     assert "The video's sound is ignored." in text
+    assert "Encoding the start" in (told for _, told in events.texts)
+    graph.prompt[graph.prompt[start[0]]["inputs"]["video"][0]]["inputs"]["file"] = "boat.mp4"
+    with comfy.client.events() as events:
+        comfy.client.run(graph.prompt)
+    of_start = [told for node, told in events.texts if node == start[0]]
+    print(of_start)
+    assert of_start[-1:] == [""], "what was said of the clip before is removed"
 
 
 def test_a_picture_without_the_vae_is_refused(comfy: ComfyServer, files: Files, inputs):

@@ -34,6 +34,9 @@ TAKES_WIDGETS = """id => {
 """Whether the node of a subgraph can have a widget of a pack: not in front ends before 1.58."""
 SAID = """id => window.app.rootGraph.getNodeById(id).widgets.find(w => w.name === 'packforcing_monitor')
     ?.element.innerText ?? ''"""
+FIXED = """() => window.app.rootGraph.nodes.flatMap(node => node.widgets ?? [])
+    .filter(widget => widget.options?.values?.includes?.('randomize')).forEach(widget => { widget.value = 'fixed'; })"""
+SAID_INSIDE = ".packforcing-monitor > .said"
 OPEN = """id => {
     const { rootGraph, canvas } = window.app;
     canvas.setGraph(id ? rootGraph.getNodeById(id).subgraph : rootGraph);
@@ -78,4 +81,41 @@ def test_the_node_of_a_closed_subgraph_shows_the_video_and_the_warnings(
         assert re.search(r"\nblock [34]/6 \| ", during), "the newest block, or the one before it"
         assert f"output/video/{video.name}" in after
         assert "PackForcing Sampler: Warning: Self-Forcing was trained with blocks of 3" in after
+    assert front_end.problems == []
+
+
+@pytest.mark.parametrize("nodes", NODES_LIKE)
+def test_nodes_that_are_put_into_a_subgraph_after_their_job_keep_what_they_said(
+    comfy: ComfyServer, front_end: FrontEnd, files: Files, nodes: str, tmp_path: Path
+):
+    graph = Graph()
+    settings = {"timesteps": "1000", "width": 96, "height": 64, "frames_per_block": 4}
+    latents = stream(graph, our_loader(graph, files), seconds=2.0, seed=711 + NODES_LIKE[nodes], **settings)
+    made = decode(graph, latents, files, blocks_per_segment=1)
+    show(front_end, graph, NODES_LIKE[nodes])
+    front_end.page.evaluate(FIXED)
+    prompt = press_run(front_end)
+    video = film_of(comfy, comfy.client.wait(prompt), made.id)
+    wait_for(front_end, FINISHED, video.name)
+    node = front_end.page.evaluate(TO_SUBGRAPH, [int(latents[0]), int(made.id)])
+    shown = front_end.page.evaluate(TAKES_WIDGETS, node)
+    said = []
+    for again in (False, True):  # Then nothing has to be sampled, so ComfyUI runs none of the nodes.
+        if again:
+            comfy.client.wait(press_run(front_end))
+        if not shown:
+            front_end.page.evaluate(OPEN, node)
+        wait_for(front_end, FINISHED, video.name)
+        front_end.screenshot(tmp_path / f"{nodes}-{again}.png")
+        said.append(front_end.page.evaluate(SAID, node) if shown else "")
+        front_end.page.evaluate(OPEN, node)
+        wait_for(front_end, INSIDE)
+        told = front_end.page.evaluate(f"() => [...document.querySelectorAll('{SAID_INSIDE}')].map(e => e.innerText)")
+        said.append("\n".join(told))
+        front_end.page.evaluate(OPEN, None)
+    print(tmp_path, *said, sep="\n---\n")
+    choose(front_end, "Comfy.VueNodes.Enabled", False)
+    for told in said[1::2] if not shown else said:
+        assert "Warning: Self-Forcing was trained with blocks of 3" in told
+        assert "before your change" not in told
     assert front_end.problems == []

@@ -21,13 +21,14 @@ def _whole_blocks(name: str, value: int, default: int, frames_per_block: int) ->
     """`value` if it is a whole number of blocks. For AUTO, `default` rounded to the nearest whole number of blocks, at
     least 1.
     """
+    rounded = max(1, math.floor(default / frames_per_block + 0.5)) * frames_per_block
     if value == AUTO:
-        return max(1, math.floor(default / frames_per_block + 0.5)) * frames_per_block
+        return rounded
     if value % frames_per_block:
         below = value // frames_per_block * frames_per_block
         raise PackForcingError(
             f"Policy 'packforcing': {name} is {value}, which is not whole blocks of {frames_per_block} latent frames. "
-            f"The nearest are {below} and {below + frames_per_block}; {AUTO} rounds {default} for you."
+            f"Set it to {below} or {below + frames_per_block}, or to {AUTO}, which chooses {rounded}."
         )
     return value
 

@@ -180,8 +180,8 @@ def test_a_short_clip_allocates_just_what_it_fills(policy, blocks):
 @pytest.mark.parametrize(
     "settings, frames_per_block, message",
     [
-        ({"sink_frames": 8}, 3, "8, which is not whole blocks of 3.* 6 and 9"),
-        ({"recent_frames": 4}, 3, "4, which is not whole blocks of 3.* 3 and 6"),
+        ({"sink_frames": 8}, 3, "8, which is not whole blocks of 3.* 6 or 9, or to -1, which chooses 9"),
+        ({"recent_frames": 4}, 3, "4, which is not whole blocks of 3.* 3 or 6, or to -1, which chooses 3"),
         ({"recent_frames": 0}, 4, "recent_frames is 0"),
         ({"top_k_blocks": 17, "bank_blocks": 16}, 4, "more than the 16 of bank_blocks"),
         ({"bank_blocks": 0}, 4, "more than the 0 of bank_blocks"),

@@ -119,7 +119,7 @@ def test_blocks_of_another_length_are_named_before_a_memory_that_would_fit_the_m
     with pytest.raises(PackForcingError) as refused:
         Settings(policy=memory, frames_per_block=7).recipe(trained)
     print(refused.value)
-    own, _, memorys = str(refused.value).partition(" To keep it: ")
+    own, _, memorys = str(refused.value).partition(" The KV cache does not fit blocks of 7: ")
     assert own.startswith("frames_per_block is 7, but the PackForcing miniature was trained with blocks of 4")
     assert own.endswith("Set it to 4, or on the node to 0 (the model's own).")
     assert "sink_frames is 8, which is not whole blocks of 7" in memorys

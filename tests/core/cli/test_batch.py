@@ -120,6 +120,7 @@ def test_a_damaged_mark_that_a_job_is_done_is_none_and_nothing_is_deleted(tmp_pa
         ("[1]", "expected a JSON object"),
         ('{"name": "../x"}', "Got the render name"),
         ('{"folder": "/tmp/x"}', "a job cannot set folder"),
+        ('{"prompt-file": "a.txt"}', "a job holds its prompt itself"),
         ('{"output": "/tmp/x.mp4"}', "a job cannot set output"),
         ('{"render-mode": "new"}', "a job cannot set render_mode"),
         ('{"no such": 1}', "unrecognized arguments"),

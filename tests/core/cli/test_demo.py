@@ -53,6 +53,26 @@ def test_unknown_words_are_named_and_the_known_ones_listed(tmp_path, capsys):
     assert all(word in said for word in ("circle", "purple", "bounces"))
 
 
+def test_prompts_come_from_a_file_and_the_name_of_a_file_is_no_prompt(tmp_path, capsys):
+    file = tmp_path / "story.txt"
+    file.write_text("\ufeff[0s] a red circle bounces\n[0.5s] a green triangle bounces\n", encoding="utf-8")
+    choice = ("demo", "--seconds", "1", "--zoom", "1", "--output", str(tmp_path / "film.mp4"))
+    assert main([*choice, "--prompt-file", str(file)]) == 0
+    said = capsys.readouterr().out
+    print(said)
+    assert "prompt 2 at 0.5 s" in said
+    assert "does not know" not in said
+    for wrong, message in (
+        (("--prompt", "missing.txt"), "for the text in a file: --prompt-file missing.txt"),
+        (("--prompt-file", "missing.txt"), "missing.txt cannot be read"),
+        (("--prompt-file", str(file), "--prompt", "a circle"), "not allowed with"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main([*choice, *wrong])
+        assert caught.value.code == 2
+        assert message in capsys.readouterr().err
+
+
 def test_an_empty_prompt_is_warned_about_as_on_the_node(tmp_path, capsys):
     assert main(["demo", *BLOCK, "--prompt", " ", "--output", str(tmp_path / "film.mp4")]) == 0
     said = capsys.readouterr().out
@@ -100,7 +120,8 @@ def test_ctrl_c_leaves_a_growing_film_that_plays(tmp_path):
     finally:
         process.kill()
     print(said)
-    assert said.splitlines()[-1] == "interrupted", "before it, libraries may have said what they lack in this processor"
+    # Before it, libraries may have said what they lack in this processor.
+    assert said.splitlines()[-1] == "interrupted"
     assert "Traceback" not in said
     assert process.returncode == 130
     (growing,) = tmp_path.glob(GROWING)

@@ -93,6 +93,17 @@ def test_a_realigned_window_counts_its_unrotated_keys(capsys):
     assert made["buffer_bytes"] == 12 * frame + 6 * frame // 2
 
 
+def test_a_plan_says_whether_the_card_is_large_enough(capsys):
+    for vram, told in (
+        ("16", "It fits: about"),
+        ("8", "It does not fit: about 11.83 GB are needed, the card has 8.00 GB"),
+    ):
+        assert main(["plan", "--vram", vram]) == 0
+        said = capsys.readouterr().out.splitlines()[-1]
+        print(said)
+        assert said.startswith(told)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

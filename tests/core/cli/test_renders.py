@@ -8,7 +8,7 @@ import torch
 from packforcing_core.cli.main import main
 from packforcing_core.folder.files import locked
 from packforcing_core.folder.folder import FINISHED
-from packforcing_core.folder.listing import newest_note, others_note
+from packforcing_core.folder.listing import WORTH_NAMING, newest_note, others_note
 from packforcing_core.geometry import size_text
 from packforcing_core.sampler.denoising import BlockDone
 from tests.survivor import Small
@@ -89,11 +89,16 @@ def test_a_render_at_work_is_left_alone(root, capsys):
     assert (root / "begun" / "manifest.json").exists()
 
 
-def test_a_node_tells_of_the_other_unfinished_renders(root):
+@pytest.mark.parametrize("large", [False, True])
+def test_a_node_tells_of_the_other_unfinished_renders(root, large: bool):
+    if large:
+        with open(root / "begun" / "film.mp4", "wb") as file:
+            file.truncate(WORTH_NAMING)
     (line,) = others_note(root, root / "done")
     print(line)
     size = sum(path.stat().st_size for path in (root / "begun").rglob("*") if path.is_file())
-    assert line.startswith(f"1 other unfinished render takes {size_text(size)} in {root}: begun.")
+    told = f"1 other unfinished render takes {size_text(size)} in {root}"
+    assert line == (f"{told}: begun. Delete the folders that you no longer need." if large else f"{told}.")
     assert others_note(root, root / "begun") == ()
     assert "begun" in newest_note(root)
     assert newest_note(root / "nowhere").startswith("There is none")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from packforcing_core.errors import PackForcingError
 from packforcing_core.geometry import VideoGeometry
+from packforcing_core.text.marks import unmarked
 from packforcing_core.text.script import Change, Cue, Script
 from packforcing_core.text.timeline import Snapped, describe, parse_time, parse_timeline, snap
 
@@ -87,6 +88,16 @@ def test_what_stands_before_timed_lines_begins_every_prompt():
 )
 def test_numbers_and_brackets_of_plain_prompts_are_no_times(text):
     assert told(text) == [(0.0, text)]
+
+
+def test_a_line_that_begins_with_a_time_and_is_read_as_a_prompt_is_warned_about():
+    (warning,) = unmarked("on a dark background\n5s on a teal background")
+    print(warning)
+    assert "the line that begins with '5s' is read as a part of the prompt" in warning
+    assert "write [5s], and [0s] before the first prompt" in warning
+    plain = ("a sea at 5s", "10s timelapse of a flower", "a\n5star hotel", "")
+    for quiet in (*plain, "[0s] a sea [5s] a storm", "0:05 a sea\n0:10 a storm"):
+        assert unmarked(quiet) == ()
 
 
 @pytest.mark.parametrize(
