@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import comfy.lora
 import comfy.lora_convert
@@ -77,7 +78,7 @@ def _with_lora(model, lora: Named) -> tuple:
     config = host.wan_config(model)
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
     path = folder_paths.get_full_path_or_raise("loras", lora.file)
-    tensors = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(path, safe_load=True))
+    tensors = comfy.lora_convert.convert_lora(_tensors(path))
     read = comfy.lora.load_lora(tensors, keys, log_missing=False)
     renamed = {} if read else comfy.lora.load_lora(_renamed(tensors), keys, log_missing=False)
     example = next(iter(tensors), "nothing")
@@ -119,10 +120,25 @@ def _fits(file: str, tensors: Mapping[str, Tensor], keys: Mapping[str, object], 
     )
 
 
+def _tensors(path: str) -> dict[str, Tensor]:
+    """The tensors of a LoRA file, without those of a critic beside them (as in LongLive's `lora.pt`)."""
+    flat = dict(_flat(comfy.utils.load_torch_file(path, safe_load=True)))
+    critics = (names for front, names in group_names(flat).items() if is_critic(front))
+    unused = {there for names in critics for there in names.values()}
+    return {name: tensor for name, tensor in flat.items() if name not in unused}
+
+
+def _flat(content: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Tensor]]:
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}.")
+        elif isinstance(value, Tensor):
+            yield f"{before}{name}", value
+
+
 def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A LoRA's tensors under the names that ComfyUI reads."""
-    parts = (names for front, names in group_names(tensors).items() if not is_critic(front))
-    named = ((native_name(name), there) for names in parts for name, there in names.items())
+    named = ((native_name(name), there) for names in group_names(tensors).values() for name, there in names.items())
     return {native: tensors[there] for native, there in named if native is not None}
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from packforcing_core.video.reader import probe, read_frames
-from tests.checkpoints import SMALL_STOCK, in_diffusers_names, lora_tensors
+from tests.checkpoints import SMALL_STOCK, in_diffusers_names, lora_tensors, write_peft_lora
 from tests.comfyui.client import Events, PromptFailedError
 from tests.comfyui.graphs import Graph
 from tests.comfyui.server import ComfyServer
@@ -87,7 +87,7 @@ def test_a_lora_that_fits_in_part_says_what_of_it_changes_nothing(comfy: ComfySe
     assert f"fits: all {len(whole)} tensors match layers of this model." in said("t2v.safetensors")
 
 
-@pytest.mark.parametrize("names", ["transformer.{}", "{}", "diffusers", "peft"])
+@pytest.mark.parametrize("names", ["transformer.{}", "{}", "diffusers", "peft", "LongLive"])
 def test_a_lora_whose_names_comfyui_does_not_read_is_used_all_the_same(comfy: ComfyServer, files: Files, names: str):
     tensors = lora_tensors(SMALL_STOCK, 4, 5)
     if names == "diffusers":
@@ -102,8 +102,11 @@ def test_a_lora_whose_names_comfyui_does_not_read_is_used_all_the_same(comfy: Co
         renamed = {f"base_model.model.{n.replace('.weight', '.default.weight')}": t for n, t in tensors.items()}
     else:
         renamed = {names.format(name): tensor for name, tensor in tensors.items()}
-    file = f"{zlib.crc32(names.encode())}.safetensors"
-    save_file(renamed, comfy.models("loras") / file)
+    file = f"{zlib.crc32(names.encode())}.{'pt' if names == 'LongLive' else 'safetensors'}"
+    if names == "LongLive":  # A dictionary in a dictionary, beside the critic's.
+        write_peft_lora(comfy.models("loras") / file, SMALL_STOCK)
+    else:
+        save_file(renamed, comfy.models("loras") / file)
 
     def rendered(lora: str) -> tuple[np.ndarray, str]:
         graph = Graph()
@@ -117,6 +120,7 @@ def test_a_lora_whose_names_comfyui_does_not_read_is_used_all_the_same(comfy: Co
     print(f"largest difference {np.abs(read.astype(int) - ours.astype(int)).max()}; {said}")
     assert np.array_equal(read, ours)
     assert f"the LoRA {file} uses layer names that ComfyUI does not read" in said
+    assert f"The LoRA {file} fits: all {len(tensors)} tensors match" in said
 
 
 def test_other_encoder_settings_do_not_sample_again(comfy: ComfyServer, files: Files):
