@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ _NAMES = {
     "rope_options": "changed rotary positions",
     "diffusion_model": "a compiled model (TorchCompileModel)",
     "diffusion_model.rope_embedder": "changed rotary positions (RifleXRoPE)",
-    "bypass_lora": "a LoRA beside the weights (LoraLoaderBypass; Load LoRA adds it to them)",
+    "bypass_lora": "a LoRA that is not merged into the weights (use Load LoRA, without Bypass)",
 }
 _NAMES_BY_ENDING = {
     ".self_attn.forward": "a replaced self-attention (Enhance-A-Video and the like)",
@@ -47,6 +47,8 @@ def require_understood(model, added_by: Sequence[str]) -> None:
     found += [_patch_name(key) for key in model.object_patches if not _is_understood(key)]
     if _holds_something(model.wrappers):
         found.append(_wrappers(model.wrappers))
+    if _holds_something(getattr(model, "weight_wrapper_patches", None)):
+        found.append("wrappers around weights")
     if model.hook_patches or getattr(model, "forced_hooks", None):
         found.append("weight hooks")
     injections = getattr(model, "injections", None) or {}
@@ -74,11 +76,22 @@ def _option_name(key: str, value) -> str:
     return _wrappers(value) if key == "wrappers" else _NAMES.get(key, f"the option {key}")
 
 
-def _wrappers(wrappers: Mapping[str, Mapping[str | None, Sequence]]) -> str:
-    """Wrappers by the names under which nodes added them; those without a name by their functions' names."""
-    added = ((key, function) for by_key in wrappers.values() for key, them in by_key.items() for function in them)
-    names = {key or getattr(function, "__qualname__", type(function).__qualname__) for key, function in added}
-    return f"wrappers around the model ({', '.join(sorted(names))})"
+def _wrappers(wrappers) -> str:
+    names = ", ".join(sorted(set(_wrapper_names(wrappers))))
+    return f"wrappers around the model ({names}; torch.compile and caching nodes add such)"
+
+
+def _wrapper_names(wrappers, path: tuple = ()) -> Iterator[str]:
+    """The names under which nodes added wrappers; without a name, those of the functions."""
+    if isinstance(wrappers, dict):
+        for key, inner in wrappers.items():
+            yield from _wrapper_names(inner, (*path, key))
+    elif isinstance(wrappers, list | tuple):
+        for inner in wrappers:
+            yield from _wrapper_names(inner, path)
+    elif wrappers is not None:
+        named = len(path) > 1 and path[-1] is not None  # By kind, then by name.
+        yield str(path[-1]) if named else getattr(wrappers, "__qualname__", type(wrappers).__qualname__)
 
 
 def _patch_name(key: str) -> str:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import comfy.ldm.wan.ar_model
 import comfy.ldm.wan.model
@@ -58,6 +59,7 @@ _WITHOUT_EFFECT = {
 OWN_DEVICE = "default"
 """The device that ComfyUI has chosen for a VAE."""
 OWN_KEYS = "packforcing_"
+_seen: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 _COMPILED = "_orig_mod."
 """What torch.compile puts into the names of a module's weights."""
 
@@ -115,13 +117,16 @@ def patched_shift(model) -> float | None:
             f"The MODEL has another sampling type ({type(sampling).__name__}); Wan samples by flow matching. "
             "Remove the node that set it; ModelSamplingSD3 is fine, it sets the shift."
         )
-    usual = comfy.model_sampling.ModelSamplingDiscreteFlow(model.model.model_config)
-    numbers = {name: value for name, value in vars(sampling).items() if isinstance(value, int | float)}
-    changed = [f"{name} {value:g}" for name, value in numbers.items() if value != getattr(usual, name, None)]
-    if others := [text for text in changed if not text.startswith("shift ")]:
+    usual = vars(comfy.model_sampling.ModelSamplingDiscreteFlow(model.model.model_config))
+    changed = [
+        f"{name} {value:g}"
+        for name, value in vars(sampling).items()
+        if isinstance(value, int | float) and name not in ("shift", "training") and value != usual.get(name)
+    ]
+    if changed:
         raise PackForcingError(
-            f"The MODEL's sampling is set to {' and '.join(others)}, which block-by-block sampling does not support. "
-            "Remove the node that set it (ModelNoiseScale, ModelSamplingAuraFlow); ModelSamplingSD3 sets the shift."
+            f"A node set {' and '.join(changed)} for the MODEL's sampling, which block-by-block sampling does not "
+            "support. Remove it (ModelNoiseScale and ModelSamplingAuraFlow do this); ModelSamplingSD3 sets the shift."
         )
     return float(sampling.shift)
 
@@ -245,17 +250,32 @@ def model_identity(model, vae) -> dict[str, str | None]:
     Weights that ComfyUI patched in place count as they were before. `vae` is None if sampling needs no VAE.
     """
     compressor, replaced, attention = compressor_network(model), replaced_parts(model), attention_options(model)
+    own = {id(part) for part in (model, model.model, *model.model.modules())}  # Its weights count already.
     if optimized_attention is not attention_pytorch:
         attention["ComfyUI's"] = optimized_attention.__name__
     return {
         "model": fingerprint(held_weights(model.model, model.backup)),
         "LoRAs": fingerprint(model.patches) if model.patches else None,
-        "replaced parts": fingerprint(replaced) if replaced else None,
-        "attention": fingerprint(attention) if attention else None,
+        "replaced parts": _first_fingerprint(replaced, own),
+        "attention": _first_fingerprint(attention, own),
         "dtype": " ".join([str(compute_dtype(model)), *chosen_dtypes(model.model)]),
         "VAE": vae_identity(vae) if vae is not None else None,
         "compressor": fingerprint(compressor.state_dict()) if compressor is not None else None,
     }
+
+
+def _first_fingerprint(parts: dict[str, Any], own: set[int]) -> str | None:
+    """A fingerprint of what other nodes put on a MODEL, as it was when it was first seen: some of it counts its calls.
+    `own`: ids of the MODEL's modules. None if there is nothing.
+    """
+
+    def opaque(content: Any) -> bool:
+        return id(content) in own or isinstance(content, comfy.model_patcher.ModelPatcher)
+
+    for key, part in parts.items():
+        with suppress(TypeError):  # A value without weak references is a plain one.
+            parts = {**parts, key: _seen.setdefault(part, fingerprint(part, opaque=opaque))}
+    return fingerprint(parts, opaque=opaque) if parts else None
 
 
 def vae_identity(vae) -> str:

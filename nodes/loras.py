@@ -22,21 +22,22 @@ from .held import require_understood
 from .upstream import Upstream, upstream
 
 _LORA_NODES = {"LoraLoader", "LoraLoaderModelOnly"}
-_ADD_NOTHING = {*_LORA_NODES, "UNETLoader", "ModelSamplingSD3", "PackForcingModelLoader", "PackForcingDemoModels"}
-"""Nodes whose MODEL carries nothing that could be refused."""
+_ADD_NOTHING = {*_LORA_NODES, "ModelSamplingSD3", "ModelComputeDtype"}
+"""Nodes that add nothing to a MODEL that could be refused."""
 
 
 @dataclass(frozen=True)
 class Named:
-    """A LoRA that a node names. `straight`: ComfyUI's own LoRA node applied it, and nothing chose or merged after it.
-
-    `strength` may be a link to another node.
-    """
+    """A LoRA file that a node names. `strength` may be a link to another node."""
 
     file: str
     strength: object
-    title: str
-    straight: bool
+    node: Upstream
+
+    @property
+    def is_applied(self) -> bool:
+        """Whether ComfyUI's own LoRA node applied it, and nothing chose or merged after it."""
+        return self.node.direct and self.node.kind in _LORA_NODES
 
 
 def honoured(model, hidden) -> tuple:
@@ -45,61 +46,65 @@ def honoured(model, hidden) -> tuple:
     Raises PackForcingError for LoRAs and other attachments that would have no effect on the video.
     """
     nodes = list(upstream(hidden.prompt or {}, hidden.unique_id))
-    require_understood(model, [node.title for node in nodes if node.kind not in _ADD_NOTHING])
+    require_understood(model, [node.title for node in nodes if node.passes and node.kind not in _ADD_NOTHING])
     notes = [
         f"Note: another node chooses the LoRA of {node.title}, so PackForcing cannot check that it fits."
         for node in nodes
         if node.kind in _LORA_NODES and not isinstance(node.inputs.get("lora_name"), str)
     ]
-    for lora in (lora for node in nodes for lora in _named(node)):
-        model, found = _with_lora(model, lora)
+    loras = [lora for node in nodes for lora in _named(node)]
+    keys = comfy.lora.model_lora_keys_unet(model.model, {}) if loras else {}
+    for lora in loras:
+        try:
+            model, found = _with_lora(model, lora, keys)
+        except Exception as error:
+            if lora.is_applied:
+                raise
+            named = isinstance(error, PackForcingError)
+            found = [f"Warning: {error}" if named else f"Warning: the LoRA {lora.file}: {error}"]
         notes += found
     return model, notes
 
 
 def _named(node: Upstream) -> Iterator[Named]:
-    """The LoRA files that a node names with a strength other than 0, in ComfyUI's way or in that of other packs."""
-    straight = node.direct and node.kind in _LORA_NODES
-    files = folder_paths.get_filename_list("loras")
+    """The LoRA files that a node names with a strength other than 0: in ComfyUI's way, or in a dictionary each, as in
+    rgthree's Power Lora Loader.
+    """
+    files = {file.replace("\\", "/"): file for file in folder_paths.get_filename_list("loras")}
     for given in node.inputs.values():
         own = given if isinstance(given, dict) else {}
-        file = own.get("lora", given)
+        name = own.get("lora", given)
+        file = files.get(name.replace("\\", "/")) if isinstance(name, str) else None
         strength = own.get("strength", node.inputs.get("strength_model", 1.0))
-        if isinstance(file, str) and file in files and strength != 0 and own.get("on", True):
-            yield Named(file, strength, node.title, straight)
+        if file and strength != 0 and own.get("on", True):
+            yield Named(file, strength, node)
 
 
-def _with_lora(model, lora: Named) -> tuple:
-    """Returns (the MODEL, with the LoRA if ComfyUI did not recognise its names; notes).
+def _with_lora(model, lora: Named, keys: Mapping[str, object]) -> tuple:
+    """Returns (the MODEL, with the LoRA if ComfyUI did not recognise its names; notes). `keys`: names that ComfyUI
+    reads.
 
-    Raises PackForcingError for a LoRA that matches no layer of the MODEL even after renaming. Where it is not known
-    whether and how the LoRA is applied, that is a warning.
+    Raises PackForcingError for a LoRA that matches no layer of the MODEL even after renaming.
     """
     config = host.wan_config(model)
-    keys = comfy.lora.model_lora_keys_unet(model.model, {})
     path = folder_paths.get_full_path_or_raise("loras", lora.file)
     tensors = comfy.lora_convert.convert_lora(_tensors(path))
     read = comfy.lora.load_lora(tensors, keys, log_missing=False)
     renamed = {} if read else comfy.lora.load_lora(_renamed(tensors), keys, log_missing=False)
     example = next(iter(tensors), "nothing")
-    applies = lora.straight and isinstance(lora.strength, int | float)
-    try:
-        if not read and not renamed:
-            raise PackForcingError(
-                f"No tensor of the LoRA {lora.file} matches this model (example: {example!r}), so it would "
-                f"change nothing. {lora_advice(config)}"
-            )
-        _require_shapes(path, config)
-    except PackForcingError as error:
-        if lora.straight:
-            raise
-        return model, [f"Warning: {error}"]
-    if renamed and not applies:
+    if not read and not renamed:
+        raise PackForcingError(
+            f"No tensor of the LoRA {lora.file} matches this model (example: {example!r}), so it would "
+            f"change nothing. {lora_advice(config)}"
+        )
+    _require_shapes(path, config)
+    if renamed and not (lora.is_applied and isinstance(lora.strength, int | float)):
         return model, [
             f"Warning: ComfyUI does not read the layer names of the LoRA {lora.file} ({example!r}), so in "
-            f"{lora.title} it probably changes nothing. Use a Load LoRA node directly before the sampler."
+            f"{lora.node.title} it probably changes nothing. Use a Load LoRA node directly before the sampler."
         ]
-    notes = [_fits(lora.file, tensors, keys, by_us=bool(renamed))]
+    fits = _fits(lora.file, tensors, keys, by_us=bool(renamed))
+    notes = [fits] if lora.node.direct or fits.startswith("Note: ") else []  # Else it may not be in use at all.
     if renamed:
         model = model.clone()
         model.add_patches(renamed, lora.strength)

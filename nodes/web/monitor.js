@@ -41,6 +41,7 @@ ${STAGE_STYLE}
 const events = new Map(); // node and job -> the newest event
 const players = new Map(); // node and job -> Player; kept when another tab is opened, which removes the node
 const frames = new Map(); // node and job -> the newest frame
+const moves = new Map(); // node and job -> the node's next id, see `moved`
 const views = new Map(); // node -> View
 const watched = new WeakSet(); // nodes whose removal is noticed
 const refusing = new WeakSet(); // subgraph nodes that take no further widget: those of front ends before 1.58
@@ -173,6 +174,7 @@ class View {
     const settings = settingsOf(event.node, known);
     event.settings ??= settingsOfJob(event) ?? settings;
     const past = Boolean(event.prompt) && settings !== null && event.settings !== settings; // No job: of no run.
+    event.past = past;
     Object.assign(this, { event, warnings, past });
     if (event.video) this.showPictures();
     const state = `${event.serial} ${this.text} ${event.video ? this.aspect : 0}`;
@@ -259,7 +261,8 @@ function viewOf(node) {
   return views.get(node);
 }
 
-function heard(event) {
+function heard(sent) {
+  const event = placed(sent);
   const job = jobOf(event);
   for (const [other, old] of events) {
     const replaced = old.node === event.node && ofOneTab(old.prompt, event.prompt);
@@ -279,13 +282,22 @@ function forget(job) {
   for (const known of [players, frames, events]) known.delete(job);
 }
 
-// A node that was put into a subgraph, or taken out of one, keeps what it and its job said.
+// A node that was put into a subgraph keeps what it and its job said. The server knows its old id.
 function moved(event, node) {
   const [before, after] = [jobOf(event), jobOf({ ...event, node })];
+  if (events.has(after)) return;
+  moves.set(before, node).delete(after);
   for (const known of [players, frames])
     if (known.has(before)) known.set(after, known.get(before));
   for (const known of [players, frames, events]) known.delete(before);
-  events.set(after, { ...event, node, settings: undefined }); // Read again: they name the node's id.
+  // The settings that an event was sent with name ids; that they were changed since is kept.
+  events.set(after, { ...event, node, settings: event.past ? "changed" : undefined });
+}
+
+// The id of an event's node now.
+function placed(event) {
+  const node = moves.get(jobOf(event));
+  return node ? placed({ ...event, node }) : event;
 }
 
 // Shows the newest message of each node, or of what is in it if it is a subgraph.
@@ -330,8 +342,8 @@ function showAll(all) {
   for (const [node, view] of views) if (node.graph === openGraph() && !shown.has(view)) view.clear();
 }
 
-function showFrame({ node, prompt, image }) {
-  const job = jobOf({ node, prompt });
+function showFrame({ image, ...sent }) {
+  const job = jobOf(placed(sent));
   if (events.get(job)?.state !== "running") return;
   frames.set(job, image);
   const shows = ({ event }) => event && jobOf(event) === job;
@@ -347,7 +359,7 @@ function nextSerial() {
 function showKnown({ node, display_node, output, prompt_id: prompt }) {
   const event = { node: String(display_node ?? node), prompt, workflow: null, state: "done", known: true };
   const [file] = output?.images ?? [];
-  if (!file || !output.file || events.has(jobOf(event))) return;
+  if (!file || ![output.file, output.text].every(Array.isArray) || events.has(jobOf(event))) return;
   const video = { width: 16, height: 9, finished: true, file, segments: [] }; // Until the file's size is known.
   const text = [...output.file, UNCHANGED, ...output.text].join("\n");
   heard({ ...event, serial: nextSerial(), text, video });

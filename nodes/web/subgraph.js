@@ -23,27 +23,34 @@ export function combined(events) {
   const warnings = bySerial.flatMap((event) => {
     const text = event === last ? "" : [event.refusal ?? "", event.text].join("\n");
     const lines = text.split("\n").filter((line) => WARNING.test(line));
-    return lines.map((line) => `${nodeOf(event.node).title}: ${inLanguage(line)}`);
+    return lines.map((line) => `${nodeOf(event.node)?.title ?? ""}: ${inLanguage(line)}`);
   });
   return { event: last, warnings };
 }
 
-const seen = new WeakSet(); // Nodes that were there when `follow` looked last.
+let idsBefore = new Set(); // What was there when `follow` looked last,
+let nodesBefore = new WeakSet();
+const nodeOfEvent = new WeakMap(); // and an event's node then, as a WeakRef.
 const numberOf = (id) => String(id).split(":").at(-1);
 
-// Nodes that are put into a subgraph, or taken out of one, keep their number; some front ends make them again. Calls
-// `moved(event, id)` for each event whose node has another id now. Events of nodes that were removed are left alone.
+// Nodes that are put into a subgraph keep their number (if taken out, they get another one); when that is undone they are
+// made again. Calls `moved(event, id)` for each event whose node has another id now. Others are left alone.
 export function follow(events, moved) {
   const ids = idsIn(rootGraph());
+  const born = ids.filter((id) => !idsBefore.has(id) && nodeOf(id));
   for (const event of events) {
-    const [node, last] = [nodeOf(event.node), event.last];
-    const isSame = (other) => other === last || (!seen.has(other) && other.comfyClass === last.comfyClass);
-    const isFound = (id) => numberOf(id) === numberOf(event.node) && isSame(nodeOf(id));
-    const found = node || !last ? [] : ids.filter(isFound);
-    event.last = node;
+    const node = nodeOf(event.node);
+    const last = nodeOfEvent.get(event)?.deref();
+    const isMade = (other) => !nodesBefore.has(other) && other.comfyClass === last.comfyClass;
+    const isFound = (id) =>
+      numberOf(id) === numberOf(event.node) && (nodeOf(id) === last || isMade(nodeOf(id)));
+    const found = node || !last ? [] : born.filter(isFound);
+    if (node) nodeOfEvent.set(event, new WeakRef(node));
+    else nodeOfEvent.delete(event);
     if (found.length === 1) moved(event, found[0]);
   }
-  for (const id of ids) seen.add(nodeOf(id));
+  idsBefore = new Set(ids);
+  nodesBefore = new WeakSet(ids.map(nodeOf).filter(Boolean));
 }
 
 function allNodes(graph) {

@@ -17,9 +17,9 @@ FAST = {"seconds": 1.0, "timesteps": "1000, 500"}
 UNREAD = "unread.safetensors"
 
 
-def rendered(comfy: ComfyServer, files: Files, graph: Graph, model: Link) -> tuple[np.ndarray, str, str]:
+def rendered(comfy: ComfyServer, files: Files, graph: Graph, model: Link, **settings) -> tuple[np.ndarray, str, str]:
     """Returns (frames, name of the render, what the sampler says) of a short lossless video."""
-    latents = stream(graph, model, **FAST)
+    latents = stream(graph, model, **{**FAST, **settings})
     node = decode(graph, latents, files, codec="lossless").id
     entry = comfy.client.run(graph.prompt)
     (said,) = entry["outputs"][latents[0]]["text"]
@@ -41,12 +41,12 @@ def with_unread(graph: Graph, model: Link) -> Link:
 def test_an_attention_of_another_node_is_part_of_the_render(comfy: ComfyServer, files: Files):
     """Never are blocks that were sampled with another attention reused."""
 
-    def by(strength: float | None) -> tuple[np.ndarray, str]:
+    def by(strength: float | None, **settings) -> tuple[np.ndarray, str]:
         graph = Graph()
         model = stock_loader(graph, files)
         if strength is not None:
             model = graph.add("PackForcingTestAttention", model=model, strength=strength)[0]
-        frames, name, _ = rendered(comfy, files, graph, model)
+        frames, name, _ = rendered(comfy, files, graph, model, **settings)
         return frames, name
 
     plain, weak, weaker = by(None), by(0.7), by(0.3)
@@ -60,6 +60,9 @@ def test_an_attention_of_another_node_is_part_of_the_render(comfy: ComfyServer, 
         print(f"mean difference {difference:.1f} of 255")
         assert difference > 1
     assert np.array_equal(again[0], weak[0])
+    longer, name = by(0.7, seconds=2.0)  # The node has counted its calls by now.
+    assert name.rpartition("-")[0] == weak[1].rpartition("-")[0]
+    assert np.array_equal(longer[: len(weak[0])], weak[0])
 
 
 def test_a_chosen_compute_dtype_is_honoured(comfy: ComfyServer, files: Files):
@@ -83,7 +86,7 @@ def test_a_chosen_compute_dtype_is_honoured(comfy: ComfyServer, files: Files):
     ("node", "inputs", "named"),
     [
         ("ModelNoiseScale", {"noise_scale": 8.0}, ("noise_scale 8", "ModelNoiseScale")),
-        ("ModelSamplingAuraFlow", {"shift": 5.0}, ("multiplier 1", "ModelSamplingAuraFlow")),
+        ("ModelSamplingAuraFlow", {"shift": 5.0}, ("A node set multiplier 1", "ModelSamplingAuraFlow")),
         ("CFGOverride", {"cfg": 3.0, "start_percent": 0.0, "end_percent": 1.0}, ("wrappers", "CFG Override")),
         ("DifferentialDiffusion", {"strength": 1.0}, ("denoise_mask_function", "Differential Diffusion")),
     ],
@@ -102,7 +105,18 @@ def test_a_lora_beside_the_weights_is_refused_with_advice(comfy: ComfyServer, fi
     loader = stock_loader(graph, files)
     model = graph.add("LoraLoaderBypassModelOnly", model=loader, lora_name=files.lora, strength_model=1.0)[0]
     decode(graph, stream(graph, model, **FAST), files)
-    failed(comfy, graph, "LoraLoaderBypass", "Load LoRA adds it")
+    failed(comfy, graph, "not merged into the weights", "use Load LoRA, without Bypass")
+
+
+def test_a_broken_lora_on_an_unused_branch_stops_nothing(comfy: ComfyServer, files: Files):
+    (comfy.models("loras") / "broken.safetensors").write_bytes(b"not a LoRA")
+    graph = Graph()
+    loader = stock_loader(graph, files)
+    broken = graph.add("LoraLoaderModelOnly", model=loader, lora_name="broken.safetensors", strength_model=1.0)[0]
+    model = graph.add("ComfySwitchNode", switch=False, on_true=broken, on_false=loader)[0]
+    _, _, said = rendered(comfy, files, graph, model)
+    print(said)
+    assert "Warning: the LoRA broken.safetensors: " in said
 
 
 def merged(graph: Graph, files: Files) -> Link:
@@ -147,7 +161,9 @@ def test_rows_of_loras_that_are_off_say_nothing(comfy: ComfyServer, files: Files
 def test_a_lora_behind_a_node_that_passes_its_model_on_is_used(comfy: ComfyServer, files: Files, unread_lora: str):
     graph = Graph()
     model = with_unread(graph, our_loader(graph, files))
-    model = graph.add("ModelSamplingSD3", model=model, shift=5.0)[0]
+    shifts = [graph.add("PrimitiveFloat", value=5.0)[0] for _ in range(2)]
+    shift = graph.add("ComfySwitchNode", switch=True, on_true=shifts[0], on_false=shifts[1])[0]
+    model = graph.add("ModelSamplingSD3", model=model, shift=shift)[0]
     _, _, said = rendered(comfy, files, graph, model)
     assert f"Note: the LoRA {unread_lora} uses layer names that ComfyUI does not read" in said
 

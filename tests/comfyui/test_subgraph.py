@@ -119,3 +119,31 @@ def test_nodes_that_are_put_into_a_subgraph_after_their_job_keep_what_they_said(
         assert "Warning: Self-Forcing was trained with blocks of 3" in told
         assert "before your change" not in told
     assert front_end.problems == []
+
+
+def test_nodes_that_are_put_into_a_subgraph_during_their_job_go_on_showing_it(
+    comfy: ComfyServer, front_end: FrontEnd, files: Files, tmp_path: Path
+):
+    graph = Graph()
+    model = graph.add("PackForcingTestHold", model=our_loader(graph, files), file=HOLD)[0]
+    settings = {"timesteps": "1000", "width": 96, "height": 64, "frames_per_block": 4}
+    latents = stream(graph, model, seconds=6.0, seed=721, **settings)
+    made = decode(graph, latents, files, blocks_per_segment=1)
+    show(front_end, graph)
+    with held(comfy) as allow:
+        prompt = press_run(front_end)
+        allow(2 * CALLS)
+        wait_for(front_end, PLAYS, 0.1)
+        node = front_end.page.evaluate(TO_SUBGRAPH, [int(latents[0]), int(made.id)])
+        front_end.page.evaluate(OPEN, node)
+        wait_for(front_end, INSIDE)
+        allow(4 * CALLS)
+        wait_for(front_end, PLAYS, 1.2)
+        front_end.screenshot(tmp_path / "during.png")
+    video = film_of(comfy, comfy.client.wait(prompt), made.id)
+    wait_for(front_end, FINISHED, video.name)
+    front_end.screenshot(tmp_path / "after.png")
+    said = front_end.page.evaluate(f"() => [...document.querySelectorAll('{SAID_INSIDE}')].map(e => e.innerText)")
+    print(tmp_path, *said, sep="\n---\n")
+    assert any(f"output/video/{video.name}" in text for text in said)
+    assert front_end.problems == []

@@ -7,7 +7,7 @@ from comfy_api.v0_0_2 import io
 
 
 class PackForcingTestAttention(io.ComfyNode):
-    """Replaces the attention of every layer as attention nodes do: its output times `strength`."""
+    """Replaces the attention of every layer as attention nodes do: its output times `strength`. It counts its calls."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -22,7 +22,10 @@ class PackForcingTestAttention(io.ComfyNode):
     def execute(cls, model, strength: float) -> io.NodeOutput:
         model = model.clone()
 
+        calls = [0]
+
         def weighted(function, *arguments, **settings):
+            calls[0] += 1
             return strength * function(*arguments, **settings)
 
         options = model.model_options["transformer_options"]
@@ -36,10 +39,11 @@ class PackForcingTestLoras(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         row = io.Custom("PACKFORCING_TEST_LORA")
+        rows = [row.Input(f"lora_{number}", optional=True) for number in (1, 2, 3)]
         return io.Schema(
             node_id="PackForcingTestLoras",
             category="PackForcing/tests",
-            inputs=[io.Model.Input("model"), row.Input("lora_1", optional=True), row.Input("lora_2", optional=True)],
+            inputs=[io.Model.Input("model"), *rows],
             outputs=[io.Model.Output()],
         )
 

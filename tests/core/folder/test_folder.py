@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from functools import partial
-from types import MethodType
 
 import numpy as np
 import pytest
@@ -105,40 +103,6 @@ def test_patches_count_by_their_tensors_and_strength():
 
     assert fingerprint([(0.5, Adapter(1))]) == fingerprint([(0.5, Adapter(1))])
     assert len({fingerprint([(s, Adapter(w))]) for s in (0.5, 0.6) for w in (1, 2)}) == 4
-
-
-def weighted(strength: float, *, negated: bool = False):
-    """One of two functions of one name over a value, as nodes put them on a MODEL."""
-    if negated:
-
-        def attention(q):
-            return -q * strength
-    else:
-
-        def attention(q):
-            return q * strength
-
-    return attention
-
-
-def test_functions_count_by_their_code_and_what_they_close_over():
-    ways = {
-        "plain": lambda function: function,
-        "not compiled": lambda function: torch.compiler.disable()(function),
-        "partial": lambda function: partial(function, 1),
-        "bound": lambda function: MethodType(function, torch.nn.Linear(1, 1)),
-    }
-    names = []
-    for way in ways.values():
-        for strength, negated in ((1.0, False), (0.5, False), (1.0, True)):
-            one, same = (fingerprint([way(weighted(strength, negated=negated))]) for _ in range(2))
-            assert one == same
-            names.append(one)
-    assert len(set(names)) == len(names) == 12
-    used = ways["not compiled"](weighted(2.0))
-    before = fingerprint(used)
-    used(torch.ones(1))
-    assert fingerprint(used) == before
 
 
 def test_a_torn_line_of_telemetry_costs_that_line_alone(tmp_path):
