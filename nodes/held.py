@@ -57,7 +57,7 @@ def require_understood(model, added_by: Sequence[str]) -> None:
         which = f": {added_by[0]}" if len(added_by) == 1 else f", one of {', '.join(added_by)}" if added_by else ""
         raise PackForcingError(
             f"The MODEL carries {' and '.join(sorted(set(found)))}, which block-by-block sampling does not support. "
-            f"Remove the node that adds it{which}. LoRA, fp8, GGUF, NAG and attention nodes are fine."
+            f"Remove the node that adds it{which}. LoRA, fp8, GGUF, KJNodes' NAG and attention nodes are fine."
         )
 
 
@@ -77,8 +77,7 @@ def _option_name(key: str, value) -> str:
 
 
 def _wrappers(wrappers) -> str:
-    names = ", ".join(sorted(set(_wrapper_names(wrappers))))
-    return f"wrappers around the model ({names}; torch.compile and caching nodes add such)"
+    return f"wrappers around the model ({', '.join(sorted(set(_wrapper_names(wrappers))))})"
 
 
 def _wrapper_names(wrappers, path: tuple = ()) -> Iterator[str]:
