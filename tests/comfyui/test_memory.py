@@ -125,7 +125,7 @@ def test_a_compressor_for_another_width_or_block_length_is_refused(comfy: ComfyS
     ("knobs", "words"),
     [
         ({"top_k_blocks": 20, "bank_blocks": 16}, ("top_k_blocks is 20",)),
-        ({"sink_frames": 4}, ("sink_frames is 4", "nearest are 3 and 6")),
+        ({"sink_frames": 4}, ("sink_frames is 4", "3 or 6, or to -1")),
         ({"recent_frames": 0}, ("recent_frames is 0",)),
     ],
 )
