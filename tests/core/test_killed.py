@@ -202,9 +202,13 @@ def test_a_longer_render_and_a_retake_survive_kills(tmp_path, first, then):
     first.run(whole)
     then.run(shutil.copytree(whole, tmp_path / "unbroken"))
     for name, moment in (("sampling", after_events(9, 0.02)), ("writing", while_writing("blocks", 2))):
-        root = Path(shutil.copytree(whole, tmp_path / name))
-        kill(then, root, moment)
-        assert len(list((root / "film" / "blocks").glob("*.safetensors"))) < 3 + BLOCKS
+        for attempt in range(10):
+            root = Path(shutil.copytree(whole, tmp_path / f"{name}-{attempt}"))
+            kill(then, root, moment)
+            if len(list((root / "film" / "blocks").glob("*.safetensors"))) < 3 + BLOCKS:
+                break
+        else:
+            pytest.fail("ten renders ended before they were seen at it")
         then.run(root)
         worst = difference(frames(root), frames(tmp_path / "unbroken"))
         print(f"killed in {name}: difference {worst} of 255")
