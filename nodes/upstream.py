@@ -28,7 +28,8 @@ class Upstream:
 
 def upstream(prompt: Prompt, sampler: str) -> Iterator[Upstream]:
     """The nodes by which the sampler's MODEL may have come, the nearest first."""
-    waiting, seen = [(_inputs(prompt.get(sampler, {})).get("model"), True)], set()
+    waiting: list[tuple[Any, bool]] = [(_inputs(prompt.get(sampler, {})).get("model"), True)]
+    seen: set[str] = set()
     while waiting:
         link, direct = waiting.pop(0)
         if not _is_link(link) or link[0] in seen or link[0] not in prompt:
