@@ -137,8 +137,9 @@ class Sampler(io.ComfyNode):
         model, notes = honoured(model, cls.hidden)
         trained = host.trained_family(model)
         settings = settings_of(widgets, kv_cache)
+        patched_shift = host.patched_shift(model)  # It also refuses what else a node set for the MODEL's sampling.
         if settings.shift is None:
-            settings = replace(settings, shift=host.patched_shift(model))
+            settings = replace(settings, shift=patched_shift)
         info = host.compressor_info(model)
         recipe = begun(settings, settings.recipe(trained, info.mid_span if info else None), start, vae)
         geometry, family = recipe.geometry, settings.family(trained)

@@ -94,10 +94,11 @@ def test_a_chosen_compute_dtype_is_honoured(comfy: ComfyServer, files: Files):
 def test_what_would_be_ignored_is_refused_with_the_nodes_name(
     comfy: ComfyServer, files: Files, node: str, inputs: dict, named: tuple[str, ...]
 ):
-    graph = Graph()
-    model = graph.add(node, model=stock_loader(graph, files), **inputs)[0]
-    decode(graph, stream(graph, model, **FAST), files)
-    failed(comfy, graph, "PackForcingSampler", "does not support", *named)
+    for shift in (0.0, 5.0):  # Also where the sampler's own shift takes the place of the MODEL's.
+        graph = Graph()
+        model = graph.add(node, model=stock_loader(graph, files), **inputs)[0]
+        decode(graph, stream(graph, model, shift=shift, **FAST), files)
+        failed(comfy, graph, "PackForcingSampler", "does not support", *named)
 
 
 def test_a_lora_beside_the_weights_is_refused_with_advice(comfy: ComfyServer, files: Files):
